@@ -1,0 +1,1 @@
+"""Attention surgery, declared: plan, operate, watch, heal, export."""

@@ -1,0 +1,1 @@
+"""What a run may be told: the typed schema, its checks, and Hydra's hooks."""

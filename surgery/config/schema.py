@@ -1,0 +1,180 @@
+"""The schema every composed config is held against.
+
+Hydra's YAML files hold the defaults people read and override; these dataclasses hold the types.
+A key that stands here and nowhere in `conf/` would be a default nobody can see, so
+`tests/config/test_schema.py` holds the two together.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from omegaconf import MISSING
+
+
+class Task(Enum):
+    causal_lm = "causal_lm"
+    masked_lm = "masked_lm"
+    sequence_classification = "sequence_classification"
+
+
+class Dtype(Enum):
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+class DataKind(Enum):
+    stdlib = "stdlib"
+    text = "text"
+    hub = "hub"
+
+
+class Layout(Enum):
+    packed = "packed"
+    padded = "padded"
+
+
+class Streaming(Enum):
+    auto = "auto"
+    always = "always"
+    never = "never"
+
+
+class ObjectiveName(Enum):
+    lm = "lm"
+    distill = "distill"
+
+
+class OptimizerName(Enum):
+    adamw = "adamw"
+    muon = "muon"
+
+
+class LoggerKind(Enum):
+    wandb = "wandb"
+    csv = "csv"
+    tensorboard = "tensorboard"
+
+
+class LoggerMode(Enum):
+    offline = "offline"
+    online = "online"
+
+
+class Stage(Enum):
+    """In the order in which they run, whatever order they are given in."""
+
+    plan = "plan"
+    measure = "measure"
+    operate = "operate"
+    train = "train"
+    export = "export"
+    report = "report"
+
+
+@dataclass
+class ModelConfig:
+    path: str | None = MISSING
+    revision: str | None = MISSING
+    tokenizer: str | None = MISSING
+    task: Task = MISSING
+    dtype: Dtype = MISSING
+    device: str = MISSING
+    attn_implementation: str | None = MISSING
+    num_labels: int | None = MISSING
+    trust_remote_code: bool = MISSING
+    scratch: dict[str, Any] | None = MISSING
+
+
+@dataclass
+class DataConfig:
+    kind: DataKind = MISSING
+    path: Any = MISSING
+    val_path: Any = MISSING
+    name: str | None = MISSING
+    revision: str | None = MISSING
+    split: str | None = MISSING
+    val_split: str | None = MISSING
+    val_fraction: float = MISSING
+    text_column: str = MISSING
+    label_column: str = MISSING
+    sample_by: str = MISSING
+    layout: Layout = MISSING
+    isolate_documents: bool = MISSING
+    seq_len: int = MISSING
+    batch_size: int = MISSING
+    num_workers: int = MISSING
+    mlm_probability: float = MISSING
+    streaming: Streaming = MISSING
+    stream_above_gb: float = MISSING
+    shuffle_buffer: int = MISSING
+
+
+@dataclass
+class ObjectiveConfig:
+    name: ObjectiveName = MISSING
+    temperature: float = MISSING
+    label_weight: float = MISSING
+
+
+@dataclass
+class OptimConfig:
+    name: OptimizerName = MISSING
+    lr: float = MISSING
+    weight_decay: float = MISSING
+    betas: list[float] = MISSING
+    warmup_steps: int = MISSING
+    final_lr_fraction: float = MISSING
+
+
+@dataclass
+class LoggerConfig:
+    kinds: list[LoggerKind] = MISSING
+    mode: LoggerMode = MISSING
+    project: str = MISSING
+    name: str | None = MISSING
+    entity: str | None = MISSING
+    group: str | None = MISSING
+    tags: list[str] = MISSING
+
+
+@dataclass
+class MeasureConfig:
+    windows: int = MISSING
+    batch_size: int = MISSING
+    prefill_tokens: int = MISSING
+    decode_tokens: int = MISSING
+    repeats: int = MISSING
+
+
+@dataclass
+class ExportConfig:
+    dtype: Dtype = MISSING
+    max_shard_size: str = MISSING
+    verify: bool = MISSING
+
+
+@dataclass
+class RunConfig:
+    stages: list[Stage] = MISSING
+    seed: int = MISSING
+    threads: int | None = MISSING
+    run_dir: str = MISSING
+    resume: str | None = MISSING
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    # One entry per operation, in the order in which they are performed; typed by
+    # `surgery.operations`, whose registry knows the fields.
+    attention: dict[str, Any] = field(default_factory=dict)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    # Lightning's own options, by Lightning's own names.
+    trainer: dict[str, Any] = field(default_factory=dict)
+    callbacks: dict[str, Any] = field(default_factory=dict)
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
+    measure: MeasureConfig = field(default_factory=MeasureConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)

@@ -1,0 +1,127 @@
+"""From a composed config to a checked one: every key known, every value of its type."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import (
+    ConfigKeyError,
+    InterpolationResolutionError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+    ValidationError,
+)
+
+from surgery.config.schema import RunConfig
+from surgery.errors import ConfigError
+
+# Set by the pipeline itself, from parts of the config that have their own keys.
+TRAINER_OWNED = {"logger", "callbacks", "default_root_dir", "use_distributed_sampler"}
+
+
+def checked(cfg: DictConfig) -> RunConfig:
+    """The typed config, or one `ConfigError` naming the first key that cannot be.
+
+    Raises:
+        ConfigError: unknown key at any depth, wrong type, missing value, or a value out of range.
+    """
+    known = {f for f in RunConfig.__dataclass_fields__}
+    for key in cfg:
+        if key == "recipe":
+            raise ConfigError(
+                "recipe",
+                "the recipe group was not composed, so this recipe would change nothing",
+                given=OmegaConf.to_container(cfg, resolve=False)["recipe"],  # type: ignore[index, call-overload]
+                valid="`import surgery.hydra` before Hydra starts, then +recipe=<name>",
+            )
+        if key not in known:
+            raise ConfigError(str(key), "unknown key", valid=sorted(known))
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(RunConfig), cfg)
+        _refuse_missing(merged)
+        run = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        raise _explained(error) from None
+    assert isinstance(run, RunConfig)
+    _check_ranges(run)
+    _check_trainer(run.trainer)
+    return run
+
+
+def _refuse_missing(cfg: Any) -> None:
+    missing = sorted(OmegaConf.missing_keys(cfg))
+    if missing:
+        raise ConfigError(missing[0], "a value is required here", valid=f"{missing[0]}=<value>")
+
+
+def _explained(error: OmegaConfBaseException) -> ConfigError:
+    key = error.full_key or str(error.key)
+    first = str(error.msg or error).splitlines()[0]
+    if isinstance(error, ConfigKeyError):
+        fields = getattr(error.object_type, "__dataclass_fields__", {})
+        return ConfigError(key, "unknown key", valid=list(fields) or None)
+    if isinstance(error, MissingMandatoryValue):
+        return ConfigError(key, "a value is required here")
+    if isinstance(error, InterpolationResolutionError):
+        return ConfigError(key, f"the reference cannot be resolved: {first}")
+    if isinstance(error, ValidationError):
+        return ConfigError(key, first)
+    return ConfigError(key, first)
+
+
+def _check_ranges(run: RunConfig) -> None:
+    positive: Iterable[tuple[str, float]] = [
+        ("data.seq_len", run.data.seq_len),
+        ("data.batch_size", run.data.batch_size),
+        ("data.shuffle_buffer", run.data.shuffle_buffer),
+        ("measure.windows", run.measure.windows),
+        ("measure.batch_size", run.measure.batch_size),
+        ("measure.prefill_tokens", run.measure.prefill_tokens),
+        ("measure.decode_tokens", run.measure.decode_tokens),
+        ("measure.repeats", run.measure.repeats),
+        ("objective.temperature", run.objective.temperature),
+        ("optim.lr", run.optim.lr),
+    ]
+    for key, value in positive:
+        if not value > 0:
+            raise ConfigError(key, "must be greater than zero", given=value)
+    fractions = [
+        ("data.val_fraction", run.data.val_fraction),
+        ("data.mlm_probability", run.data.mlm_probability),
+        ("objective.label_weight", run.objective.label_weight),
+        ("optim.final_lr_fraction", run.optim.final_lr_fraction),
+    ]
+    for key, value in fractions:
+        if not 0 <= value <= 1:
+            raise ConfigError(key, "must lie between 0 and 1", given=value)
+    not_negative = [
+        ("optim.warmup_steps", run.optim.warmup_steps),
+        ("optim.weight_decay", run.optim.weight_decay),
+        ("data.num_workers", run.data.num_workers),
+    ]
+    for key, value in not_negative:
+        if value < 0:
+            raise ConfigError(key, "must not be negative", given=value)
+    if len(run.optim.betas) != 2 or not all(0 <= beta < 1 for beta in run.optim.betas):
+        raise ConfigError(
+            "optim.betas", "needs two numbers, each at least 0 and below 1", given=run.optim.betas
+        )
+    if run.data.seq_len < 2:
+        raise ConfigError("data.seq_len", "must be at least 2", given=run.data.seq_len)
+    if not run.stages:
+        raise ConfigError("stages", "nothing to do", given=[], valid="at least one stage")
+
+
+def _check_trainer(options: Mapping[str, Any]) -> None:
+    from pytorch_lightning import Trainer
+
+    valid = set(inspect.signature(Trainer.__init__).parameters) - {"self"} - TRAINER_OWNED
+    for key in options:
+        if key in TRAINER_OWNED:
+            raise ConfigError(f"trainer.{key}", "set by the run itself, through its own keys")
+        if key not in valid:
+            raise ConfigError(f"trainer.{key}", "not an option of Lightning's Trainer",
+                              valid=sorted(valid))

@@ -1,0 +1,97 @@
+"""What a person sees while a run works: rich on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+PLAIN_WIDTH = 120
+
+
+def is_rank_zero() -> bool:
+    """Whether this process speaks and writes for the run."""
+    return all(int(os.environ.get(name, "0")) == 0 for name in ("RANK", "LOCAL_RANK"))
+
+
+def is_terminal() -> bool:
+    return sys.stdout.isatty()
+
+
+def _console() -> Console:
+    return Console(
+        width=None if is_terminal() else PLAIN_WIDTH, quiet=not is_rank_zero(), highlight=False
+    )
+
+
+def say(text: str) -> None:
+    """One line about what is happening now."""
+    _console().print(text, markup=False, soft_wrap=True)
+
+
+def heading(text: str) -> None:
+    if is_terminal():
+        _console().rule(text)
+    else:
+        _console().print(f"== {text}", markup=False)
+
+
+def show(table: Table) -> None:
+    _console().print(table)
+
+
+class Steps:
+    """Counts finished steps of one task; made by `progress`."""
+
+    def __init__(self, description: str, total: int | None, bar: Progress | None) -> None:
+        self.description = description
+        self.total = total
+        self.done = 0
+        self._bar = bar
+        self._task = bar.add_task(description, total=total) if bar is not None else None
+        self._started = time.monotonic()
+        self._next_line = 0.25
+
+    def advance(self, steps: int = 1) -> None:
+        self.done += steps
+        if self._bar is not None and self._task is not None:
+            self._bar.advance(self._task, steps)
+        elif self.total and self.done < self.total and self.done / self.total >= self._next_line:
+            self._next_line = self.done / self.total + 0.25
+            say(f"  {self.description}: {self.done}/{self.total}")
+
+    def finish(self) -> None:
+        if self._bar is None:
+            say(f"  {self.description}: done in {time.monotonic() - self._started:.1f} s")
+
+
+@contextmanager
+def progress(description: str, total: int | None = None) -> Iterator[Steps]:
+    """A bar on a terminal; elsewhere a line per quarter and one at the end."""
+    if not is_terminal():
+        steps = Steps(description, total, None)
+        yield steps
+        steps.finish()
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=_console()) as bar:
+        yield Steps(description, total, bar)

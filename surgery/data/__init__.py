@@ -1,0 +1,1 @@
+"""Text to batches: sources, the held-out split, windows, and a resumable data module."""

@@ -1,0 +1,50 @@
+"""The errors a user can cause. Each one is a sentence, never a traceback."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+
+class SurgeryError(Exception):
+    """Something the user asked for cannot be done; the text says what and why."""
+
+
+class ConfigError(SurgeryError):
+    """A config value that cannot be.
+
+    Args:
+        key: dotted config key, as one would write it on the command line.
+        problem: one sentence, what is wrong.
+        given: the value found (omitted from the text when ``None``).
+        valid: what would be accepted: a sentence, or the list of valid values.
+    """
+
+    def __init__(
+        self,
+        key: str,
+        problem: str,
+        *,
+        given: Any = None,
+        valid: str | Iterable[Any] | None = None,
+    ) -> None:
+        self.key = key
+        self.problem = problem
+        self.given = given
+        self.valid = (
+            valid if valid is None or isinstance(valid, str) else ", ".join(map(str, valid))
+        )
+        lines = [f"{key}: {problem}"]
+        if given is not None:
+            lines.append(f"  given: {given}")
+        if self.valid:
+            lines.append(f"  valid: {self.valid}")
+        super().__init__("\n".join(lines))
+
+
+class PlanError(SurgeryError):
+    """A plan and a model (or checkpoint) that do not belong together."""
+
+
+class TapError(SurgeryError):
+    """Attention could not be observed where it was asked to be."""

@@ -1,0 +1,1 @@
+"""Carrying out a plan. The arithmetic is in `transforms`; here it meets a model."""

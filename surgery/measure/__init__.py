@@ -1,0 +1,5 @@
+"""What a model is and costs, measured on the model itself."""
+
+from surgery.measure.measure import Measurement, measure_model
+
+__all__ = ["Measurement", "measure_model"]

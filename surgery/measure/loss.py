@@ -1,0 +1,40 @@
+"""Held-out loss."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch.nn import functional as F  # noqa: N812
+from transformers import PreTrainedModel
+
+from surgery.config.schema import Task
+from surgery.console import progress
+from surgery.data.collate import IGNORED, Batch
+
+
+@torch.inference_mode()
+def held_out_loss(
+    model: PreTrainedModel, batches: Iterable[Batch], task: Task, *, total: int, label: str
+) -> float:
+    """Mean negative log-likelihood in nats over every labelled position (or row) of `batches`.
+
+    Args:
+        total: number of batches, for the progress bar.
+    """
+    device = next(model.parameters()).device
+    nll, count = 0.0, 0
+    with progress(f"held-out loss, {label}", total) as steps:
+        for batch in batches:
+            batch = {name: value.to(device) for name, value in batch.items()}
+            labels = batch.pop("labels")
+            logits = model(**batch).logits
+            if task is Task.causal_lm:
+                logits, labels = logits[:, :-1], labels[:, 1:]
+            logits, labels = logits.reshape(-1, logits.shape[-1]), labels.reshape(-1)
+            nll += float(
+                F.cross_entropy(logits.float(), labels, ignore_index=IGNORED, reduction="sum")
+            )
+            count += int((labels != IGNORED).sum())
+            steps.advance()
+    return nll / max(1, count)

@@ -1,0 +1,70 @@
+"""One column of the final table: everything measured at one moment of a run."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from surgery.anatomy import find_sites
+from surgery.config.schema import MeasureConfig, Task
+from surgery.data.module import TextData
+from surgery.measure.loss import held_out_loss
+from surgery.measure.speed import measure_speed
+from surgery.plan.sizes import attention_flops, kv_bytes_per_token
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """See docs/outputs.md. Losses in nats per token, times in milliseconds."""
+
+    loss: float
+    perplexity: float
+    parameters: int
+    kv_bytes_per_token: int
+    cache_bytes_per_token: float | None
+    attention_flops: int
+    prefill_ms: float
+    decode_ms: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def measure_model(
+    model: PreTrainedModel, data: TextData, cfg: MeasureConfig, task: Task, *, label: str
+) -> Measurement:
+    """Measure `model` on the held-out half of `data`. Leaves it in the mode it was in."""
+    training = model.training
+    model.eval()
+    total = math.ceil(min(cfg.windows, data.held_out_size) / cfg.batch_size)
+    batches = data.held_out_batches(cfg.windows, cfg.batch_size)
+    loss = held_out_loss(model, batches, task, total=total, label=label)
+    prompt = _prompt(model, data, cfg.prefill_tokens)
+    speed = measure_speed(
+        model, prompt, decode_tokens=cfg.decode_tokens, repeats=cfg.repeats
+    )
+    sites = find_sites(model).sites
+    model.train(training)
+    return Measurement(
+        loss=loss,
+        perplexity=math.exp(min(loss, 700.0)),
+        parameters=sum(p.numel() for p in model.parameters()),
+        kv_bytes_per_token=kv_bytes_per_token(sites, model.dtype.itemsize),
+        cache_bytes_per_token=speed.cache_bytes_per_token,
+        attention_flops=attention_flops(sites, data.cfg.seq_len),
+        prefill_ms=speed.prefill_ms,
+        decode_ms=speed.decode_ms,
+    )
+
+
+def _prompt(model: PreTrainedModel, data: TextData, tokens: int) -> torch.Tensor:
+    """[1, tokens] of held-out text, repeated where one row is too short."""
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if isinstance(limit, int):
+        tokens = min(tokens, limit)
+    row = next(data.held_out_batches(1, 1))["input_ids"][:1]
+    return row.repeat(1, math.ceil(tokens / row.shape[1]))[:, :tokens]

@@ -1,0 +1,80 @@
+"""Prefill and decode time of one sequence, and the size its cache really has."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from statistics import median
+from typing import Any, NamedTuple
+
+import torch
+from transformers import PreTrainedModel
+
+
+class Speed(NamedTuple):
+    """Medians, in milliseconds; cache bytes per token as allocated by transformers."""
+
+    prefill_ms: float
+    decode_ms: float | None
+    cache_bytes_per_token: float | None
+
+
+@torch.inference_mode()
+def measure_speed(
+    model: PreTrainedModel, input_ids: torch.Tensor, *, decode_tokens: int, repeats: int
+) -> Speed:
+    """Time one prompt, then greedy tokens after it.
+
+    Args:
+        input_ids: [1, N], the prompt.
+        decode_tokens: tokens generated one by one; `decode_ms` is per token.
+
+    Models without a cache (encoders) have no decode time.
+    """
+    device = next(model.parameters()).device
+    input_ids = input_ids.to(device)
+    if not getattr(model.config.get_text_config(), "use_cache", False):
+        prefill = [_timed(device, lambda: model(input_ids=input_ids)) for _ in range(repeats + 1)]
+        return Speed(1e3 * median(prefill[1:]), None, None)
+    prefills, decodes = [], []
+    bytes_per_token = None
+    for _ in range(repeats + 1):  # the first run warms up and is not counted
+        state: dict[str, Any] = {}
+
+        def prefill_once() -> None:
+            state["out"] = model(input_ids=input_ids, use_cache=True)  # noqa: B023
+
+        def decode_all() -> None:
+            for _ in range(decode_tokens):
+                out = state["out"]  # noqa: B023
+                token = out.logits[:, -1:].argmax(-1)
+                state["out"] = model(  # noqa: B023
+                    input_ids=token, past_key_values=out.past_key_values, use_cache=True
+                )
+
+        prefills.append(_timed(device, prefill_once))
+        if bytes_per_token is None:
+            cache = state["out"].past_key_values
+            bytes_per_token = _cache_bytes(cache) / input_ids.shape[1]
+        decodes.append(_timed(device, decode_all) / decode_tokens)
+    return Speed(1e3 * median(prefills[1:]), 1e3 * median(decodes[1:]), bytes_per_token)
+
+
+def _timed(device: torch.device, work: Callable[[], Any]) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+def _cache_bytes(cache: Any) -> int:
+    total = 0
+    for layer in getattr(cache, "layers", []):
+        for name in ("keys", "values"):
+            tensor = getattr(layer, name, None)
+            if isinstance(tensor, torch.Tensor):
+                total += tensor.numel() * tensor.element_size()
+    return total

@@ -1,0 +1,62 @@
+"""The registry of operations: from a name in a config to a typed spec."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from typing import Any, TypeVar
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from surgery.errors import ConfigError
+from surgery.plan.operation import Operation
+
+
+_REGISTRY: dict[str, type[Operation]] = {}
+_Spec = TypeVar("_Spec", bound=type[Operation])
+
+
+def operation(name: str) -> Callable[[_Spec], _Spec]:
+    """Class decorator: makes a spec known under the name it has in configs."""
+
+    def register(spec: _Spec) -> _Spec:
+        spec.name = name
+        _REGISTRY[name] = spec
+        return spec
+
+    return register
+
+
+def operation_names() -> list[str]:
+    return sorted(_REGISTRY)
+
+
+def parse_operations(attention: Mapping[str, Any]) -> list[Operation]:
+    """Typed specs from `attention.*`, in the order in which they stand there.
+
+    Raises:
+        ConfigError: an unknown operation, an unknown option, or a value of the wrong type.
+    """
+    return [_parse(name, options) for name, options in attention.items()]
+
+
+def _parse(name: str, options: Any) -> Operation:
+    if name not in _REGISTRY:
+        raise ConfigError(f"attention.{name}", "unknown operation", valid=operation_names())
+    if not isinstance(options, Mapping):
+        raise ConfigError(f"attention.{name}", "needs its options as keys", given=options)
+    spec = _REGISTRY[name]
+    known = [field.name for field in fields(spec)]
+    for option in options:
+        if option not in known:
+            raise ConfigError(f"attention.{name}.{option}", "unknown key", valid=known)
+    try:
+        parsed = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(spec), dict(options)))
+    except OmegaConfBaseException as error:
+        key = f"attention.{name}.{error.full_key or error.key}"
+        problem = str(error.msg or error).splitlines()[0]
+        given = options.get(str(error.key)) if error.key is not None else None
+        raise ConfigError(key, problem, given=given) from None
+    assert isinstance(parsed, Operation)
+    return parsed

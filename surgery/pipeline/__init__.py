@@ -1,0 +1,1 @@
+"""One run: stages that hand each other a session, in a fixed order."""

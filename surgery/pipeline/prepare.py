@@ -1,0 +1,154 @@
+"""Everything that can be refused, refused before anything is written."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+import transformers
+from omegaconf import DictConfig, OmegaConf
+
+from surgery.config.schema import Dtype, RunConfig, Stage, Task
+from surgery.config.validate import checked
+from surgery.console import is_terminal
+from surgery.data.module import TextData
+from surgery.data.sources import check_source
+from surgery.errors import ConfigError
+from surgery.models.source import ModelSource
+from surgery.operations import parse_operations
+from surgery.pipeline.session import Session
+from surgery.plan.make import make_plan
+from surgery.plan.plan import Plan
+from surgery.training.loggers import check_loggers
+from surgery.training.trainer import build_callbacks
+
+_WEIGHTS = {Stage.measure, Stage.operate, Stage.train, Stage.export}
+_DATA = {Stage.measure, Stage.train}
+
+
+def prepare(cfg: DictConfig) -> Session:
+    """Check the whole run and make its plan.
+
+    Raises:
+        ConfigError: the first thing that stands in its way.
+    """
+    run = checked(cfg)
+    if not is_terminal():
+        datasets.disable_progress_bars()
+        transformers.utils.logging.disable_progress_bar()
+    wanted = set(run.stages)
+    run_dir = Path(run.run_dir)
+    _check_writable(run_dir)
+    _check_stages(run, wanted)
+    operations = parse_operations(run.attention)
+    source = ModelSource(run.model)
+    _check_device(run.model.device)
+    if wanted & _WEIGHTS:
+        source.check_weights()
+    if wanted & _DATA:
+        check_source(run.data)
+    if Stage.train in wanted:
+        check_loggers(run.logger)
+    config = source.config()
+    skeleton = source.skeleton(config)
+    plan = make_plan(
+        skeleton,
+        operations,
+        name=source.name,
+        seed=run.seed,
+        tokens=run.data.seq_len,
+        kv_bytes=_kv_bytes(run, config),
+    )
+    _check_export(plan, wanted)
+    settings = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(settings, dict)
+    session = Session(
+        run=run, settings={str(k): v for k, v in settings.items()}, run_dir=run_dir, source=source,
+        plan=plan,
+    )  # fmt: skip
+    if wanted & (_DATA | {Stage.export}):
+        session.tokenizer = source.tokenizer()
+    if Stage.train in wanted:
+        session.callbacks = build_callbacks(run.callbacks)
+    if wanted & _DATA:
+        assert session.tokenizer is not None
+        _check_fit(run, config)
+        session.data = TextData(run.data, session.tokenizer, run.model.task, run.seed)
+        session.data.setup()
+    return session
+
+
+def _check_writable(run_dir: Path) -> None:
+    """Hydra has made the directory by now; it may still be on a read-only file system."""
+    if not os.access(run_dir, os.W_OK):
+        raise ConfigError("hydra.run.dir", "cannot be written to", given=str(run_dir))
+
+
+def _check_stages(run: RunConfig, wanted: set[Stage]) -> None:
+    changing = wanted & {Stage.train, Stage.export}
+    if run.attention and changing and Stage.operate not in wanted:
+        raise ConfigError(
+            "stages",
+            f"attention.{next(iter(run.attention))} is declared, but never performed",
+            given=[stage.value for stage in run.stages],
+            valid="add `operate`, or attention=[]",
+        )
+    if run.resume is not None:
+        if Stage.train not in wanted:
+            raise ConfigError("resume", "there is nothing to resume without the stage `train`",
+                              given=run.resume)
+        if not Path(run.resume).is_file():
+            raise ConfigError("resume", "there is no such checkpoint", given=run.resume)
+    if Stage.train in wanted and run.objective.name.value == "distill":
+        if run.model.scratch is not None:
+            raise ConfigError("objective", "random weights teach nothing", given="distill",
+                              valid="objective=lm, or a model.path")
+
+
+def _check_device(device: str) -> None:
+    if device == "auto":
+        return
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(
+            "model.device", str(error).splitlines()[0], given=device, valid="auto, cpu, cuda, …"
+        ) from None
+
+
+def _check_export(plan: Plan, wanted: set[Stage]) -> None:
+    if Stage.export in wanted and plan.export.format == "none":
+        raise ConfigError(
+            "attention",
+            f"the result cannot be exported: {plan.export.reason}",
+            valid="the same for all layers, or stages without `export`",
+        )
+
+
+def _check_fit(run: RunConfig, config: Any) -> None:
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if isinstance(limit, int) and run.data.seq_len > limit:
+        raise ConfigError(
+            "data.seq_len",
+            "is longer than the model's positions",
+            given=run.data.seq_len,
+            valid=f"2 to {limit}",
+        )
+    if run.model.task is Task.sequence_classification and config.pad_token_id is None:
+        raise ConfigError(
+            "model.task",
+            "sequence_classification pads its batches, and this model has no pad token",
+            given=run.model.path,
+            valid="a model whose config.json has a pad_token_id",
+        )
+
+
+def _kv_bytes(run: RunConfig, config: Any) -> int:
+    dtype = run.model.dtype
+    if dtype is Dtype.auto:
+        stored = getattr(config, "dtype", None)
+        return stored.itemsize if isinstance(stored, torch.dtype) else 4
+    return int(getattr(torch, dtype.value).itemsize)

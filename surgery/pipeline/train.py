@@ -1,0 +1,94 @@
+"""The training stage: Lightning's Trainer around the operated model."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from dataclasses import asdict
+from enum import Enum
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+from surgery.console import say
+from surgery.errors import ConfigError
+from surgery.pipeline.session import Session
+from surgery.training.loggers import build_loggers
+from surgery.training.module import SurgeryModule
+from surgery.training.trainer import build_trainer
+
+
+def train(session: Session) -> None:
+    """Fit, and leave the trained model in `session.model`."""
+    run = session.run
+    assert session.data is not None
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    module = SurgeryModule(
+        model=_plain(run.model),
+        model_config=_config_dict(session),
+        plan=session.plan.to_json(),
+        objective=_plain(run.objective),
+        optim=_plain(run.optim),
+    )
+    if session.model is not None:
+        module.adopt(session.model)
+    pl.seed_everything(run.seed, verbose=False)
+    trainer = build_trainer(
+        dict(run.trainer),
+        run_dir=session.run_dir,
+        callbacks=session.callbacks,
+        loggers=build_loggers(run.logger, session.run_dir, session.settings),
+    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        trainer.fit(
+            module, datamodule=session.data, ckpt_path=run.resume, weights_only=True
+        )
+    _finish_wandb(trainer)
+    assert module.model is not None
+    session.model = module.model.to(session.device)
+    session.training = {
+        "steps": trainer.global_step,
+        "tokens": _tokens(session, trainer),
+        "objective": run.objective.name.value,
+        "final_train_loss": _scalar(trainer.callback_metrics.get("train/loss")),
+        "checkpoint": _last_checkpoint(trainer),
+    }
+    if session.training["steps"] == 0:
+        raise ConfigError("trainer", "these options let no training step happen")
+    say(f"  trained {trainer.global_step} steps")
+
+
+def _plain(spec: Any) -> dict[str, Any]:
+    return {k: v.value if isinstance(v, Enum) else v for k, v in asdict(spec).items()}
+
+
+def _config_dict(session: Session) -> dict[str, Any]:
+    """The original architecture as plain JSON types, fit for a `weights_only` checkpoint."""
+    fields: dict[str, Any] = session.source.config().to_dict()
+    return {k: str(v).removeprefix("torch.") if isinstance(v, torch.dtype) else v
+            for k, v in fields.items()}
+
+
+def _tokens(session: Session, trainer: pl.Trainer) -> int:
+    data = session.run.data
+    per_step = data.batch_size * data.seq_len * trainer.accumulate_grad_batches
+    return trainer.global_step * per_step * trainer.world_size
+
+
+def _scalar(value: Any) -> float | None:
+    return float(value) if value is not None else None
+
+
+def _last_checkpoint(trainer: pl.Trainer) -> str | None:
+    callback = trainer.checkpoint_callback
+    path = getattr(callback, "last_model_path", "") or getattr(callback, "best_model_path", "")
+    return os.path.relpath(path, trainer.default_root_dir) if path else None
+
+
+def _finish_wandb(trainer: pl.Trainer) -> None:
+    for logger in trainer.loggers:
+        if type(logger).__name__ == "WandbLogger":
+            logger.experiment.finish()

@@ -1,0 +1,76 @@
+"""The smallest parts of a plan: tensors, edits of tensors, and the site they change."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from math import prod
+from typing import Any
+
+from surgery.anatomy import Site
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A tensor by its name in the state dict."""
+
+    name: str
+    shape: tuple[int, ...]
+
+    @property
+    def numel(self) -> int:
+        return prod(self.shape)
+
+
+@dataclass(frozen=True)
+class TensorEdit:
+    """Result tensors as a pure function of source tensors.
+
+    Attributes:
+        transform: a name in `surgery.execute.transforms`.
+        arguments: its keyword arguments, plain JSON.
+    """
+
+    operation: str
+    transform: str
+    arguments: Mapping[str, Any]
+    sources: tuple[TensorSpec, ...]
+    results: tuple[TensorSpec, ...]
+
+    @property
+    def added_parameters(self) -> int:
+        return sum(t.numel for t in self.results) - sum(t.numel for t in self.sources)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> TensorEdit:
+        return cls(
+            operation=data["operation"],
+            transform=data["transform"],
+            arguments=dict(data["arguments"]),
+            sources=tuple(TensorSpec(t["name"], tuple(t["shape"])) for t in data["sources"]),
+            results=tuple(TensorSpec(t["name"], tuple(t["shape"])) for t in data["results"]),
+        )
+
+
+@dataclass(frozen=True)
+class SiteChange:
+    """One operation at one site."""
+
+    before: Site
+    after: Site
+    edits: tuple[TensorEdit, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "before": self.before.to_json(),
+            "after": self.after.to_json(),
+            "edits": [asdict(edit) for edit in self.edits],
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> SiteChange:
+        return cls(
+            before=Site.from_json(data["before"]),
+            after=Site.from_json(data["after"]),
+            edits=tuple(TensorEdit.from_json(edit) for edit in data["edits"]),
+        )

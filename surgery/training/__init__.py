@@ -1,0 +1,1 @@
+"""Healing an operated model: the LightningModule, its objectives and its optimizer."""

@@ -1,0 +1,76 @@
+"""Lightning loggers from `logger.*`: W&B, CSV and TensorBoard, all inside the run directory."""
+
+from __future__ import annotations
+
+import netrc
+import os
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+
+from surgery.config.schema import LoggerConfig, LoggerKind, LoggerMode
+from surgery.errors import ConfigError
+
+
+def check_loggers(cfg: LoggerConfig) -> None:
+    """Refuse what would fail only after the model has been trained.
+
+    Raises:
+        ConfigError: online W&B without a login, or TensorBoard that is not installed.
+    """
+    if LoggerKind.wandb in cfg.kinds and cfg.mode is LoggerMode.online and not _logged_in():
+        raise ConfigError(
+            "logger.mode",
+            "Weights & Biases is not logged in on this machine",
+            given="online",
+            valid="offline, or `wandb login` (or WANDB_API_KEY) first",
+        )
+    if LoggerKind.tensorboard in cfg.kinds:
+        try:
+            import tensorboard  # noqa: F401
+        except ImportError:
+            raise ConfigError(
+                "logger.kinds",
+                "TensorBoard is not installed",
+                given="tensorboard",
+                valid='pip install "attention-surgery[tensorboard]", or wandb, csv',
+            ) from None
+
+
+def _logged_in() -> bool:
+    """Whether an API key is to be found where wandb looks for one, without asking the network."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    file = Path(os.environ.get("NETRC", Path.home() / ".netrc"))
+    try:
+        return netrc.netrc(str(file)).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def build_loggers(cfg: LoggerConfig, run_dir: Path, settings: dict[str, Any]) -> list[Logger]:
+    """One logger per `logger.kinds`; `settings` becomes the W&B run's config."""
+    loggers: list[Logger] = []
+    for kind in cfg.kinds:
+        if kind is LoggerKind.csv:
+            loggers.append(CSVLogger(save_dir=run_dir, name="", version=""))
+        elif kind is LoggerKind.tensorboard:
+            loggers.append(TensorBoardLogger(save_dir=run_dir, name="tensorboard", version=""))
+        else:
+            os.environ.setdefault("WANDB_SILENT", "true")
+            loggers.append(
+                WandbLogger(
+                    save_dir=run_dir,
+                    project=cfg.project,
+                    name=cfg.name,
+                    entity=cfg.entity,
+                    group=cfg.group,
+                    tags=cfg.tags,
+                    offline=cfg.mode is LoggerMode.offline,
+                    config=settings,
+                )
+            )
+    return loggers

@@ -1,0 +1,129 @@
+"""The LightningModule: a model operated in `configure_model`, healed by an objective."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from omegaconf import OmegaConf
+from transformers import AutoConfig, PreTrainedModel
+
+from surgery.config.schema import ModelConfig, ObjectiveConfig, ObjectiveName, OptimConfig, Task
+from surgery.data.collate import Batch
+from surgery.errors import SurgeryError
+from surgery.execute.live import apply_
+from surgery.models.source import ModelSource, build
+from surgery.plan.plan import Plan
+from surgery.training.objectives import training_loss
+from surgery.training.optim import build_optimizer, warmup_cosine
+
+
+class SurgeryModule(pl.LightningModule):
+    """A model, what was done to it, and how it heals.
+
+    All arguments are plain data, kept as hyperparameters: `load_from_checkpoint` rebuilds the
+    operated structure from them alone and needs neither the original weights nor this config.
+
+    Args:
+        model: `model.*` of the original.
+        model_config: the original architecture's config (`config.to_dict()`).
+        plan: a plan as JSON.
+        objective: `objective.*`.
+        optim: `optim.*`.
+        load_weights: whether `configure_model` starts from the original's weights; stored as
+            ``False`` in checkpoints, whose own weights follow.
+    """
+
+    def __init__(
+        self,
+        model: Mapping[str, Any],
+        model_config: Mapping[str, Any],
+        plan: Mapping[str, Any],
+        objective: Mapping[str, Any],
+        optim: Mapping[str, Any],
+        load_weights: bool = True,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.plan = Plan.from_json(plan)
+        self.objective = _typed(ObjectiveConfig, objective)
+        self.optim = _typed(OptimConfig, optim)
+        self.source = ModelSource(_typed(ModelConfig, model))
+        self.model: PreTrainedModel | None = None
+        # Not a submodule: the original must appear in no checkpoint and no optimizer.
+        self._teacher: list[PreTrainedModel] = []
+
+    @property
+    def task(self) -> Task:
+        return self.source.spec.task
+
+    def adopt(self, model: PreTrainedModel, teacher: PreTrainedModel | None = None) -> None:
+        """Use a model that is operated already, and an original that is loaded already."""
+        self.model = model
+        self._teacher = [teacher.requires_grad_(False).eval()] if teacher is not None else []
+
+    def configure_model(self) -> None:
+        """Build and operate the model, and load the original where it is learnt from. Idempotent."""
+        if self.model is None:
+            self.model = apply_(self._original(), self.plan)
+        self.model.train()  # transformers hands models out in eval mode
+        if self.objective.name is ObjectiveName.distill and not self._teacher and self._fitting:
+            self._teacher = [self.source.load().requires_grad_(False).eval()]
+
+    def _original(self) -> PreTrainedModel:
+        if self.hparams["load_weights"]:
+            return self.source.load()
+        fields = dict(self.hparams["model_config"])
+        config = AutoConfig.for_model(fields.pop("model_type"), **fields)
+        config._attn_implementation = self.source.spec.attn_implementation
+        model = build(config, self.task)
+        dtype = self.source.spec.dtype.value
+        return model if dtype == "auto" else model.to(getattr(torch, dtype))
+
+    @property
+    def _fitting(self) -> bool:
+        return self._trainer is not None and self._trainer.state.fn == "fit"
+
+    def on_fit_start(self) -> None:
+        for teacher in self._teacher:
+            teacher.to(self.device)
+
+    def forward(self, **batch: torch.Tensor) -> Any:
+        assert self.model is not None
+        return self.model(**batch)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
+        assert self.model is not None
+        teacher = self._teacher[0] if self._teacher else None
+        loss = training_loss(self.model, teacher, batch, self.objective, self.task)
+        if not torch.isfinite(loss.total):
+            raise SurgeryError(
+                f"the training loss is {loss.total.item()} at step {self.global_step}; "
+                "lower optim.lr, or train in a wider trainer.precision"
+            )
+        self.log("train/loss", loss.total, prog_bar=True)
+        for name, value in loss.parts.items():
+            self.log(f"train/{name}", value)
+        return loss.total
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        loss = self(**batch).loss
+        size = batch["input_ids"].shape[0]
+        self.log("val/loss", loss, prog_bar=True, sync_dist=True, batch_size=size)
+
+    def configure_optimizers(self) -> Any:
+        assert self.model is not None
+        optimizer = build_optimizer(self.model.named_parameters(), self.optim)
+        steps = self.trainer.estimated_stepping_batches
+        total = int(steps) if steps != float("inf") else None
+        schedule = warmup_cosine(optimizer, self.optim, total)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["hyper_parameters"]["load_weights"] = False
+
+
+def _typed(schema: Any, data: Mapping[str, Any]) -> Any:
+    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), dict(data)))

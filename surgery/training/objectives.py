@@ -1,0 +1,72 @@
+"""What a training step minimises."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch.nn import functional as F  # noqa: N812
+from transformers import PreTrainedModel
+
+from surgery.config.schema import ObjectiveConfig, ObjectiveName, Task
+from surgery.data.collate import IGNORED, Batch
+
+
+class Loss(NamedTuple):
+    """A scalar to minimise, and named scalars worth logging (nats per token)."""
+
+    total: torch.Tensor
+    parts: dict[str, torch.Tensor]
+
+
+def training_loss(
+    model: PreTrainedModel,
+    teacher: PreTrainedModel | None,
+    batch: Batch,
+    cfg: ObjectiveConfig,
+    task: Task,
+) -> Loss:
+    """`objective.*` on one batch.
+
+    lm: the model's own label loss. distill: (1 - w) T^2 KL(teacher || model) + w label loss,
+    the KL averaged over the positions that carry a label (Hinton et al. 2015).
+    """
+    output = model(**batch, use_cache=False) if _has_cache(model) else model(**batch)
+    if cfg.name is ObjectiveName.lm:
+        return Loss(output.loss, {})
+    assert teacher is not None
+    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    with torch.no_grad():
+        options: dict[str, Any] = {"use_cache": False} if _has_cache(teacher) else {}
+        target = teacher(**inputs, **options).logits
+    kl = distillation_kl(output.logits, target, batch["labels"], cfg.temperature, task)
+    total = (1 - cfg.label_weight) * kl + cfg.label_weight * output.loss
+    return Loss(total, {"kl": kl.detach(), "label_loss": output.loss.detach()})
+
+
+def distillation_kl(
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    labels: torch.Tensor,
+    temperature: float,
+    task: Task,
+) -> torch.Tensor:
+    """T^2 KL(softmax(target/T) || softmax(logits/T)), a mean over labelled positions (nats).
+
+    Args:
+        logits, target: [B, S, V], or [B, C] for classification.
+        labels: [B, S] with -100 where nothing is predicted; causal models predict one ahead.
+    """
+    if task is Task.causal_lm:
+        logits, target, labels = logits[:, :-1], target[:, :-1], labels[:, 1:]
+    if task is not Task.sequence_classification:
+        wanted = labels != IGNORED
+        logits, target = logits[wanted], target[wanted]
+    log_p = F.log_softmax(logits.float() / temperature, dim=-1)
+    log_q = F.log_softmax(target.float() / temperature, dim=-1)
+    kl = F.kl_div(log_p, log_q, reduction="sum", log_target=True)
+    return kl * temperature**2 / max(1, log_p.shape[0])
+
+
+def _has_cache(model: PreTrainedModel) -> bool:
+    return bool(getattr(model.config.get_text_config(), "use_cache", False))
