@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
-from typing import Any, NoReturn
+from pathlib import Path
+from typing import NoReturn
 
 EXIT_USER_ERROR = 2
 
@@ -15,6 +17,7 @@ def main() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     import hydra
+    from hydra.core.hydra_config import HydraConfig
     from hydra.errors import HydraException
     from omegaconf import DictConfig
     from omegaconf.errors import OmegaConfBaseException
@@ -23,18 +26,26 @@ def main() -> None:
     from surgery.errors import SurgeryError
 
     @hydra.main(version_base="1.3", config_path="pkg://surgery.conf", config_name="config")
-    def run(cfg: DictConfig) -> Any:
+    def train(cfg: DictConfig) -> None:
         from surgery.pipeline.run import execute
 
         try:
-            return execute(cfg)
+            execute(cfg)
         except (SurgeryError, OmegaConfBaseException) as error:
+            _forget(Path(HydraConfig.get().runtime.output_dir))
             _refuse(error)
 
     try:
-        run()
+        train()
     except (HydraException, OmegaConfBaseException, OSError) as error:
         _refuse(error)
+
+
+def _forget(run_dir: Path) -> None:
+    """Remove a run directory that holds nothing but what Hydra put there."""
+    names = {entry.name for entry in run_dir.iterdir()} if run_dir.is_dir() else set()
+    if ".hydra" in names and all(n == ".hydra" or n.endswith(".log") for n in names):
+        shutil.rmtree(run_dir, ignore_errors=True)
 
 
 def _refuse(error: Exception) -> NoReturn:

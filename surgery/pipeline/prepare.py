@@ -9,10 +9,8 @@ from typing import Any
 import datasets
 import torch
 import transformers
-from omegaconf import DictConfig, OmegaConf
 
 from surgery.config.schema import Dtype, RunConfig, Stage, Task
-from surgery.config.validate import checked
 from surgery.console import is_terminal
 from surgery.data.module import TextData
 from surgery.data.sources import check_source
@@ -29,19 +27,21 @@ _WEIGHTS = {Stage.measure, Stage.operate, Stage.train, Stage.export}
 _DATA = {Stage.measure, Stage.train}
 
 
-def prepare(cfg: DictConfig) -> Session:
+def prepare(run: RunConfig, run_dir: Path, settings: dict[str, Any]) -> Session:
     """Check the whole run and make its plan.
+
+    Args:
+        run: the typed config.
+        run_dir: where results will go.
+        settings: the config as plain data, for loggers and cards.
 
     Raises:
         ConfigError: the first thing that stands in its way.
     """
-    run = checked(cfg)
     if not is_terminal():
         datasets.disable_progress_bars()
         transformers.utils.logging.disable_progress_bar()
     wanted = set(run.stages)
-    run_dir = Path(run.run_dir)
-    _check_writable(run_dir)
     _check_stages(run, wanted)
     operations = parse_operations(run.attention)
     source = ModelSource(run.model)
@@ -63,12 +63,7 @@ def prepare(cfg: DictConfig) -> Session:
         kv_bytes=_kv_bytes(run, config),
     )
     _check_export(plan, wanted)
-    settings = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(settings, dict)
-    session = Session(
-        run=run, settings={str(k): v for k, v in settings.items()}, run_dir=run_dir, source=source,
-        plan=plan,
-    )  # fmt: skip
+    session = Session(run=run, settings=settings, run_dir=run_dir, source=source, plan=plan)
     if wanted & (_DATA | {Stage.export}):
         session.tokenizer = source.tokenizer()
     if Stage.train in wanted:
@@ -81,7 +76,7 @@ def prepare(cfg: DictConfig) -> Session:
     return session
 
 
-def _check_writable(run_dir: Path) -> None:
+def check_writable(run_dir: Path) -> None:
     """Hydra has made the directory by now; it may still be on a read-only file system."""
     if not os.access(run_dir, os.W_OK):
         raise ConfigError("hydra.run.dir", "cannot be written to", given=str(run_dir))

@@ -15,6 +15,7 @@ import torch
 from surgery.console import say
 from surgery.errors import ConfigError
 from surgery.pipeline.session import Session
+from surgery.training.curve import LossCurve
 from surgery.training.loggers import build_loggers
 from surgery.training.module import SurgeryModule
 from surgery.training.trainer import build_trainer
@@ -35,10 +36,11 @@ def train(session: Session) -> None:
     if session.model is not None:
         module.adopt(session.model)
     pl.seed_everything(run.seed, verbose=False)
+    curve = LossCurve()
     trainer = build_trainer(
         dict(run.trainer),
         run_dir=session.run_dir,
-        callbacks=session.callbacks,
+        callbacks=[*session.callbacks, curve],
         loggers=build_loggers(run.logger, session.run_dir, session.settings),
     )
     with warnings.catch_warnings():
@@ -55,6 +57,7 @@ def train(session: Session) -> None:
         "objective": run.objective.name.value,
         "final_train_loss": _scalar(trainer.callback_metrics.get("train/loss")),
         "checkpoint": _last_checkpoint(trainer),
+        "curve": curve.points,
     }
     if session.training["steps"] == 0:
         raise ConfigError("trainer", "these options let no training step happen")

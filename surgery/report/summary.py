@@ -1,11 +1,81 @@
-"""`summary.json`: the run for scripts."""
+"""`summary.json`: the run for scripts. Its schema lies beside it; docs/outputs.md explains it."""
 
 from __future__ import annotations
 
+import os
+import platform
 from importlib.metadata import PackageNotFoundError, version
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
 
+import torch
+
+if TYPE_CHECKING:
+    from surgery.pipeline.session import Session
+
+FORMAT = 1
+SUMMARY = "summary.json"
+SCHEMA = "summary.schema.json"
+MOMENTS = ("before", "after_surgery", "after_training")
 PACKAGES = ("attention-surgery", "torch", "transformers", "pytorch-lightning", "hydra-core",
             "omegaconf", "wandb", "safetensors", "datasets")  # fmt: skip
+
+
+def summarize(session: Session) -> dict[str, Any]:
+    """Everything a script may want to know of a run, as plain JSON."""
+    figures = {
+        moment: session.measurements[moment].to_json() if moment in session.measurements else None
+        for moment in MOMENTS
+    }
+    return {
+        "format": FORMAT,
+        "stages": [stage.value for stage in session.run.stages],
+        "seed": session.run.seed,
+        "model": dict(session.plan.model),
+        "operations": [dict(spec) for spec in session.plan.operations],
+        "planned": {
+            "before": session.plan.sizes_before.to_json(),
+            "after": session.plan.sizes_after.to_json(),
+        },
+        **figures,
+        "gap_closed": gap_closed(figures),
+        "training": session.training or None,
+        "export": session.export or None,
+        "timings": {name: round(seconds, 3) for name, seconds in session.timings.items()},
+        "machine": machine(),
+        "versions": versions(),
+    }
+
+
+def gap_closed(figures: dict[str, Any]) -> float | None:
+    """Share of the loss that surgery opened and training closed again."""
+    if any(figures.get(moment) is None for moment in MOMENTS):
+        return None
+    before, opened, healed = (figures[moment]["loss"] for moment in MOMENTS)
+    return float((opened - healed) / (opened - before)) if opened > before else None
+
+
+def machine() -> dict[str, Any]:
+    """What the timings were taken on."""
+    return {
+        "cpu": _cpu_name(),
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
+        "system": platform.platform(),
+        "python": platform.python_version(),
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            for line in lines:
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
 
 
 def versions() -> dict[str, str]:
@@ -17,3 +87,8 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def schema_text() -> str:
+    """The JSON Schema of `summary.json`."""
+    return files("surgery.report").joinpath(SCHEMA).read_text(encoding="utf-8")

@@ -60,17 +60,24 @@ def build_loggers(cfg: LoggerConfig, run_dir: Path, settings: dict[str, Any]) ->
         elif kind is LoggerKind.tensorboard:
             loggers.append(TensorBoardLogger(save_dir=run_dir, name="tensorboard", version=""))
         else:
-            os.environ.setdefault("WANDB_SILENT", "true")
-            loggers.append(
-                WandbLogger(
-                    save_dir=run_dir,
-                    project=cfg.project,
-                    name=cfg.name,
-                    entity=cfg.entity,
-                    group=cfg.group,
-                    tags=cfg.tags,
-                    offline=cfg.mode is LoggerMode.offline,
-                    config=settings,
-                )
-            )
+            loggers.append(_wandb(cfg, run_dir, settings))
     return loggers
+
+
+def _wandb(cfg: LoggerConfig, run_dir: Path, settings: dict[str, Any]) -> WandbLogger:
+    offline = cfg.mode is LoggerMode.offline
+    if offline:
+        os.environ.setdefault("WANDB_SILENT", "true")
+    logger = WandbLogger(
+        save_dir=run_dir,
+        project=cfg.project,
+        name=cfg.name,
+        entity=cfg.entity,
+        group=cfg.group,
+        tags=cfg.tags,
+        offline=offline,
+        config=settings,
+    )
+    # Lightning 2.6 hands over anonymous=None, of which wandb warns at every start.
+    getattr(logger, "_wandb_init", {}).pop("anonymous", None)
+    return logger

@@ -1,0 +1,45 @@
+"""The report stage: the final table and its picture, from `summary.json` alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from surgery.console import say, show
+from surgery.errors import ConfigError
+from surgery.report.picture import draw_result
+from surgery.report.summary import FORMAT, MOMENTS, SUMMARY
+from surgery.report.table import result_table
+
+PICTURE = "result.png"
+
+
+def report(run_dir: Path) -> None:
+    """Print the table, and draw the picture where anything was measured."""
+    summary = json.loads((run_dir / SUMMARY).read_text(encoding="utf-8"))
+    if any(summary.get(moment) for moment in MOMENTS):
+        draw_result(summary, run_dir / PICTURE)
+        show(result_table(summary))
+    say(f"everything is in {run_dir}")
+
+
+def report_again(run_dir: Path) -> None:
+    """`stages=[report]`: look at an earlier run.
+
+    Raises:
+        ConfigError: the directory holds no run that this version reads.
+    """
+    path = run_dir / SUMMARY
+    if not path.is_file():
+        raise ConfigError(
+            "hydra.run.dir", f"holds no {SUMMARY} to report on", given=str(run_dir),
+            valid="the directory of an earlier run",
+        )  # fmt: skip
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")).get("format")
+    except (ValueError, AttributeError):
+        found = "unreadable"
+    if found != FORMAT:
+        raise ConfigError("hydra.run.dir", f"its {SUMMARY} is of another format", given=found,
+                          valid=[FORMAT])
+    report(run_dir)

@@ -1,0 +1,61 @@
+"""A plan for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.table import Table
+
+from surgery.anatomy import Site
+from surgery.plan.plan import Plan
+from surgery.units import in_bytes, in_count, ratio
+
+
+def plan_table(plan: Plan) -> Table:
+    """Before and after, side by side, and how the result can be saved."""
+    model = plan.model
+    table = Table(title=f"Plan for {model['name']} ({model['class']})", title_justify="left")
+    for column in ("", "before", "after", "ratio"):
+        table.add_column(column, justify="left" if column == "" else "right")
+    before, after = plan.sizes_before, plan.sizes_after
+    table.add_row("query heads", heads(plan.before, "q_heads"), heads(plan.after, "q_heads"), "")
+    table.add_row("KV heads", heads(plan.before, "kv_heads"), heads(plan.after, "kv_heads"), "")
+    table.add_row(
+        "parameters", in_count(before.parameters), in_count(after.parameters),
+        ratio(before.parameters, after.parameters),
+    )  # fmt: skip
+    table.add_row(
+        "KV bytes per token", in_bytes(before.kv_bytes_per_token),
+        in_bytes(after.kv_bytes_per_token),
+        ratio(before.kv_bytes_per_token, after.kv_bytes_per_token),
+    )  # fmt: skip
+    table.add_row(
+        f"attention FLOPs, {plan.tokens} tokens", in_count(before.attention_flops),
+        in_count(after.attention_flops), ratio(before.attention_flops, after.attention_flops),
+    )  # fmt: skip
+    table.add_section()
+    for spec in plan.operations:
+        options = ", ".join(
+            f"{k}={v}" for k, v in spec.items() if k != "operation" and v is not None
+        )
+        touched = [e for e in plan.edits if e.operation == spec["operation"]]
+        edits = f"{len(touched)} tensors" if touched else "changes nothing"
+        table.add_row(f"operation {spec['operation']}", options, edits, "")
+    runtimes = ", ".join(plan.export.runtimes)
+    table.add_row("export", plan.export.format, runtimes, "")
+    table.caption = plan.export.reason
+    return table
+
+
+def heads(sites: Sequence[Site], attribute: str) -> str:
+    """``8`` where all layers agree, else runs of layers: ``8 (0-1), 2 (2-3)``."""
+    counts = [getattr(site, attribute) for site in sites]
+    if len(set(counts)) <= 1:
+        return str(counts[0]) if counts else "-"
+    runs: list[list[int]] = []  # [count, first layer, last layer]
+    for layer, count in enumerate(counts):
+        if runs and runs[-1][0] == count:
+            runs[-1][2] = layer
+        else:
+            runs.append([count, layer, layer])
+    return ", ".join(f"{n} ({a}-{b})" if a != b else f"{n} ({a})" for n, a, b in runs)
