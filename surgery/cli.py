@@ -12,7 +12,7 @@ EXIT_USER_ERROR = 2
 
 
 def main() -> None:
-    """Entry of `train.py` and of the console script `attention-surgery`."""
+    """Entry of `train.py`, of `python -m surgery` and of the script `attention-surgery`."""
     # Hydra then lets exceptions through instead of printing them and exiting with 1.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -23,12 +23,16 @@ def main() -> None:
     from omegaconf.errors import OmegaConfBaseException
 
     import surgery.hydra  # noqa: F401
-    from surgery.errors import SurgeryError
+    from surgery.errors import ConfigError, SurgeryError
+
+    composed = False
 
     @hydra.main(version_base="1.3", config_path="pkg://surgery.conf", config_name="config")
     def train(cfg: DictConfig) -> None:
         from surgery.pipeline.run import execute
 
+        nonlocal composed
+        composed = True
         try:
             execute(cfg)
         except (SurgeryError, OmegaConfBaseException) as error:
@@ -37,8 +41,16 @@ def main() -> None:
 
     try:
         train()
-    except (HydraException, OmegaConfBaseException, OSError) as error:
-        _refuse(error)
+    except (HydraException, OmegaConfBaseException) as error:
+        from surgery.refusals import explained
+
+        _refuse(explained(error))
+    except OSError as error:
+        if composed:
+            raise
+        # All Hydra does with files before our first line is to make the run directory.
+        where = error.filename or "the run directory"
+        _refuse(ConfigError("hydra.run.dir", f"cannot be made: {error.strerror}", given=where))
 
 
 def _forget(run_dir: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -15,8 +16,10 @@ from omegaconf.errors import (
     ValidationError,
 )
 
-from surgery.config.schema import RunConfig
+from surgery.config.schema import RunConfig, Stage
 from surgery.errors import ConfigError
+
+_SHARD_SIZE = re.compile(r"\d+(\.\d+)?[KMGT]B")
 
 # Set by the pipeline itself, from parts of the config that have their own keys.
 TRAINER_OWNED = {"logger", "callbacks", "default_root_dir", "use_distributed_sampler"}
@@ -47,7 +50,8 @@ def checked(cfg: DictConfig) -> RunConfig:
         raise _explained(error) from None
     assert isinstance(run, RunConfig)
     _check_ranges(run)
-    _check_trainer(run.trainer)
+    if Stage.train in run.stages:  # Lightning takes seconds to import, and a plan needs none of it
+        _check_trainer(run.trainer)
     return run
 
 
@@ -111,6 +115,9 @@ def _check_ranges(run: RunConfig) -> None:
         )
     if run.data.seq_len < 2:
         raise ConfigError("data.seq_len", "must be at least 2", given=run.data.seq_len)
+    if not _SHARD_SIZE.fullmatch(run.export.max_shard_size):
+        raise ConfigError("export.max_shard_size", "is no size",
+                          given=run.export.max_shard_size, valid="a number and KB, MB or GB: 5GB")
     if not run.stages:
         raise ConfigError("stages", "nothing to do", given=[], valid="at least one stage")
 
@@ -119,6 +126,8 @@ def _check_trainer(options: Mapping[str, Any]) -> None:
     from pytorch_lightning import Trainer
 
     valid = set(inspect.signature(Trainer.__init__).parameters) - {"self"} - TRAINER_OWNED
+    if options.get("max_steps") == 0:
+        raise ConfigError("trainer.max_steps", "lets no training step happen", given=0)
     for key in options:
         if key in TRAINER_OWNED:
             raise ConfigError(f"trainer.{key}", "set by the run itself, through its own keys")

@@ -14,12 +14,13 @@ def row_entropy(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch
     Returns:
         entropy [B, H, R] in nats; normalized [B, H, R] = entropy / log(visible keys), zero where
         a row sees one key; visible [B, H, R], the number of keys it sees (zero: a row that sees
-        nothing, whose entropy is given as zero).
+        nothing, whose entropy is given as zero). A row with a NaN logit has a NaN entropy.
     """
-    visible = torch.isfinite(logits).sum(-1)
+    visible = (logits != float("-inf")).sum(-1)
     log_p = torch.log_softmax(logits, dim=-1)
     p = log_p.exp()
-    entropy = -torch.where(p > 0, p * log_p, torch.zeros_like(p)).sum(-1).clamp_min(0)
+    entropy = -torch.where(p == 0, torch.zeros_like(p), p * log_p).sum(-1)
+    entropy = entropy.clamp_min(0)
     entropy = torch.where(visible > 0, entropy, torch.zeros_like(entropy))
     highest = visible.clamp_min(2).log()
     normalized = torch.where(visible > 1, entropy / highest, torch.zeros_like(entropy))

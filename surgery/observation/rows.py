@@ -28,17 +28,9 @@ def row_logits(call: AttentionCall, rows: torch.Tensor) -> torch.Tensor:
     Raises:
         TapError: a mask of a kind that is not known.
     """
-    device = call.query.device
-    rows = rows.to(device)
-    query = call.query.index_select(2, rows).float()
-    key = call.key.float()
-    batch, q_heads, count, dim = query.shape
-    kv_heads, keys = key.shape[1], key.shape[2]
-    scaling = call.options.get("scaling")
-    scaling = dim**-0.5 if scaling is None else scaling
-    # Query head h attends with KV head h // group: neighbours share.
-    grouped = query.reshape(batch, kv_heads, (q_heads // kv_heads) * count, dim)
-    logits = (grouped @ key.transpose(-1, -2)).reshape(batch, q_heads, count, keys) * scaling
+    rows = rows.to(call.query.device)
+    logits = _scores(call, rows)
+    batch, q_heads, count, _ = logits.shape
     softcap = call.options.get("softcap")
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
@@ -51,6 +43,21 @@ def row_logits(call: AttentionCall, rows: torch.Tensor) -> torch.Tensor:
         column = sinks.float().reshape(1, -1, 1, 1).expand(batch, q_heads, count, 1)
         logits = torch.cat([logits, column], dim=-1)
     return logits
+
+
+def _scores(call: AttentionCall, rows: torch.Tensor) -> torch.Tensor:
+    query = call.query.index_select(2, rows).float()
+    key = call.key.float()
+    batch, q_heads, count, dim = query.shape
+    kv_heads, keys = key.shape[1], key.shape[2]
+    scaling = call.options.get("scaling")
+    scaling = dim**-0.5 if scaling is None else scaling
+    # Query head h attends with KV head h // group: neighbours share.
+    grouped = query.reshape(batch, kv_heads, (q_heads // kv_heads) * count, dim)
+    # The model may run under autocast, which would take this product back to half precision.
+    with torch.autocast(query.device.type, enabled=False):
+        scores = grouped @ key.transpose(-1, -2)
+    return scores.reshape(batch, q_heads, count, keys) * scaling
 
 
 def _masked(call: AttentionCall, logits: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
@@ -80,26 +87,41 @@ def _masked(call: AttentionCall, logits: torch.Tensor, rows: torch.Tensor) -> to
 def _implied(call: AttentionCall, rows: torch.Tensor, keys: int) -> torch.Tensor:
     """What a backend applies by itself when it is given no map: [1 or B, 1, R, S]."""
     queries = call.query.shape[2]
-    device = rows.device
     causal = call.options.get("is_causal")
     causal = getattr(call.module, "is_causal", True) if causal is None else causal
-    key_index = torch.arange(keys, device=device)
-    visible = torch.ones(1, 1, len(rows), keys, dtype=torch.bool, device=device)
-    # Eager never adds a mask of its own; the others do, except for single (decoding) queries.
-    if call.implementation == "eager" or not causal or queries == 1:
+    key_index = torch.arange(keys, device=rows.device)
+    visible = torch.ones(1, 1, len(rows), keys, dtype=torch.bool, device=rows.device)
+    if call.implementation in ("eager", "flex_attention"):  # they add no mask of their own
         return visible
-    # sdpa aligns to the upper left, flash to the lower right; they differ only with a cache.
-    offset = 0 if call.implementation == "sdpa" else keys - queries
-    position = (rows + offset)[:, None]
-    visible = visible & (key_index <= position)
+    if "flash" not in call.implementation:
+        # sdpa aligns to the upper left, and lets a single (decoding) query see all.
+        return visible & (key_index <= rows[:, None]) if causal and queries > 1 else visible
+    # Flash aligns to the lower right, which differs from sdpa with a cache.
+    position = (rows + keys - queries)[:, None]
+    if causal:
+        visible = visible & (key_index <= position)
     window = call.options.get("sliding_window")
-    if window is not None and call.implementation != "sdpa":
-        visible = visible & (position - key_index < window)
-    positions = call.options.get("position_ids")
-    if call.implementation.startswith("flash") and positions is not None and queries == keys:
-        document = (positions == 0).cumsum(-1)
-        visible = visible & (document[:, None, rows, None] == document[:, None, None, :])
+    if window is not None:
+        visible = visible & ((position - key_index).abs() < window)
+    documents = _flash_documents(call) if call.mask is None and queries == keys else None
+    if documents is not None:
+        visible = visible & (documents[:, None, rows, None] == documents[:, None, None, :])
     return visible
+
+
+def _flash_documents(call: AttentionCall) -> torch.Tensor | None:
+    """[B, N], which document a token belongs to, as flash is told in an unpadded batch."""
+    batch, _, queries, _ = call.query.shape
+    bounds = call.options.get("cu_seq_lens_q")
+    if bounds is not None:
+        token = torch.arange(batch * queries, device=bounds.device).view(batch, queries)
+        return torch.bucketize(token, bounds, right=True)
+    positions = call.options.get("position_ids")
+    # transformers reads packing from the positions in a batch of one only: in a larger batch
+    # documents do attend to each other under flash.
+    if positions is None or batch > 1:
+        return None
+    return (positions == positions.min()).cumsum(-1)
 
 
 def _block_mask(mask_mod: object, logits: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
@@ -122,4 +144,4 @@ def row_weights(call: AttentionCall, rows: torch.Tensor) -> torch.Tensor:
     if call.query_mask is None:
         return torch.ones(batch, len(rows), device=call.query.device)
     mask = call.query_mask.to(call.query.device)[:, -queries:]
-    return mask.index_select(1, rows).float()
+    return mask.index_select(1, rows).ne(0).float()

@@ -68,11 +68,21 @@ class Tap:
         self.observer = observer
         self.calls = 0
         self.query_mask: torch.Tensor | None = None
+        self.decoder_mask: torch.Tensor | None = None
+        config = getattr(model, "config", None)
+        self._encoder_decoder = bool(getattr(config, "is_encoder_decoder", False))
         self._paths = {id(module): path for path, module in model.named_modules()}
 
-    def open(self, query_mask: torch.Tensor | None = None) -> None:
-        """Start observing. `query_mask` [B, N] says which queries of the next batch are real."""
-        self.query_mask = query_mask
+    def open(
+        self, query_mask: torch.Tensor | None = None, decoder_mask: torch.Tensor | None = None
+    ) -> None:
+        """Start observing.
+
+        Args:
+            query_mask: [B, N], which queries of the next batch are real; ``None``: all.
+            decoder_mask: the same for the decoder of an encoder-decoder, whose queries are others.
+        """
+        self.query_mask, self.decoder_mask = query_mask, decoder_mask
         if self in Tap._open:
             return
         if not Tap._open:
@@ -85,7 +95,7 @@ class Tap:
         if self not in Tap._open:
             return
         Tap._open.remove(self)
-        self.query_mask = None
+        self.query_mask = self.decoder_mask = None
         if not Tap._open:
             AttentionInterface.get_interface = Tap._untapped  # type: ignore[method-assign, assignment]
             Tap._untapped = None
@@ -116,10 +126,11 @@ class Tap:
             return
         self.calls += 1
         query, key, value, mask, options, output = arguments
+        in_decoder = self._encoder_decoder and getattr(module, "is_decoder", False)
         self.observer(
             AttentionCall(
                 path, module, implementation, query, key, value, mask, options, output,
-                self.query_mask,
+                self.decoder_mask if in_decoder else self.query_mask,
             )
         )  # fmt: skip
 

@@ -4,7 +4,7 @@ Each module registers its spec; importing this package fills the registry.
 """
 
 from surgery.operations import gqa as gqa
-from surgery.operations.base import operation_names, parse_operations
+from surgery.operations.base import operation_fields, operation_names, parse_operations
 from surgery.plan.operation import Operation
 
-__all__ = ["Operation", "operation_names", "parse_operations"]
+__all__ = ["Operation", "operation_fields", "operation_names", "parse_operations"]

@@ -32,6 +32,11 @@ def operation_names() -> list[str]:
     return sorted(_REGISTRY)
 
 
+def operation_fields(name: str) -> list[str]:
+    """The options of an operation; none for one that does not exist."""
+    return [field.name for field in fields(_REGISTRY[name])] if name in _REGISTRY else []
+
+
 def parse_operations(attention: Mapping[str, Any]) -> list[Operation]:
     """Typed specs from `attention.*`, in the order in which they stand there.
 

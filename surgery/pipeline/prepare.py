@@ -6,22 +6,17 @@ import os
 from pathlib import Path
 from typing import Any
 
-import datasets
 import torch
 import transformers
 
 from surgery.config.schema import Dtype, RunConfig, Stage, Task
 from surgery.console import is_terminal
-from surgery.data.module import TextData
-from surgery.data.sources import check_source
 from surgery.errors import ConfigError
 from surgery.models.source import ModelSource
 from surgery.operations import parse_operations
 from surgery.pipeline.session import Session
 from surgery.plan.make import make_plan
 from surgery.plan.plan import Plan
-from surgery.training.loggers import check_loggers
-from surgery.training.trainer import build_callbacks
 
 _WEIGHTS = {Stage.measure, Stage.operate, Stage.train, Stage.export}
 _DATA = {Stage.measure, Stage.train}
@@ -39,7 +34,6 @@ def prepare(run: RunConfig, run_dir: Path, settings: dict[str, Any]) -> Session:
         ConfigError: the first thing that stands in its way.
     """
     if not is_terminal():
-        datasets.disable_progress_bars()
         transformers.utils.logging.disable_progress_bar()
     wanted = set(run.stages)
     _check_stages(run, wanted)
@@ -49,9 +43,16 @@ def prepare(run: RunConfig, run_dir: Path, settings: dict[str, Any]) -> Session:
     if wanted & _WEIGHTS:
         source.check_weights()
     if wanted & _DATA:
+        from surgery.data.sources import check_source
+
         check_source(run.data)
     if Stage.train in wanted:
+        from surgery.training.loggers import check_loggers
+        from surgery.training.trainer import build_trainer
+
         check_loggers(run.logger)
+        # Thrown away: what Lightning would refuse, it refuses before anything is measured.
+        build_trainer(dict(run.trainer), run_dir=run_dir, callbacks=[], loggers=[])
     config = source.config()
     skeleton = source.skeleton(config)
     plan = make_plan(
@@ -67,8 +68,16 @@ def prepare(run: RunConfig, run_dir: Path, settings: dict[str, Any]) -> Session:
     if wanted & (_DATA | {Stage.export}):
         session.tokenizer = source.tokenizer()
     if Stage.train in wanted:
+        from surgery.training.trainer import build_callbacks
+
         session.callbacks = build_callbacks(run.callbacks)
     if wanted & _DATA:
+        import datasets
+
+        from surgery.data.module import TextData
+
+        if not is_terminal():
+            datasets.disable_progress_bars()
         assert session.tokenizer is not None
         _check_fit(run, config)
         session.data = TextData(run.data, session.tokenizer, run.model.task, run.seed)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from surgery.console import say, show
 from surgery.errors import ConfigError
-from surgery.report.picture import draw_result
 from surgery.report.summary import FORMAT, MOMENTS, SUMMARY
 from surgery.report.table import result_table
 
@@ -18,6 +17,8 @@ def report(run_dir: Path) -> None:
     """Print the table, and draw the picture where anything was measured."""
     summary = json.loads((run_dir / SUMMARY).read_text(encoding="utf-8"))
     if any(summary.get(moment) for moment in MOMENTS):
+        from surgery.report.picture import draw_result
+
         draw_result(summary, run_dir / PICTURE)
         show(result_table(summary))
     say(f"everything is in {run_dir}")

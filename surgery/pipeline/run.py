@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
+from transformers import set_seed
 
 from surgery.config.schema import RunConfig, Stage
 from surgery.config.validate import checked
@@ -48,7 +48,7 @@ def execute(cfg: DictConfig) -> None:
 
 
 def _stages(session: Session, run: RunConfig) -> None:
-    pl.seed_everything(run.seed, verbose=False)
+    set_seed(run.seed)
     if run.threads:
         torch.set_num_threads(run.threads)
     if session.has(Stage.plan):

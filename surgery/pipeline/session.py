@@ -7,18 +7,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from pytorch_lightning.callbacks import Callback
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from surgery.config.schema import RunConfig, Stage
 from surgery.console import heading
-from surgery.data.module import TextData
-from surgery.measure import Measurement
 from surgery.models.source import ModelSource
 from surgery.plan.plan import Plan
+
+if TYPE_CHECKING:  # Lightning and datasets take seconds to import; a plan needs neither
+    from pytorch_lightning.callbacks import Callback
+
+    from surgery.data.module import TextData
+    from surgery.measure import Measurement
 
 
 @dataclass

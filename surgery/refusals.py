@@ -1,0 +1,60 @@
+"""Hydra's own refusals, in the form of ours: the key, what was given, what is valid."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields, is_dataclass
+from importlib.resources import files
+from typing import Any, get_type_hints
+
+from surgery.config.schema import RunConfig
+from surgery.errors import ConfigError
+from surgery.operations import operation_fields, operation_names
+
+_UNKNOWN_KEY = re.compile(r"Could not override '([^']+)'\.")
+_NO_OPTION = re.compile(r"Could not (?:find|load) '([^'/]+)/([^']*)'")
+_OPTIONS = re.compile(r"Available options in '[^']+':\n((?:\t.*\n?)+)")
+
+
+def explained(error: Exception) -> Exception:
+    """A `ConfigError` where Hydra's error is understood, else the error itself.
+
+    Hydra answers a misspelt key with advice to append it, which here would only be refused later.
+    """
+    text = str(error)
+    no_option = _NO_OPTION.search(text)
+    if no_option is not None:
+        group, name = no_option.groups()
+        options = _OPTIONS.search(text)
+        valid = options.group(1).split() if options else _options(group)
+        return ConfigError(group, "there is no such choice", given=name or "nothing", valid=valid)
+    unknown = _UNKNOWN_KEY.search(text)
+    if unknown is not None and "defaults list" not in text:
+        key = unknown.group(1)
+        return ConfigError(key, "unknown key", valid=_keys_beside(key))
+    return error
+
+
+def _options(group: str) -> list[str]:
+    """The files of a config group."""
+    folder = files("surgery.conf").joinpath(group)
+    names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+    return sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml"))
+
+
+def _keys_beside(key: str) -> list[str] | None:
+    """The keys the schema knows at the depth at which `key` goes wrong."""
+    schema: Any = RunConfig
+    for part in key.split("."):
+        hints = get_type_hints(schema)
+        if part not in hints:
+            break
+        if not is_dataclass(hints[part]):
+            return _operation_keys(key) if part == "attention" else None
+        schema = hints[part]
+    return [field.name for field in fields(schema)]
+
+
+def _operation_keys(key: str) -> list[str] | None:
+    parts = key.split(".")
+    return operation_fields(parts[1]) or None if len(parts) > 2 else operation_names()
