@@ -42,7 +42,7 @@ def _options(group: str) -> list[str]:
     return sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml"))
 
 
-def _keys_beside(key: str) -> list[str] | None:
+def _keys_beside(key: str) -> list[str] | str | None:
     """The keys the schema knows at the depth at which `key` goes wrong."""
     schema: Any = RunConfig
     for part in key.split("."):
@@ -50,7 +50,10 @@ def _keys_beside(key: str) -> list[str] | None:
         if part not in hints:
             break
         if not is_dataclass(hints[part]):
-            return _operation_keys(key) if part == "attention" else None
+            if part == "attention":
+                return _operation_keys(key)
+            # Free-form: the keys belong to Lightning, or to a callback's class.
+            return f"a key that is there already, or +{key}=<value> to add one"
         schema = hints[part]
     return [field.name for field in fields(schema)]
 

@@ -116,8 +116,12 @@ def _check_ranges(run: RunConfig) -> None:
     if run.data.seq_len < 2:
         raise ConfigError("data.seq_len", "must be at least 2", given=run.data.seq_len)
     if not _SHARD_SIZE.fullmatch(run.export.max_shard_size):
-        raise ConfigError("export.max_shard_size", "is no size",
-                          given=run.export.max_shard_size, valid="a number and KB, MB or GB: 5GB")
+        raise ConfigError(
+            "export.max_shard_size",
+            "is no size",
+            given=run.export.max_shard_size,
+            valid="a number and KB, MB or GB: 5GB",
+        )
     if not run.stages:
         raise ConfigError("stages", "nothing to do", given=[], valid="at least one stage")
 
@@ -132,5 +136,6 @@ def _check_trainer(options: Mapping[str, Any]) -> None:
         if key in TRAINER_OWNED:
             raise ConfigError(f"trainer.{key}", "set by the run itself, through its own keys")
         if key not in valid:
-            raise ConfigError(f"trainer.{key}", "not an option of Lightning's Trainer",
-                              valid=sorted(valid))
+            raise ConfigError(
+                f"trainer.{key}", "not an option of Lightning's Trainer", valid=sorted(valid)
+            )

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import transformers
 
-from surgery.config.schema import Dtype, RunConfig, Stage, Task
+from surgery.config.schema import Dtype, ObjectiveName, RunConfig, Stage, Task
 from surgery.console import is_terminal
 from surgery.errors import ConfigError
 from surgery.models.source import ModelSource
@@ -40,6 +40,7 @@ def prepare(run: RunConfig, run_dir: Path, settings: dict[str, Any]) -> Session:
     operations = parse_operations(run.attention)
     source = ModelSource(run.model)
     _check_device(run.model.device)
+    config = source.config()
     if wanted & _WEIGHTS:
         source.check_weights()
     if wanted & _DATA:
@@ -53,7 +54,6 @@ def prepare(run: RunConfig, run_dir: Path, settings: dict[str, Any]) -> Session:
         check_loggers(run.logger)
         # Thrown away: what Lightning would refuse, it refuses before anything is measured.
         build_trainer(dict(run.trainer), run_dir=run_dir, callbacks=[], loggers=[])
-    config = source.config()
     skeleton = source.skeleton(config)
     plan = make_plan(
         skeleton,
@@ -102,14 +102,19 @@ def _check_stages(run: RunConfig, wanted: set[Stage]) -> None:
         )
     if run.resume is not None:
         if Stage.train not in wanted:
-            raise ConfigError("resume", "there is nothing to resume without the stage `train`",
-                              given=run.resume)
+            raise ConfigError(
+                "resume", "there is nothing to resume without the stage `train`", given=run.resume
+            )
         if not Path(run.resume).is_file():
             raise ConfigError("resume", "there is no such checkpoint", given=run.resume)
     if Stage.train in wanted and run.objective.name.value == "distill":
         if run.model.scratch is not None:
-            raise ConfigError("objective", "random weights teach nothing", given="distill",
-                              valid="objective=lm, or a model.path")
+            raise ConfigError(
+                "objective",
+                "random weights teach nothing",
+                given="distill",
+                valid="objective=lm, or a model.path",
+            )
 
 
 def _check_device(device: str) -> None:

@@ -41,6 +41,7 @@ def report_again(run_dir: Path) -> None:
     except (ValueError, AttributeError):
         found = "unreadable"
     if found != FORMAT:
-        raise ConfigError("hydra.run.dir", f"its {SUMMARY} is of another format", given=found,
-                          valid=[FORMAT])
+        raise ConfigError(
+            "hydra.run.dir", f"its {SUMMARY} is of another format", given=found, valid=[FORMAT]
+        )
     report(run_dir)

@@ -64,7 +64,7 @@ class Session:
         """The model, loaded on first use."""
         if self.model is None:
             with self.stage("load"):
-                self.model = self.source.load().to(self.device)
+                self.model = self.source.load().to(self.device)  # type: ignore[arg-type]
         return self.model
 
     @contextmanager

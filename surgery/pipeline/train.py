@@ -11,10 +11,16 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.loggers import WandbLogger
+from pytorch_lightning.strategies import DeepSpeedStrategy, FSDPStrategy
+from transformers import PreTrainedModel
 
+from surgery.config.schema import RunConfig
 from surgery.console import say
 from surgery.errors import ConfigError
+from surgery.models.source import ModelSource
 from surgery.pipeline.session import Session
+from surgery.plan.plan import Plan
 from surgery.training.curve import LossCurve
 from surgery.training.loggers import build_loggers
 from surgery.training.module import SurgeryModule
@@ -26,13 +32,7 @@ def train(session: Session) -> None:
     run = session.run
     assert session.data is not None
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    module = SurgeryModule(
-        model=_plain(run.model),
-        model_config=_config_dict(session),
-        plan=session.plan.to_json(),
-        objective=_plain(run.objective),
-        optim=_plain(run.optim),
-    )
+    module = build_module(run, session.source, session.plan)
     if session.model is not None:
         module.adopt(session.model)
     pl.seed_everything(run.seed, verbose=False)
@@ -45,12 +45,9 @@ def train(session: Session) -> None:
     )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        trainer.fit(
-            module, datamodule=session.data, ckpt_path=run.resume, weights_only=True
-        )
+        trainer.fit(module, datamodule=session.data, ckpt_path=run.resume, weights_only=True)
     _finish_wandb(trainer)
-    assert module.model is not None
-    session.model = module.model.to(session.device)
+    session.model = _whole(module, trainer, session)
     session.training = {
         "steps": trainer.global_step,
         "tokens": _tokens(session, trainer),
@@ -64,15 +61,43 @@ def train(session: Session) -> None:
     say(f"  trained {trainer.global_step} steps")
 
 
+def _whole(
+    module: SurgeryModule, trainer: pl.Trainer, session: Session
+) -> PreTrainedModel | None:
+    """The trained model in one piece; ``None`` on the other ranks of a sharded run."""
+    model = module.model
+    if isinstance(trainer.strategy, (FSDPStrategy, DeepSpeedStrategy)):
+        path = session.run_dir / "checkpoints" / "final.ckpt"
+        trainer.save_checkpoint(path)
+        if not trainer.is_global_zero:
+            return None
+        model = SurgeryModule.load_from_checkpoint(path, map_location="cpu").model
+    assert model is not None
+    return model.to(session.device)  # type: ignore[arg-type]
+
+
+def build_module(run: RunConfig, source: ModelSource, plan: Plan) -> SurgeryModule:
+    """The LightningModule of a run, not yet built: Lightning calls its `configure_model`."""
+    return SurgeryModule(
+        model=_plain(run.model),
+        model_config=_config_dict(source),
+        plan=plan.to_json(),
+        objective=_plain(run.objective),
+        optim=_plain(run.optim),
+    )
+
+
 def _plain(spec: Any) -> dict[str, Any]:
     return {k: v.value if isinstance(v, Enum) else v for k, v in asdict(spec).items()}
 
 
-def _config_dict(session: Session) -> dict[str, Any]:
+def _config_dict(source: ModelSource) -> dict[str, Any]:
     """The original architecture as plain JSON types, fit for a `weights_only` checkpoint."""
-    fields: dict[str, Any] = session.source.config().to_dict()
-    return {k: str(v).removeprefix("torch.") if isinstance(v, torch.dtype) else v
-            for k, v in fields.items()}
+    fields: dict[str, Any] = source.config().to_dict()
+    return {
+        k: str(v).removeprefix("torch.") if isinstance(v, torch.dtype) else v
+        for k, v in fields.items()
+    }
 
 
 def _tokens(session: Session, trainer: pl.Trainer) -> int:
@@ -93,5 +118,5 @@ def _last_checkpoint(trainer: pl.Trainer) -> str | None:
 
 def _finish_wandb(trainer: pl.Trainer) -> None:
     for logger in trainer.loggers:
-        if type(logger).__name__ == "WandbLogger":
+        if isinstance(logger, WandbLogger):
             logger.experiment.finish()

@@ -23,7 +23,11 @@ _ROWS: list[tuple[str, str, Callable[[float], str]]] = [
 
 def result_table(summary: Mapping[str, Any]) -> Table:
     """Before / after surgery / after healing; moments that were not measured are left out."""
-    names = {"before": "before", "after_surgery": "after surgery", "after_training": "after healing"}
+    names = {
+        "before": "before",
+        "after_surgery": "after surgery",
+        "after_training": "after healing",
+    }
     moments = [moment for moment in MOMENTS if summary.get(moment)]
     table = Table(title=f"Result for {summary['model']['name']}", title_justify="left")
     table.add_column("")

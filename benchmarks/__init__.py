@@ -1,0 +1,1 @@
+"""What is claimed, measured: `python -m benchmarks.<name>` from the repository's root."""

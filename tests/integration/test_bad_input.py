@@ -1,0 +1,208 @@
+"""Every mistake: exit status 2, one message that names the key, no traceback, nothing left."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+RECIPE = "+recipe=gqa_convert"
+
+
+class Bad(NamedTuple):
+    """What is typed, and what the message must contain: the key first, then what is valid."""
+
+    overrides: tuple[str, ...]
+    says: tuple[str, ...]
+
+
+TABLE = {
+    # recipes
+    "recipe typo": Bad(("+recipe=gqa_covnert",), ("recipe:", "gqa_covnert", "gqa_convert")),
+    "recipe empty": Bad(("+recipe=",), ("recipe:", "gqa_convert", "pretrain_tiny")),
+    "recipe key typo": Bad(("+recipie=gqa_convert",), ("recipie: unknown key", "attention")),
+    "recipe without plus": Bad(("recipe=gqa_convert",), ("recipe", "+recipe=gqa_convert")),
+    # keys
+    "unknown top key": Bad((RECIPE, "nonsense=1"), ("nonsense: unknown key", "attention")),
+    "unknown top key, added": Bad((RECIPE, "+nonsense=1"), ("nonsense: unknown key", "attention")),
+    "unknown model key": Bad((RECIPE, "model.pth=x"), ("model.pth: unknown key", "path")),
+    "unknown model key, added": Bad((RECIPE, "+model.pth=x"), ("model.pth: unknown key", "path")),
+    "unknown data key": Bad((RECIPE, "+data.window=4"), ("data.window: unknown key", "seq_len")),
+    "unknown trainer key": Bad((RECIPE, "+trainer.maxsteps=5"), ("trainer.maxsteps", "max_steps")),
+    "trainer key that is ours": Bad((RECIPE, "+trainer.logger=true"), ("trainer.logger",)),
+    "unknown operation": Bad((RECIPE, "+attention.gqqa.kv_heads=1"), ("attention.gqqa", "gqa")),
+    "unknown option": Bad(
+        (RECIPE, "+attention.gqa.kvheads=2"), ("attention.gqa.kvheads: unknown key", "kv_heads")
+    ),
+    "misspelt option": Bad(
+        (RECIPE, "attention.gqa.kvheads=2"), ("attention.gqa.kvheads: unknown key", "kv_heads")
+    ),
+    "unknown callback option": Bad(
+        (RECIPE, "+callbacks.head_importance.every=2"), ("callbacks.head_importance", "every")
+    ),
+    # choices
+    "no such data": Bad((RECIPE, "data=nosuch"), ("data:", "nosuch", "hub, stdlib, text")),
+    "no such variant": Bad((RECIPE, "attention=[gqa,rop]"), ("attention:", "rop", "gqa, mqa")),
+    "no such objective": Bad((RECIPE, "objective=kd"), ("objective:", "kd", "distill, lm")),
+    "no such stage": Bad((RECIPE, "stages=[operat]"), ("stages[0]", "operat", "operate")),
+    "no such merge": Bad(
+        (RECIPE, "attention.gqa.merge=average"), ("attention.gqa.merge", "mean, first, random")
+    ),
+    "no such logger": Bad((RECIPE, "logger.kinds=[mlflow]"), ("logger.kinds", "mlflow", "csv")),
+    # types
+    "heads in words": Bad(
+        (RECIPE, "attention.gqa.kv_heads=many"), ("attention.gqa.kv_heads", "many", "Integer")
+    ),
+    "length in words": Bad((RECIPE, "data.seq_len=long"), ("data.seq_len", "long", "Integer")),
+    "rate in words": Bad((RECIPE, "optim.lr=fast"), ("optim.lr", "fast", "Float")),
+    "operation without options": Bad((RECIPE, "attention.gqa=2"), ("attention.gqa", "2")),
+    # ranges
+    "rate below zero": Bad((RECIPE, "optim.lr=-1"), ("optim.lr", "-1.0")),
+    "no batch": Bad((RECIPE, "data.batch_size=0"), ("data.batch_size", "0")),
+    "three betas": Bad((RECIPE, "optim.betas=[0.9,0.9,0.9]"), ("optim.betas",)),
+    "share over one": Bad(
+        (RECIPE, "data.val_fraction=2"), ("data.val_fraction", "between 0 and 1")
+    ),
+    "no steps": Bad((RECIPE, "trainer.max_steps=0"), ("trainer.max_steps", "0")),
+    "window over positions": Bad((RECIPE, "data.seq_len=4096"), ("data.seq_len", "2 to 2048")),
+    "shard of no size": Bad(
+        (RECIPE, "export.max_shard_size=big"), ("export.max_shard_size", "5GB")
+    ),
+    # head counts
+    "heads that do not divide": Bad(
+        (RECIPE, "attention.gqa.kv_heads=3"), ("attention.gqa.kv_heads", "3", "1, 2, 4, 8")
+    ),
+    "more heads than there are": Bad(
+        (RECIPE, "attention.gqa.kv_heads=16"), ("attention.gqa.kv_heads", "16", "1, 2, 4, 8")
+    ),
+    "no heads": Bad((RECIPE, "attention.gqa.kv_heads=0"), ("attention.gqa.kv_heads", "1, 2, 4, 8")),
+    "heads not said": Bad(("attention=gqa",), ("attention.gqa.kv_heads", "required")),
+    "no such layer": Bad((RECIPE, "attention.gqa.layers=[7]"), ("attention.gqa.layers", "0 to 3")),
+    "result that no config says": Bad(
+        (RECIPE, "attention.gqa.layers=[1]"), ("cannot be exported", "2, 8", "export")
+    ),
+    # models
+    "no attention": Bad((RECIPE, "model.path={mamba}", "stages=[plan]"), ("attention", "Mamba")),
+    "fused attention": Bad((RECIPE, "model.path={gpt2}", "stages=[plan]"), ("attention", "c_attn")),
+    "no such directory": Bad((RECIPE, "model.path=/no/where"), ("model.path", "/no/where")),
+    "no such hub id": Bad((RECIPE, "model.path=no/where"), ("model.path", "no/where")),
+    "a file": Bad((RECIPE, "model.path={file}"), ("model.path", "not a model directory")),
+    "no config": Bad((RECIPE, "model.path={folder}"), ("model.path", "config.json")),
+    "no weights": Bad((RECIPE, "model.path={weightless}"), ("model.path", "no weights")),
+    "pickled weights": Bad((RECIPE, "model.path={pickled}"), ("model.path", "pytorch_model.bin")),
+    "a task it has not": Bad((RECIPE, "model.task=masked_lm"), ("model.task", "llama")),
+    "a device it has not": Bad((RECIPE, "model.device=cuda:99"), ("model.device", "cuda:99")),
+    "no such tokenizer": Bad((RECIPE, "model.tokenizer=/no/where"), ("model.tokenizer",)),
+    # data
+    "no data named": Bad((RECIPE, "data=text"), ("data.path", "required")),
+    "no such file": Bad((RECIPE, "data=text", "data.path=/no.txt"), ("data.path", "/no.txt")),
+    "empty file": Bad((RECIPE, "data=text", "data.path={empty}"), ("data.path", "empty")),
+    "blank file": Bad((RECIPE, "data=text", "data.path={blank}"), ("data.path",)),
+    "too short": Bad((RECIPE, "data=text", "data.path={short}"), ("data.", "shorter than one")),
+    "unknown type": Bad((RECIPE, "data=text", "data.path={csv}"), ("data.path", ".jsonl")),
+    "broken file": Bad(
+        (RECIPE, "data=text", "data.path={broken}"), ("data.path", "cannot be read")
+    ),
+    "no text column": Bad(
+        (RECIPE, "data=text", "data.path={columns}"), ("data.text_column", "valid: body")
+    ),
+    "no such data set": Bad((RECIPE, "data=hub", "data.path=no/where"), ("data.path",)),
+    # the run
+    "online without login": Bad((RECIPE, "logger.mode=online"), ("logger.mode", "wandb login")),
+    "declared, not performed": Bad((RECIPE, "stages=[train]"), ("stages", "operate")),
+    "nothing to do": Bad((RECIPE, "stages=[]"), ("stages",)),
+    "nothing to report": Bad(("stages=[report]",), ("hydra.run.dir", "summary.json")),
+    "no such checkpoint": Bad((RECIPE, "resume=/no.ckpt"), ("resume", "/no.ckpt")),
+    "not a callback": Bad(
+        (RECIPE, "+callbacks.x={{_target_: collections.OrderedDict}}"), ("callbacks.x",)
+    ),
+    "cadence of zero": Bad(
+        (RECIPE, "callbacks.head_importance.every_n_steps=0"), ("every_n_steps", "at least 1")
+    ),
+    "precision that is none": Bad((RECIPE, "trainer.precision=99"), ("trainer", "99")),
+    "devices in words": Bad((RECIPE, "trainer.devices=many"), ("trainer", "devices")),
+    "broken override": Bad((RECIPE, "a b"), ("a b",)),
+    "reference to nothing": Bad((RECIPE, "data.path=${{nope}}"), ("data.path", "nope")),
+}
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Directories and files with something wrong, by the name the table uses."""
+    root = tmp_path_factory.mktemp("places")
+    configs = {
+        "mamba": {"model_type": "mamba", "hidden_size": 32, "num_hidden_layers": 2},
+        "gpt2": {"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 4},
+        "weightless": {"model_type": "llama", "hidden_size": 32, "num_hidden_layers": 2,
+                       "num_attention_heads": 4, "intermediate_size": 32},
+    }  # fmt: skip
+    configs["pickled"] = configs["weightless"]
+    for name, config in configs.items():
+        (root / name).mkdir()
+        (root / name / "config.json").write_text(json.dumps({**config, "vocab_size": 300}))
+    (root / "pickled" / "pytorch_model.bin").write_bytes(b"not looked at")
+    (root / "folder").mkdir()
+    files = {
+        "file": ("file", "x"),
+        "empty": ("empty.txt", ""),
+        "blank": ("blank.txt", "\n\n \n"),
+        "short": ("short.txt", "hi"),
+        "csv": ("table.csv", "a,b\n1,2\n"),
+        "broken": ("broken.jsonl", '{"text": "a'),
+        "columns": ("columns.jsonl", '{"body": "text"}\n' * 20),
+    }
+    for _, (file, text) in files.items():
+        (root / file).write_text(text)
+    return {name: root / name for name in (*configs, "folder")} | {
+        name: root / file for name, (file, _) in files.items()
+    }
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_one_clear_message(
+    name: str,
+    places: dict[str, Path],
+    cli: Callable[..., object],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    bad = TABLE[name]
+    run_dir = tmp_path / "run"
+    overrides = [o.format_map(places) if "{" in o else o for o in bad.overrides]
+    outcome = cli(*overrides, f"hydra.run.dir={run_dir}")
+    assert outcome.code == 2, outcome.err
+    assert outcome.err.startswith("error: ")
+    assert "Traceback" not in outcome.err
+    for part in bad.says:
+        assert part in outcome.err
+    assert not run_dir.exists()
+
+
+@pytest.mark.parametrize("place", ["{file}/run", "/proc/run"])
+def test_output_directory_that_cannot_be_made(
+    place: str, places: dict[str, Path], cli: Callable[..., object]
+) -> None:
+    outcome = cli(RECIPE, f"hydra.run.dir={place.format_map(places)}")
+    assert outcome.code == 2
+    assert outcome.err.startswith("error: hydra.run.dir: cannot be made")
+
+
+def test_as_a_process(process: Callable[..., object], tmp_path: Path) -> None:
+    outcome = process("+recipe=gqa_covnert", cwd=tmp_path)
+    assert outcome.code == 2
+    assert outcome.err.startswith("error: recipe: ")
+    assert outcome.out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_earlier_results_survive_a_mistake(cli: Callable[..., object], tmp_path: Path) -> None:
+    """A run directory in use is never cleared, whatever goes wrong in it."""
+    (tmp_path / "summary.json").write_text("{}")
+    outcome = cli(RECIPE, "attention.gqa.kv_heads=3", f"hydra.run.dir={tmp_path}")
+    assert outcome.code == 2
+    assert (tmp_path / "summary.json").read_text() == "{}"

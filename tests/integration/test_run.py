@@ -1,0 +1,190 @@
+"""One whole run of the recipe, in a process of its own, and everything it leaves."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from surgery.models.source import embedded_dir
+from surgery.training.module import SurgeryModule
+
+SHORT = (
+    "+recipe=gqa_convert",
+    "trainer.max_steps=12",
+    "data.batch_size=4",
+    "data.seq_len=128",
+    "measure.windows=16",
+    "measure.prefill_tokens=64",
+    "measure.decode_tokens=4",
+    "measure.repeats=1",
+    "callbacks.checkpoint.every_n_train_steps=6",
+    "callbacks.checkpoint.save_top_k=-1",
+    "logger=all",
+)
+
+
+@pytest.fixture(scope="module")
+def run(process: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    where = tmp_path_factory.mktemp("run")
+    outcome = process(*SHORT, f"hydra.run.dir={where}", cwd=where)
+    assert outcome.code == 0, outcome.err
+    (where / "stdout").write_text(outcome.out)
+    (where / "stderr").write_text(outcome.err)
+    return where
+
+
+@pytest.fixture(scope="module")
+def summary(run: Path) -> dict[str, Any]:
+    return json.loads((run / "summary.json").read_text())
+
+
+def test_leaves_what_is_promised(run: Path) -> None:
+    for name in (
+        "plan.json", "summary.json", "summary.schema.json", "config.yaml", "result.png",
+        "heads.parquet", "metrics.csv", "export/config.json", "export/model.safetensors",
+        "export/tokenizer_config.json", "export/README.md", "export/surgery.json",
+        "checkpoints/last.ckpt", ".hydra/config.yaml", "wandb", "tensorboard",
+    ):  # fmt: skip
+        assert (run / name).exists(), name
+    assert not list(run.rglob("*.partial"))
+
+
+def test_says_where_it_is_in_plain_lines(run: Path) -> None:
+    out = (run / "stdout").read_text()
+    for words in ("Plan for embedded", "== operate", "training: step 12/12", "== export",
+                  "Result for embedded", "after healing", str(run)):  # fmt: skip
+        assert words in out
+    assert "\x1b" not in out
+    assert "\r" not in out
+    assert "Traceback" not in (run / "stderr").read_text()
+
+
+def test_summary_keeps_to_its_schema(run: Path, summary: dict[str, Any]) -> None:
+    schema = json.loads((run / "summary.schema.json").read_text())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    jsonschema.validate(summary, schema)
+    broken = {**summary, "before": {**summary["before"], "loss": "low"}}
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(broken, schema)
+
+
+def test_measures_what_the_plan_predicted(run: Path, summary: dict[str, Any]) -> None:
+    plan = json.loads((run / "plan.json").read_text())
+    for moment, planned in (("before", "sizes_before"), ("after_surgery", "sizes_after"),
+                            ("after_training", "sizes_after")):  # fmt: skip
+        for size, value in plan[planned].items():
+            assert summary[moment][size] == value, (moment, size)
+        figures = summary[moment]
+        assert figures["cache_bytes_per_token"] == figures["kv_bytes_per_token"]
+        assert figures["perplexity"] == pytest.approx(math.exp(figures["loss"]))
+    assert (
+        summary["after_surgery"]["kv_bytes_per_token"] * 4
+        == (summary["before"]["kv_bytes_per_token"])
+    )
+
+
+def test_surgery_opens_a_gap_and_healing_closes_some(summary: dict[str, Any]) -> None:
+    before, opened, healed = (
+        summary[m]["loss"] for m in ("before", "after_surgery", "after_training")
+    )
+    assert before < healed < opened
+    assert summary["gap_closed"] == pytest.approx((opened - healed) / (opened - before))
+
+
+def test_composed_config_is_kept(run: Path) -> None:
+    kept = yaml.safe_load((run / "config.yaml").read_text())
+    assert kept["attention"] == {"gqa": {"kv_heads": 2, "merge": "mean", "layers": None}}
+    assert kept["trainer"]["max_steps"] == 12
+    assert kept["run_dir"] == str(run)
+
+
+def test_heads_table_has_every_head(run: Path) -> None:
+    table = pq.read_table(run / "heads.parquet").to_pydict()
+    seen = set(zip(table["step"], table["layer"], table["head"], strict=True))
+    assert seen == {(s, layer, h) for s in (0, 10) for layer in range(4) for h in range(8)}
+    assert all(0 <= share <= 1 for share in table["normalized_entropy"])
+    assert all(value > 0 for value in table["head_importance"])
+
+
+def test_export_loads_without_this_project(run: Path) -> None:
+    """A fresh process that never imports `surgery` gives the live model's logits."""
+    script = (
+        "import sys, json, torch\n"
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
+        "model = AutoModelForCausalLM.from_pretrained(sys.argv[1]).eval()\n"
+        "ids = AutoTokenizer.from_pretrained(sys.argv[1])('def f(x):', return_tensors='pt')\n"
+        "logits = model(input_ids=ids['input_ids']).logits\n"
+        "assert not any(name.split('.')[0] == 'surgery' for name in sys.modules)\n"
+        "torch.save(logits.detach(), sys.argv[2])\n"
+    )
+    logits_file = run / "logits.pt"
+    subprocess.run(
+        [sys.executable, "-c", script, str(run / "export"), str(logits_file)],
+        cwd=run, check=True, timeout=120,
+    )  # fmt: skip
+    there = torch.load(logits_file, weights_only=True)
+    module = SurgeryModule.load_from_checkpoint(run / "checkpoints/last.ckpt", map_location="cpu")
+    ids = AutoTokenizer.from_pretrained(run / "export")("def f(x):", return_tensors="pt")
+    assert module.model is not None
+    with torch.no_grad():
+        live = module.model.eval()(input_ids=ids["input_ids"]).logits
+    assert (live - there).abs().max() <= 1e-6
+    assert module.model.config.num_key_value_heads == 2
+
+
+def test_export_generates_and_can_be_operated_on_again(
+    run: Path, cli: Callable[..., Any], tmp_path: Path
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(run / "export")
+    tokenizer = AutoTokenizer.from_pretrained(run / "export")
+    ids = tokenizer("import ", return_tensors="pt", add_special_tokens=False)
+    text = model.generate(**ids, max_new_tokens=8, do_sample=False, pad_token_id=0)
+    assert text.shape == (1, 15)
+    outcome = cli(
+        "attention=mqa", f"model.path={run / 'export'}", "stages=[plan,operate,export]",
+        f"hydra.run.dir={tmp_path}",
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "export")
+    assert again.config.num_key_value_heads == 1
+
+
+def test_report_alone_says_the_same_again(run: Path, cli: Callable[..., Any]) -> None:
+    before = (run / "summary.json").read_bytes()
+    outcome = cli("stages=[report]", f"hydra.run.dir={run}")
+    assert outcome.code == 0, outcome.err
+    assert (run / "summary.json").read_bytes() == before
+    shown = (run / "stdout").read_text()
+    assert outcome.out.strip().splitlines()[0] in shown
+    assert "after healing" in outcome.out
+
+
+def test_resume_continues_as_if_never_stopped(
+    run: Path, summary: dict[str, Any], cli: Callable[..., Any], tmp_path: Path
+) -> None:
+    """From the checkpoint of step 6 to 12: the very same losses, and the same final model."""
+    outcome = cli(*SHORT, f"resume={run / 'checkpoints/step-6.ckpt'}", f"hydra.run.dir={tmp_path}")
+    assert outcome.code == 0, outcome.err
+    resumed = json.loads((tmp_path / "summary.json").read_text())
+    assert resumed["training"]["curve"] == summary["training"]["curve"]
+    assert resumed["after_training"]["loss"] == summary["after_training"]["loss"]
+
+
+def test_embedded_model_is_what_its_card_says() -> None:
+    folder = embedded_dir()
+    assert (folder / "model.safetensors").stat().st_size <= 8_000_000
+    card = (folder / "README.md").read_text()
+    for word in ("stdlib", "steps", "seed", "transformers", "Held-out"):
+        assert word in card
