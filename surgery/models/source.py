@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import difflib
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from transformers import (
+    CONFIG_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
@@ -20,7 +26,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from surgery.config.schema import ModelConfig, Task
+from surgery.config.schema import Dtype, ModelConfig, Task
 from surgery.errors import ConfigError
 
 EMBEDDED = "embedded"
@@ -31,6 +37,12 @@ _AUTO: dict[Task, Any] = {
     Task.masked_lm: AutoModelForMaskedLM,
     Task.sequence_classification: AutoModelForSequenceClassification,
 }
+# What transformers raises for a config that cannot be: no single base class covers it.
+_BAD_CONFIG = (
+    OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError,
+    ArithmeticError, StrictDataclassError,
+)  # fmt: skip
+_TOKENIZER_FILES = ("*token*", "vocab*", "*.model", "merges.txt", "*.tiktoken")
 
 
 def byte_tokenizer() -> ByT5Tokenizer:
@@ -62,28 +74,15 @@ class ModelSource:
         Raises:
             ConfigError: a path that is not there, or no path at all.
         """
-        path = self.spec.path
-        if path is None:
+        if self.spec.path is None:
             raise ConfigError(
                 "model.path",
                 "no model is named",
                 valid="embedded, a local directory, a hub id, or model.scratch for random weights",
             )
-        if path == EMBEDDED:
+        if self.spec.path == EMBEDDED:
             return str(embedded_dir())
-        local = Path(path).expanduser()
-        if local.is_dir():
-            return str(local)
-        if local.exists():
-            raise ConfigError("model.path", "is a file, not a model directory", given=path)
-        if path.startswith((".", "/", "~")) or path.count("/") != 1:
-            raise ConfigError(
-                "model.path",
-                "there is no such directory",
-                given=path,
-                valid="embedded, an existing directory with a config.json, or a hub id owner/name",
-            )
-        return path
+        return _located("model.path", self.spec.path)
 
     def config(self) -> PreTrainedConfig:
         """The architecture's config.
@@ -104,19 +103,25 @@ class ModelSource:
                 revision=self.spec.revision,
                 trust_remote_code=self.spec.trust_remote_code,
             )
-        except (OSError, ValueError, KeyError) as error:
+        except _BAD_CONFIG as error:
             raise ConfigError(
-                "model.path", f"no usable config: {_first_line(error)}", given=self.spec.path
+                "model.path", f"no usable config: {_text(error)}", given=self.spec.path
             ) from None
         if self.spec.num_labels is not None:
             config.num_labels = self.spec.num_labels
         return config
 
     def _scratch_config(self, fields: dict[str, Any]) -> PreTrainedConfig:
-        model_type = fields.pop("model_type", None)
-        if model_type is None:
-            raise ConfigError("model.scratch.model_type", "a value is required here",
-                              valid="a model type of transformers, e.g. llama")
+        model_type = str(fields.pop("model_type", ""))
+        if model_type not in CONFIG_MAPPING:
+            close = difflib.get_close_matches(model_type, list(CONFIG_MAPPING.keys()))
+            raise ConfigError(
+                "model.scratch.model_type",
+                "no such model type in transformers" if model_type else "a value is required here",
+                given=model_type or None,
+                valid=close or "a model type of transformers, e.g. llama",
+            )
+        self._check_scratch_keys(model_type, fields)
         if "vocab_size" not in fields:
             tokenizer = self.tokenizer()
             fields["vocab_size"] = len(tokenizer)
@@ -125,20 +130,50 @@ class ModelSource:
             fields.setdefault("bos_token_id", tokenizer.bos_token_id)
         try:
             return AutoConfig.for_model(model_type, **fields)
-        except (ValueError, TypeError, KeyError) as error:
+        except _BAD_CONFIG as error:
+            raise ConfigError("model.scratch", _text(error), given=self.spec.scratch) from None
+
+    @staticmethod
+    def _check_scratch_keys(model_type: str, fields: Mapping[str, Any]) -> None:
+        """transformers keeps an unknown key as an attribute, and uses the default in its place."""
+        try:
+            default = CONFIG_MAPPING[model_type]()
+            unknown = [name for name in fields if not hasattr(default, name)]
+        except _BAD_CONFIG:
+            return  # this one cannot stand on its defaults, so they tell nothing
+        for name in unknown:
+            close = difflib.get_close_matches(name, list(default.to_dict()))
             raise ConfigError(
-                "model.scratch", _first_line(error), given=self.spec.scratch
-            ) from None
+                f"model.scratch.{name}",
+                f"no such key in a {model_type} config",
+                valid=close or f"the fields of {type(default).__name__}",
+            )
 
     def skeleton(self, config: PreTrainedConfig | None = None) -> PreTrainedModel:
         """The module tree on the meta device: every shape, no byte of weights.
 
         Raises:
-            ConfigError: the architecture has no class for `model.task`.
+            ConfigError: the architecture has no class for `model.task`, cannot be built, or
+                has no such attention implementation.
         """
         config = config if config is not None else self.config()
         with torch.device("meta"):
-            return build(config, self.spec.task, trust_remote_code=self.spec.trust_remote_code)
+            plain = build(config, self.spec.task, trust_remote_code=self.spec.trust_remote_code)
+            if self.spec.attn_implementation is None:
+                return plain
+            try:
+                return _AUTO[self.spec.task].from_config(
+                    config,
+                    trust_remote_code=self.spec.trust_remote_code,
+                    attn_implementation=self.spec.attn_implementation,
+                )
+            except (ValueError, ImportError) as error:
+                raise ConfigError(
+                    "model.attn_implementation",
+                    _text(error),
+                    given=self.spec.attn_implementation,
+                    valid="eager, sdpa, or what else this model and machine support; null",
+                ) from None
 
     def check_weights(self) -> None:
         """Refuse, before any work, a directory that holds no safetensors.
@@ -165,24 +200,37 @@ class ModelSource:
         Raises:
             ConfigError: the weights cannot be had or do not fit the config.
         """
+        config = self.config()
+        self.skeleton(config)  # names what is wrong better than loading does
         if self.spec.scratch is not None:
-            model = build(self.config(), self.spec.task)
-            return model.to(getattr(torch, self.spec.dtype.value)).eval()
+            options: dict[str, Any] = {"attn_implementation": self.spec.attn_implementation}
+            if self.spec.dtype is not Dtype.auto:
+                # Built in it, not cast to it: a cast would round RoPE's frequencies too.
+                options["dtype"] = getattr(torch, self.spec.dtype.value)
+            model: PreTrainedModel = _AUTO[self.spec.task].from_config(config, **options)
+            return model.eval()
         self.check_weights()
         try:
-            model = _AUTO[self.spec.task].from_pretrained(
+            model, report = _AUTO[self.spec.task].from_pretrained(
                 self.location(),
-                config=self.config(),
+                config=config,
                 revision=self.spec.revision,
                 dtype=self.spec.dtype.value,
                 attn_implementation=self.spec.attn_implementation,
                 trust_remote_code=self.spec.trust_remote_code,
                 use_safetensors=True,
+                ignore_mismatched_sizes=True,  # `_misfit` says it better
+                output_loading_info=True,
             )
-        except (OSError, ValueError, RuntimeError, ImportError) as error:
+        except (*_BAD_CONFIG, SafetensorError) as error:
             raise ConfigError(
-                "model.path", f"cannot be loaded: {_first_line(error)}", given=self.spec.path
+                "model.path", f"cannot be loaded: {_text(error)}", given=self.spec.path
             ) from None
+        misfit = _misfit(report, model, self.spec.task)
+        if misfit is not None:
+            raise ConfigError(
+                "model.path", f"the weights do not fit the config: {misfit}", given=self.spec.path
+            )
         return model.eval()
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -191,23 +239,25 @@ class ModelSource:
         Raises:
             ConfigError: there is none.
         """
-        where = self.spec.tokenizer
-        if where == BYTES:
+        named, path = self.spec.tokenizer, self.spec.tokenizer or self.spec.path
+        if named == BYTES:
             return byte_tokenizer()
-        if where is None:
-            where = self.location()
+        where = _located("model.tokenizer", named) if named is not None else self.location()
+        valid = "a directory or hub id with a tokenizer, or `bytes`"
+        local = Path(where)
+        if local.is_dir() and not any(any(local.glob(name)) for name in _TOKENIZER_FILES):
+            raise ConfigError(
+                "model.tokenizer", "the directory holds no tokenizer", given=path, valid=valid
+            )
         try:
             return AutoTokenizer.from_pretrained(
                 where,
                 revision=self.spec.revision,
                 trust_remote_code=self.spec.trust_remote_code,
             )
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except _BAD_CONFIG as error:
             raise ConfigError(
-                "model.tokenizer",
-                f"no tokenizer could be loaded: {_first_line(error)}",
-                given=self.spec.tokenizer or self.spec.path,
-                valid="a directory or hub id with a tokenizer, or `bytes`",
+                "model.tokenizer", f"cannot be loaded: {_text(error)}", given=path, valid=valid
             ) from None
 
 
@@ -217,17 +267,60 @@ def build(
     *,
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
-    """A model of `task` with fresh weights, in the default dtype, on the current device."""
-    try:
-        return _AUTO[task].from_config(config, trust_remote_code=trust_remote_code)
-    except ValueError as error:
+    """A model of `task` with fresh weights, in the default dtype, on the current device.
+
+    Raises:
+        ConfigError: the architecture has no class for `task`, or its code refuses the config.
+    """
+    auto = _AUTO[task]
+    if type(config) not in auto._model_mapping and not hasattr(config, "auto_map"):
         raise ConfigError(
             "model.task",
-            f"{config.model_type} has no such model: {_first_line(error)}",
+            f"transformers has no such model for {config.model_type}",
             given=task.value,
+            valid=[t.value for t, a in _AUTO.items() if type(config) in a._model_mapping],
+        )
+    try:
+        return auto.from_config(config, trust_remote_code=trust_remote_code)
+    except _BAD_CONFIG as error:
+        raise ConfigError(
+            "model", f"no {config.model_type} can be built from this config: {_text(error)}"
         ) from None
 
 
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
+def _located(key: str, path: str) -> str:
+    local = Path(path).expanduser()
+    if local.is_dir():
+        return str(local)
+    if local.exists():
+        raise ConfigError(key, "is a file, not a directory", given=path)
+    if path.startswith((".", "/", "~")) or path.count("/") != 1:
+        raise ConfigError(
+            key,
+            "there is no such directory",
+            given=path,
+            valid="an existing directory, or a hub id owner/name"
+            + (", or embedded" if key == "model.path" else ", or bytes"),
+        )
+    return path
+
+
+def _misfit(report: Mapping[str, Any], model: PreTrainedModel, task: Task) -> str | None:
+    """The first tensor that transformers made up or left out, though the config speaks of it."""
+    for name, stored, wanted in sorted(report["mismatched_keys"]):
+        return f"{name} is {list(stored)}, and should be {list(wanted)}"
+    for name in sorted(report["missing_keys"]):
+        # A new task's head is trained from nothing; that is what one loads a classifier for.
+        if task is not Task.sequence_classification or name.startswith(
+            f"{model.base_model_prefix}."
+        ):
+            return f"{name} is missing"
+    for name in sorted(report["unexpected_keys"]):
+        if re.search(r"\.\d+\.", name):  # in a numbered layer; heads of other tasks are in none
+            return f"there is no {name} in this architecture"
+    return None
+
+
+def _text(error: BaseException) -> str:
+    """What an error says, in one line."""
+    return " ".join(str(error).split()).rstrip(":") or type(error).__name__

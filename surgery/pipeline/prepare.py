@@ -107,14 +107,14 @@ def _check_stages(run: RunConfig, wanted: set[Stage]) -> None:
             )
         if not Path(run.resume).is_file():
             raise ConfigError("resume", "there is no such checkpoint", given=run.resume)
-    if Stage.train in wanted and run.objective.name.value == "distill":
-        if run.model.scratch is not None:
-            raise ConfigError(
-                "objective",
-                "random weights teach nothing",
-                given="distill",
-                valid="objective=lm, or a model.path",
-            )
+    distilled = Stage.train in wanted and run.objective.name is ObjectiveName.distill
+    if distilled and run.model.scratch is not None:
+        raise ConfigError(
+            "objective",
+            "random weights teach nothing",
+            given="distill",
+            valid="objective=lm, or a model.path",
+        )
 
 
 def _check_device(device: str) -> None:

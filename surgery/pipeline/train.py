@@ -44,6 +44,8 @@ def train(session: Session) -> None:
         loggers=build_loggers(run.logger, session.run_dir, session.settings),
     )
     with warnings.catch_warnings():
+        # The data module itself knows where to go on; Lightning asks the loader.
+        warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         trainer.fit(module, datamodule=session.data, ckpt_path=run.resume, weights_only=True)
     _finish_wandb(trainer)
