@@ -20,7 +20,8 @@ class AttentionEntropy(HeadMonitor):
     """Mean entropy of each query head's attention over sampled query rows.
 
     Logs `attention_entropy` (nats); the table also has `normalized_entropy`, the mean over rows
-    of entropy / log(visible keys), in [0, 1]. Padded queries do not count.
+    of entropy / log(visible keys), in [0, 1]. Queries that the batch's `attention_mask` marks as
+    padding do not count.
 
     Args:
         every_n_steps, heatmap_every_n_steps: see `HeadMonitor`.
@@ -39,15 +40,23 @@ class AttentionEntropy(HeadMonitor):
         seed: int = 0,
     ) -> None:
         super().__init__(every_n_steps, heatmap_every_n_steps)
-        if rows is not None and rows < 1:
-            raise ConfigError(f"{self.name}.rows", "must be at least 1, or null for all",
-                              given=rows)
+        if rows is not None and (not isinstance(rows, int) or rows < 1):
+            raise ConfigError(
+                f"{self.name}.rows", "must be a whole number, at least 1, or null for all",
+                given=rows,
+            )  # fmt: skip
         self.sampled_rows = rows
         self.seed = seed
         self._row_seed = seed
 
     def start_step(self, trainer: pl.Trainer, batch: Mapping[str, Any], step: int) -> None:
         self._row_seed = self.seed * 1_000_003 + step
+
+    def on_before_backward(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: torch.Tensor
+    ) -> None:
+        if self._tap is not None:  # under gradient checkpointing, backward runs attention again
+            self._tap.close()
 
     @torch.no_grad()
     def observe(self, call: AttentionCall) -> None:

@@ -18,8 +18,10 @@ class HeadImportance(HeadMonitor):
 
     With a gate ξ_h = 1 on head h's output o_h (its slice of the output projection's input),
     ∂L/∂ξ_h = Σ o_h · ∂L/∂o_h; the importance is the mean over examples of its absolute value, in
-    nats. The loss of a batch is the mean over its examples, so each example's share is scaled
-    back by their number, and by gradient accumulation and loss scaling where they are on.
+    nats. An example is a row of the batch. The loss of a batch is a mean, so each example's share
+    of it is scaled back by their number, and by gradient accumulation and loss scaling where they
+    are on; where the mean is over tokens, a longer example weighs more. Gradients that never
+    reach a layer (all below it is frozen) leave it without a figure.
 
     Args:
         every_n_steps, heatmap_every_n_steps: see `HeadMonitor`.
@@ -27,6 +29,7 @@ class HeadImportance(HeadMonitor):
 
     name = "head_importance"
     metrics = ("head_importance",)
+    blind = "no gradient came back to it: is all of it frozen?"
 
     def __init__(self, every_n_steps: int = 25, heatmap_every_n_steps: int = 100) -> None:
         super().__init__(every_n_steps, heatmap_every_n_steps)
@@ -43,12 +46,13 @@ class HeadImportance(HeadMonitor):
         if not output.requires_grad:
             return
         scale = self._scale * output.shape[0]
+        # The hook lives on `output`: were it to hold `output` (or the call) too, the graph of the
+        # whole step would wait for the garbage collector.
+        site, value = call.site, output.detach()
 
         def take(gradient: torch.Tensor) -> None:
-            gate = (output.detach() * gradient).sum((1, 3), dtype=torch.float32)
+            gate = (value.float() * gradient.float()).sum((1, 3))
             examples = torch.tensor(float(gate.shape[0]), device=gate.device)
-            self._sums.add(
-                call.site, {"head_importance": (scale * gate.abs().sum(0), examples)}
-            )
+            self._sums.add(site, {"head_importance": (scale * gate.abs().sum(0), examples)})
 
         output.register_hook(take)

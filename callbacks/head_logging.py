@@ -14,9 +14,8 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
-
-matplotlib.use("Agg", force=False)
 
 
 @dataclass(frozen=True)
@@ -37,11 +36,16 @@ class HeadGrid:
 
 
 def log_scalars(trainer: pl.Trainer, grid: HeadGrid) -> None:
-    """`<metric>/mean` over all heads, and `<metric>/layer_NN/mean` and `…/min`."""
+    """`<metric>/mean` over all heads, and `<metric>/layer_NN/mean` and `…/min`.
+
+    A layer of which nothing was seen has no scalars.
+    """
     scalars = {f"{grid.metric}/mean": float(torch.cat(grid.layers).nanmean())}
     for index, layer in enumerate(grid.layers):
-        scalars[f"{grid.metric}/layer_{index:02d}/mean"] = float(layer.nanmean())
-        scalars[f"{grid.metric}/layer_{index:02d}/min"] = float(layer.min())
+        seen = layer[~layer.isnan()]
+        if len(seen):
+            scalars[f"{grid.metric}/layer_{index:02d}/mean"] = float(seen.mean())
+            scalars[f"{grid.metric}/layer_{index:02d}/min"] = float(seen.min())
     for logger in trainer.loggers:
         logger.log_metrics(scalars, step=grid.step)
 
@@ -51,7 +55,8 @@ def log_heatmap(trainer: pl.Trainer, grid: HeadGrid) -> None:
     for logger in trainer.loggers:
         key = f"{grid.metric}/heads"
         if isinstance(logger, WandbLogger):
-            logger.log_image(key, [heatmap(grid)], caption=[f"step {grid.step}"])
+            # Lightning makes this step a value, `trainer/global_step`, as it does for scalars.
+            logger.log_image(key, [heatmap(grid)], step=grid.step, caption=[f"step {grid.step}"])
         elif isinstance(logger, TensorBoardLogger):
             logger.experiment.add_figure(key, heatmap(grid), global_step=grid.step)
 
@@ -67,8 +72,8 @@ def heatmap(grid: HeadGrid) -> Any:
     image = axes.imshow(array, aspect="auto", cmap=colours, interpolation="nearest")
     axes.set_xlabel("head")
     axes.set_ylabel("layer")
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator("auto", integer=True))
     axes.set_title(f"{grid.metric.replace('_', ' ')}, step {grid.step}", fontsize=10)
     figure.colorbar(image, ax=axes)
     return figure

@@ -4,18 +4,34 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypedDict
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.utilities import rank_zero_warn
 from transformers import PreTrainedModel
 
+from surgery.data.collate import IGNORED
 from surgery.errors import ConfigError, TapError
 from surgery.observation import AttentionCall, Tap
 from surgery.observation.head_sums import HeadSums
 
 from .head_logging import HeadGrid, log_heatmap, log_scalars
+
+
+class Observation(TypedDict):
+    """What was seen at one step.
+
+    Attributes:
+        heads: heads of each layer.
+        metrics: metric → the figures of all heads, layer by layer: [sum of `heads`]. One tensor,
+            since a long run's checkpoint holds thousands. NaN: nothing to be seen there.
+    """
+
+    step: int
+    heads: list[int]
+    metrics: dict[str, torch.Tensor]
 
 
 class HeadMonitor(Callback):
@@ -31,12 +47,20 @@ class HeadMonitor(Callback):
 
     name: str
     metrics: tuple[str, ...]
+    blind: str = "nothing could be seen of it"
 
     def __init__(self, every_n_steps: int, heatmap_every_n_steps: int) -> None:
-        if every_n_steps < 1:
-            raise ConfigError(f"{self.name}.every_n_steps", "must be at least 1",
-                              given=every_n_steps)
-        if heatmap_every_n_steps < 1 or heatmap_every_n_steps % every_n_steps:
+        if not isinstance(every_n_steps, int) or every_n_steps < 1:
+            raise ConfigError(
+                f"{self.name}.every_n_steps",
+                "must be a whole number, at least 1",
+                given=every_n_steps,
+            )
+        if (
+            not isinstance(heatmap_every_n_steps, int)
+            or heatmap_every_n_steps < 1
+            or heatmap_every_n_steps % every_n_steps
+        ):
             raise ConfigError(
                 f"{self.name}.heatmap_every_n_steps",
                 f"must be a multiple of every_n_steps ({every_n_steps})",
@@ -44,7 +68,7 @@ class HeadMonitor(Callback):
             )
         self.every_n_steps = every_n_steps
         self.heatmap_every_n_steps = heatmap_every_n_steps
-        self.rows: list[dict[str, Any]] = []
+        self.observations: list[Observation] = []
         self._sums = HeadSums(self.metrics)
         self._tap: Tap | None = None
         self._step: int | None = None
@@ -57,7 +81,17 @@ class HeadMonitor(Callback):
         """Called once per observed batch, before the forward pass."""
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._tap = Tap(watched_model(pl_module), self.observe)
+        model = watched_model(pl_module)
+        self._tap = Tap(model, self._see)
+        self._order = {path: index for index, (path, _) in enumerate(model.named_modules())}
+        self._sums.clear()
+        self._step = None
+
+    def _see(self, call: AttentionCall) -> None:
+        # A block that is seen has its line, even if nothing can be said of it: layers keep their
+        # numbers where the lower ones are frozen.
+        self._sums.start(call.site, call.query.shape[1], call.query.device)
+        self.observe(call)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -68,7 +102,7 @@ class HeadMonitor(Callback):
         assert self._tap is not None
         self._step = step
         self.start_step(trainer, batch, step)
-        self._tap.open(batch.get("attention_mask") if isinstance(batch, Mapping) else None)
+        self._tap.open(*_query_masks(batch))
 
     def on_train_batch_end(
         self,
@@ -84,7 +118,7 @@ class HeadMonitor(Callback):
         self._tap.close()
         self._tap.require_calls()
         if trainer.global_step > self._step:  # the last micro-batch of this optimizer step
-            self._flush(trainer, pl_module)
+            self._flush(trainer)
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
@@ -92,43 +126,65 @@ class HeadMonitor(Callback):
         if self._tap is not None:
             self._tap.close()
 
-    def _flush(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._tap is not None:  # an epoch that was cut short has no end of its last batch
+            self._tap.close()
+
+    def _flush(self, trainer: pl.Trainer) -> None:
         if trainer.world_size > 1:
-            self._sums.reduce(lambda sums: trainer.strategy.reduce(sums, reduce_op="sum"))
-        step, means = self._step, self._sums.means()
+            self._sums.gather()
+        step, empty, means = self._step, self._sums.empty, self._sums.means()
         self._sums.clear()
         self._step = None
         assert step is not None
+        if empty:
+            text = f"{self.name}: attention ran at step {step}, but {self.blind}"
+            if not self.observations:
+                raise TapError(text)
+            rank_zero_warn(text)
+            return
+        sites = sorted(means, key=self._order.__getitem__)
+        layers = [means[site][self.metrics[0]] for site in sites]
+        metrics = {name: torch.cat([means[site][name] for site in sites]) for name in self.metrics}
+        heads = [len(layer) for layer in layers]
+        self.observations.append({"step": step, "heads": heads, "metrics": metrics})
         if not trainer.is_global_zero:
             return
-        if not means:
-            raise TapError(f"{self.name}: attention ran, but nothing reached the monitor")
-        order = {path: i for i, (path, _) in enumerate(watched_model(pl_module).named_modules())}
-        sites = sorted(means, key=order.__getitem__)
-        first = self.metrics[0]
-        grid = HeadGrid(first, step, [means[site][first] for site in sites])
+        grid = HeadGrid(self.metrics[0], step, layers)
         log_scalars(trainer, grid)
         if step % self.heatmap_every_n_steps == 0:
             log_heatmap(trainer, grid)
-        for layer, site in enumerate(sites):
-            for head in range(len(means[site][first])):
-                row = {name: float(means[site][name][head]) for name in self.metrics}
-                self.rows.append({"step": step, "layer": layer, "head": head, **row})
 
     def state_dict(self) -> dict[str, Any]:
-        return {"rows": self.rows}
+        return {"observations": self.observations}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.rows = list(state_dict["rows"])
+        self.observations = list(state_dict["observations"])
 
 
 def watched_model(pl_module: torch.nn.Module) -> PreTrainedModel:
-    """The transformers model in a LightningModule: itself, or the first one it holds.
+    """The transformers model that a LightningModule trains: the first it holds that is not frozen.
 
     Raises:
         TapError: there is none.
     """
-    for module in pl_module.modules():
-        if isinstance(module, PreTrainedModel):
-            return module
-    raise TapError(f"{type(pl_module).__name__} holds no transformers model to watch")
+    held = [module for module in pl_module.modules() if isinstance(module, PreTrainedModel)]
+    if not held:
+        raise TapError(f"{type(pl_module).__name__} holds no transformers model to watch")
+    trained = (m for m in held if any(p.requires_grad for p in m.parameters()))
+    return next(trained, held[0])
+
+
+def _query_masks(batch: Any) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Which queries of the model, and of its decoder if that is apart, are real."""
+    if not isinstance(batch, Mapping):
+        return None, None
+    decoder = batch.get("decoder_attention_mask")
+    if decoder is None and batch.get("labels") is not None:
+        decoder = batch["labels"] != IGNORED
+    return _rows_only(batch.get("attention_mask")), _rows_only(decoder)
+
+
+def _rows_only(mask: torch.Tensor | None) -> torch.Tensor | None:
+    # A mask of more dimensions says who sees whom, not who is real.
+    return mask if mask is not None and mask.ndim == 2 else None

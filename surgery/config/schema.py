@@ -124,7 +124,7 @@ class ObjectiveConfig:
 @dataclass
 class OptimConfig:
     name: OptimizerName = MISSING
-    lr: float = MISSING
+    lr: float | None = MISSING
     weight_decay: float = MISSING
     betas: list[float] = MISSING
     warmup_steps: int = MISSING

@@ -31,7 +31,7 @@ def checked(cfg: DictConfig) -> RunConfig:
     Raises:
         ConfigError: unknown key at any depth, wrong type, missing value, or a value out of range.
     """
-    known = {f for f in RunConfig.__dataclass_fields__}
+    known = set(RunConfig.__dataclass_fields__)
     for key in cfg:
         if key == "recipe":
             raise ConfigError(
@@ -87,7 +87,7 @@ def _check_ranges(run: RunConfig) -> None:
         ("measure.decode_tokens", run.measure.decode_tokens),
         ("measure.repeats", run.measure.repeats),
         ("objective.temperature", run.objective.temperature),
-        ("optim.lr", run.optim.lr),
+        ("optim.lr", 1.0 if run.optim.lr is None else run.optim.lr),
     ]
     for key, value in positive:
         if not value > 0:

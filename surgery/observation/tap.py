@@ -67,6 +67,7 @@ class Tap:
         self.model_class = type(model).__name__
         self.observer = observer
         self.calls = 0
+        self._calls_before = 0
         self.query_mask: torch.Tensor | None = None
         self.decoder_mask: torch.Tensor | None = None
         config = getattr(model, "config", None)
@@ -85,9 +86,10 @@ class Tap:
         self.query_mask, self.decoder_mask = query_mask, decoder_mask
         if self in Tap._open:
             return
+        self._calls_before = self.calls
         if not Tap._open:
             Tap._untapped = AttentionInterface.get_interface
-            AttentionInterface.get_interface = _get_tapped  # type: ignore[method-assign]
+            AttentionInterface.get_interface = _get_tapped  # type: ignore[method-assign, assignment]
         Tap._open.append(self)
 
     def close(self) -> None:
@@ -111,13 +113,14 @@ class Tap:
         """Refuse to go on blind.
 
         Raises:
-            TapError: the model ran, and none of its attention came by.
+            TapError: the model ran, and none of its attention came by since the tap was opened.
         """
-        if self.calls == 0:
+        if self.calls == self._calls_before:
             raise TapError(
                 f"the tap on {self.model_class} was never called: its attention does not go "
-                "through transformers' AttentionInterface, so its heads cannot be watched; "
-                "set callbacks.head_importance=null and callbacks.attention_entropy=null"
+                "through transformers' AttentionInterface, or was compiled past it, so its heads "
+                "cannot be watched; set callbacks.head_importance=null and "
+                "callbacks.attention_entropy=null"
             )
 
     def _take(self, module: nn.Module, implementation: str, arguments: _Arguments) -> None:

@@ -33,6 +33,7 @@ def export(session: Session) -> None:
         _cast_weights(model, getattr(torch, run.export.dtype.value))
     model.save_pretrained(draft, max_shard_size=run.export.max_shard_size)
     session.tokenizer.save_pretrained(draft)
+    _share(draft)
     record = {"plan": session.plan.to_json(), "training": session.training}
     (draft / RECORD).write_text(json.dumps(record, indent=1) + "\n")
     difference = _reload_difference(model, draft) if run.export.verify else None
@@ -50,6 +51,16 @@ def export(session: Session) -> None:
         shutil.rmtree(final)
     draft.rename(final)
     say(f"  {final}: {session.export['bytes'] / 1e6:.1f} MB, {session.plan.export.format}")
+
+
+def _share(folder: Path) -> None:
+    """Give weights the permissions of any other new file; safetensors writes them private."""
+    probe = folder / ".umask"
+    probe.touch()
+    mode = probe.stat().st_mode
+    probe.unlink()
+    for file in folder.glob("*.safetensors"):
+        file.chmod(mode)
 
 
 def _cast_weights(model: PreTrainedModel, dtype: torch.dtype) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 import transformers
 
-from surgery.config.schema import Dtype, ObjectiveName, RunConfig, Stage, Task
+from surgery.anatomy import text_config
+from surgery.config.schema import Dtype, Layout, ObjectiveName, RunConfig, Stage, Task
 from surgery.console import is_terminal
 from surgery.errors import ConfigError
 from surgery.models.source import ModelSource
@@ -20,6 +21,10 @@ from surgery.plan.plan import Plan
 
 _WEIGHTS = {Stage.measure, Stage.operate, Stage.train, Stage.export}
 _DATA = {Stage.measure, Stage.train}
+
+# Times 1 / hidden_size: the width rule of Yang et al. 2022 (arXiv:2203.03466) for Adam, anchored
+# where healing the embedded model went best.
+HEALING_RATE = 0.75
 
 
 def prepare(run: RunConfig, run_dir: Path, settings: dict[str, Any]) -> Session:
@@ -41,6 +46,8 @@ def prepare(run: RunConfig, run_dir: Path, settings: dict[str, Any]) -> Session:
     source = ModelSource(run.model)
     _check_device(run.model.device)
     config = source.config()
+    if run.optim.lr is None:
+        run.optim.lr = HEALING_RATE / text_config(config).hidden_size
     if wanted & _WEIGHTS:
         source.check_weights()
     if wanted & _DATA:
@@ -145,6 +152,15 @@ def _check_fit(run: RunConfig, config: Any) -> None:
             "is longer than the model's positions",
             given=run.data.seq_len,
             valid=f"2 to {limit}",
+        )
+    data = run.data
+    flash = "flash" in str(run.model.attn_implementation)
+    if flash and data.isolate_documents and data.layout is Layout.packed and data.batch_size > 1:
+        raise ConfigError(
+            "data.isolate_documents",
+            "transformers keeps packed documents apart under flash only in batches of one",
+            given=f"data.batch_size={data.batch_size}, {run.model.attn_implementation}",
+            valid="data.batch_size=1, data.isolate_documents=false, or model.attn_implementation=sdpa",
         )
     if run.model.task is Task.sequence_classification and config.pad_token_id is None:
         raise ConfigError(

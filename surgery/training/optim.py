@@ -18,6 +18,7 @@ Named = Iterable[tuple[str, nn.Parameter]]
 
 def build_optimizer(named: Named, cfg: OptimConfig) -> Optimizer:
     """The optimizer of `optim.*` over the trainable parameters."""
+    assert cfg.lr is not None, "the run resolves a rate that was left open"
     trainable = [(name, p) for name, p in named if p.requires_grad]
     if cfg.name is OptimizerName.muon:
         return MuonWithAdamW(trainable, cfg)
@@ -43,6 +44,7 @@ class MuonWithAdamW(Optimizer):
     """
 
     def __init__(self, named: list[tuple[str, nn.Parameter]], cfg: OptimConfig) -> None:
+        assert cfg.lr is not None
         hidden = [p for name, p in named if p.ndim == 2 and not _is_table(name)]
         others = [p for name, p in named if p.ndim != 2 or _is_table(name)]
         self._parts: list[Optimizer] = []

@@ -1,0 +1,76 @@
+"""Two processes see together what one process sees of the same data."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from surgery.callbacks import AttentionEntropy, HeadImportance
+
+from tests.callbacks.fitting import OwnModule, fit
+from tests.callbacks.two_ranks import STEPS, batch
+from tests.tiny_models import tiny_model
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
+    root = tmp_path_factory.mktemp("ranks")
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.callbacks.two_ranks", str(root)],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return root, [torch.load(root / f"rank{rank}.pt") for rank in (0, 1)]
+
+
+def test_figures_equal_those_of_one_process(
+    ranks: tuple[Path, list[dict[str, Any]]], tmp_path: Path
+) -> None:
+    """One process that accumulates both ranks' batches takes the same steps, so all stay equal."""
+    monitors = [HeadImportance(1, 1), AttentionEntropy(1, 1, rows=None)]
+    fit(
+        OwnModule(tiny_model("llama"), lr=0.1),
+        [batch(step, rank) for step in range(STEPS) for rank in (0, 1)],
+        [*monitors],
+        tmp_path,
+        accumulate_grad_batches=2,
+    )
+    for monitor in monitors:
+        for of_rank in ranks[1]:
+            observed = of_rank["observed"][type(monitor).__name__]
+            assert [seen["step"] for seen in observed] == list(range(STEPS))
+            for got, expected in zip(observed, monitor.observations, strict=True):
+                assert got["heads"] == expected["heads"] == [4, 4]
+                for name, figures in expected["metrics"].items():
+                    torch.testing.assert_close(got["metrics"][name], figures, rtol=1e-4, atol=1e-6)
+
+
+def test_the_table_is_written_once_and_whole(
+    ranks: tuple[Path, list[dict[str, Any]]],
+) -> None:
+    table = pq.read_table(ranks[0] / "heads.parquet")
+    assert table.num_rows == STEPS * 2 * 4
+    assert table["head_importance"].null_count == 0
+
+
+def test_ranks_may_have_seen_unlike_sites(ranks: tuple[Path, list[dict[str, Any]]]) -> None:
+    for of_rank in ranks[1]:
+        assert of_rank["means"] == {
+            "x": [1.0, 2.0],
+            "y": [1.5, 2.5],
+            "z": [2.0, 3.0],
+            "w": [3.0],
+        }
