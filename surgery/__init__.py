@@ -1,15 +1,37 @@
 """Attention surgery, declared: plan, operate, watch, heal, export.
 
-The names below are the public API; docs/own-training-loop.md shows them at work.
+The names below are the public API; docs/own-training-loop.md shows them at work. They are imported
+when first used, so that `import surgery.hydra` in front of an app costs it neither torch nor
+transformers.
 """
 
-from surgery.anatomy import Anatomy, Site, find_sites
-from surgery.errors import ConfigError, PlanError, SurgeryError, TapError
-from surgery.execute.live import apply_
-from surgery.observation import AttentionCall, Tap
-from surgery.operations import parse_operations
-from surgery.plan.make import make_plan
-from surgery.plan.plan import Plan
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from surgery.anatomy import Anatomy, Site, find_sites
+    from surgery.errors import ConfigError, PlanError, SurgeryError, TapError
+    from surgery.execute.live import apply_
+    from surgery.observation import AttentionCall, Tap
+    from surgery.operations import parse_operations
+    from surgery.plan.make import make_plan
+    from surgery.plan.plan import Plan
+
+_HOMES = {
+    "Anatomy": "surgery.anatomy",
+    "AttentionCall": "surgery.observation",
+    "ConfigError": "surgery.errors",
+    "Plan": "surgery.plan.plan",
+    "PlanError": "surgery.errors",
+    "Site": "surgery.anatomy",
+    "SurgeryError": "surgery.errors",
+    "Tap": "surgery.observation",
+    "TapError": "surgery.errors",
+    "apply_": "surgery.execute.live",
+    "find_sites": "surgery.anatomy",
+    "make_plan": "surgery.plan.make",
+    "parse_operations": "surgery.operations",
+}
 
 __all__ = [
     "Anatomy",
@@ -26,3 +48,13 @@ __all__ = [
     "make_plan",
     "parse_operations",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'surgery' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

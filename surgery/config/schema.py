@@ -2,7 +2,7 @@
 
 Hydra's YAML files hold the defaults people read and override; these dataclasses hold the types.
 A key that stands here and nowhere in `conf/` would be a default nobody can see, so
-`tests/config/test_schema.py` holds the two together.
+`tests/packaging/test_conf.py` holds the two together.
 """
 
 from __future__ import annotations

