@@ -15,7 +15,6 @@ def main() -> None:
     """Entry of `train.py`, of `python -m surgery` and of the script `attention-surgery`."""
     # Hydra then lets exceptions through instead of printing them and exiting with 1.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     import hydra
     from hydra.core.hydra_config import HydraConfig
     from hydra.errors import HydraException

@@ -73,6 +73,11 @@ class Steps:
             self._next_line = self.done / self.total + 0.25
             say(f"  {self.description}: {self.done}/{self.total}")
 
+    def describe(self, text: str) -> None:
+        """Change what the bar says of itself."""
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, description=text)
+
     def finish(self) -> None:
         if self._bar is None:
             say(f"  {self.description}: done in {time.monotonic() - self._started:.1f} s")

@@ -41,6 +41,14 @@ class ConfigError(SurgeryError):
             lines.append(f"  valid: {self.valid}")
         super().__init__("\n".join(lines))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled whole: worker processes hand their exceptions over that way."""
+        return _config_error, (self.key, self.problem, self.given, self.valid)
+
+
+def _config_error(key: str, problem: str, given: Any, valid: str | None) -> ConfigError:
+    return ConfigError(key, problem, given=given, valid=valid)
+
 
 class PlanError(SurgeryError):
     """A plan and a model (or checkpoint) that do not belong together."""

@@ -87,7 +87,7 @@ class Site:
 
 
 @dataclass(frozen=True)
-class Unreadable:
+class Block:
     """An attention block that is no site, and why."""
 
     path: str
@@ -97,8 +97,15 @@ class Unreadable:
 
 @dataclass(frozen=True)
 class Anatomy:
-    """All attention blocks of a model, in module order."""
+    """All attention blocks of a model, in module order.
+
+    Attributes:
+        sites: what operations work on.
+        unreadable: attention of the text model that is not understood.
+        left_alone: what no operation is about: linear attention, vision and audio towers.
+    """
 
     model_class: str
     sites: tuple[Site, ...]
-    unreadable: tuple[Unreadable, ...]
+    unreadable: tuple[Block, ...]
+    left_alone: tuple[Block, ...]

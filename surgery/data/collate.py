@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,7 @@ from surgery.errors import ConfigError
 
 Batch = dict[str, torch.Tensor]
 IGNORED = -100
+MASK_ATTEMPTS = 100
 
 
 def collator(
@@ -25,18 +27,52 @@ def collator(
     """What turns a list of rows into a batch for `task`.
 
     Raises:
-        ConfigError: masked language modelling with a tokenizer that has no mask token.
+        ConfigError: a tokenizer without the mask or pad token that `task` needs, or a share of
+            zero to mask.
     """
-    if task is Task.masked_lm:
-        if tokenizer.mask_token_id is None:
-            raise ConfigError(
-                "model.task", "masked_lm needs a tokenizer with a mask token", given="masked_lm"
-            )
-        return DataCollatorForLanguageModeling(tokenizer, mlm_probability=cfg.mlm_probability)
+    if task is Task.causal_lm:
+        pad = tokenizer.pad_token_id
+        return CausalCollator(tokenizer.eos_token_id or 0 if pad is None else pad)
+    if tokenizer.pad_token_id is None:
+        raise ConfigError(
+            "model.tokenizer", f"has no pad token, and {task.value} pads its rows",
+            valid="a tokenizer with a pad token",
+        )  # fmt: skip
     if task is Task.sequence_classification:
         return DataCollatorWithPadding(tokenizer)
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    return CausalCollator(0 if pad is None else pad)
+    if tokenizer.mask_token_id is None:
+        raise ConfigError(
+            "model.task", "masked_lm needs a tokenizer with a mask token", given="masked_lm"
+        )
+    if cfg.mlm_probability == 0:
+        raise ConfigError(
+            "data.mlm_probability",
+            "masks nothing, so nothing is learnt",
+            given=cfg.mlm_probability,
+            valid="above 0, up to 1",
+        )
+    return MaskedCollator(tokenizer, cfg.mlm_probability)
+
+
+class MaskedCollator:
+    """transformers' masking, drawn from the rows themselves.
+
+    The same rows always get the same masks: in another process, after a resume, at every
+    validation. Rows meet in other batches every epoch, so epochs still differ.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, probability: float) -> None:
+        self._mask = DataCollatorForLanguageModeling(tokenizer, mlm_probability=probability)
+
+    def __call__(self, rows: list[dict[str, Any]]) -> Batch:
+        ids = [torch.as_tensor(row["input_ids"]).tolist() for row in rows]
+        self._mask.generator = torch.Generator().manual_seed(zlib.crc32(repr(ids).encode()))
+        # Short rows may be left without any mask, and a mean over nothing is no number.
+        for _ in range(MASK_ATTEMPTS):
+            batch = dict(self._mask(rows))
+            if (batch["labels"] != IGNORED).any():
+                break
+        return batch
 
 
 class CausalCollator:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from itertools import islice
-from typing import Any
+from typing import Any, NoReturn
 
 import datasets
 import pytorch_lightning as pl
@@ -17,7 +17,8 @@ from transformers import PreTrainedTokenizerBase
 from surgery.config.schema import DataConfig, Layout, Task
 from surgery.data.collate import Batch, collator
 from surgery.data.sampler import ResumableSampler
-from surgery.data.sources import Documents, load_corpus
+from surgery.data.sources import Documents, load_corpus, reading
+from surgery.data.stream import StreamBatches
 from surgery.data.windows import to_windows
 from surgery.errors import ConfigError
 
@@ -29,7 +30,7 @@ class TextData(pl.LightningDataModule):
         cfg: `data.*`.
         tokenizer: the model's.
         task: decides labels, special tokens and masking.
-        seed: decides the order of training windows and the choice of held-out ones.
+        seed: decides the order of training windows.
     """
 
     def __init__(
@@ -43,7 +44,8 @@ class TextData(pl.LightningDataModule):
         self._collate = collator(tokenizer, cfg, task)
         self._train: Documents | None = None
         self._held_out: datasets.Dataset | None = None
-        self._resume = {"epoch": 0, "batches": 0}
+        self._stream: StreamBatches | None = None
+        self._resumed: dict[str, int] = {}
 
     def setup(self, stage: str | None = None) -> None:
         """Read, split, tokenize; once, whoever calls first.
@@ -51,6 +53,8 @@ class TextData(pl.LightningDataModule):
         Raises:
             ConfigError: data that is missing, empty, or shorter than one window.
         """
+        if stage == "fit":  # a fresh fit; `load_state_dict` follows where it is a resumed one
+            self._stream, self._resumed = None, {}
         if self._train is not None:
             return
         if self.cfg.layout is Layout.packed and self.task is not Task.causal_lm:
@@ -63,14 +67,30 @@ class TextData(pl.LightningDataModule):
         corpus = load_corpus(self.cfg, self.task)
         train = to_windows(corpus.train, self.tokenizer, self.cfg, self.task)
         held_out = to_windows(corpus.held_out, self.tokenizer, self.cfg, self.task)
-        if isinstance(train, datasets.Dataset):
-            self._refuse_empty(train, "train")
-        self._train = train
+        if _count(train, enough=1) == 0:
+            self._refuse_empty("train")
         self._held_out = self._fixed_held_out(held_out)
+        self._train = train
 
-    def _refuse_empty(self, rows: datasets.Dataset, half: str) -> None:
-        if len(rows) > 0:
-            return
+    def check_training(self) -> None:
+        """Refuse what measuring alone would not mind.
+
+        Raises:
+            ConfigError: too few rows for one batch.
+        """
+        self.setup()
+        assert self._train is not None
+        _, world = self._rank()
+        rows = _count(self._train, enough=self.cfg.batch_size * world) // world
+        if rows < self.cfg.batch_size:
+            raise ConfigError(
+                "data.batch_size",
+                "is larger than the number of training rows of one process",
+                given=self.cfg.batch_size,
+                valid=f"1 to {rows}",
+            )
+
+    def _refuse_empty(self, half: str) -> NoReturn:
         if half == "train":
             raise ConfigError(
                 "data.path" if self.cfg.path else "data.seq_len",
@@ -87,8 +107,10 @@ class TextData(pl.LightningDataModule):
 
     def _fixed_held_out(self, rows: Documents) -> datasets.Dataset:
         if isinstance(rows, datasets.IterableDataset):
-            rows = datasets.Dataset.from_list(list(islice(rows, self.cfg.shuffle_buffer)))
-        self._refuse_empty(rows, "held_out")
+            with reading("data.path"):
+                rows = datasets.Dataset.from_list(list(islice(rows, self.cfg.shuffle_buffer)))
+        if len(rows) == 0:
+            self._refuse_empty("held_out")
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).tolist()
         return rows.select(order, keep_in_memory=True)
 
@@ -111,62 +133,74 @@ class TextData(pl.LightningDataModule):
         self.setup()
         assert self._held_out is not None
         rows = self._held_out
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            for start in range(0, min(windows, len(rows)), batch_size):
-                stop = min(start + batch_size, windows, len(rows))
-                yield self._collate([rows[index] for index in range(start, stop)])
+        for start in range(0, min(windows, len(rows)), batch_size):
+            stop = min(start + batch_size, windows, len(rows))
+            yield self._collate([rows[index] for index in range(start, stop)])
 
-    def train_dataloader(self) -> DataLoader[Any]:
-        self.setup()
+    def train_dataloader(self) -> DataLoader[Any] | StreamBatches:
+        self.check_training()
         rank, world = self._rank()
-        start = self._resume["batches"] * self.cfg.batch_size
         if isinstance(self._train, datasets.Dataset):
             sampler = ResumableSampler(
-                len(self._train), self.seed, rank=rank, world=world,
-                epoch=self._resume["epoch"], start=start,
+                len(self._train), self.cfg.batch_size, self.seed, rank=rank, world=world,
+                trained=self._trained,
             )  # fmt: skip
-            if len(sampler) < self.cfg.batch_size:
-                raise ConfigError(
-                    "data.batch_size",
-                    "is larger than the number of training rows of one process",
-                    given=self.cfg.batch_size,
-                    valid=f"1 to {len(sampler)}",
-                )
-            return self._loader(self._train, sampler=sampler, drop_last=True)
-        assert self._train is not None
-        stream = self._train.shuffle(seed=self.seed, buffer_size=self.cfg.shuffle_buffer)
-        if world > 1:
-            stream = split_dataset_by_node(stream, rank=rank, world_size=world)
-        stream.set_epoch(self._resume["epoch"])
-        return self._loader(stream.skip(start) if start else stream, drop_last=True)
+            return self._loader(self._train, batch_sampler=sampler)
+        if self._stream is None:
+            assert self._train is not None
+            rows = self._train.shuffle(seed=self.seed, buffer_size=self.cfg.shuffle_buffer)
+            if world > 1:
+                rows = split_dataset_by_node(rows, rank=rank, world_size=world)
+            self._stream = StreamBatches(
+                rows,
+                self._loader(rows, batch_size=self.cfg.batch_size, drop_last=True),
+                trained=self._trained,
+                epoch=self._resumed.get("epoch", 0),
+                began=self._resumed.get("began", 0),
+            )
+        return self._stream
 
     def val_dataloader(self) -> DataLoader[Any]:
         self.setup()
         rank, world = self._rank()
         assert self._held_out is not None
         mine = self._held_out.select(range(rank, len(self._held_out) // world * world, world))
-        return self._loader(mine)
+        return self._loader(mine, batch_size=self.cfg.batch_size)
 
     def _loader(self, rows: Any, **options: Any) -> DataLoader[Any]:
         # Few workers is a choice here: packing is done, collating is cheap.
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         return DataLoader(
-            rows,
-            batch_size=self.cfg.batch_size,
-            num_workers=self.cfg.num_workers,
-            collate_fn=self._collate,
-            **options,
+            rows, num_workers=self.cfg.num_workers, collate_fn=self._collate, **options
         )
 
     def _rank(self) -> tuple[int, int]:
         trainer = self.trainer
         return (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
 
-    def state_dict(self) -> dict[str, Any]:
-        assert self.trainer is not None
-        batches = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
-        return {"epoch": self.trainer.current_epoch, "batches": batches}
+    def _trained(self) -> int:
+        """Batches this run has been through, those before a resumed checkpoint included."""
+        trainer: Any = self.trainer
+        if trainer is None or trainer.overfit_batches:  # overfitting means the same ones again
+            return 0
+        done: int = trainer.fit_loop.epoch_loop.batch_progress.total.processed
+        # Lightning may ask for a batch before it has restored its own counters.
+        return max(done, self._resumed.get("batches", 0))
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._resume = {"epoch": state_dict["epoch"], "batches": state_dict["batches"]}
+    def state_dict(self) -> dict[str, int]:
+        trained = self._trained()
+        if self._stream is None:
+            return {"batches": trained}
+        epoch, began = self._stream.epoch_at(trained)
+        return {"batches": trained, "epoch": epoch, "began": began}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        self._resumed = dict(state_dict)
+
+
+def _count(rows: Documents, enough: int) -> int:
+    """How many rows there are; of a stream, `enough` at most."""
+    if isinstance(rows, datasets.Dataset):
+        return len(rows)
+    with reading("data.path"):
+        return sum(1 for _ in islice(rows, enough))

@@ -2,49 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import glob
+import hashlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import datasets
 
 from surgery.config.schema import DataConfig, DataKind, Streaming, Task
+from surgery.data.cache import fingerprinted
 from surgery.data.split import is_held_out
 from surgery.data.stdlib import stdlib_documents
-from surgery.errors import ConfigError
+from surgery.errors import ConfigError, SurgeryError
 
-Documents = datasets.Dataset | datasets.IterableDataset
+Documents: TypeAlias = datasets.Dataset | datasets.IterableDataset
 
 TEXT = "text"
 LABEL = "label"
 _READERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+_SAMPLES = ("paragraph", "line", "document")
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Documents as rows of `text` (and `label` for classification)."""
+    """Documents that are not blank, as rows of `text` (and `label` for classification)."""
 
     train: Documents
     held_out: Documents
-
-    @property
-    def streamed(self) -> bool:
-        return isinstance(self.train, datasets.IterableDataset)
 
 
 def check_source(cfg: DataConfig) -> None:
     """Everything that can be refused without reading the data.
 
     Raises:
-        ConfigError: a missing or empty file, or a file type that is not read.
+        ConfigError: a missing or empty file, a file type that is not read, or a key that
+            `data.kind` would leave unread.
     """
+    if cfg.kind is not DataKind.text and cfg.val_path is not None:
+        _refuse_unread("data.val_path", cfg.val_path, cfg.kind)
+    if cfg.kind is DataKind.stdlib and cfg.path is not None:
+        _refuse_unread("data.path", cfg.path, cfg.kind)
     if cfg.kind is DataKind.text:
         _files("data.path", cfg.path)
         if cfg.val_path is not None:
             _files("data.val_path", cfg.val_path)
+        if cfg.sample_by not in _SAMPLES:
+            raise ConfigError(
+                "data.sample_by", "is no way to split a text", given=cfg.sample_by, valid=_SAMPLES
+            )
     if cfg.kind is DataKind.hub and not isinstance(cfg.path, str):
         raise ConfigError("data.path", "a data set's name is required here", given=cfg.path)
+
+
+def _refuse_unread(key: str, given: Any, kind: DataKind) -> None:
+    raise ConfigError(
+        key, f"is not read by data={kind.value}", given=given, valid=f"data=text {key}={given}"
+    )
 
 
 def load_corpus(cfg: DataConfig, task: Task) -> Corpus:
@@ -56,21 +72,56 @@ def load_corpus(cfg: DataConfig, task: Task) -> Corpus:
     check_source(cfg)
     if cfg.kind is DataKind.stdlib:
         return _stdlib(cfg, task)
-    if cfg.kind is DataKind.text:
-        train, held_out = _text(cfg)
-    else:
-        train, held_out = _hub(cfg)
-    columns = [cfg.text_column]
+    train, held_out = _text(cfg) if cfg.kind is DataKind.text else _hub(cfg)
+    columns = {cfg.text_column: TEXT}
     if task is Task.sequence_classification:
-        columns.append(cfg.label_column)
+        columns[cfg.label_column] = LABEL
     train = _columns(train, cfg, columns)
     if held_out is None:
         fraction = cfg.val_fraction
-        return Corpus(
-            train=train.filter(lambda row: not is_held_out(row[TEXT], fraction)),
-            held_out=train.filter(lambda row: is_held_out(row[TEXT], fraction)),
+        corpus = Corpus(
+            train=_share(train, fraction=fraction, held_out=False),
+            held_out=_share(train, fraction=fraction, held_out=True),
         )
-    return Corpus(train=train, held_out=_columns(held_out, cfg, columns))
+        _refuse_blank("data.path", cfg.path, corpus.train, corpus.held_out)
+        return corpus
+    held_out = _columns(held_out, cfg, columns)
+    corpus = Corpus(
+        train=_share(train, fraction=0.0, held_out=False),
+        held_out=_share(held_out, fraction=1.0, held_out=True),
+    )
+    _refuse_blank("data.path", cfg.path, corpus.train)
+    _refuse_blank("data.val_path", cfg.val_path, corpus.held_out)
+    return corpus
+
+
+def _refuse_blank(key: str, given: Any, *halves: Documents) -> None:
+    if not any(isinstance(half, datasets.IterableDataset) or len(half) for half in halves):
+        raise ConfigError(key, "holds no text: every document is blank", given=given)
+
+
+def _share(documents: Documents, *, fraction: float, held_out: bool) -> Documents:
+    options = {"fraction": fraction, "held_out": held_out}
+    return documents.filter(
+        _belong,
+        batched=True,
+        input_columns=[TEXT],
+        fn_kwargs=options,
+        **fingerprinted(documents, "share", options),
+    )
+
+
+def _belong(texts: list[Any], *, fraction: float, held_out: bool) -> list[bool]:
+    """Which texts are of this share; blank ones and missing ones are of neither."""
+    for text in texts:
+        if text is not None and not isinstance(text, str):
+            raise ConfigError(
+                "data.text_column", "holds something else than text", given=repr(text)[:60]
+            )
+    return [
+        bool(text) and not text.isspace() and is_held_out(text, fraction) is held_out
+        for text in texts
+    ]
 
 
 def _stdlib(cfg: DataConfig, task: Task) -> Corpus:
@@ -91,8 +142,12 @@ def _stdlib(cfg: DataConfig, task: Task) -> Corpus:
 def _files(key: str, given: Any) -> list[Path]:
     names = [given] if isinstance(given, str) else list(given or [])
     if not names:
-        raise ConfigError(key, "a file is required here", given=given,
-                          valid=f"one path or a list of paths ({', '.join(_READERS)})")
+        raise ConfigError(
+            key,
+            "a file is required here",
+            given=given,
+            valid=f"one path or a list of paths ({', '.join(_READERS)})",
+        )
     paths = [Path(str(name)).expanduser() for name in names]
     for path in paths:
         if not path.is_file():
@@ -117,50 +172,67 @@ def _text(cfg: DataConfig) -> tuple[Documents, Documents | None]:
     def read(files: list[Path], stream: bool, key: str) -> Documents:
         reader = _READERS[files[0].suffix]
         options = {"sample_by": cfg.sample_by} if reader == "text" else {}
-        names = [str(path) for path in files]
-        return _read(
-            key,
-            lambda: datasets.load_dataset(
-                reader, data_files=names, split="train", streaming=stream, **options
-            ),
-        )
+        with reading(key):
+            return datasets.load_dataset(
+                reader,
+                name=_versions(files),
+                data_files=[glob.escape(str(path)) for path in files],
+                split="train",
+                streaming=stream,
+                **options,
+            )
 
     train = read(paths, streamed, "data.path")
     return train, read(held_out_paths, False, "data.val_path") if held_out_paths else None
 
 
+def _versions(files: Iterable[Path]) -> str:
+    """Names the files as they are now: `datasets` alone trusts the time of the last change,
+    which unpacking an archive may set back."""
+    stats = [(str(path), path.stat()) for path in files]
+    now = [(path, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for path, stat in stats]
+    return hashlib.sha256(repr(now).encode()).hexdigest()[:16]
+
+
 def _hub(cfg: DataConfig) -> tuple[Documents, Documents | None]:
     def read(split: str | None, key: str) -> Documents:
-        return _read(
-            key,
-            lambda: datasets.load_dataset(
+        with reading("data.path", split_key=key):
+            return datasets.load_dataset(
                 cfg.path,
                 cfg.name,
                 split=split,
                 revision=cfg.revision,
                 streaming=cfg.streaming is Streaming.always,
-            ),
-        )
+            )
 
-    train = read(cfg.split, "data.path")
+    train = read(cfg.split, "data.split")
     return train, read(cfg.val_split, "data.val_split") if cfg.val_split else None
 
 
-def _read(key: str, load: Callable[[], Any]) -> Documents:
+@contextmanager
+def reading(key: str, split_key: str | None = None) -> Iterator[None]:
+    """Whatever goes wrong inside `datasets` becomes an error of the config that caused it."""
     try:
-        documents = load()
-    except Exception as error:  # datasets wraps whatever its readers raise in its own classes
-        cause = error.__cause__ or error
-        raise ConfigError(key, f"cannot be read: {str(cause).splitlines()[0]}") from None
-    if isinstance(documents, datasets.Dataset) and len(documents) == 0:
-        raise ConfigError(key, "holds no document")
-    return documents
+        yield
+    except SurgeryError:
+        raise
+    except Exception as error:  # its readers raise anything, wrapped in its own classes
+        lines = str(error.__cause__ or error).splitlines() or [type(error).__name__]
+        if "corresponds to no data" in lines[0]:
+            raise ConfigError(key, "holds no document") from None
+        if split_key is not None and "split" in lines[0].lower():
+            raise ConfigError(split_key, lines[0]) from None
+        raise ConfigError(key, f"cannot be read: {lines[0]}") from None
 
 
-def _columns(documents: Documents, cfg: DataConfig, wanted: list[str]) -> Documents:
-    """Keep the wanted columns under our own names."""
-    present = documents.column_names or list(next(iter(documents)))
-    names = {cfg.text_column: TEXT, cfg.label_column: LABEL}
+def _columns(documents: Documents, cfg: DataConfig, wanted: dict[str, str]) -> Documents:
+    """Keep the wanted columns, under our own names."""
+    present = documents.column_names
+    if not present:  # a stream that cannot tell, or no rows at all
+        with reading("data.path"):
+            present = list(next(iter(documents), {}))
+        if not present:
+            raise ConfigError("data.path", "holds no document", given=cfg.path)
     for column in wanted:
         if column not in present:
             raise ConfigError(
@@ -169,8 +241,8 @@ def _columns(documents: Documents, cfg: DataConfig, wanted: list[str]) -> Docume
                 given=column,
                 valid=present,
             )
-    documents = documents.select_columns(wanted)
-    for column in wanted:
-        if column != names[column]:
-            documents = documents.rename_column(column, names[column])
+    documents = documents.select_columns(list(wanted))
+    for column, name in wanted.items():
+        if column != name:
+            documents = documents.rename_column(column, name)
     return documents

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -46,8 +46,26 @@ def pool_heads(
     return [pooled.reshape(-1, *rest).contiguous()]
 
 
+def repeat_heads(
+    tensors: Sequence[torch.Tensor], *, heads: int, groups: int, **_: Any
+) -> list[torch.Tensor]:
+    """Back from `pool_heads` to its source's shape, without changing what the model computes.
+
+    Args:
+        tensors: one tensor [groups * d, ...].
+        heads, groups: as `pool_heads` was given them.
+
+    Returns:
+        One tensor [heads * d, ...], each head standing once for every member of its group.
+    """
+    (pooled,) = tensors
+    rest = pooled.shape[1:]
+    grouped = pooled.reshape(groups, -1, *rest)
+    return [grouped.repeat_interleave(heads // groups, dim=0).reshape(-1, *rest)]
+
+
 def _drawn(like: torch.Tensor, seed: str, std: float) -> torch.Tensor:
-    if like.ndim < 3:
+    if like.ndim < 3 or like.is_meta:
         return torch.zeros_like(like)
     number = int.from_bytes(hashlib.sha256(seed.encode()).digest()[:8], "big") >> 1
     generator = torch.Generator().manual_seed(number)
@@ -56,10 +74,19 @@ def _drawn(like: torch.Tensor, seed: str, std: float) -> torch.Tensor:
 
 
 TRANSFORMS: dict[str, Transform] = {"pool_heads": pool_heads}
+# What stands for a transform's result in the source's own shape: the oracle of `rehearse`.
+EQUIVALENTS: dict[str, Transform] = {"pool_heads": repeat_heads}
 
 
 def run_transform(
-    name: str, tensors: Sequence[torch.Tensor], arguments: dict[str, Any]
+    name: str, tensors: Sequence[torch.Tensor], arguments: Mapping[str, Any]
 ) -> list[torch.Tensor]:
     """Look a transform up by name and run it."""
     return TRANSFORMS[name](tensors, **arguments)
+
+
+def run_equivalent(
+    name: str, results: Sequence[torch.Tensor], arguments: Mapping[str, Any]
+) -> list[torch.Tensor]:
+    """Tensors in the shapes of the transform's sources that do what its results do."""
+    return EQUIVALENTS[name](results, **arguments)

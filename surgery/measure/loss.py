@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from surgery.config.schema import Task
 from surgery.console import progress
 from surgery.data.collate import IGNORED, Batch
+from surgery.models.forward import no_cache
 
 
 @torch.inference_mode()
@@ -28,7 +29,7 @@ def held_out_loss(
         for batch in batches:
             batch = {name: value.to(device) for name, value in batch.items()}
             labels = batch.pop("labels")
-            logits = model(**batch).logits
+            logits = model(**batch, **no_cache(model)).logits
             if task is Task.causal_lm:
                 logits, labels = logits[:, :-1], labels[:, 1:]
             logits, labels = logits.reshape(-1, logits.shape[-1]), labels.reshape(-1)

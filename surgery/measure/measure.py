@@ -44,7 +44,7 @@ def measure_model(
     batches = data.held_out_batches(cfg.windows, cfg.batch_size)
     loss = held_out_loss(model, batches, task, total=total, label=label)
     prompt = _prompt(model, data, cfg.prefill_tokens)
-    speed = measure_speed(model, prompt, decode_tokens=cfg.decode_tokens, repeats=cfg.repeats)
+    speed = measure_speed(model, prompt, task, decode_tokens=cfg.decode_tokens, repeats=cfg.repeats)
     sites = find_sites(model).sites
     model.train(training)
     return Measurement(

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from transformers import PreTrainedModel
 
+from surgery.config.schema import Task
+
 
 class Speed(NamedTuple):
     """Medians, in milliseconds; cache bytes per token as allocated by transformers."""
@@ -21,7 +23,7 @@ class Speed(NamedTuple):
 
 @torch.inference_mode()
 def measure_speed(
-    model: PreTrainedModel, input_ids: torch.Tensor, *, decode_tokens: int, repeats: int
+    model: PreTrainedModel, input_ids: torch.Tensor, task: Task, *, decode_tokens: int, repeats: int
 ) -> Speed:
     """Time one prompt, then greedy tokens after it.
 
@@ -29,11 +31,11 @@ def measure_speed(
         input_ids: [1, N], the prompt.
         decode_tokens: tokens generated one by one; `decode_ms` is per token.
 
-    Models without a cache (encoders) have no decode time.
+    Models that generate nothing (encoders, classifiers) have no decode time.
     """
     device = next(model.parameters()).device
     input_ids = input_ids.to(device)
-    if not getattr(model.config.get_text_config(), "use_cache", False):
+    if task is not Task.causal_lm:
         prefill = [_timed(device, lambda: model(input_ids=input_ids)) for _ in range(repeats + 1)]
         return Speed(1e3 * median(prefill[1:]), None, None)
     prefills, decodes = [], []

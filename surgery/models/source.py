@@ -27,6 +27,7 @@ from transformers import (
 )
 
 from surgery.config.schema import Dtype, ModelConfig, Task
+from surgery.console import say
 from surgery.errors import ConfigError
 
 EMBEDDED = "embedded"
@@ -153,37 +154,39 @@ class ModelSource:
         """The module tree on the meta device: every shape, no byte of weights.
 
         Raises:
-            ConfigError: the architecture has no class for `model.task`, cannot be built, or
-                has no such attention implementation.
+            ConfigError: the architecture has no class for `model.task`, or cannot be built.
         """
         config = config if config is not None else self.config()
         with torch.device("meta"):
-            plain = build(config, self.spec.task, trust_remote_code=self.spec.trust_remote_code)
-            if self.spec.attn_implementation is None:
-                return plain
-            try:
-                return _AUTO[self.spec.task].from_config(
-                    config,
-                    trust_remote_code=self.spec.trust_remote_code,
-                    attn_implementation=self.spec.attn_implementation,
-                )
-            except (ValueError, ImportError) as error:
-                raise ConfigError(
-                    "model.attn_implementation",
-                    _text(error),
-                    given=self.spec.attn_implementation,
-                    valid="eager, sdpa, or what else this model and machine support; null",
-                ) from None
+            return build(config, self.spec.task, trust_remote_code=self.spec.trust_remote_code)
 
     def check_weights(self) -> None:
-        """Refuse, before any work, a directory that holds no safetensors.
+        """Refuse, before any work, what could not be loaded or run as asked.
 
         Raises:
-            ConfigError: no weights, or only pickled ones.
+            ConfigError: no weights in the directory, or only pickled ones; or an attention
+                implementation that the model or the machine does not have.
         """
-        if self.spec.scratch is not None:
-            return
-        where = Path(self.location())
+        if self.spec.scratch is None:
+            self._check_files(Path(self.location()))
+        config, implementation = self.config(), self.spec.attn_implementation
+        self.skeleton(config)  # so that what it refuses is not mistaken for the other below
+        try:
+            with torch.device("meta"):
+                _AUTO[self.spec.task].from_config(
+                    config,
+                    trust_remote_code=self.spec.trust_remote_code,
+                    attn_implementation=implementation,
+                )
+        except (ValueError, ImportError) as error:
+            raise ConfigError(
+                "model.attn_implementation",
+                _text(error),
+                given=implementation,
+                valid="eager, sdpa, or what else this model and machine have; null leaves it open",
+            ) from None
+
+    def _check_files(self, where: Path) -> None:
         if not where.is_dir() or any(where.glob("*.safetensors")):
             return
         pickled = sorted(where.glob("*.bin")) + sorted(where.glob("*.pt"))
@@ -200,8 +203,8 @@ class ModelSource:
         Raises:
             ConfigError: the weights cannot be had or do not fit the config.
         """
+        self.check_weights()
         config = self.config()
-        self.skeleton(config)  # names what is wrong better than loading does
         if self.spec.scratch is not None:
             options: dict[str, Any] = {"attn_implementation": self.spec.attn_implementation}
             if self.spec.dtype is not Dtype.auto:
@@ -209,7 +212,6 @@ class ModelSource:
                 options["dtype"] = getattr(torch, self.spec.dtype.value)
             model: PreTrainedModel = _AUTO[self.spec.task].from_config(config, **options)
             return model.eval()
-        self.check_weights()
         try:
             model, report = _AUTO[self.spec.task].from_pretrained(
                 self.location(),
@@ -231,6 +233,8 @@ class ModelSource:
             raise ConfigError(
                 "model.path", f"the weights do not fit the config: {misfit}", given=self.spec.path
             )
+        if report["missing_keys"]:
+            say(f"  not in the checkpoint, so random: {', '.join(sorted(report['missing_keys']))}")
         return model.eval()
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -293,7 +297,7 @@ def _located(key: str, path: str) -> str:
     if local.is_dir():
         return str(local)
     if local.exists():
-        raise ConfigError(key, "is a file, not a directory", given=path)
+        raise ConfigError(key, "is a file, not a model directory", given=path)
     if path.startswith((".", "/", "~")) or path.count("/") != 1:
         raise ConfigError(
             key,
@@ -310,10 +314,8 @@ def _misfit(report: Mapping[str, Any], model: PreTrainedModel, task: Task) -> st
     for name, stored, wanted in sorted(report["mismatched_keys"]):
         return f"{name} is {list(stored)}, and should be {list(wanted)}"
     for name in sorted(report["missing_keys"]):
-        # A new task's head is trained from nothing; that is what one loads a classifier for.
-        if task is not Task.sequence_classification or name.startswith(
-            f"{model.base_model_prefix}."
-        ):
+        # A new task's head is trained from nothing; `load` says so.
+        if task is Task.causal_lm or name.startswith(f"{model.base_model_prefix}."):
             return f"{name} is missing"
     for name in sorted(report["unexpected_keys"]):
         if re.search(r"\.\d+\.", name):  # in a numbered layer; heads of other tasks are in none

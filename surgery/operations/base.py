@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import fields
-from typing import Any, TypeVar
+from enum import Enum
+from typing import Any, TypeVar, get_type_hints
 
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from surgery.errors import ConfigError
 from surgery.plan.operation import Operation
-
 
 _REGISTRY: dict[str, type[Operation]] = {}
 _Spec = TypeVar("_Spec", bound=type[Operation])
@@ -59,9 +59,22 @@ def _parse(name: str, options: Any) -> Operation:
     try:
         parsed = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(spec), dict(options)))
     except OmegaConfBaseException as error:
-        key = f"attention.{name}.{error.full_key or error.key}"
+        option = str(error.full_key or error.key).split("[")[0].split(".")[0]
+        missing = isinstance(error, MissingMandatoryValue)
         problem = str(error.msg or error).splitlines()[0]
-        given = options.get(str(error.key)) if error.key is not None else None
-        raise ConfigError(key, problem, given=given) from None
+        raise ConfigError(
+            f"attention.{name}.{option}",
+            "a value is required here" if missing else problem,
+            given=None if missing else repr(options.get(option)),
+            valid=_values(spec, option),
+        ) from None
     assert isinstance(parsed, Operation)
     return parsed
+
+
+def _values(spec: type[Operation], option: str) -> str | list[str]:
+    """What an option accepts: the members of an enum, or else its type as declared."""
+    kind = get_type_hints(spec).get(option)
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return [member.name for member in kind]
+    return kind.__name__ if type(kind) is type else str(kind)

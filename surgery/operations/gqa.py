@@ -42,13 +42,15 @@ class GQA(Operation):
         chosen = self._chosen(sites)
         for site in chosen:
             self._check(site)
-        return [
-            self._change(site, context) for site in chosen if site.kv_heads != self.kv_heads
-        ]
+        return [self._change(site, context) for site in chosen if site.kv_heads != self.kv_heads]
 
     def _chosen(self, sites: Sequence[Site]) -> list[Site]:
         if self.layers is None:
             return list(sites)
+        if not self.layers:
+            raise ConfigError(
+                self.key("layers"), "names no layer", given=self.layers, valid="null for all"
+            )
         for layer in self.layers:
             if not 0 <= layer < len(sites):
                 raise ConfigError(
@@ -103,9 +105,7 @@ class GQA(Operation):
         rest = (projection.in_features,) if tensor == "weight" else ()
         return self._pool(site, f"{projection.path}.{tensor}", rest, self.merge, context)
 
-    def _norm_edit(
-        self, site: Site, norm: Norm, tensor: str, context: PlanContext
-    ) -> TensorEdit:
+    def _norm_edit(self, site: Site, norm: Norm, tensor: str, context: PlanContext) -> TensorEdit:
         # A gain is nothing to draw at random.
         merge = Merge.mean if self.merge is Merge.random else self.merge
         return self._pool(site, f"{norm.path}.{tensor}", (), merge, context)

@@ -10,7 +10,15 @@ import torch
 import transformers
 
 from surgery.anatomy import text_config
-from surgery.config.schema import Dtype, Layout, ObjectiveName, RunConfig, Stage, Task
+from surgery.config.schema import (
+    Dtype,
+    Layout,
+    ObjectiveName,
+    OptimizerName,
+    RunConfig,
+    Stage,
+    Task,
+)
 from surgery.console import is_terminal
 from surgery.errors import ConfigError
 from surgery.models.source import ModelSource
@@ -89,6 +97,8 @@ def prepare(run: RunConfig, run_dir: Path, settings: dict[str, Any]) -> Session:
         _check_fit(run, config)
         session.data = TextData(run.data, session.tokenizer, run.model.task, run.seed)
         session.data.setup()
+        if Stage.train in wanted:
+            session.data.check_training()
     return session
 
 
@@ -122,6 +132,19 @@ def _check_stages(run: RunConfig, wanted: set[Stage]) -> None:
             given="distill",
             valid="objective=lm, or a model.path",
         )
+    if distilled and run.model.num_labels == 1:
+        raise ConfigError(
+            "objective",
+            "one label alone is a regression: there is no distribution to learn from",
+            given="distill",
+            valid="objective=lm",
+        )
+    sharded = str(run.trainer.get("strategy")).startswith(("fsdp", "deepspeed"))
+    if sharded and Stage.train in wanted and run.optim.name is OptimizerName.muon:
+        raise ConfigError(
+            "optim", "Muon needs whole matrices, and this strategy shards them",
+            given="muon", valid="optim=adamw",
+        )  # fmt: skip
 
 
 def _check_device(device: str) -> None:
@@ -160,7 +183,7 @@ def _check_fit(run: RunConfig, config: Any) -> None:
             "data.isolate_documents",
             "transformers keeps packed documents apart under flash only in batches of one",
             given=f"data.batch_size={data.batch_size}, {run.model.attn_implementation}",
-            valid="data.batch_size=1, data.isolate_documents=false, or model.attn_implementation=sdpa",
+            valid="data.batch_size=1, isolate_documents=false, or model.attn_implementation=sdpa",
         )
     if run.model.task is Task.sequence_classification and config.pad_token_id is None:
         raise ConfigError(

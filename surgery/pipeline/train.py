@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import warnings
 from dataclasses import asdict
@@ -31,7 +30,6 @@ def train(session: Session) -> None:
     """Fit, and leave the trained model in `session.model`."""
     run = session.run
     assert session.data is not None
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     module = build_module(run, session.source, session.plan)
     if session.model is not None:
         module.adopt(session.model)
@@ -52,7 +50,7 @@ def train(session: Session) -> None:
     session.model = _whole(module, trainer, session)
     session.training = {
         "steps": trainer.global_step,
-        "tokens": _tokens(session, trainer),
+        "tokens": _tokens(curve, trainer),
         "objective": run.objective.name.value,
         "final_train_loss": _scalar(trainer.callback_metrics.get("train/loss")),
         "checkpoint": _last_checkpoint(trainer),
@@ -100,10 +98,12 @@ def _config_dict(source: ModelSource) -> dict[str, Any]:
     }
 
 
-def _tokens(session: Session, trainer: pl.Trainer) -> int:
-    data = session.run.data
-    per_step = data.batch_size * data.seq_len * trainer.accumulate_grad_batches
-    return trainer.global_step * per_step * trainer.world_size
+def _tokens(curve: LossCurve, trainer: pl.Trainer) -> int:
+    """Over all processes."""
+    mine = torch.tensor(
+        float(curve.tokens), dtype=torch.float64, device=trainer.strategy.root_device
+    )
+    return int(trainer.strategy.reduce(mine, reduce_op="sum"))
 
 
 def _scalar(value: Any) -> float | None:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
-from typing import Any
 
-import torch
 from transformers import PreTrainedModel
 
-from surgery.anatomy import Anatomy, Site, find_sites
+from surgery.anatomy import Anatomy, Site, find_sites, text_config
 from surgery.errors import ConfigError
-from surgery.plan.config_patch import apply_patch, head_count_patch
+from surgery.plan.config_patch import head_count_patch
 from surgery.plan.edits import SiteChange
 from surgery.plan.operation import Operation, PlanContext
-from surgery.plan.plan import Export, Plan
+from surgery.plan.plan import Plan
 from surgery.plan.sizes import Sizes, attention_flops, kv_bytes_per_token
+from surgery.plan.twins import Twins, changed_attributes, export_of, planned_shapes
 
 DEFAULT_INITIALIZER_RANGE = 0.02
 
@@ -44,10 +42,9 @@ def make_plan(
     """
     anatomy = find_sites(model)
     if operations:
+        _refuse_quantized(model)
         _refuse_unreadable(anatomy)
-    initializer_range = getattr(
-        model.config.get_text_config(), "initializer_range", DEFAULT_INITIALIZER_RANGE
-    )
+    initializer_range = getattr(text_config(model.config), "initializer_range", None)
     context = PlanContext(seed, initializer_range or DEFAULT_INITIALIZER_RANGE)
     sites = list(anatomy.sites)
     changes: list[SiteChange] = []
@@ -58,6 +55,8 @@ def make_plan(
         changes += made
 
     patch = head_count_patch(anatomy.sites, sites)
+    twins = Twins(model)
+    shapes = planned_shapes(model, changes)
     parameters = sum(p.numel() for p in model.parameters())
     added = sum(edit.added_parameters for change in changes for edit in change.edits)
     return Plan(
@@ -70,44 +69,46 @@ def make_plan(
         changes=tuple(changes),
         before=anatomy.sites,
         after=tuple(sites),
+        left_alone=anatomy.left_alone,
+        attributes=changed_attributes(anatomy.sites, sites, shapes, twins),
         config_patch=patch,
         tokens=tokens,
         kv_bytes=kv_bytes,
         sizes_before=_sizes(parameters, anatomy.sites, tokens, kv_bytes),
         sizes_after=_sizes(parameters + added, sites, tokens, kv_bytes),
-        export=_export(model, sites, patch),
+        export=export_of(sites, shapes, patch, twins),
     )
+
+
+def _refuse_quantized(model: PreTrainedModel) -> None:
+    stored = getattr(model.config, "quantization_config", None)
+    if stored is not None:
+        method = stored.get("quant_method") if isinstance(stored, dict) else stored.quant_method
+        raise ConfigError(
+            "attention",
+            "quantized weights cannot be operated on",
+            given=str(getattr(method, "value", method)),
+            valid="the model's unquantized original",
+        )
 
 
 def _refuse_unreadable(anatomy: Anatomy) -> None:
-    if anatomy.sites:
-        return
+    """A model is operated on where all its attention is understood, never in part."""
     if anatomy.unreadable:
-        block = anatomy.unreadable[0]
-        problem = f"no attention of {anatomy.model_class} can be operated on: {block.reason}"
-        raise ConfigError("attention", problem, given=f"{block.path} ({block.kind})")
-    raise ConfigError("attention", f"{anatomy.model_class} has no attention to operate on")
+        block, read = anatomy.unreadable[0], len(anatomy.sites)
+        share = f"{len(anatomy.unreadable)} of {read + len(anatomy.unreadable)}" if read else "none"
+        raise ConfigError(
+            "attention",
+            f"{share} of the attention blocks of {anatomy.model_class} "
+            f"can{'not' if read else ''} be operated on: {block.reason}",
+            given=f"{block.path} ({block.kind})",
+        )
+    if not anatomy.sites:
+        others = "".join(f"; {block.path}: {block.reason}" for block in anatomy.left_alone[:1])
+        raise ConfigError(
+            "attention", f"no attention was recognised in {anatomy.model_class}{others}"
+        )
 
 
 def _sizes(parameters: int, sites: Sequence[Site], tokens: int, kv_bytes: int) -> Sizes:
-    return Sizes(
-        parameters, kv_bytes_per_token(sites, kv_bytes), attention_flops(sites, tokens)
-    )
-
-
-def _export(model: PreTrainedModel, after: Sequence[Site], patch: dict[str, Any]) -> Export:
-    """Native, if a model built from the patched config alone has the result's very shapes."""
-    config = copy.deepcopy(model.config)
-    apply_patch(config, patch)
-    with torch.device("meta"):
-        rebuilt = find_sites(type(model)(config)).sites
-    differing = [a for a, b in zip(after, rebuilt, strict=True) if a != b]
-    if not differing:
-        return Export("native", "the architecture's own config says the result", ("transformers",))
-    counts = ", ".join(str(n) for n in sorted({site.kv_heads for site in after}))
-    return Export(
-        "none",
-        f"{model.config.model_type} configs hold one KV head count for all layers; "
-        f"the result has {counts}",
-        (),
-    )
+    return Sizes(parameters, kv_bytes_per_token(sites, kv_bytes), attention_flops(sites, tokens))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from surgery.anatomy import Site
+from surgery.anatomy import Block, Site
 from surgery.errors import PlanError
 from surgery.plan.edits import SiteChange, TensorEdit
 from surgery.plan.sizes import Sizes
@@ -38,6 +38,9 @@ class Plan:
         operations: the specs, as JSON.
         changes: per operation and site, in order.
         before, after: the sites of the source and of the result.
+        left_alone: attention that no operation is about, and why.
+        attributes: module path → attribute → value: what the architecture's own code would have
+            set on the changed sites besides their tensors.
         config_patch: dotted config keys and their new values.
         sizes_before, sizes_after: predicted, at `tokens` tokens and `kv_bytes` bytes per value.
         export: how the result can be saved.
@@ -48,6 +51,8 @@ class Plan:
     changes: tuple[SiteChange, ...]
     before: tuple[Site, ...]
     after: tuple[Site, ...]
+    left_alone: tuple[Block, ...]
+    attributes: Mapping[str, Mapping[str, Any]]
     config_patch: Mapping[str, Any]
     tokens: int
     kv_bytes: int
@@ -67,6 +72,8 @@ class Plan:
             "changes": [change.to_json() for change in self.changes],
             "before": [site.to_json() for site in self.before],
             "after": [site.to_json() for site in self.after],
+            "left_alone": [asdict(block) for block in self.left_alone],
+            "attributes": {path: dict(values) for path, values in self.attributes.items()},
             "config_patch": dict(self.config_patch),
             "tokens": self.tokens,
             "kv_bytes": self.kv_bytes,
@@ -80,10 +87,17 @@ class Plan:
         """Read what `to_json` wrote. Data only: nothing named in it is imported or called.
 
         Raises:
-            PlanError: another format.
+            PlanError: another format, or no plan at all.
         """
         if data.get("format") != FORMAT:
             raise PlanError(f"a plan of format {data.get('format')}; this version reads {FORMAT}")
+        try:
+            return cls._read(data)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise PlanError(f"not a whole plan: {type(error).__name__} {error}") from None
+
+    @classmethod
+    def _read(cls, data: Mapping[str, Any]) -> Plan:
         export = data["export"]
         return cls(
             model=dict(data["model"]),
@@ -91,6 +105,8 @@ class Plan:
             changes=tuple(SiteChange.from_json(change) for change in data["changes"]),
             before=tuple(Site.from_json(site) for site in data["before"]),
             after=tuple(Site.from_json(site) for site in data["after"]),
+            left_alone=tuple(Block(**block) for block in data["left_alone"]),
+            attributes={path: dict(values) for path, values in data["attributes"].items()},
             config_patch=dict(data["config_patch"]),
             tokens=data["tokens"],
             kv_bytes=data["kv_bytes"],

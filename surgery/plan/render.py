@@ -43,6 +43,10 @@ def plan_table(plan: Plan) -> Table:
         table.add_row(f"operation {spec['operation']}", options, edits, "")
     runtimes = ", ".join(plan.export.runtimes)
     table.add_row("export", plan.export.format, runtimes, "")
+    if plan.left_alone:
+        first = plan.left_alone[0]
+        blocks = f"{len(plan.left_alone)} attention blocks"
+        table.add_row("left alone", f"{first.path}, …: {first.reason}", blocks, "")
     table.caption = plan.export.reason
     return table
 

@@ -8,15 +8,17 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from omegaconf import OmegaConf
+from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 
 from surgery.config.schema import ModelConfig, ObjectiveConfig, ObjectiveName, OptimConfig, Task
 from surgery.data.collate import Batch
 from surgery.errors import SurgeryError
 from surgery.execute.live import apply_
+from surgery.models.forward import no_cache
 from surgery.models.source import ModelSource, build
 from surgery.plan.plan import Plan
-from surgery.training.objectives import training_loss
+from surgery.training.objectives import labelled, training_loss
 from surgery.training.optim import build_optimizer, warmup_cosine
 
 
@@ -54,6 +56,7 @@ class SurgeryModule(pl.LightningModule):
         self.model: PreTrainedModel | None = None
         # Not a submodule: the original must appear in no checkpoint and no optimizer.
         self._teacher: list[PreTrainedModel] = []
+        self._exact: list[tuple[nn.Module, str, torch.Tensor]] | None = None
 
     @property
     def task(self) -> Task:
@@ -65,10 +68,12 @@ class SurgeryModule(pl.LightningModule):
         self._teacher = [teacher.requires_grad_(False).eval()] if teacher is not None else []
 
     def configure_model(self) -> None:
-        """Build and operate the model, and load the original where it is learnt from. Idempotent."""
+        """Build and operate the model; load the original where it is learnt from. Idempotent."""
         if self.model is None:
             self.model = apply_(self._original(), self.plan)
         self.model.train()  # transformers hands models out in eval mode
+        if self._exact is None:
+            self._exact = _computed_buffers(self.model)
         if self.objective.name is ObjectiveName.distill and not self._teacher and self._fitting:
             self._teacher = [self.source.load().requires_grad_(False).eval()]
 
@@ -78,30 +83,38 @@ class SurgeryModule(pl.LightningModule):
         fields = dict(self.hparams["model_config"])
         config = AutoConfig.for_model(fields.pop("model_type"), **fields)
         config._attn_implementation = self.source.spec.attn_implementation
-        model = build(config, self.task)
         dtype = self.source.spec.dtype.value
-        return model if dtype == "auto" else model.to(getattr(torch, dtype))
+        if dtype != "auto":
+            # Built in it, not cast to it: a cast would round RoPE's frequencies too.
+            config.dtype = getattr(torch, dtype)
+        return build(config, self.task)
 
     @property
     def _fitting(self) -> bool:
         return self._trainer is not None and self._trainer.state.fn == "fit"
 
     def on_fit_start(self) -> None:
+        # A `*-true` precision has cast them by now, RoPE's frequencies among them: at bf16 the
+        # angles of far positions are off by whole turns, and no checkpoint would remember why.
+        for module, name, exact in self._exact or []:
+            setattr(module, name, exact.to(self.device))
         for teacher in self._teacher:
-            teacher.to(self.device)
+            nn.Module.to(teacher, self.device)
 
     def forward(self, **batch: torch.Tensor) -> Any:
         assert self.model is not None
-        return self.model(**batch)
+        return self.model(**batch, **no_cache(self.model))
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         assert self.model is not None
         teacher = self._teacher[0] if self._teacher else None
         loss = training_loss(self.model, teacher, batch, self.objective, self.task)
         if not torch.isfinite(loss.total):
+            remedy = "lower optim.lr, or train in a wider trainer.precision"
+            if labelled(batch, self.task) == 0:
+                remedy = "no position of this batch carries a label; raise data.batch_size"
             raise SurgeryError(
-                f"the training loss is {loss.total.item()} at step {self.global_step}; "
-                "lower optim.lr, or train in a wider trainer.precision"
+                f"the training loss is {loss.total.item()} at step {self.global_step}; {remedy}"
             )
         self.log("train/loss", loss.total, prog_bar=True)
         for name, value in loss.parts.items():
@@ -109,9 +122,10 @@ class SurgeryModule(pl.LightningModule):
         return loss.total
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        loss = self(**batch).loss
-        size = batch["input_ids"].shape[0]
-        self.log("val/loss", loss, prog_bar=True, sync_dist=True, batch_size=size)
+        count = labelled(batch, self.task)
+        if count:
+            loss = self(**batch).loss
+            self.log("val/loss", loss, prog_bar=True, sync_dist=True, batch_size=count)
 
     def configure_optimizers(self) -> Any:
         assert self.model is not None
@@ -123,6 +137,16 @@ class SurgeryModule(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["hyper_parameters"]["load_weights"] = False
+
+
+def _computed_buffers(model: nn.Module) -> list[tuple[nn.Module, str, torch.Tensor]]:
+    """Copies of the floating-point buffers that are computed from the config and never saved."""
+    return [
+        (module, name, buffer.clone())
+        for module in model.modules()
+        for name, buffer in module.named_buffers(recurse=False)
+        if name in module._non_persistent_buffers_set and buffer.is_floating_point()
+    ]
 
 
 def _typed(schema: Any, data: Mapping[str, Any]) -> Any:

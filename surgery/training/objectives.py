@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from surgery.config.schema import ObjectiveConfig, ObjectiveName, Task
 from surgery.data.collate import IGNORED, Batch
+from surgery.models.forward import no_cache
 
 
 class Loss(NamedTuple):
@@ -31,14 +32,13 @@ def training_loss(
     lm: the model's own label loss. distill: (1 - w) T^2 KL(teacher || model) + w label loss,
     the KL averaged over the positions that carry a label (Hinton et al. 2015).
     """
-    output = model(**batch, use_cache=False) if _has_cache(model) else model(**batch)
+    output = model(**batch, **no_cache(model))
     if cfg.name is ObjectiveName.lm:
         return Loss(output.loss, {})
     assert teacher is not None
     inputs = {name: value for name, value in batch.items() if name != "labels"}
     with torch.no_grad():
-        options: dict[str, Any] = {"use_cache": False} if _has_cache(teacher) else {}
-        target = teacher(**inputs, **options).logits
+        target = teacher(**inputs, **no_cache(teacher)).logits
     kl = distillation_kl(output.logits, target, batch["labels"], cfg.temperature, task)
     total = (1 - cfg.label_weight) * kl + cfg.label_weight * output.loss
     return Loss(total, {"kl": kl.detach(), "label_loss": output.loss.detach()})
@@ -68,5 +68,7 @@ def distillation_kl(
     return kl * temperature**2 / max(1, log_p.shape[0])
 
 
-def _has_cache(model: PreTrainedModel) -> bool:
-    return bool(getattr(model.config.get_text_config(), "use_cache", False))
+def labelled(batch: Batch, task: Task) -> int:
+    """Over how many positions (or rows) a batch's label loss is a mean."""
+    labels = batch["labels"][:, 1:] if task is Task.causal_lm else batch["labels"]
+    return int((labels != IGNORED).sum())

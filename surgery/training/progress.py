@@ -1,14 +1,52 @@
-"""Training progress where there is no terminal: a plain line now and then."""
+"""Training progress: a bar on a terminal, a plain line now and then elsewhere."""
 
 from __future__ import annotations
 
 import time
+from contextlib import AbstractContextManager
 from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 
-from surgery.console import say
+from surgery.console import Steps, progress, say
+
+
+class BarProgress(Callback):
+    """One bar over the optimizer steps of the whole run, with the latest loss beside it.
+
+    (Lightning's own bars count the batches of an epoch, which a run of so many steps never ends.)
+    """
+
+    def __init__(self) -> None:
+        self._bar: AbstractContextManager[Steps] | None = None
+        self._steps: Steps | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._bar = progress("training", _total(trainer))
+        self._steps = self._bar.__enter__()
+        self._steps.advance(trainer.global_step)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any, **kwargs: Any
+    ) -> None:
+        if self._steps is None or trainer.global_step == self._steps.done:
+            return
+        self._steps.describe(f"training  {_metrics(trainer)}")
+        self._steps.advance(trainer.global_step - self._steps.done)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._close()
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.__exit__(None, None, None)
+        self._bar = self._steps = None
 
 
 class PlainProgress(Callback):
@@ -27,14 +65,21 @@ class PlainProgress(Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any, **kwargs: Any
     ) -> None:
-        step = trainer.global_step
+        step, total, now = trainer.global_step, _total(trainer), time.monotonic()
         if step == self._last_step:
             return
-        total = trainer.estimated_stepping_batches
-        due = total != float("inf") and step - self._last_step >= max(1, total // self.lines)
-        now = time.monotonic()
+        due = total is not None and step - self._last_step >= max(1, total // self.lines)
         if due or step == total or now - self._last_time >= self.seconds:
             self._last_step, self._last_time = step, now
-            metrics = {k: float(v) for k, v in trainer.progress_bar_metrics.items()}
-            shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
-            say(f"  training: step {step}/{int(total) if total != float('inf') else '?'}  {shown}")
+            of = f"/{total}" if total is not None else ""
+            say(f"  training: step {step}{of}  {_metrics(trainer)}")
+
+
+def _total(trainer: pl.Trainer) -> int | None:
+    steps = trainer.estimated_stepping_batches
+    return int(steps) if steps != float("inf") else None
+
+
+def _metrics(trainer: pl.Trainer) -> str:
+    metrics = trainer.progress_bar_metrics.items()
+    return "  ".join(f"{name} {float(value):.4f}" for name, value in metrics)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
+import logging
 import warnings
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 from hydra.errors import InstantiationException
-from hydra.utils import instantiate
-from pytorch_lightning.callbacks import Callback, RichProgressBar
+from hydra.utils import get_object, instantiate
+from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger
 
 from surgery.console import is_terminal
 from surgery.errors import ConfigError
-from surgery.training.progress import PlainProgress
+from surgery.training.progress import BarProgress, PlainProgress
 
 
 def build_callbacks(entries: dict[str, Any]) -> list[Callback]:
@@ -33,12 +35,20 @@ def build_callbacks(entries: dict[str, Any]) -> list[Callback]:
         try:
             callback = instantiate(entry)
         except (InstantiationException, ValueError, TypeError) as error:
-            cause = error.__cause__ or error
-            raise ConfigError(key, str(cause).splitlines()[0], given=entry) from None
+            problem = " ".join(str(error.__cause__ or error).split())
+            raise ConfigError(key, problem, given=entry, valid=_options(entry, problem)) from None
         if not isinstance(callback, Callback):
             raise ConfigError(key, "is no Lightning callback", given=entry["_target_"])
         callbacks.append(callback)
     return callbacks
+
+
+def _options(entry: dict[str, Any], problem: str) -> list[str] | None:
+    """What the callback takes, where it complains of something else."""
+    if "unexpected keyword argument" not in problem:
+        return None
+    target = get_object(entry["_target_"])
+    return [name for name in inspect.signature(target).parameters if name not in ("args", "kwargs")]
 
 
 def build_trainer(
@@ -49,14 +59,24 @@ def build_trainer(
     loggers: list[Logger],
     resumable_data: bool = True,
 ) -> pl.Trainer:
-    """Raises: ConfigError, where Lightning refuses an option."""
+    """Raises: ConfigError, where Lightning refuses an option, or would fail on it much later."""
     options = {name: value for name, value in options.items() if value is not None}
+    for name, least in {"accumulate_grad_batches": 1, "log_every_n_steps": 0}.items():
+        value = options.get(name, least)
+        if type(value) is not int or value < least:
+            valid = f"a whole number from {least}"
+            raise ConfigError(f"trainer.{name}", "is no such number", given=value, valid=valid)
     callbacks = list(callbacks)
     if options.get("enable_progress_bar", True):
-        callbacks.append(RichProgressBar(leave=True) if is_terminal() else PlainProgress())
-        options["enable_progress_bar"] = is_terminal()
+        callbacks.append(BarProgress() if is_terminal() else PlainProgress())
+    options["enable_progress_bar"] = False  # Lightning's own
+    # What it would say of devices, the user has said himself.
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     # Said elsewhere, or not this run's business.
-    for text in (".*tensorboardX.*", ".*litlogger.*", ".*isinstance.treespec.*"):
+    texts = [".*tensorboardX.*", ".*litlogger.*", ".*isinstance.treespec.*"]
+    if resumable_data:
+        texts.append(".*your dataloader is not resumable.*")
+    for text in texts:
         warnings.filterwarnings("ignore", message=text)
     try:
         return pl.Trainer(
@@ -69,8 +89,12 @@ def build_trainer(
         )
     except (ValueError, TypeError, RuntimeError, ImportError) as error:
         # Lightning's MisconfigurationException is a plain Exception: let the name decide.
-        raise ConfigError("trainer", str(error).splitlines()[0]) from None
+        raise ConfigError("trainer", _first_line(error)) from None
     except Exception as error:
         if type(error).__name__ != "MisconfigurationException":
             raise
-        raise ConfigError("trainer", str(error).splitlines()[0]) from None
+        raise ConfigError("trainer", _first_line(error)) from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

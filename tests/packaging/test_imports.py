@@ -18,7 +18,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "files": set(),
     "units": set(),
     "config": {"errors"},
-    "models": {"config", "errors"},
+    "models": {"config", "console", "errors"},
     "data": {"config", "errors"},
     "anatomy": {"errors"},
     "plan": {"anatomy", "errors", "units"},
@@ -26,7 +26,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "execute": {"plan", "anatomy", "models", "errors"},
     "observation": {"anatomy", "errors"},
     "training": {"execute", "plan", "data", "models", "config", "console", "errors"},
-    "measure": {"anatomy", "plan", "data", "config", "console", "errors"},
+    "measure": {"anatomy", "models", "plan", "data", "config", "console", "errors"},
     "report": {"plan", "measure", "config", "console", "errors", "files", "units"},
     "pipeline": {
         "report", "measure", "training", "execute", "operations", "plan", "anatomy", "data",

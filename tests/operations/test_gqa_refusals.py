@@ -1,0 +1,86 @@
+"""`gqa` asked for what a model's sites cannot be."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from surgery.errors import ConfigError
+from tests.families import family, masked_lm
+from tests.operations.reference import gqa_plan
+
+ONE_TO_EIGHT = "1, 2, 4, 8"
+
+
+@pytest.mark.parametrize("kv_heads", [3, 5, 7])
+def test_a_count_that_does_not_divide(kv_heads: int) -> None:
+    with pytest.raises(ConfigError, match="does not divide the 8 KV heads") as caught:
+        gqa_plan(family("llama"), kv_heads)
+    assert (caught.value.key, caught.value.valid) == ("attention.gqa.kv_heads", ONE_TO_EIGHT)
+    assert caught.value.given == kv_heads
+
+
+@pytest.mark.parametrize("kv_heads", [9, 16])
+def test_more_than_there_are(kv_heads: int) -> None:
+    with pytest.raises(ConfigError, match="more than the 8 KV heads") as caught:
+        gqa_plan(family("llama"), kv_heads)
+    assert (caught.value.key, caught.value.valid) == ("attention.gqa.kv_heads", ONE_TO_EIGHT)
+
+
+@pytest.mark.parametrize("kv_heads", [0, -1, -2])
+def test_none_and_fewer(kv_heads: int) -> None:
+    with pytest.raises(ConfigError) as caught:
+        gqa_plan(family("llama"), kv_heads)
+    assert (caught.value.key, caught.value.valid) == ("attention.gqa.kv_heads", ONE_TO_EIGHT)
+
+
+def test_what_divides_the_query_heads_but_not_the_kv_heads() -> None:
+    with pytest.raises(ConfigError, match="does not divide the 6 KV heads"):
+        gqa_plan(
+            family("llama", hidden_size=96, num_attention_heads=12, num_key_value_heads=6), 4
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("layer", [2, 17, -1])
+def test_a_layer_that_is_not_there(layer: int) -> None:
+    with pytest.raises(ConfigError, match="there is no such layer") as caught:
+        gqa_plan(family("llama"), 2, layers=[0, layer])
+    assert (caught.value.key, caught.value.valid) == ("attention.gqa.layers", "0 to 1")
+    assert caught.value.given == layer
+
+
+def test_no_layer_at_all() -> None:
+    with pytest.raises(ConfigError, match="names no layer") as caught:
+        gqa_plan(family("llama"), 2, layers=[])
+    assert caught.value.key == "attention.gqa.layers"
+
+
+def test_layers_named_twice_are_named_once() -> None:
+    model = family("llama")
+    assert gqa_plan(model, 2, layers=[1, 1]).changes == gqa_plan(model, 2, layers=[1]).changes
+
+
+@pytest.mark.parametrize(
+    ("model_type", "fields"),
+    [
+        ("opt", {"ffn_dim": 48, "word_embed_proj_dim": 64}),
+        ("gptj", {"rotary_dim": 4}),
+        ("biogpt", {}),
+    ],
+)
+def test_a_forward_that_cannot_share(model_type: str, fields: dict[str, Any]) -> None:
+    config = AutoConfig.for_model(
+        model_type, vocab_size=61, hidden_size=64, num_hidden_layers=2, num_attention_heads=8,
+        max_position_embeddings=64, **fields,
+    )  # fmt: skip
+    with pytest.raises(ConfigError, match="cannot share KV heads between query heads") as caught:
+        gqa_plan(AutoModelForCausalLM.from_config(config), 2)
+    assert caught.value.key == "attention.gqa"
+
+
+def test_an_encoder_that_can_share_is_not_refused() -> None:
+    model = masked_lm("eurobert")
+    assert [site.kv_heads for site in gqa_plan(model, 2).after] == [2, 2]
+    assert gqa_plan(model, 2).sizes_before.kv_bytes_per_token == 0

@@ -1,0 +1,75 @@
+"""From `attention.*` in a config to typed specs, or to one error that names the key."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from surgery.errors import ConfigError
+from surgery.operations import operation_fields, operation_names, parse_operations
+from surgery.operations.gqa import GQA, Merge
+
+TYPES = "int"
+MERGES = "mean, first, random"
+LAYERS = "list[int] | None"
+
+
+def test_options_become_a_typed_spec() -> None:
+    (spec,) = parse_operations({"gqa": {"kv_heads": 2, "merge": "first", "layers": [0, 2]}})
+    assert spec == GQA(kv_heads=2, merge=Merge.first, layers=[0, 2])
+
+
+def test_what_is_not_given_has_its_default() -> None:
+    assert parse_operations({"gqa": {"kv_heads": 4}}) == [GQA(4, Merge.mean, None)]
+
+
+def test_nothing_declared_is_no_operation() -> None:
+    assert parse_operations({}) == []
+
+
+def test_a_spec_written_as_json_parses_to_itself() -> None:
+    spec = GQA(2, Merge.random, [1])
+    written = spec.to_json()
+    assert parse_operations({written.pop("operation"): written}) == [spec]
+
+
+def test_names_and_fields_are_those_of_the_registry() -> None:
+    assert operation_names() == ["gqa"]
+    assert operation_fields("gqa") == ["kv_heads", "merge", "layers"]
+
+
+@pytest.mark.parametrize(
+    ("attention", "key", "valid"),
+    [
+        ({"gqaa": {"kv_heads": 2}}, "attention.gqaa", "gqa"),
+        ({"gqa": {"kv_heads": 2, "heads": 3}}, "attention.gqa.heads", "kv_heads, merge, layers"),
+        ({"gqa": {"kv_heads": "many"}}, "attention.gqa.kv_heads", TYPES),
+        ({"gqa": {"kv_heads": 2.5}}, "attention.gqa.kv_heads", TYPES),
+        ({"gqa": {"kv_heads": True}}, "attention.gqa.kv_heads", TYPES),
+        ({"gqa": {"kv_heads": [2]}}, "attention.gqa.kv_heads", TYPES),
+        ({"gqa": {"kv_heads": None}}, "attention.gqa.kv_heads", TYPES),
+        ({"gqa": {"kv_heads": "???"}}, "attention.gqa.kv_heads", TYPES),
+        ({"gqa": {}}, "attention.gqa.kv_heads", TYPES),
+        ({"gqa": {"kv_heads": 2, "merge": "average"}}, "attention.gqa.merge", MERGES),
+        ({"gqa": {"kv_heads": 2, "merge": None}}, "attention.gqa.merge", MERGES),
+        ({"gqa": {"kv_heads": 2, "layers": 3}}, "attention.gqa.layers", LAYERS),
+        ({"gqa": {"kv_heads": 2, "layers": ["first"]}}, "attention.gqa.layers", LAYERS),
+        ({"gqa": {"kv_heads": 2, "layers": [0.5]}}, "attention.gqa.layers", LAYERS),
+        ({"gqa": 3}, "attention.gqa", None),
+        ({"gqa": None}, "attention.gqa", None),
+    ],
+)
+def test_what_cannot_be_names_the_key_and_what_would_do(
+    attention: dict[str, Any], key: str, valid: str | None
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_operations(attention)
+    assert caught.value.key == key
+    assert caught.value.valid == valid
+
+
+def test_the_value_given_is_shown() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_operations({"gqa": {"kv_heads": 2, "merge": "average"}})
+    assert "given: 'average'" in str(caught.value)

@@ -1,0 +1,119 @@
+"""Whole models that are refused, with the block and the reason named."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedModel
+
+from surgery.errors import ConfigError
+from surgery.plan.make import make_plan
+from tests.families import family, family_config
+from tests.operations.reference import gqa_plan
+
+
+def on_meta(model_type: str, auto: Any = AutoModelForCausalLM, **fields: Any) -> PreTrainedModel:
+    with torch.device("meta"):
+        return auto.from_config(AutoConfig.for_model(model_type, **fields))
+
+
+@pytest.mark.parametrize(
+    ("model_type", "said", "block"),
+    [
+        ("gpt2", "found c_attn", "transformer.h.0.attn (GPT2Attention)"),
+        ("bloom", "query_key_value", "transformer.h.0.self_attention (BloomAttention)"),
+        ("gpt_neox", "query_key_value", "gpt_neox.layers.0.attention (GPTNeoXAttention)"),
+        ("deepseek_v3", "kv_a_proj", "model.layers.0.self_attn (DeepseekV3Attention)"),
+        ("phi3", "qkv_proj", "model.layers.0.self_attn (Phi3Attention)"),
+    ],
+)
+def test_projections_that_are_not_separate(model_type: str, said: str, block: str) -> None:
+    with pytest.raises(ConfigError, match="none of the attention blocks") as caught:
+        gqa_plan(on_meta(model_type, num_hidden_layers=2), 1)
+    assert caught.value.key == "attention"
+    assert caught.value.given == block
+    assert said in caught.value.problem
+
+
+def test_bert() -> None:
+    with pytest.raises(ConfigError, match="none of the attention blocks of BertForMaskedLM"):
+        gqa_plan(on_meta("bert", AutoModelForMaskedLM, num_hidden_layers=1), 1)
+
+
+def test_no_attention_at_all() -> None:
+    with pytest.raises(ConfigError, match="no attention was recognised in MambaForCausalLM"):
+        gqa_plan(on_meta("mamba", num_hidden_layers=2), 1)
+
+
+def test_a_model_that_is_understood_in_part_is_not_operated_on_in_part() -> None:
+    model = family("llama", num_hidden_layers=3)
+    attention = model.model.layers[1].self_attn
+    attention.qkv_proj = attention.q_proj
+    del attention.q_proj, attention.k_proj, attention.v_proj
+    for layers in (None, [0]):
+        with pytest.raises(ConfigError, match="1 of 3 of the attention blocks") as caught:
+            gqa_plan(model, 2, layers=layers)
+        assert caught.value.given == "model.layers.1.self_attn (LlamaAttention)"
+
+
+def test_what_is_left_alone_is_named_in_the_plan() -> None:
+    plan = gqa_plan(family("minimax"), 2)
+    assert [site.path for site in plan.after] == ["model.layers.1.self_attn"]
+    assert [block.path for block in plan.left_alone] == ["model.layers.0.self_attn"]
+
+
+def test_no_plan_is_refused_where_nothing_is_asked_for() -> None:
+    for model_type in ("gpt2", "mamba", "bloom"):
+        plan = make_plan(on_meta(model_type, num_hidden_layers=1), [])
+        assert (plan.before, plan.export.format) == ((), "native")
+
+
+@pytest.mark.parametrize(
+    ("model_type", "said"),
+    [
+        # Its dynamic mask has a weight per KV head, which no edit would merge.
+        ("doge", r"self_attn.A would be \(2,\), not \(8,\)"),
+        # It reads no KV head count from its config.
+        ("hrm_text", r"k_proj.weight would be \(64, 64\), not \(16, 64\)"),
+    ],
+)
+def test_an_architecture_whose_own_code_would_build_another_site(
+    model_type: str, said: str
+) -> None:
+    fields = dict.fromkeys(("hidden_size", "intermediate_size"), 64)
+    model = on_meta(
+        model_type, **fields, num_attention_heads=8, num_key_value_heads=8, head_dim=8,
+        num_hidden_layers=2, vocab_size=61,
+    )  # fmt: skip
+    with pytest.raises(ConfigError, match=said) as caught:
+        gqa_plan(model, 2)
+    assert caught.value.key == "attention"
+
+
+def test_an_architecture_that_refuses_the_count() -> None:
+    model = on_meta(
+        "diffllama", hidden_size=64, intermediate_size=64, num_attention_heads=8,
+        num_key_value_heads=8, num_hidden_layers=2, vocab_size=61,
+    )  # fmt: skip
+    assert gqa_plan(model, 2).export.format == "native"
+    with pytest.raises(ConfigError, match="diffllama does not accept num_key_value_heads=1"):
+        gqa_plan(model, 1)
+
+
+def test_quantized_weights() -> None:
+    config = family_config("llama")
+    config.quantization_config = {"quant_method": "awq", "bits": 4}
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    with pytest.raises(ConfigError, match="quantized weights") as caught:
+        gqa_plan(model, 2)
+    assert caught.value.given == "awq"
+
+
+def test_a_model_with_more_blocks_than_its_config_says() -> None:
+    model = family("llama", num_hidden_layers=3)
+    model.config.num_hidden_layers = 2
+    with pytest.raises(ConfigError, match=r"layers\.2\.self_attn, and its config describes"):
+        gqa_plan(model, 2)
