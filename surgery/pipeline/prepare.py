@@ -56,8 +56,6 @@ def prepare(run: RunConfig, run_dir: Path, settings: dict[str, Any]) -> Session:
     config = source.config()
     if run.optim.lr is None:
         run.optim.lr = HEALING_RATE / text_config(config).hidden_size
-    if wanted & _WEIGHTS:
-        source.check_weights()
     if wanted & _DATA:
         from surgery.data.sources import check_source
 
@@ -78,6 +76,8 @@ def prepare(run: RunConfig, run_dir: Path, settings: dict[str, Any]) -> Session:
         tokens=run.data.seq_len,
         kv_bytes=_kv_bytes(run, config),
     )
+    if wanted & _WEIGHTS:
+        source.check_weights()
     _check_export(plan, wanted)
     session = Session(run=run, settings=settings, run_dir=run_dir, source=source, plan=plan)
     if wanted & (_DATA | {Stage.export}):

@@ -70,7 +70,8 @@ class SurgeryModule(pl.LightningModule):
     def configure_model(self) -> None:
         """Build and operate the model; load the original where it is learnt from. Idempotent."""
         if self.model is None:
-            self.model = apply_(self._original(), self.plan)
+            # Weights that are about to be replaced prove nothing.
+            self.model = apply_(self._original(), self.plan, check=self.hparams["load_weights"])
         self.model.train()  # transformers hands models out in eval mode
         if self._exact is None:
             self._exact = _computed_buffers(self.model)
