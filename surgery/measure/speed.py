@@ -12,6 +12,9 @@ from transformers import PreTrainedModel
 
 from surgery.config.schema import Task
 
+# Rounds that are not counted: caches, thread pools and clocks settle first.
+WARM_UP = 3
+
 
 class Speed(NamedTuple):
     """Medians, in milliseconds; cache bytes per token as allocated by transformers."""
@@ -36,11 +39,13 @@ def measure_speed(
     device = next(model.parameters()).device
     input_ids = input_ids.to(device)
     if task is not Task.causal_lm:
-        prefill = [_timed(device, lambda: model(input_ids=input_ids)) for _ in range(repeats + 1)]
-        return Speed(1e3 * median(prefill[1:]), None, None)
+        prefill = [
+            _timed(device, lambda: model(input_ids=input_ids)) for _ in range(WARM_UP + repeats)
+        ]
+        return Speed(1e3 * median(prefill[WARM_UP:]), None, None)
     prefills, decodes = [], []
     bytes_per_token = None
-    for _ in range(repeats + 1):  # the first run warms up and is not counted
+    for _ in range(WARM_UP + repeats):
         state: dict[str, Any] = {}
 
         def prefill_once() -> None:
@@ -59,7 +64,7 @@ def measure_speed(
             cache = state["out"].past_key_values
             bytes_per_token = _cache_bytes(cache) / input_ids.shape[1]
         decodes.append(_timed(device, decode_all) / decode_tokens)
-    return Speed(1e3 * median(prefills[1:]), 1e3 * median(decodes[1:]), bytes_per_token)
+    return Speed(1e3 * median(prefills[WARM_UP:]), 1e3 * median(decodes[WARM_UP:]), bytes_per_token)
 
 
 def _timed(device: torch.device, work: Callable[[], Any]) -> float:
