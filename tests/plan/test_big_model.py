@@ -23,10 +23,13 @@ UNNEEDED = ("datasets", "matplotlib", "pytorch_lightning", "wandb", "tensorboard
 MEASURE = f"""
 import json, resource, sys
 used = resource.getrusage(resource.RUSAGE_SELF)
-scale = 1 if sys.platform == "darwin" else 1024
+peak = used.ru_maxrss
+if sys.platform == "linux":  # ru_maxrss is inherited there, from the process that started this one
+    status = dict(line.split(":") for line in open("/proc/self/status"))
+    peak = 1024 * int(status["VmHWM"].split()[0])
 print(json.dumps({{
     "seconds": used.ru_utime + used.ru_stime,
-    "bytes": used.ru_maxrss * scale,
+    "bytes": peak,
     "unneeded": [name for name in {UNNEEDED} if name in sys.modules],
 }}))
 """
