@@ -14,6 +14,7 @@ from surgery.config.schema import Dtype
 from surgery.console import say
 from surgery.errors import SurgeryError
 from surgery.pipeline.session import Session
+from surgery.pipeline.summary import summarize
 from surgery.report.card import model_card
 
 RECORD = "surgery.json"
@@ -46,7 +47,7 @@ def export(session: Session) -> None:
         "bytes": sum(f.stat().st_size for f in draft.glob("*.safetensors")),
         "max_logit_difference_after_reload": difference,
     }
-    (draft / "README.md").write_text(model_card(session))
+    (draft / "README.md").write_text(model_card(summarize(session)))
     if final.exists():
         shutil.rmtree(final)
     draft.rename(final)

@@ -17,7 +17,8 @@ from surgery.files import write_json, write_text
 from surgery.pipeline.prepare import check_writable, prepare
 from surgery.pipeline.report import report, report_again
 from surgery.pipeline.session import Session
-from surgery.report.summary import SCHEMA, SUMMARY, schema_text, summarize
+from surgery.pipeline.summary import summarize
+from surgery.report.summary import SCHEMA, SUMMARY, schema_text
 
 
 def execute(cfg: DictConfig) -> None:

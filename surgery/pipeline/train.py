@@ -51,7 +51,11 @@ def train(session: Session) -> None:
     session.training = {
         "steps": trainer.global_step,
         "tokens": _tokens(curve, trainer),
+        "data": _data_name(run),
+        "seq_len": run.data.seq_len,
         "objective": run.objective.name.value,
+        "optimizer": run.optim.name.value,
+        "lr": run.optim.lr,
         "final_train_loss": _scalar(trainer.callback_metrics.get("train/loss")),
         "checkpoint": _last_checkpoint(trainer),
         "curve": curve.points,
@@ -104,6 +108,12 @@ def _tokens(curve: LossCurve, trainer: pl.Trainer) -> int:
         float(curve.tokens), dtype=torch.float64, device=trainer.strategy.root_device
     )
     return int(trainer.strategy.reduce(mine, reduce_op="sum"))
+
+
+def _data_name(run: RunConfig) -> str:
+    where = run.data.path
+    names = [] if where is None else [where] if isinstance(where, str) else list(where)
+    return ": ".join([run.data.kind.value, *([", ".join(map(str, names))] if names else [])])
 
 
 def _scalar(value: Any) -> float | None:

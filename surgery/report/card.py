@@ -2,59 +2,57 @@
 
 from __future__ import annotations
 
-import platform
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import Any
 
-from surgery.report.summary import versions
-
-if TYPE_CHECKING:
-    from surgery.pipeline.session import Session
+from surgery.report.summary import MOMENTS
 
 
-def model_card(session: Session) -> str:
+def model_card(summary: Mapping[str, Any]) -> str:
     """Markdown: what the model is, what it was trained on, and how well it does."""
-    run, plan, training = session.run, session.plan, session.training
     lines = [
         "---",
         "library_name: transformers",
         "---",
         "",
-        f"# {plan.model['class']} by attention surgery",
+        f"# {summary['model']['class']} by attention surgery",
         "",
-        f"Source: `{plan.model['name']}`.",
+        f"Source: `{summary['model']['name']}`.",
         "",
     ]
-    if plan.operations:
+    if summary["operations"]:
         lines += ["Operations, in order:", ""]
-        for spec in plan.operations:
+        for spec in summary["operations"]:
             options = ", ".join(
                 f"{k}={v}" for k, v in spec.items() if k != "operation" and v is not None
             )
             lines.append(f"- `{spec['operation']}`: {options}")
         lines.append("")
+    training = summary["training"]
     if training:
+        versions = ", ".join(f"{name} {number}" for name, number in summary["versions"].items())
         lines += [
             "## Training",
             "",
-            f"- data: `{run.data.kind.value}` {run.data.path or ''}".rstrip(),
+            f"- data: {training['data']}",
             f"- objective: {training['objective']}",
             f"- steps: {training['steps']} ({training['tokens']:,} tokens, windows of "
-            f"{run.data.seq_len})",
-            f"- optimizer: {run.optim.name.value}, learning rate {run.optim.lr:g}",
-            f"- seed: {run.seed}",
-            f"- Python {platform.python_version()}, "
-            + ", ".join(f"{name} {version}" for name, version in versions().items()),
+            f"{training['seq_len']})",
+            f"- optimizer: {training['optimizer']}, learning rate {training['lr']:g}",
+            f"- seed: {summary['seed']}",
+            f"- Python {summary['machine']['python']}, {versions}",
             "",
         ]
-    if session.measurements:
+    measured = {moment: summary[moment] for moment in MOMENTS if summary[moment]}
+    if measured:
         lines += [
             "## Held-out text",
             "",
             "| | loss (nats per token) | perplexity |",
             "| --- | --- | --- |",
         ]
-        for moment, figures in session.measurements.items():
+        for moment, figures in measured.items():
             name = moment.replace("_", " ")
-            lines.append(f"| {name} | {figures.loss:.4f} | {figures.perplexity:.3f} |")
+            lines.append(f"| {name} | {figures['loss']:.4f} | {figures['perplexity']:.3f} |")
         lines.append("")
     return "\n".join(lines)

@@ -6,12 +6,9 @@ import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-
-if TYPE_CHECKING:
-    from surgery.pipeline.session import Session
 
 FORMAT = 1
 SUMMARY = "summary.json"
@@ -19,32 +16,6 @@ SCHEMA = "summary.schema.json"
 MOMENTS = ("before", "after_surgery", "after_training")
 PACKAGES = ("attention-surgery", "torch", "transformers", "pytorch-lightning", "hydra-core",
             "omegaconf", "wandb", "safetensors", "datasets")  # fmt: skip
-
-
-def summarize(session: Session) -> dict[str, Any]:
-    """Everything a script may want to know of a run, as plain JSON."""
-    figures = {
-        moment: session.measurements[moment].to_json() if moment in session.measurements else None
-        for moment in MOMENTS
-    }
-    return {
-        "format": FORMAT,
-        "stages": [stage.value for stage in session.run.stages],
-        "seed": session.run.seed,
-        "model": dict(session.plan.model),
-        "operations": [dict(spec) for spec in session.plan.operations],
-        "planned": {
-            "before": session.plan.sizes_before.to_json(),
-            "after": session.plan.sizes_after.to_json(),
-        },
-        **figures,
-        "gap_closed": gap_closed(figures),
-        "training": session.training or None,
-        "export": session.export or None,
-        "timings": {name: round(seconds, 3) for name, seconds in session.timings.items()},
-        "machine": machine(),
-        "versions": versions(),
-    }
 
 
 def gap_closed(figures: dict[str, Any]) -> float | None:

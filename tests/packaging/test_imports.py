@@ -27,7 +27,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "observation": {"anatomy", "errors"},
     "training": {"execute", "plan", "data", "models", "config", "console", "errors"},
     "measure": {"anatomy", "models", "plan", "data", "config", "console", "errors"},
-    "report": {"plan", "measure", "config", "console", "errors", "files", "units"},
+    "report": {"errors", "files", "units"},
     "pipeline": {
         "report", "measure", "training", "execute", "operations", "plan", "anatomy", "data",
         "models", "config", "console", "errors", "files", "units",

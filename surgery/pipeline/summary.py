@@ -1,0 +1,34 @@
+"""A session, boiled down to what `summary.json` says of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from surgery.pipeline.session import Session
+from surgery.report.summary import FORMAT, MOMENTS, gap_closed, machine, versions
+
+
+def summarize(session: Session) -> dict[str, Any]:
+    """Everything a script may want to know of a run, as plain JSON."""
+    figures = {
+        moment: session.measurements[moment].to_json() if moment in session.measurements else None
+        for moment in MOMENTS
+    }
+    return {
+        "format": FORMAT,
+        "stages": [stage.value for stage in session.run.stages],
+        "seed": session.run.seed,
+        "model": dict(session.plan.model),
+        "operations": [dict(spec) for spec in session.plan.operations],
+        "planned": {
+            "before": session.plan.sizes_before.to_json(),
+            "after": session.plan.sizes_after.to_json(),
+        },
+        **figures,
+        "gap_closed": gap_closed(figures),
+        "training": session.training or None,
+        "export": session.export or None,
+        "timings": {name: round(seconds, 3) for name, seconds in session.timings.items()},
+        "machine": machine(),
+        "versions": versions(),
+    }
