@@ -54,19 +54,16 @@ def prepare(run: RunConfig, run_dir: Path, settings: dict[str, Any]) -> Session:
     source = ModelSource(run.model)
     _check_device(run.model.device)
     config = source.config()
-    if run.optim.lr is None:
-        run.optim.lr = HEALING_RATE / text_config(config).hidden_size
+    if run.optim.lr is None and Stage.train in wanted:
+        run.optim.lr = _healing_rate(config)
     if wanted & _DATA:
         from surgery.data.sources import check_source
 
         check_source(run.data)
     if Stage.train in wanted:
         from surgery.training.loggers import check_loggers
-        from surgery.training.trainer import build_trainer
 
         check_loggers(run.logger)
-        # Thrown away: what Lightning would refuse, it refuses before anything is measured.
-        build_trainer(dict(run.trainer), run_dir=run_dir, callbacks=[], loggers=[])
     skeleton = source.skeleton(config)
     plan = make_plan(
         skeleton,
@@ -83,9 +80,11 @@ def prepare(run: RunConfig, run_dir: Path, settings: dict[str, Any]) -> Session:
     if wanted & (_DATA | {Stage.export}):
         session.tokenizer = source.tokenizer()
     if Stage.train in wanted:
-        from surgery.training.trainer import build_callbacks
+        from surgery.training.trainer import build_callbacks, build_trainer
 
         session.callbacks = build_callbacks(run.callbacks)
+        # Thrown away: what Lightning would refuse, it refuses before anything is measured.
+        build_trainer(dict(run.trainer), run_dir=run_dir, callbacks=session.callbacks, loggers=[])
     if wanted & _DATA:
         import datasets
 
@@ -145,6 +144,15 @@ def _check_stages(run: RunConfig, wanted: set[Stage]) -> None:
             "optim", "Muon needs whole matrices, and this strategy shards them",
             given="muon", valid="optim=adamw",
         )  # fmt: skip
+
+
+def _healing_rate(config: Any) -> float:
+    width = getattr(text_config(config), "hidden_size", None)
+    if not isinstance(width, int):
+        raise ConfigError(
+            "optim.lr", "a value is required: the model's config states no hidden_size to go by"
+        )
+    return HEALING_RATE / width
 
 
 def _check_device(device: str) -> None:

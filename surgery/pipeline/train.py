@@ -12,6 +12,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.strategies import DeepSpeedStrategy, FSDPStrategy
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from transformers import PreTrainedModel
 
 from surgery.config.schema import RunConfig
@@ -45,7 +46,10 @@ def train(session: Session) -> None:
         # The data module itself knows where to go on; Lightning asks the loader.
         warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        trainer.fit(module, datamodule=session.data, ckpt_path=run.resume, weights_only=True)
+        try:
+            trainer.fit(module, datamodule=session.data, ckpt_path=run.resume, weights_only=True)
+        except MisconfigurationException as error:  # options or callbacks that do not go together
+            raise ConfigError("trainer", str(error).splitlines()[0]) from None
     _finish_wandb(trainer)
     session.model = _whole(module, trainer, session)
     session.training = {

@@ -11,7 +11,7 @@ from typing import Any
 import pytorch_lightning as pl
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
-from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.callbacks import Callback, LearningRateMonitor
 from pytorch_lightning.loggers import Logger
 
 from surgery.console import is_terminal
@@ -66,6 +66,8 @@ def build_trainer(
         if type(value) is not int or value < least:
             valid = f"a whole number from {least}"
             raise ConfigError(f"trainer.{name}", "is no such number", given=value, valid=valid)
+    if not loggers:  # it refuses to run where nothing is logged
+        callbacks = [c for c in callbacks if not isinstance(c, LearningRateMonitor)]
     callbacks = list(callbacks)
     if options.get("enable_progress_bar", True):
         callbacks.append(BarProgress() if is_terminal() else PlainProgress())

@@ -109,6 +109,32 @@ def test_distillation_heals_too(cli: Callable[..., Any], tmp_path: Path) -> None
     assert "train/kl" in (tmp_path / "metrics.csv").read_text().splitlines()[0]
 
 
+def test_without_a_logger_and_from_a_stream(
+    sentences: Path, cli: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Nothing to log to is no error: the figures are in the run directory all the same."""
+    outcome = cli(
+        "+recipe=gqa_convert", *QUICK, "logger=none", "data.layout=padded",
+        "data.streaming=always", f"data.path={sentences}", "data.text_column=sentence",
+        f"hydra.run.dir={tmp_path}",
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert 3 * 4 < summary["training"]["tokens"] < 3 * 4 * 48  # padding is not counted
+    assert (tmp_path / "heads.parquet").exists()
+
+
+def test_options_that_do_not_go_together(cli: Callable[..., Any], tmp_path: Path) -> None:
+    """Refused before anything is measured, though it takes Lightning to find out."""
+    outcome = cli(
+        "+recipe=gqa_convert", "trainer.enable_checkpointing=false", "data.seq_len=64",
+        f"hydra.run.dir={tmp_path / 'run'}",
+    )  # fmt: skip
+    assert outcome.code == 2, outcome.err
+    assert outcome.err.startswith("error: trainer: ")
+    assert not (tmp_path / "run").exists()
+
+
 def test_two_processes_train_one_model(process: Callable[..., Any], tmp_path: Path) -> None:
     """DDP on gloo: Lightning starts the second process; the first one speaks and writes."""
     outcome = process(
