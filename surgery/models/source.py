@@ -81,9 +81,16 @@ class ModelSource:
                 "no model is named",
                 valid="embedded, a local directory, a hub id, or model.scratch for random weights",
             )
-        if self.spec.path == EMBEDDED:
-            return str(embedded_dir())
-        return _located("model.path", self.spec.path)
+        path = self.spec.path
+        where = str(embedded_dir()) if path == EMBEDDED else _located("model.path", path)
+        if self.spec.revision is not None and Path(where).is_dir():
+            raise ConfigError(
+                "model.revision",
+                "revisions are the hub's; a local directory has none",
+                given=self.spec.revision,
+                valid="null",
+            )
+        return where
 
     def config(self) -> PreTrainedConfig:
         """The architecture's config.
@@ -106,7 +113,10 @@ class ModelSource:
             )
         except _BAD_CONFIG as error:
             raise ConfigError(
-                "model.path", f"no usable config: {_text(error)}", given=self.spec.path
+                "model.path",
+                f"no usable config: {_text(error)}",
+                given=self.spec.path,
+                valid="embedded, an existing directory, or a hub id that can be reached",
             ) from None
         if self.spec.num_labels is not None:
             config.num_labels = self.spec.num_labels
@@ -298,7 +308,7 @@ def _located(key: str, path: str) -> str:
         return str(local)
     if local.exists():
         raise ConfigError(key, "is a file, not a model directory", given=path)
-    if path.startswith((".", "/", "~")) or path.count("/") != 1:
+    if path.startswith((".", "/", "~")) or path.count("/") > 1:
         raise ConfigError(
             key,
             "there is no such directory",

@@ -13,6 +13,8 @@ from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, Wand
 from surgery.config.schema import LoggerConfig, LoggerKind, LoggerMode
 from surgery.errors import ConfigError
 
+_staging: dict[str, str] = {}
+
 
 def check_loggers(cfg: LoggerConfig) -> None:
     """Refuse what would fail only after the model has been trained.
@@ -74,9 +76,12 @@ def _wandb(cfg: LoggerConfig, run_dir: Path, settings: dict[str, Any]) -> WandbL
     offline = cfg.mode is LoggerMode.offline
     if offline:
         os.environ.setdefault("WANDB_SILENT", "true")
-    # Artifacts are staged in the run directory too; a home directory may be read-only.
+    # Artifacts are staged in the run directory too; a home directory may be read-only. What the
+    # user has set stays; what an earlier run of the same sweep has set does not.
     for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR"):
-        os.environ.setdefault(name, str(run_dir.absolute() / "wandb" / "artifacts"))
+        if os.environ.get(name) == _staging.get(name):
+            _staging[name] = str(run_dir.absolute() / "wandb" / "artifacts")
+            os.environ[name] = _staging[name]
     logger = WandbLogger(
         save_dir=run_dir,
         project=cfg.project,

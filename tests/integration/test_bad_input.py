@@ -90,6 +90,7 @@ TABLE = {
     "no such directory": Bad((RECIPE, "model.path=/no/where"), ("model.path", "/no/where")),
     "no such hub id": Bad((RECIPE, "model.path=no/where"), ("model.path", "no/where")),
     "a file": Bad((RECIPE, "model.path={file}"), ("model.path", "not a model directory")),
+    "revision of a directory": Bad((RECIPE, "model.revision=main"), ("model.revision", "main")),
     "no config": Bad((RECIPE, "model.path={folder}"), ("model.path", "config.json")),
     "no weights": Bad((RECIPE, "model.path={weightless}"), ("model.path", "no weights")),
     "pickled weights": Bad((RECIPE, "model.path={pickled}"), ("model.path", "pytorch_model.bin")),

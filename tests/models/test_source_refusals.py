@@ -55,12 +55,15 @@ def broken_json(directory: Path) -> None:
 
 
 class TestPath:
-    @pytest.mark.parametrize("path", ["/no/such/model", "./nowhere", "~/nowhere", "a/b/c", "gpt2"])
+    @pytest.mark.parametrize("path", ["/no/such/model", "./nowhere", "~/nowhere", "a/b/c"])
     def test_no_such_directory(self, path: str) -> None:
         error = refused(source(path).location)
         assert (error.key, error.given) == ("model.path", path)
         assert "no such directory" in error.problem
         assert error.valid == "an existing directory, or a hub id owner/name, or embedded"
+
+    def test_an_old_hub_id_has_no_owner(self) -> None:
+        assert source("gpt2").location() == "gpt2"
 
     def test_a_file(self, saved: Path) -> None:
         error = refused(source(saved / "config.json").location)
