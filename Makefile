@@ -3,7 +3,7 @@
 #
 #   make demo                                  the first recipe, end to end
 #   make demo DEMO_ARGS="attention.gqa.kv_heads=1 trainer.max_steps=20"
-#   make test PYTEST_ARGS="tests/plan -x"      WORKERS=2 for two processes
+#   make test PYTEST_ARGS="tests/plan -x"      WORKERS=0 for one process, with all threads
 #   make demo PYTHON=/opt/python3.12/bin/python3
 #
 # Packages come from pip's configured index. On Linux, PyPI's torch brings several GB of CUDA
@@ -22,7 +22,7 @@ TORCH := 2.13.0
 
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
-WORKERS ?= 0
+WORKERS ?= 2
 
 # Libraries keep caches under HOME; where that cannot be written, a folder stands in for it.
 SOME_HOME := $(if $(shell test -w "$$HOME" && echo yes),,HOME="$(CURDIR)/$(VENV)/home" )

@@ -2,11 +2,13 @@
 
 The names below are the public API; docs/own-training-loop.md shows them at work. They are imported
 when first used, so that `import surgery.hydra` in front of an app costs it neither torch nor
-transformers.
+transformers. Importing it also lets transformers' `from_pretrained` read this project's records.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from surgery.reload.register import register_when_needed
 
 if TYPE_CHECKING:
     from surgery.anatomy import Anatomy, Site, find_sites
@@ -58,3 +60,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return [*globals(), *__all__]
+
+
+register_when_needed()

@@ -31,8 +31,22 @@ def explained(error: Exception) -> Exception:
     unknown = _UNKNOWN_KEY.search(text)
     if unknown is not None and "defaults list" not in text:
         key = unknown.group(1)
+        undeclared = _undeclared(key)
+        if undeclared is not None:
+            return undeclared
         return ConfigError(key, "unknown key", valid=_keys_beside(key))
     return error
+
+
+def _undeclared(key: str) -> ConfigError | None:
+    """An option of an operation that exists, and is not in the list."""
+    parts = key.split(".")
+    if len(parts) != 3 or parts[0] != "attention" or parts[2] not in operation_fields(parts[1]):
+        return None
+    return ConfigError(
+        key, "this operation is not among those declared", given=parts[1],
+        valid=f"attention=[{parts[1]}], or +recipe= one that has it",
+    )  # fmt: skip
 
 
 def _options(group: str) -> list[str]:

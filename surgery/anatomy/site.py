@@ -6,15 +6,47 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+ROLES = ("query", "key", "value")
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How query, key and value lie in the output of one linear map.
+
+    The output is `blocks` runs; each holds, in this `order`, an equal share of every role's heads.
+
+    Attributes:
+        order: the roles, as they follow each other.
+        blocks: 1 where each role is in one piece (GPT-2, Phi-3); as many as KV heads where each
+            lies beside its queries (GPT-NeoX, BLOOM, Falcon).
+        grouped: whether `blocks` is the number of KV heads, and follows it.
+    """
+
+    order: tuple[str, ...]
+    blocks: int
+    grouped: bool
+
 
 @dataclass(frozen=True)
 class Projection:
-    """A linear map of a site; its weight is [out_features, in_features]."""
+    """A linear map of a site.
+
+    Attributes:
+        path: module that holds it.
+        in_features, out_features: of the whole module.
+        bias: whether it has one.
+        unit: features per head: of the output for query, key and value, of the input for output.
+        transposed: whether its weight is [in, out] (Conv1D) instead of [out, in].
+        packing: how the roles share the module, where they do.
+    """
 
     path: str
     in_features: int
     out_features: int
     bias: bool
+    unit: int
+    transposed: bool = False
+    packing: Packing | None = None
 
     @property
     def parameters(self) -> int:
@@ -38,23 +70,27 @@ class Norm:
 
 @dataclass(frozen=True)
 class Site:
-    """One attention block with separate query, key, value and output projections.
+    """One attention block.
 
     Attributes:
-        path: dotted module path.
+        path: dotted path of the module that attends.
+        block: dotted path of the smallest module around it that holds all its projections.
         layer: position among the model's sites, from 0.
         q_heads, kv_heads, head_dim: as the projections' shapes say.
-        hidden_size: width of the block's input and output.
-        groupable: whether its forward lets several query heads share a KV head.
-        cached: whether it keeps keys and values while generating.
+        value_dim: width of a value head; head_dim nearly everywhere.
+        hidden_size: width of the block's output.
+        cached: whether its keys and values grow while generating.
+        cross: whether keys and values come from elsewhere.
         config_prefix: where in the model's config its head counts stand ("" or "text_config.").
     """
 
     path: str
+    block: str
     layer: int
     q_heads: int
     kv_heads: int
     head_dim: int
+    value_dim: int
     hidden_size: int
     query: Projection
     key: Projection
@@ -62,8 +98,8 @@ class Site:
     output: Projection
     q_norm: Norm | None
     k_norm: Norm | None
-    groupable: bool
     cached: bool
+    cross: bool
     config_prefix: str
 
     @property
@@ -71,19 +107,40 @@ class Site:
         """Query heads per KV head."""
         return self.q_heads // self.kv_heads
 
+    @property
+    def packing(self) -> Packing | None:
+        """How the projections share one module; ``None`` where each has its own."""
+        return self.query.packing
+
+    def heads(self, role: str) -> int:
+        """How many heads a role has."""
+        return self.q_heads if role in ("query", "output") else self.kv_heads
+
+    def projection(self, role: str) -> Projection:
+        found = getattr(self, role)
+        assert isinstance(found, Projection)
+        return found
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Site:
         fields = dict(data)
-        for role in ("query", "key", "value", "output"):
-            fields[role] = Projection(**fields[role])
+        for role in (*ROLES, "output"):
+            fields[role] = _projection(fields[role])
         for role in ("q_norm", "k_norm"):
             norm = fields[role]
             if norm is not None:
                 fields[role] = Norm(norm["path"], norm["size"], tuple(norm["tensors"]))
         return cls(**fields)
+
+
+def _projection(data: Mapping[str, Any]) -> Projection:
+    fields, packing = dict(data), data["packing"]
+    if packing is not None:
+        fields["packing"] = Packing(tuple(packing["order"]), packing["blocks"], packing["grouped"])
+    return Projection(**fields)
 
 
 @dataclass(frozen=True)
@@ -101,7 +158,7 @@ class Anatomy:
 
     Attributes:
         sites: what operations work on.
-        unreadable: attention of the text model that is not understood.
+        unreadable: attention of the model that is not understood.
         left_alone: what no operation is about: linear attention, vision and audio towers.
     """
 

@@ -2,20 +2,39 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from surgery.anatomy import find_sites
+from surgery.anatomy import Site, find_sites
+from surgery.architecture.attributes import set_attributes
+from surgery.architecture.config_patch import apply_patch
 from surgery.errors import PlanError
-from surgery.execute.attributes import set_attributes
-from surgery.execute.rehearse import rehearse
-from surgery.execute.transforms import run_transform
-from surgery.plan.config_patch import apply_patch
+from surgery.execute.removal import check_removal
+from surgery.execute.steps import is_step, run_step
+from surgery.models.skeleton import on_meta
 from surgery.plan.plan import Plan
+from surgery.plan.rehearse import rehearse
+from surgery.record.write import forget_record, write_record
+from surgery.rehouse import check_rehoused, rehouse
+from surgery.transforms import run_transform
+
+# On a model: the plan that made it what it is.
+_MARK = "_surgery_plan"
 
 
-def apply_(model: PreTrainedModel, plan: Plan, *, check: bool = True) -> PreTrainedModel:
+def apply_(
+    model: PreTrainedModel,
+    plan: Plan,
+    *,
+    check: bool = True,
+    probe: Mapping[str, Any] | None = None,
+) -> PreTrainedModel:
     """Perform `plan` on `model`, in place. Works on the meta device too.
 
     A model that already is the plan's result is left as it is, so calling twice is harmless.
@@ -23,34 +42,72 @@ def apply_(model: PreTrainedModel, plan: Plan, *, check: bool = True) -> PreTrai
     Args:
         model: the model the plan was made for, on one device.
         plan: what to do.
-        check: rehearse first (`surgery.execute.rehearse`), which runs the model once on a few
+        check: rehearse first (`surgery.plan.rehearse`), which runs the model once on a few
             tokens; never done on the meta device. Leave it out for weights that mean nothing yet.
+        probe: arguments to run it with, for models that need more than token ids or pixels.
+
+    Returns:
+        `model`; or, where the plan re-houses it, the new model, which shares tensors with the old.
 
     Raises:
         PlanError: the model is not the one the plan was made for, or the rehearsal failed. The
             model is untouched then.
     """
     sites = find_sites(model).sites
-    if sites != plan.before:
-        if plan.changes and sites == plan.after:
+    mark = json.dumps(plan.to_json(), sort_keys=True)
+    if getattr(model, _MARK, None) == mark:
+        return model
+    if sites != plan.source:
+        if plan.changes and sites == _numbered(plan.after):
             return model
         raise PlanError(
             f"this {type(model).__name__} is not the model the plan was made for "
-            f"({plan.model.get('class')}, {len(plan.before)} sites)"
+            f"({plan.model.get('class')}, {len(plan.source)} sites)"
         )
     _check_edits(plan)
-    if check and plan.changes and not _on_meta(model):
-        rehearse(model, plan)
-    for edit in plan.edits:
-        tensors = [model.get_parameter(spec.name).detach() for spec in edit.sources]
-        results = run_transform(edit.transform, tensors, edit.arguments)
-        for spec, tensor in zip(edit.results, results, strict=True):
-            _set(model, spec.name, tensor)
+    checked = check and not on_meta(model)
+    if plan.rehousing is not None:
+        old, model = model, rehouse(model, **plan.rehousing)
+        if checked:
+            check_rehoused(
+                old, model, positions_dropped=plan.rehousing.get("positions") is not None
+            )
+        if find_sites(model).sites != plan.before:
+            raise PlanError("the re-housed model is not what the plan predicted")
+    if checked and plan.changes:
+        rehearse(model, plan, probe)
+    if checked and len(plan.after) < len(plan.before):
+        left = {site.path for site in plan.after}
+        check_removal(model, [site for site in plan.before if site.path not in left], probe)
+    _edit(model, plan)
     set_attributes(model, plan.attributes)
     apply_patch(model.config, plan.config_patch)
-    if find_sites(model).sites != plan.after:
+    for step in plan.steps:
+        run_step(step.kind, model, step.arguments)
+    if find_sites(model).sites != _numbered(plan.after):
         raise PlanError("the operated model is not what the plan predicted")
+    if plan.export.format == "record":
+        write_record(model, plan.attributes, [s for s in plan.steps if s.recorded])
+    else:
+        forget_record(model)
+    setattr(model, _MARK, mark)
     return model
+
+
+def _edit(model: PreTrainedModel, plan: Plan) -> None:
+    # Layers that share a tensor go on sharing it.
+    done: dict[tuple[tuple[int, ...], str], list[nn.Parameter]] = {}
+    kept: list[nn.Parameter] = []  # so that no new tensor takes the identity of an old one
+    for edit in plan.edits:
+        sources = [model.get_parameter(spec.name) for spec in edit.sources]
+        key = (tuple(map(id, sources)), json.dumps([edit.transform, edit.arguments]))
+        kept += sources
+        if key not in done:
+            results = run_transform(edit.transform, [s.detach() for s in sources], edit.arguments)
+            done[key] = [nn.Parameter(r, requires_grad=sources[0].requires_grad) for r in results]
+        for spec, parameter in zip(edit.results, done[key], strict=True):
+            path, _, attribute = spec.name.rpartition(".")
+            setattr(model.get_submodule(path), attribute, parameter)
 
 
 def _check_edits(plan: Plan) -> None:
@@ -65,14 +122,11 @@ def _check_edits(plan: Plan) -> None:
         shapes = [tuple(result.shape) for result in results]
         if shapes != [spec.shape for spec in edit.results]:
             raise PlanError(f"{names}: {edit.transform} gives {shapes}, not what the plan says")
+    for step in plan.steps:
+        if not is_step(step.kind):
+            raise PlanError(f"the plan asks for a step {step.kind!r} that this version has not")
 
 
-def _on_meta(model: nn.Module) -> bool:
-    return any(parameter.is_meta for parameter in model.parameters())
-
-
-def _set(model: nn.Module, name: str, tensor: torch.Tensor) -> None:
-    path, _, attribute = name.rpartition(".")
-    module = model.get_submodule(path)
-    old = getattr(module, attribute)
-    setattr(module, attribute, nn.Parameter(tensor, requires_grad=old.requires_grad))
+def _numbered(sites: Sequence[Site]) -> tuple[Site, ...]:
+    """Numbered from 0, as a fresh look at the model numbers them."""
+    return tuple(replace(site, layer=layer) for layer, site in enumerate(sites))

@@ -41,7 +41,7 @@ _AUTO: dict[Task, Any] = {
 # What transformers raises for a config that cannot be: no single base class covers it.
 _BAD_CONFIG = (
     OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError,
-    ArithmeticError, StrictDataclassError,
+    ArithmeticError, AssertionError, StrictDataclassError,
 )  # fmt: skip
 _TOKENIZER_FILES = ("*token*", "vocab*", "*.model", "merges.txt", "*.tiktoken")
 

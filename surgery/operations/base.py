@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from enum import Enum
@@ -62,6 +63,8 @@ def _parse(name: str, options: Any) -> Operation:
         option = str(error.full_key or error.key).split("[")[0].split(".")[0]
         missing = isinstance(error, MissingMandatoryValue)
         problem = str(error.msg or error).splitlines()[0]
+        if "ListConfig, list or tuple" in problem:
+            problem = "is no list"
         raise ConfigError(
             f"attention.{name}.{option}",
             "a value is required here" if missing else problem,
@@ -69,11 +72,27 @@ def _parse(name: str, options: Any) -> Operation:
             valid=_values(spec, option),
         ) from None
     assert isinstance(parsed, Operation)
+    _check_finite(parsed, options)
     return parsed
 
 
+def _check_finite(spec: Operation, options: Mapping[str, Any]) -> None:
+    """No plan or config file can hold infinity; nothing here has a use for it."""
+    for field in fields(spec):
+        value = getattr(spec, field.name)
+        numbers = value if isinstance(value, (list, tuple)) else [value]
+        if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
+            raise ConfigError(
+                spec.key(field.name), "must be finite", given=options[field.name],
+                valid=_values(type(spec), field.name),
+            )  # fmt: skip
+
+
 def _values(spec: type[Operation], option: str) -> str | list[str]:
-    """What an option accepts: the members of an enum, or else its type as declared."""
+    """What an option accepts: as its field says, the members of an enum, or its declared type."""
+    said = next((f.metadata.get("valid") for f in fields(spec) if f.name == option), None)
+    if said is not None:
+        return str(said)
     kind = get_type_hints(spec).get(option)
     if isinstance(kind, type) and issubclass(kind, Enum):
         return [member.name for member in kind]

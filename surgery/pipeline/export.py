@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from surgery.config.schema import Dtype
 from surgery.console import say
 from surgery.errors import SurgeryError
+from surgery.execute.fuse import unfuse_qkv_
 from surgery.pipeline.session import Session
 from surgery.pipeline.summary import summarize
 from surgery.report.card import model_card
@@ -26,6 +27,7 @@ def export(session: Session) -> None:
     """Write `export/` beside its final name, check it, then rename it."""
     run = session.run
     model = session.loaded().cpu().eval()
+    unfuse_qkv_(model)
     assert session.tokenizer is not None
     final = session.run_dir / "export"
     draft = session.run_dir / "export.partial"
@@ -43,6 +45,7 @@ def export(session: Session) -> None:
         "format": session.plan.export.format,
         "reason": session.plan.export.reason,
         "runtimes": list(session.plan.export.runtimes),
+        "without": dict(session.plan.export.without),
         "dtype": str(model.dtype).removeprefix("torch."),
         "bytes": sum(f.stat().st_size for f in draft.glob("*.safetensors")),
         "max_logit_difference_after_reload": difference,

@@ -23,7 +23,7 @@ from surgery.console import is_terminal
 from surgery.errors import ConfigError
 from surgery.models.source import ModelSource
 from surgery.operations import parse_operations
-from surgery.pipeline.session import Session
+from surgery.pipeline.session import Session, device_name
 from surgery.plan.make import make_plan
 from surgery.plan.plan import Plan
 
@@ -72,10 +72,10 @@ def prepare(run: RunConfig, run_dir: Path, settings: dict[str, Any]) -> Session:
         seed=run.seed,
         tokens=run.data.seq_len,
         kv_bytes=_kv_bytes(run, config),
+        device=device_name(run.model.device),
     )
     if wanted & _WEIGHTS:
         source.check_weights()
-    _check_export(plan, wanted)
     session = Session(run=run, settings=settings, run_dir=run_dir, source=source, plan=plan)
     if wanted & (_DATA | {Stage.export}):
         session.tokenizer = source.tokenizer()
@@ -93,7 +93,7 @@ def prepare(run: RunConfig, run_dir: Path, settings: dict[str, Any]) -> Session:
         if not is_terminal():
             datasets.disable_progress_bars()
         assert session.tokenizer is not None
-        _check_fit(run, config)
+        _check_fit(run, config, plan)
         session.data = TextData(run.data, session.tokenizer, run.model.task, run.seed)
         session.data.setup()
         if Stage.train in wanted:
@@ -166,17 +166,11 @@ def _check_device(device: str) -> None:
         ) from None
 
 
-def _check_export(plan: Plan, wanted: set[Stage]) -> None:
-    if Stage.export in wanted and plan.export.format == "none":
-        raise ConfigError(
-            "attention",
-            f"the result cannot be exported: {plan.export.reason}",
-            valid="the same for all layers, or stages without `export`",
-        )
-
-
-def _check_fit(run: RunConfig, config: Any) -> None:
+def _check_fit(run: RunConfig, config: Any, plan: Plan) -> None:
     limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+    for key, value in plan.config_patch.items():
+        if key.endswith("max_position_embeddings"):
+            limit = value
     if isinstance(limit, int) and run.data.seq_len > limit:
         raise ConfigError(
             "data.seq_len",
@@ -185,12 +179,14 @@ def _check_fit(run: RunConfig, config: Any) -> None:
             valid=f"2 to {limit}",
         )
     data = run.data
-    flash = "flash" in str(run.model.attn_implementation)
+    chosen = [s.arguments["implementation"] for s in plan.steps if s.kind == "backend"]
+    implementation = [*chosen, run.model.attn_implementation][0]
+    flash = "flash" in str(implementation)
     if flash and data.isolate_documents and data.layout is Layout.packed and data.batch_size > 1:
         raise ConfigError(
             "data.isolate_documents",
             "transformers keeps packed documents apart under flash only in batches of one",
-            given=f"data.batch_size={data.batch_size}, {run.model.attn_implementation}",
+            given=f"data.batch_size={data.batch_size}, {implementation}",
             valid="data.batch_size=1, isolate_documents=false, or model.attn_implementation=sdpa",
         )
     if run.model.task is Task.sequence_classification and config.pad_token_id is None:

@@ -55,10 +55,10 @@ def _stages(session: Session, run: RunConfig) -> None:
     if session.has(Stage.plan):
         _plan(session)
     _measure(session, "before")
-    if session.has(Stage.operate) and session.plan.changes:
+    if session.has(Stage.operate) and session.plan.changes_anything:
         model = session.loaded()
         with session.stage("operate"):
-            apply_(model, session.plan)
+            session.model = apply_(model, session.plan)
         _measure(session, "after_surgery")
     if session.has(Stage.train):
         from surgery.pipeline.train import train

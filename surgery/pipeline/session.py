@@ -24,6 +24,13 @@ if TYPE_CHECKING:  # Lightning and datasets take seconds to import; a plan needs
     from surgery.measure import Measurement
 
 
+def device_name(wanted: str) -> str:
+    """What `model.device` means here: ``auto`` is the first GPU, if there is one."""
+    if wanted != "auto":
+        return wanted
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 @dataclass
 class Session:
     """The state of a run. Earlier stages fill it, later ones read it.
@@ -55,10 +62,7 @@ class Session:
 
     @property
     def device(self) -> torch.device:
-        name = self.run.model.device
-        if name == "auto":
-            name = "cuda" if torch.cuda.is_available() else "cpu"
-        return torch.device(name)
+        return torch.device(device_name(self.run.model.device))
 
     def loaded(self) -> PreTrainedModel:
         """The model, loaded on first use."""

@@ -27,7 +27,7 @@ class TensorEdit:
     """Result tensors as a pure function of source tensors.
 
     Attributes:
-        transform: a name in `surgery.execute.transforms`.
+        transform: a name in `surgery.transforms`.
         arguments: its keyword arguments, plain JSON.
     """
 
@@ -54,17 +54,25 @@ class TensorEdit:
 
 @dataclass(frozen=True)
 class SiteChange:
-    """One operation at one site."""
+    """One operation at one site.
+
+    Attributes:
+        query, kv: per head of the result, the heads of the source that become it.
+    """
 
     before: Site
     after: Site
     edits: tuple[TensorEdit, ...]
+    query: tuple[tuple[int, ...], ...]
+    kv: tuple[tuple[int, ...], ...]
 
     def to_json(self) -> dict[str, Any]:
         return {
             "before": self.before.to_json(),
             "after": self.after.to_json(),
             "edits": [asdict(edit) for edit in self.edits],
+            "query": [list(part) for part in self.query],
+            "kv": [list(part) for part in self.kv],
         }
 
     @classmethod
@@ -73,4 +81,6 @@ class SiteChange:
             before=Site.from_json(data["before"]),
             after=Site.from_json(data["after"]),
             edits=tuple(TensorEdit.from_json(edit) for edit in data["edits"]),
+            query=tuple(tuple(part) for part in data["query"]),
+            kv=tuple(tuple(part) for part in data["kv"]),
         )

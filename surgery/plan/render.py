@@ -18,8 +18,10 @@ def plan_table(plan: Plan) -> Table:
     for column in ("", "before", "after", "ratio"):
         table.add_column(column, justify="left" if column == "" else "right")
     before, after = plan.sizes_before, plan.sizes_after
-    table.add_row("query heads", heads(plan.before, "q_heads"), heads(plan.after, "q_heads"), "")
-    table.add_row("KV heads", heads(plan.before, "kv_heads"), heads(plan.after, "kv_heads"), "")
+    if plan.rehousing is not None:
+        table.add_row("architecture", str(model["model_type"]), str(plan.rehousing["into"]), "")
+    table.add_row("query heads", heads(plan.source, "q_heads"), heads(plan.after, "q_heads"), "")
+    table.add_row("KV heads", heads(plan.source, "kv_heads"), heads(plan.after, "kv_heads"), "")
     table.add_row(
         "parameters", in_count(before.parameters), in_count(after.parameters),
         ratio(before.parameters, after.parameters),
@@ -38,17 +40,26 @@ def plan_table(plan: Plan) -> Table:
         options = ", ".join(
             f"{k}={v}" for k, v in spec.items() if k != "operation" and v is not None
         )
-        touched = [e for e in plan.edits if e.operation == spec["operation"]]
-        edits = f"{len(touched)} tensors" if touched else "changes nothing"
-        table.add_row(f"operation {spec['operation']}", options, edits, "")
-    runtimes = ", ".join(plan.export.runtimes)
-    table.add_row("export", plan.export.format, runtimes, "")
+        table.add_row(f"operation {spec['operation']}", options, _done(plan, spec["operation"]), "")
+    table.add_row("export", plan.export.format, ", ".join(plan.export.runtimes), "")
+    for runtime, why in plan.export.without.items():
+        table.add_row(f"not for {runtime}", why, "", "")
     if plan.left_alone:
         first = plan.left_alone[0]
         blocks = f"{len(plan.left_alone)} attention blocks"
         table.add_row("left alone", f"{first.path}, …: {first.reason}", blocks, "")
-    table.caption = plan.export.reason
+    table.caption = "\n".join([*plan.notes, plan.export.reason])
     return table
+
+
+def _done(plan: Plan, operation: str) -> str:
+    """What an operation comes to."""
+    tensors = sum(edit.operation == operation for edit in plan.edits)
+    parts = [f"{tensors} tensors"] if tensors else []
+    parts += [step.kind for step in plan.steps if step.operation == operation]
+    if plan.rehousing is not None and operation == plan.operations[0]["operation"]:
+        parts.append("another architecture")
+    return ", ".join(parts) or "changes nothing"
 
 
 def heads(sites: Sequence[Site], attribute: str) -> str:

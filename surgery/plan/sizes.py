@@ -30,7 +30,7 @@ class Sizes:
 
 def kv_bytes_per_token(sites: Iterable[Site], bytes_per_value: int) -> int:
     """Sum over cached sites of 2 · kv_heads · head_dim · bytes."""
-    return sum(2 * s.kv_heads * s.head_dim * bytes_per_value for s in sites if s.cached)
+    return sum(s.kv_heads * (s.head_dim + s.value_dim) * bytes_per_value for s in sites if s.cached)
 
 
 def attention_flops(sites: Iterable[Site], tokens: int) -> int:

@@ -14,6 +14,8 @@ FORMAT = 1
 SUMMARY = "summary.json"
 SCHEMA = "summary.schema.json"
 MOMENTS = ("before", "after_surgery", "after_training")
+# Nats per token: what surgery opens below this is rounding, and nothing to close.
+NO_GAP = 1e-4
 PACKAGES = ("attention-surgery", "torch", "transformers", "pytorch-lightning", "hydra-core",
             "omegaconf", "wandb", "safetensors", "datasets")  # fmt: skip
 
@@ -23,7 +25,8 @@ def gap_closed(figures: dict[str, Any]) -> float | None:
     if any(figures.get(moment) is None for moment in MOMENTS):
         return None
     before, opened, healed = (figures[moment]["loss"] for moment in MOMENTS)
-    return float((opened - healed) / (opened - before)) if opened > before else None
+    gap = opened - before
+    return float((opened - healed) / gap) if gap > NO_GAP else None
 
 
 def machine() -> dict[str, Any]:

@@ -29,7 +29,8 @@ def test_counts_are_the_configs(name: str, kv_heads: int) -> None:
         assert (site.q_heads, site.kv_heads, site.head_dim) == (8, kv_heads, head_dim)
         assert (site.layer, site.hidden_size) == (number, config.hidden_size)
         assert site.group_size == 8 // kv_heads
-        assert (site.groupable, site.cached, site.config_prefix) == (True, True, "")
+        assert (site.cross, site.cached, site.config_prefix) == (False, True, "")
+        assert (site.block, site.value_dim, site.packing) == (site.path, head_dim, None)
 
 
 @pytest.mark.parametrize("name", SEPARATE)

@@ -12,9 +12,12 @@ from transformers import PreTrainedModel
 from surgery.anatomy import find_sites
 from surgery.errors import PlanError
 from surgery.execute.live import apply_
+from surgery.plan.operation import Step
 from surgery.plan.plan import Plan
 from tests.families import family, logits, skeleton
 from tests.operations.reference import gqa_plan
+
+ARGUMENTS = {"axis": 0, "unit": 8, "parts": [[0, 1, 2, 3], [4, 5, 6, 7]], "merge": "mean"}
 
 
 def state(model: PreTrainedModel) -> dict[str, torch.Tensor]:
@@ -94,10 +97,12 @@ def test_another_architecture_is_refused() -> None:
     ("change", "said"),
     [
         ({"transform": "melt"}, "melt cannot be done"),
-        ({"arguments": {"heads": 8}}, "pool_heads cannot be done"),
-        ({"arguments": {"heads": 8, "groups": 3, "merge": "mean"}}, "pool_heads cannot be done"),
-        ({"arguments": {"heads": 8, "groups": 4, "merge": "mean"}}, "not what the plan says"),
-        ({"arguments": {"heads": 8, "groups": 2, "merge": "median"}}, "unknown merge"),
+        ({"arguments": {"heads": 8}}, "combine_heads cannot be done"),
+        ({"arguments": ARGUMENTS | {"parts": [[0, 8]]}}, "heads beyond the 8 there are"),
+        ({"arguments": ARGUMENTS | {"heads": 4}}, "8 heads, not 4"),
+        ({"arguments": ARGUMENTS | {"unit": 7}}, "no whole number of 7"),
+        ({"arguments": ARGUMENTS | {"parts": [[0], [1], [2]]}}, "not what the plan says"),
+        ({"arguments": ARGUMENTS | {"merge": "median"}}, "unknown merge"),
     ],
 )
 def test_a_plan_with_a_broken_edit_leaves_the_model_untouched(
@@ -110,6 +115,15 @@ def test_a_plan_with_a_broken_edit_leaves_the_model_untouched(
     edits = (*last.edits[:-1], replace(last.edits[-1], **change))
     broken = replace(plan, changes=(*plan.changes[:-1], replace(last, edits=edits)))
     with pytest.raises(PlanError, match=said):
+        apply_(model, broken)
+    assert_untouched(model, before)
+
+
+def test_a_plan_with_a_step_that_is_not_there_leaves_the_model_untouched() -> None:
+    model = family("llama")
+    before = copy.deepcopy(model)
+    broken = replace(gqa_plan(model, 2), steps=(Step("gqa", "melt"),))
+    with pytest.raises(PlanError, match="a step 'melt' that this version has not"):
         apply_(model, broken)
     assert_untouched(model, before)
 

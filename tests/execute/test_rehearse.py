@@ -14,7 +14,7 @@ from transformers.models.llama.modeling_llama import LlamaAttention
 
 from surgery.errors import PlanError
 from surgery.execute.live import apply_
-from surgery.execute.rehearse import rehearse
+from surgery.plan.rehearse import rehearse
 from tests.execute.test_live import assert_untouched
 from tests.families import SEPARATE, family, logits
 from tests.operations.reference import gqa_plan
@@ -68,7 +68,7 @@ def assert_refused(model: PreTrainedModel, said: str) -> None:
 def test_heads_paired_in_another_way() -> None:
     model = llama_with(TiledAttention)
     assert torch.equal(logits(model), logits(family("llama")))  # one KV head each: no difference
-    assert_refused(model, "layers.1.self_attn does not share its KV heads as planned")
+    assert_refused(model, "layers.1.self_attn does not use its heads as planned")
 
 
 def test_a_count_that_nobody_updated() -> None:

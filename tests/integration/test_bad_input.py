@@ -45,7 +45,7 @@ TABLE = {
     ),
     # choices
     "no such data": Bad((RECIPE, "data=nosuch"), ("data:", "nosuch", "hub, stdlib, text")),
-    "no such variant": Bad((RECIPE, "attention=[gqa,rop]"), ("attention:", "rop", "gqa, mqa")),
+    "no such variant": Bad((RECIPE, "attention=[gqa,rop]"), ("attention:", "rop", "gqa", "mqa")),
     "no such objective": Bad((RECIPE, "objective=kd"), ("objective:", "kd", "distill, lm")),
     "no such stage": Bad((RECIPE, "stages=[operat]"), ("stages[0]", "operat", "operate")),
     "no such merge": Bad(
@@ -54,7 +54,7 @@ TABLE = {
     "no such logger": Bad((RECIPE, "logger.kinds=[mlflow]"), ("logger.kinds", "mlflow", "csv")),
     # types
     "heads in words": Bad(
-        (RECIPE, "attention.gqa.kv_heads=many"), ("attention.gqa.kv_heads", "many", "Integer")
+        (RECIPE, "attention.gqa.kv_heads=many"), ("attention.gqa.kv_heads", "many", "whole number")
     ),
     "length in words": Bad((RECIPE, "data.seq_len=long"), ("data.seq_len", "long", "Integer")),
     "rate in words": Bad((RECIPE, "optim.lr=fast"), ("optim.lr", "fast", "Float")),
@@ -81,12 +81,17 @@ TABLE = {
     "no heads": Bad((RECIPE, "attention.gqa.kv_heads=0"), ("attention.gqa.kv_heads", "1, 2, 4, 8")),
     "heads not said": Bad(("attention=gqa",), ("attention.gqa.kv_heads", "required")),
     "no such layer": Bad((RECIPE, "attention.gqa.layers=[7]"), ("attention.gqa.layers", "0 to 3")),
-    "result that no config says": Bad(
-        (RECIPE, "attention.gqa.layers=[1]"), ("cannot be exported", "2, 8", "export")
+    "one number per layer": Bad(
+        (RECIPE, "attention.gqa.kv_heads=[2,4]"), ("attention.gqa.kv_heads", "2 numbers for 4")
+    ),
+    "option of what is not declared": Bad(
+        (RECIPE, "attention.fuse_qkv.keep=true"), ("attention.fuse_qkv.keep", "not among those")
     ),
     # models
     "no attention": Bad((RECIPE, "model.path={mamba}", "stages=[plan]"), ("attention", "Mamba")),
-    "fused attention": Bad((RECIPE, "model.path={gpt2}", "stages=[plan]"), ("attention", "c_attn")),
+    "latent attention": Bad(
+        (RECIPE, "model.path={latent}", "stages=[plan]"), ("attention", "kv_a_proj_with_mqa")
+    ),
     "no such directory": Bad((RECIPE, "model.path=/no/where"), ("model.path", "/no/where")),
     "no such hub id": Bad((RECIPE, "model.path=no/where"), ("model.path", "no/where")),
     "a file": Bad((RECIPE, "model.path={file}"), ("model.path", "not a model directory")),
@@ -136,7 +141,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("places")
     configs = {
         "mamba": {"model_type": "mamba", "hidden_size": 32, "num_hidden_layers": 2},
-        "gpt2": {"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 4},
+        "latent": {"model_type": "deepseek_v3", "hidden_size": 32, "num_hidden_layers": 2},
         "weightless": {"model_type": "llama", "hidden_size": 32, "num_hidden_layers": 2,
                        "num_attention_heads": 4, "intermediate_size": 32},
     }  # fmt: skip

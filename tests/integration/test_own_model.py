@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from transformers import AutoModelForSequenceClassification, BertConfig, LlamaConfig
+from transformers import AutoModelForSequenceClassification, LlamaConfig, OPTConfig
 
 QUICK = (
     "data=text",
@@ -85,15 +85,15 @@ def test_sequence_classification_after_surgery(
 
 
 def test_attention_that_cannot_share_is_refused(cli: Callable[..., Any], tmp_path: Path) -> None:
-    BertConfig(hidden_size=32, num_attention_heads=4, num_hidden_layers=2).save_pretrained(
-        tmp_path / "bert"
+    OPTConfig(hidden_size=32, num_attention_heads=4, num_hidden_layers=2).save_pretrained(
+        tmp_path / "opt"
     )
     outcome = cli(
-        "attention=mqa", f"model.path={tmp_path / 'bert'}", "model.task=masked_lm",
-        "stages=[plan]", f"hydra.run.dir={tmp_path / 'run'}",
+        "attention=mqa", f"model.path={tmp_path / 'opt'}", "stages=[plan]",
+        f"hydra.run.dir={tmp_path / 'run'}",
     )  # fmt: skip
     assert outcome.code == 2
-    assert "attention" in outcome.err
+    assert "attention: the forward of model.decoder.layers.0.self_attn does not take" in outcome.err
 
 
 def test_distillation_heals_too(cli: Callable[..., Any], tmp_path: Path) -> None:

@@ -62,22 +62,45 @@ def test_layers_named_twice_are_named_once() -> None:
     assert gqa_plan(model, 2, layers=[1, 1]).changes == gqa_plan(model, 2, layers=[1]).changes
 
 
-@pytest.mark.parametrize(
-    ("model_type", "fields"),
-    [
-        ("opt", {"ffn_dim": 48, "word_embed_proj_dim": 64}),
-        ("gptj", {"rotary_dim": 4}),
-        ("biogpt", {}),
-    ],
-)
-def test_a_forward_that_cannot_share(model_type: str, fields: dict[str, Any]) -> None:
+@pytest.mark.parametrize("counts", [[2], [2, 2, 2]])
+def test_a_list_of_another_length(counts: list[int]) -> None:
+    said = f"has {len(counts)} numbers for 2 layers"
+    with pytest.raises(ConfigError, match=said) as caught:
+        gqa_plan(family("llama"), counts)
+    assert caught.value.key == "attention.gqa.kv_heads"
+    assert "one number per layer" in str(caught.value)
+
+
+def test_a_list_has_a_number_per_chosen_layer() -> None:
+    with pytest.raises(ConfigError, match="has 2 numbers for 1 layers"):
+        gqa_plan(family("llama"), [2, 4], layers=[1])
+
+
+def test_each_number_of_a_list_is_held_against_its_own_layer() -> None:
+    with pytest.raises(ConfigError, match=r"8 KV heads of model.layers.1.self_attn") as caught:
+        gqa_plan(family("llama"), [2, 3])
+    assert (caught.value.given, caught.value.valid) == (3, ONE_TO_EIGHT)
+
+
+def unshared(model_type: str, fields: dict[str, Any]) -> Any:
     config = AutoConfig.for_model(
         model_type, vocab_size=61, hidden_size=64, num_hidden_layers=2, num_attention_heads=8,
-        max_position_embeddings=64, **fields,
+        max_position_embeddings=64, bos_token_id=1, eos_token_id=2, **fields,
     )  # fmt: skip
+    return AutoModelForCausalLM.from_config(config)
+
+
+def test_a_forward_that_attends_in_its_own_way() -> None:
     with pytest.raises(ConfigError, match="cannot share KV heads between query heads") as caught:
-        gqa_plan(AutoModelForCausalLM.from_config(config), 2)
+        gqa_plan(unshared("gptj", {"rotary_dim": 4}), 2)
     assert caught.value.key == "attention.gqa"
+
+
+def test_a_forward_that_takes_no_other_shapes() -> None:
+    model = unshared("opt", {"ffn_dim": 48, "word_embed_proj_dim": 64})
+    with pytest.raises(ConfigError, match="does not take 8 query and 2 KV heads of 8") as caught:
+        gqa_plan(model, 2)
+    assert caught.value.key == "attention"
 
 
 def test_an_encoder_that_can_share_is_not_refused() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -9,8 +10,9 @@ import pytest
 from surgery.errors import ConfigError
 from surgery.operations import operation_fields, operation_names, parse_operations
 from surgery.operations.gqa import GQA, Merge
+from surgery.operations.prune_heads import PruneHeads
 
-TYPES = "int"
+TYPES = "a whole number, or a list with one number per layer"
 MERGES = "mean, first, random"
 LAYERS = "list[int] | None"
 
@@ -18,6 +20,18 @@ LAYERS = "list[int] | None"
 def test_options_become_a_typed_spec() -> None:
     (spec,) = parse_operations({"gqa": {"kv_heads": 2, "merge": "first", "layers": [0, 2]}})
     assert spec == GQA(kv_heads=2, merge=Merge.first, layers=[0, 2])
+
+
+def test_a_list_of_counts_is_taken_as_it_is() -> None:
+    assert parse_operations({"gqa": {"kv_heads": [4, 2]}}) == [GQA([4, 2])]
+
+
+def test_heads_by_layer_are_taken_as_they_are() -> None:
+    spec = PruneHeads(heads={0: [1], 1: []})
+    assert parse_operations({"prune_heads": {"heads": {0: [1], 1: []}}}) == [spec]
+    written = json.loads(json.dumps(spec.to_json()))  # whose keys are text
+    (read,) = parse_operations({written.pop("operation"): written})
+    assert read == PruneHeads(heads={"0": [1], "1": []})
 
 
 def test_what_is_not_given_has_its_default() -> None:
@@ -35,19 +49,27 @@ def test_a_spec_written_as_json_parses_to_itself() -> None:
 
 
 def test_names_and_fields_are_those_of_the_registry() -> None:
-    assert operation_names() == ["gqa"]
+    assert {"gqa", "prune_heads"} <= set(operation_names())
+    assert operation_names() == sorted(operation_names())
     assert operation_fields("gqa") == ["kv_heads", "merge", "layers"]
+    assert operation_fields("prune_heads") == [
+        "heads", "amount", "count", "scores", "scope", "cut", "layers", "remove_attention",
+    ]  # fmt: skip
+    assert operation_fields("no_such_thing") == []
 
 
 @pytest.mark.parametrize(
     ("attention", "key", "valid"),
     [
-        ({"gqaa": {"kv_heads": 2}}, "attention.gqaa", "gqa"),
+        ({"gqaa": {"kv_heads": 2}}, "attention.gqaa", ", ".join(operation_names())),
         ({"gqa": {"kv_heads": 2, "heads": 3}}, "attention.gqa.heads", "kv_heads, merge, layers"),
         ({"gqa": {"kv_heads": "many"}}, "attention.gqa.kv_heads", TYPES),
         ({"gqa": {"kv_heads": 2.5}}, "attention.gqa.kv_heads", TYPES),
         ({"gqa": {"kv_heads": True}}, "attention.gqa.kv_heads", TYPES),
-        ({"gqa": {"kv_heads": [2]}}, "attention.gqa.kv_heads", TYPES),
+        ({"gqa": {"kv_heads": []}}, "attention.gqa.kv_heads", TYPES),
+        ({"gqa": {"kv_heads": [2, "two"]}}, "attention.gqa.kv_heads", TYPES),
+        ({"gqa": {"kv_heads": [2, 1.5]}}, "attention.gqa.kv_heads", TYPES),
+        ({"gqa": {"kv_heads": {0: 2}}}, "attention.gqa.kv_heads", TYPES),
         ({"gqa": {"kv_heads": None}}, "attention.gqa.kv_heads", TYPES),
         ({"gqa": {"kv_heads": "???"}}, "attention.gqa.kv_heads", TYPES),
         ({"gqa": {}}, "attention.gqa.kv_heads", TYPES),
@@ -56,6 +78,10 @@ def test_names_and_fields_are_those_of_the_registry() -> None:
         ({"gqa": {"kv_heads": 2, "layers": 3}}, "attention.gqa.layers", LAYERS),
         ({"gqa": {"kv_heads": 2, "layers": ["first"]}}, "attention.gqa.layers", LAYERS),
         ({"gqa": {"kv_heads": 2, "layers": [0.5]}}, "attention.gqa.layers", LAYERS),
+        ({"prune_heads": {"amount": "half"}}, "attention.prune_heads.amount", "float | None"),
+        ({"prune_heads": {"scope": "some"}}, "attention.prune_heads.scope", "layer, all"),
+        ({"prune_heads": {"cut": "keys"}}, "attention.prune_heads.cut", "groups, queries"),
+        ({"prune_heads": {"layers": 1}}, "attention.prune_heads.layers", LAYERS),
         ({"gqa": 3}, "attention.gqa", None),
         ({"gqa": None}, "attention.gqa", None),
     ],

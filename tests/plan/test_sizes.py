@@ -8,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from surgery.anatomy import find_sites
 from surgery.execute.live import apply_
+from surgery.operations import parse_operations
 from surgery.plan.make import make_plan
 from surgery.plan.sizes import attention_flops, kv_bytes_per_token
 from tests.families import SEPARATE, family, masked_lm, randomised, tokens
@@ -107,3 +109,18 @@ def test_every_familys_cache_grows_as_predicted(name: str) -> None:
     plan = gqa_plan(model, 2)
     apply_(model, plan)
     assert cache_bytes(model, 5) == 5 * plan.sizes_after.kv_bytes_per_token
+
+
+NORMED_TOGETHER = {"olmo2", "olmoe"}
+
+
+@pytest.mark.parametrize("name", sorted(set(SEPARATE) - NORMED_TOGETHER))
+def test_every_familys_sizes_fall_as_predicted_when_heads_go(name: str) -> None:
+    model = family(name, dtype=torch.bfloat16, num_key_value_heads=4)
+    last = len(find_sites(model).sites) - 1
+    heads = {0: [2, 3], last: [0, 1, 6, 7]}
+    plan = make_plan(model, parse_operations({"prune_heads": {"heads": heads}}))
+    apply_(model, plan)
+    assert sum(p.numel() for p in model.parameters()) == plan.sizes_after.parameters
+    assert cache_bytes(model, 5) == 5 * plan.sizes_after.kv_bytes_per_token
+    assert plan.sizes_after.attention_flops < plan.sizes_before.attention_flops

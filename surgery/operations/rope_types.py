@@ -1,0 +1,164 @@
+"""The kinds of rotary positions: the options of each, and the `rope_parameters` they mean.
+
+Names and formulas are those of transformers' `rope_parameters`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import Enum
+from typing import Any
+
+from surgery.errors import ConfigError
+
+
+class RopeType(Enum):
+    """How positions become angles. θ_i = theta^(-2i/d) is the frequency of the i-th pair.
+
+    Attributes:
+        default: unscaled (Su et al. 2021, arXiv:2104.09864).
+        linear: every θ_i divided by factor (Chen et al. 2023, arXiv:2306.15595).
+        dynamic: theta grows with the length once it exceeds the trained one (NTK-aware).
+        yarn: slow pairs divided, fast ones kept, logits sharpened (Peng et al. 2023,
+            arXiv:2309.00071).
+        longrope: a divisor per pair, one list for short inputs and one for long (Ding et al. 2024,
+            arXiv:2402.13753).
+        llama3: slow pairs divided, fast ones kept (Llama 3, arXiv:2407.21783).
+        proportional: only the fastest pairs rotate (p-RoPE, arXiv:2410.06205).
+        none: nothing rotates (NoPE, arXiv:2305.19466; dropped after training: arXiv:2512.12167).
+    """
+
+    default = "default"
+    linear = "linear"
+    dynamic = "dynamic"
+    yarn = "yarn"
+    longrope = "longrope"
+    llama3 = "llama3"
+    proportional = "proportional"
+    none = "none"
+
+
+_COMMON = {"theta", "partial_rotary_factor"}
+_YARN = {"attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"}
+# Type → options it needs, options it may have. `max_position_embeddings` goes with all.
+_OPTIONS: dict[RopeType, tuple[set[str], set[str]]] = {
+    RopeType.default: (set(), _COMMON),
+    RopeType.linear: ({"factor"}, _COMMON),
+    RopeType.dynamic: ({"factor"}, _COMMON),
+    RopeType.yarn: ({"factor"}, _COMMON | _YARN),
+    RopeType.longrope: ({"short_factor", "long_factor"}, _COMMON | {"factor", "attention_factor"}),
+    RopeType.llama3: ({"factor"}, _COMMON | {"low_freq_factor", "high_freq_factor"}),
+    RopeType.proportional: ({"partial_rotary_factor"}, _COMMON | {"factor"}),
+    RopeType.none: (set(), set()),
+}
+OPTIONS = sorted(set.union(*(needed | possible for needed, possible in _OPTIONS.values())))
+# Types whose `rope_parameters` hold the length before scaling.
+HOLDS_ORIGINAL = (RopeType.yarn, RopeType.longrope, RopeType.llama3)
+SCALED = (RopeType.linear, RopeType.proportional, *HOLDS_ORIGINAL)
+_NAMES = {"theta": "rope_theta"}
+LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
+NOPE = {"rope_type": "proportional", "partial_rotary_factor": 0.0}
+
+
+def check_options(kind: RopeType, given: Mapping[str, Any], key: str) -> None:
+    """Refuse what a type lacks, has no use for, or cannot have as a value.
+
+    Args:
+        given: options that are not ``None``, by name.
+        key: dotted config key of the operation.
+
+    Raises:
+        ConfigError: naming the option and what is valid.
+    """
+    needed, possible = _OPTIONS[kind]
+    for name in sorted(needed - set(given)):
+        raise ConfigError(f"{key}.{name}", f"type {kind.value} needs it", valid=_valid(name))
+    for name in sorted(set(given) & set(OPTIONS) - needed - possible):
+        raise ConfigError(
+            f"{key}.{name}", f"type {kind.value} has no use for it", given=given[name],
+            valid=f"null; {kind.value} has {', '.join(sorted(needed | possible)) or 'no options'}",
+        )  # fmt: skip
+    for name, value in given.items():
+        if not _fits(kind, name, value):
+            raise ConfigError(f"{key}.{name}", "cannot be", given=value, valid=_valid(name))
+    _check_order(kind, given, key)
+
+
+def _check_order(kind: RopeType, given: Mapping[str, Any], key: str) -> None:
+    slow, fast = given.get("beta_slow", 1), given.get("beta_fast", 32)
+    if kind is RopeType.yarn and slow >= fast:
+        raise ConfigError(
+            f"{key}.beta_fast", f"must be above beta_slow ({slow:g})", given=fast,
+            valid="32 with beta_slow 1 in the paper",
+        )  # fmt: skip
+    low, high = (given.get(name, value) for name, value in LLAMA3.items())
+    if kind is RopeType.llama3 and low >= high:
+        raise ConfigError(
+            f"{key}.high_freq_factor", f"must be above low_freq_factor ({low:g})", given=high,
+            valid="4 with low_freq_factor 1 in Llama 3.1",
+        )  # fmt: skip
+    if ("mscale" in given) != ("mscale_all_dim" in given):
+        raise ConfigError(
+            f"{key}.mscale", "mscale and mscale_all_dim only count together",
+            given="mscale" if "mscale" in given else "mscale_all_dim", valid="both or neither",
+        )  # fmt: skip
+    if "mscale" in given and "attention_factor" in given:
+        raise ConfigError(
+            f"{key}.attention_factor", "says what mscale would compute",
+            given=given["attention_factor"], valid="one of the two",
+        )  # fmt: skip
+    short, long = given.get("short_factor"), given.get("long_factor")
+    if short and long and len(short) != len(long):
+        raise ConfigError(
+            f"{key}.long_factor", f"is not as long as short_factor ({len(short)} numbers)",
+            given=f"{len(long)} numbers", valid=f"{len(short)} numbers",
+        )  # fmt: skip
+
+
+def _fits(kind: RopeType, name: str, value: Any) -> bool:
+    if name in ("short_factor", "long_factor"):
+        return bool(value) and all(number > 0 for number in value)
+    if name == "factor":
+        return bool(value >= 1 if kind is RopeType.proportional else value > 1)
+    if name == "partial_rotary_factor":
+        return 0 < value <= 1
+    if name == "theta":
+        return bool(value > 1)
+    return isinstance(value, bool) or not isinstance(value, (int, float)) or value > 0
+
+
+def _valid(name: str) -> str:
+    special = {
+        "factor": "a number above 1",
+        "partial_rotary_factor": "above 0, at most 1 (for no rotation at all: type none)",
+        "theta": "a number above 1",
+        "short_factor": "a positive number for each rotated pair of dimensions",
+        "long_factor": "a positive number for each rotated pair of dimensions",
+    }
+    return special.get(name, "a positive number")
+
+
+def rope_parameters(
+    kind: RopeType, given: Mapping[str, Any], current: Mapping[str, Any], original: int | None
+) -> dict[str, Any]:
+    """What a config's `rope_parameters` become.
+
+    Args:
+        given: options that are not ``None``.
+        current: the flat `rope_parameters` so far; theta, a rotary width and keys of the
+            architecture's own are kept.
+        original: positions before scaling, for types that hold it.
+    """
+    if kind is RopeType.none:
+        new = dict(NOPE)
+    else:
+        new = {"rope_type": kind.value}
+        new |= {_NAMES.get(name, name): given[name] for name in OPTIONS if name in given}
+        if kind is RopeType.llama3:
+            new = {**LLAMA3, **new}
+        if kind in HOLDS_ORIGINAL:
+            new["original_max_position_embeddings"] = original
+    theirs = set(OPTIONS) | {"rope_type", "type", "original_max_position_embeddings"}
+    if current.get("rope_type") != "proportional":
+        theirs -= {"partial_rotary_factor"}
+    return {name: value for name, value in current.items() if name not in theirs} | new

@@ -1,0 +1,99 @@
+"""Tensors of a block that have a share per head besides its projections: sinks, gates, biases."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from transformers import PreTrainedModel
+
+from surgery.anatomy import Site
+from surgery.architecture.twins import Shapes, first_difference, shapes_of
+from surgery.errors import ConfigError
+from surgery.plan.edits import SiteChange, TensorEdit
+from surgery.plan.head_edits import dependent_edit
+
+
+def with_dependents(
+    model: PreTrainedModel,
+    changes: Sequence[SiteChange],
+    site_twins: Mapping[str, PreTrainedModel | None],
+) -> list[SiteChange]:
+    """Each change with the edits of its site's other tensors that have a share per head.
+
+    Raises:
+        ConfigError: a tensor follows the head counts in a way that nothing here knows.
+    """
+    shapes = shapes_of(model)
+    found = []
+    for change in changes:
+        site = change.before
+        twin = site_twins.get(site.path)
+        wanted = shapes_of(twin.get_submodule(site.block), f"{site.block}.") if twin else None
+        operation = change.edits[0].operation if change.edits else ""
+        extra: list[TensorEdit] = []
+        for name, shape in _others(site, shapes).items():
+            for axis, role in _shares(name, shape, change, wanted):
+                extra.append(dependent_edit(change, operation, name, shape, axis, role))
+                shape = extra[-1].results[0].shape
+        change = replace(change, edits=(*change.edits, *extra))
+        shapes |= {spec.name: spec.shape for edit in change.edits for spec in edit.results}
+        found.append(change)
+    last = {change.before.path: change for change in found}
+    for path, change in last.items():
+        twin = site_twins.get(path)
+        if twin is not None:
+            _check_site(change.after, shapes, twin)
+    return found
+
+
+def _others(site: Site, shapes: Shapes) -> Shapes:
+    """Tensors of the site's block besides its projections and norms."""
+    known = [site.query, site.key, site.value, site.output, site.q_norm, site.k_norm]
+    own = tuple(f"{part.path}." for part in known if part is not None)
+    return {
+        name: shape
+        for name, shape in shapes.items()
+        if name.startswith(f"{site.block}.") and not name.startswith(own)
+    }
+
+
+def _shares(
+    name: str, shape: tuple[int, ...], change: SiteChange, wanted: Shapes | None
+) -> list[tuple[int, str]]:
+    """Axes along which a tensor has a share per head, and by heads of which role."""
+    old, new = change.before, change.after
+    counts = [("query", old.q_heads, new.q_heads), ("key", old.kv_heads, new.kv_heads)]
+    merges = any(len(part) > 1 for part in change.kv)
+    found = []
+    for axis, size in enumerate(shape):
+        for role, before, after in counts:
+            if before == after or (role == "key" and merges):
+                continue
+            if wanted is None:
+                follows = size == before and role == "query"
+            else:
+                there = wanted.get(name, ())
+                follows = (
+                    len(there) == len(shape)
+                    and there[axis] != size
+                    and size % before == 0
+                    and there[axis] == size // before * after
+                )
+            if follows:
+                found.append((axis, role))
+                break
+    return found
+
+
+def _check_site(site: Site, shapes: Shapes, twin: PreTrainedModel) -> None:
+    built = shapes_of(twin.get_submodule(site.block), f"{site.block}.")
+    planned = {n: shape for n, shape in shapes.items() if n.startswith(f"{site.block}.")}
+    name = first_difference(planned, built)
+    if name is not None:
+        raise ConfigError(
+            "attention",
+            f"{type(twin.get_submodule(site.path)).__name__} holds {name}, which follows its heads "
+            f"in a way that is not understood: it would be {built.get(name, 'absent')}, "
+            f"and is planned as {planned.get(name, 'absent')}",
+        )

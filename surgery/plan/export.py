@@ -1,0 +1,149 @@
+"""How the result of a plan can be saved, and who can serve it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from surgery.anatomy import Site, find_sites
+from surgery.architecture.twins import (
+    Shapes,
+    Twins,
+    differing_attributes,
+    first_difference,
+    shapes_of,
+)
+from surgery.errors import ConfigError
+from surgery.models.own_record import recorded_attributes, recorded_steps
+from surgery.plan.operation import Step
+from surgery.plan.plan import Export
+from surgery.plan.runtimes import runtimes
+from surgery.plan.structure import Attributes
+
+
+def export_of(
+    after: Sequence[Site],
+    shapes: Shapes,
+    patch: Mapping[str, Any] | None,
+    attributes: Attributes,
+    steps: Sequence[Step],
+    twins: Twins,
+    rehoused: str | None,
+) -> Export:
+    """Native, if a model built from the patched config alone is the result; else the record.
+
+    Args:
+        patch: what the config would have to hold; ``None`` if it has no key for it.
+        rehoused: the architecture the model was re-housed in, if it was.
+    """
+    original = twins.of({})
+    reason = _obstacle(after, shapes, patch, attributes, steps, twins)
+    native = reason is None
+    twin = twins.of(patch) if native and patch is not None else original
+    name = type(twin).__name__
+    served = runtimes(
+        name, native=native, explicit_head_dim=_explicit_head_dim(twin, after),
+        grouped=any(site.group_size > 1 for site in after), rope_types=_rope_types(twin),
+    )  # fmt: skip
+    kind = "native"
+    if not native:
+        kind = "record"
+    elif rehoused is not None:
+        kind = "re-housed"
+    said = {
+        "native": "the architecture's own config says the result",
+        "re-housed": f"as {name}, whose own config says the result",
+        "record": f"{reason}; `import surgery` lets transformers rebuild it",
+    }
+    return Export(
+        format=kind,
+        reason=said[kind],
+        runtimes=tuple(runtime for runtime, why in served.items() if not why),
+        without={runtime: why for runtime, why in served.items() if why},
+    )
+
+
+def config_says(shapes: Shapes, patch: Mapping[str, Any], twins: Twins) -> bool:
+    """Whether a model built from the patched config has the result's very tensors."""
+    try:
+        return first_difference(shapes, shapes_of(twins.of(patch))) is None
+    except ConfigError:
+        return False
+
+
+def _obstacle(
+    after: Sequence[Site],
+    shapes: Shapes,
+    patch: Mapping[str, Any] | None,
+    attributes: Attributes,
+    steps: Sequence[Step],
+    twins: Twins,
+) -> str | None:
+    """Why the architecture's own config cannot say the result; ``None`` if it can."""
+    kind = twins.of({}).config.model_type
+    config = twins.of({}).config
+    recorded = [step.operation for step in steps if step.recorded]
+    recorded += [kind for kind, _ in recorded_steps(config)]  # by what was done before
+    if recorded:
+        return f"a {kind} config cannot say what {recorded[0]} did"
+    earlier = recorded_attributes(config)
+    attributes = {path: {**earlier.get(path, {}), **attributes.get(path, {})}
+                  for path in {**earlier, **attributes}}  # fmt: skip
+    counts = {
+        "KV head": sorted({site.kv_heads for site in after}),
+        "query head": sorted({site.q_heads for site in after}),
+    }
+    if patch is None:
+        several = next((what for what, found in counts.items() if len(found) > 1), None)
+        if several is None:
+            return f"a {kind} config has no key for the result's head counts"
+        found = ", ".join(map(str, counts[several]))
+        return f"{kind} configs hold one {several} count for all layers; the result has {found}"
+    try:
+        twin = twins.of(patch)
+    except ConfigError as error:
+        return error.problem
+    other = first_difference(shapes, shapes_of(twin))
+    if other is None and find_sites(twin).sites == tuple(after):
+        other = _first_other_attribute(attributes, twins.of({}), twin)
+    if other is None and find_sites(twin).sites != tuple(after):
+        other = "its head counts"
+    return other and f"a {kind} config does not say the result: a fresh model differs in {other}"
+
+
+def _first_other_attribute(
+    attributes: Attributes, original: PreTrainedModel, twin: PreTrainedModel
+) -> str | None:
+    """An attribute that the plan sets and a model from its config would not hold."""
+    for path, values in attributes.items():
+        theirs = differing_attributes(original.get_submodule(path), twin.get_submodule(path))
+        for name, value in values.items():
+            held = vars(twin.get_submodule(path)).get(name)
+            plain = list(held) if isinstance(held, tuple) else held
+            if plain != value and theirs.get(name) != value:
+                return f"{path}.{name}"
+    return None
+
+
+def _explicit_head_dim(twin: PreTrainedModel, sites: Sequence[Site]) -> bool:
+    return any(site.q_heads * site.head_dim != site.hidden_size for site in sites)
+
+
+def _rope_types(twin: PreTrainedModel) -> set[str]:
+    """Every rope type that the config names, per layer type too."""
+    found: set[str] = set()
+
+    def walk(value: Any) -> None:
+        if isinstance(value, Mapping):
+            if isinstance(value.get("rope_type"), str):
+                found.add(value["rope_type"])
+            for below in value.values():
+                walk(below)
+
+    try:
+        walk(getattr(twin.config.get_text_config(), "rope_parameters", None))
+    except ValueError:
+        walk(getattr(twin.config, "rope_parameters", None))
+    return found

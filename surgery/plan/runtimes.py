@@ -1,0 +1,78 @@
+"""Which runtimes serve a result, by what their sources say.
+
+The facts lie in `runtimes.json`, one entry per runtime, each with the version and the date they
+were read from:
+
+- `architectures`: the class names it lists for text generation. vLLM runs a few of them through
+  its Transformers backend; the llama.cpp names are those its converter to GGUF takes.
+- `ignores_head_dim`: those of them for which it takes hidden_size / heads, whatever the config
+  says, so that loading other shapes fails. `ignores_kv_heads`: likewise one KV head per head.
+- `rope_types`: the rope types it reads for any of them. `rope_types_of` adds types that it reads
+  for the named ones only.
+
+A listed class is not a promise: nothing here has been run.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+FILE = "runtimes.json"
+Facts = dict[str, Any]
+
+
+def runtimes(
+    architecture: str,
+    *,
+    native: bool,
+    explicit_head_dim: bool = False,
+    grouped: bool = False,
+    rope_types: Collection[str] = (),
+) -> dict[str, str]:
+    """Each runtime with "" where it serves the result, else with the reason it does not.
+
+    Args:
+        architecture: class name of the exported model.
+        native: the architecture's own format. Otherwise it is the record format, which only
+            transformers reads, after `import surgery`.
+        explicit_head_dim: the config's `head_dim` is not `hidden_size / heads`.
+        grouped: there are fewer KV heads than query heads.
+        rope_types: the rope types in the config; "default" is plain rope.
+    """
+    found = {"transformers": ""}
+    for name, facts in known_runtimes().items():
+        if not native:
+            found[name] = "needs `import surgery`: the record format is read by transformers only"
+        else:
+            found[name] = obstacle(architecture, explicit_head_dim, grouped, rope_types, facts)
+    return found
+
+
+def obstacle(
+    architecture: str, head_dim: bool, grouped: bool, rope_types: Collection[str], facts: Facts
+) -> str:
+    """Why the runtime that `facts` describe does not serve a native result; "" if it does."""
+    source = f"({facts['title']} {facts['version']}, {facts['date']})"
+    if architecture not in facts["architectures"]:
+        return f"lists no {architecture} for text generation {source}"
+    if head_dim and architecture in facts["ignores_head_dim"]:
+        return f"takes head_dim to be hidden_size / heads, not the config's {source}"
+    if grouped and architecture in facts["ignores_kv_heads"]:
+        return f"takes {architecture} to have one KV head per query head {source}"
+    special = facts.get("rope_types_of", {})
+    unread = {t for t in rope_types if architecture not in special.get(t, ())}
+    unread -= set(facts["rope_types"])
+    if unread:
+        return f"does not read rope type {', '.join(sorted(unread))} of {architecture} {source}"
+    return ""
+
+
+@cache
+def known_runtimes() -> dict[str, Facts]:
+    """The facts of `runtimes.json`, by the runtime's name."""
+    known: dict[str, Facts] = json.loads(files("surgery.plan").joinpath(FILE).read_text("utf-8"))
+    return known

@@ -1,0 +1,186 @@
+"""Trying new heads on the meta device: shapes tell what a forward cannot take."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from surgery.anatomy import Site
+from surgery.architecture.attributes import set_attributes
+from surgery.architecture.config_patch import head_count_patch, patched
+from surgery.architecture.twins import Twins
+from surgery.errors import ConfigError
+from surgery.models.probe import probe_inputs
+from surgery.models.share_kv import shared_kv
+from surgery.models.skeleton import skeleton_of
+from surgery.plan.edits import SiteChange, TensorEdit
+from surgery.plan.rehearse import (
+    FAULTS,
+    attributes_set_in,
+    first_line,
+    rehearsed_tensors,
+    run,
+    visit_sites,
+)
+
+Attributes = dict[str, dict[str, Any]]
+
+
+def taken(
+    old: Site, new: Site, answers: Sequence[Attributes], faults: Mapping[int, str]
+) -> Attributes:
+    """The first answer that the site's forward takes.
+
+    A block that could not be reached on the meta device is judged when it is rehearsed.
+    """
+    taken = next((n for n in range(len(answers)) if n not in faults), None)
+    if taken is None:
+        counts = f"{new.q_heads} query and {new.kv_heads} KV heads of {new.head_dim}"
+        raise ConfigError(
+            "attention", f"the forward of {old.path} does not take {counts}: {faults[0]}",
+            given=counts, valid=f"the {old.q_heads} query and {old.kv_heads} KV heads it has",
+        )  # fmt: skip
+    return answers[taken]
+
+
+def said(
+    model: PreTrainedModel, before: Sequence[Site], after: Sequence[Site], twins: Twins
+) -> dict[str, Any]:
+    """What the result's config will hold, for forwards that read it as they run (Phi-3)."""
+    patch = head_count_patch(model.config, before, after) or {}
+    try:
+        twins.of(patch)
+    except ConfigError:
+        return {}
+    return patch
+
+
+def tried(
+    model: PreTrainedModel,
+    sites: Sequence[Site],
+    changes: Sequence[SiteChange],
+    options: Mapping[str, Sequence[Attributes]],
+    said: Mapping[str, Any],
+) -> dict[str, dict[int, str]]:
+    """Site path → number of the answer → what the forward raised for it.
+
+    Of blocks that are alike, and changed alike, one is tried.
+    """
+    skeleton = skeleton_of(model)
+    edits: dict[str, list[TensorEdit]] = {}
+    for change in changes:
+        edits.setdefault(change.before.path, []).extend(change.edits)
+    first: dict[str, Site] = {}
+    alike = {
+        site.path: first.setdefault(_likeness(skeleton, site, edits[site.path]), site)
+        for site in sites
+    }
+    faults = _faults(skeleton, list(first.values()), edits, options, said)
+    return {path: faults[one.path] for path, one in alike.items() if one.path in faults}
+
+
+def _likeness(model: PreTrainedModel, site: Site, edits: Sequence[TensorEdit]) -> str:
+    block = model.get_submodule(site.block)
+    shapes = [(name, tuple(p.shape)) for name, p in block.named_parameters()]
+    return repr((type(block), shapes, [(e.transform, e.arguments) for e in edits]))
+
+
+def _faults(
+    skeleton: PreTrainedModel,
+    sites: Sequence[Site],
+    edits: Mapping[str, Sequence[TensorEdit]],
+    options: Mapping[str, Sequence[Attributes]],
+    said: Mapping[str, Any],
+) -> dict[str, dict[int, str]]:
+    faults: dict[str, dict[int, str]] = {}
+    seen: dict[type, tuple[Any, Any]] = {}
+
+    def attempt(site: Site, block: nn.Module, args: Any, kwargs: Any) -> None:
+        narrow, wide = rehearsed_tensors(block, site, edits[site.path])
+        try:
+            expected = run(block, wide, args, kwargs).shape
+        except FAULTS:
+            return  # it does not run on the meta device as it is, so this tells nothing
+        faults[site.path] = {}
+        for number, attributes in enumerate(options[site.path]):
+            with (
+                attributes_set_in(block, site, attributes),
+                patched(skeleton.config, said),
+            ):
+                faults[site.path] |= _fault(number, block, narrow, args, kwargs, expected)
+        # Last, so that what it hands on to later ones has the shape they expect.
+        with suppress(*FAULTS):
+            run(block, wide, args, kwargs)
+
+    def visit(site: Site) -> Any:
+        def called(block: nn.Module, args: Any, kwargs: Any) -> None:
+            seen[type(block)] = args, kwargs
+            attempt(site, block, args, kwargs)
+
+        return called
+
+    with shared_kv(skeleton, True), torch.no_grad():
+        # Some look into a mask, some into position ids where there is none: neither has numbers
+        # here. What comes before a fault is seen all the same.
+        for mask in (True, False):
+            left = [site for site in sites if site.path not in faults]
+            with suppress(*FAULTS):
+                visit_sites(skeleton, left, visit, mask=mask)
+        # Past experts, which choose by numbers, no layer is reached: they are called like others.
+        for site in sites:
+            block = skeleton.get_submodule(site.block)
+            if site.path not in faults and type(block) in seen:
+                attempt(site, block, *seen[type(block)])
+    return faults
+
+
+def run_whole(
+    model: PreTrainedModel,
+    changes: Sequence[SiteChange],
+    attributes: Attributes,
+    said: Mapping[str, Any],
+) -> None:
+    """Blocks that each take their new heads may still hand on what others cannot take.
+
+    Raises:
+        ConfigError: the model runs on the meta device as it is, and not with all its changes.
+    """
+    skeleton = skeleton_of(model)
+    edits = [edit for change in changes for edit in change.edits]
+    cross = any(change.before.cross for change in changes)
+    with shared_kv(skeleton, True), torch.no_grad():
+        for mask in (True, False):
+            inputs = probe_inputs(skeleton, cross=cross, mask=mask)
+            try:
+                skeleton(**inputs)
+            except FAULTS:
+                continue
+            for spec in (spec for edit in edits for spec in edit.results):
+                path, _, name = spec.name.rpartition(".")
+                hollow = torch.empty(spec.shape, device="meta", dtype=model.dtype)
+                setattr(skeleton.get_submodule(path), name, nn.Parameter(hollow))
+            set_attributes(skeleton, attributes)
+            try:
+                with patched(skeleton.config, said):
+                    skeleton(**inputs)
+            except FAULTS as error:
+                raise ConfigError(
+                    "attention",
+                    f"{type(model).__name__} does not run with these heads: {first_line(error)}",
+                ) from None
+            return
+
+
+def _fault(
+    number: int, block: nn.Module, tensors: Any, args: Any, kwargs: Any, expected: torch.Size
+) -> dict[int, str]:
+    try:
+        shape = run(block, tensors, args, kwargs).shape
+    except FAULTS as error:
+        return {number: first_line(error)}
+    return {} if shape == expected else {number: f"its output would be {list(shape)}"}

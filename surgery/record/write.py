@@ -1,0 +1,45 @@
+"""Writing the record: the difference between a model and what its config builds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from surgery.architecture.twins import Twins, shapes_of
+from surgery.models.own_record import is_own_record, recorded_attributes, recorded_steps
+from surgery.plan.operation import Step
+from surgery.record.config import RecordConfig
+
+
+def write_record(
+    model: PreTrainedModel, attributes: Mapping[str, Mapping[str, Any]], steps: Sequence[Step]
+) -> None:
+    """Put into `model.config` what `save_pretrained` must save and `from_pretrained` rebuild.
+
+    An earlier record is taken over; what stands in it already is not said twice.
+
+    Args:
+        attributes, steps: what the last plan set and did.
+    """
+    built = shapes_of(Twins(model).of({}))
+    tensors = {
+        name: list(shape) for name, shape in shapes_of(model).items() if built.get(name) != shape
+    }
+    held: dict[str, dict[str, Any]] = {}
+    for source in (recorded_attributes(model.config), attributes):
+        for path, values in source.items():
+            for name in values:
+                now = vars(model.get_submodule(path)).get(name)
+                held.setdefault(path, {})[name] = list(now) if isinstance(now, tuple) else now
+    done = [list(step) for step in recorded_steps(model.config)]
+    done += [[s.kind, dict(s.arguments)] for s in steps if [s.kind, dict(s.arguments)] not in done]
+    model.config.quantization_config = RecordConfig(tensors=tensors, attributes=held, steps=done)
+
+
+def forget_record(model: PreTrainedModel) -> None:
+    """Take the record out of `model.config`, whose other keys say all of it by now."""
+    stored = getattr(model.config, "quantization_config", None)
+    if stored is not None and is_own_record(stored):
+        del model.config.quantization_config

@@ -1,0 +1,1 @@
+"""Reading records back: what `import surgery` adds to transformers' `from_pretrained`."""

@@ -1,0 +1,33 @@
+"""The arithmetic: pure functions on tensors, named by plans. They know no module and no file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from surgery.transforms.heads import combine_heads, spread_heads
+
+Transform = Callable[..., list[torch.Tensor]]
+
+TRANSFORMS: dict[str, Transform] = {"combine_heads": combine_heads}
+# What stands for a transform's result in the source's own shape: the oracle of a rehearsal.
+EQUIVALENTS: dict[str, Transform] = {"combine_heads": spread_heads}
+
+
+def run_transform(
+    name: str, tensors: Sequence[torch.Tensor], arguments: Mapping[str, Any]
+) -> list[torch.Tensor]:
+    """Look a transform up by name and run it."""
+    return TRANSFORMS[name](tensors, **arguments)
+
+
+def run_equivalent(
+    name: str,
+    results: Sequence[torch.Tensor],
+    sources: Sequence[torch.Tensor],
+    arguments: Mapping[str, Any],
+) -> list[torch.Tensor]:
+    """Tensors in the shapes of the transform's sources that do what its results do."""
+    return EQUIVALENTS[name](results, sources, **arguments)

@@ -1,0 +1,554 @@
+"""Every combination that cannot be: refused while planning, from a config.json and nothing else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+_LLAMA = {
+    "model_type": "llama", "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2,
+    "num_attention_heads": 8, "num_key_value_heads": 8, "max_position_embeddings": 128,
+}  # fmt: skip
+_GPT2 = {"model_type": "gpt2", "n_embd": 64, "n_layer": 2, "n_head": 8, "n_positions": 128}
+_OPT = {
+    "model_type": "opt", "hidden_size": 64, "ffn_dim": 64, "num_hidden_layers": 2,
+    "num_attention_heads": 8, "max_position_embeddings": 128, "word_embed_proj_dim": 64,
+}  # fmt: skip
+
+
+def _yarn(**more: object) -> dict[str, object]:
+    return {"rope_type": "yarn", "factor": 4.0, "rope_theta": 10000.0, **more}
+
+
+# No weights lie beside these, so nothing can read them.
+MODELS: dict[str, dict[str, object]] = {
+    "llama": _LLAMA,
+    "grouped": {**_LLAMA, "num_key_value_heads": 2},
+    "six heads": {**_LLAMA, "hidden_size": 48, "num_attention_heads": 6, "num_key_value_heads": 6},
+    "biased": {**_LLAMA, "attention_bias": True},
+    "mlp biased": {**_LLAMA, "mlp_bias": True},
+    "dropping": {**_LLAMA, "attention_dropout": 0.1},
+    "linear rope": {
+        **_LLAMA, "rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}
+    },
+    "yarn rope": {**_LLAMA, "rope_parameters": _yarn(original_max_position_embeddings=32)},
+    "gptq": {**_LLAMA, "quantization_config": {"quant_method": "gptq", "bits": 4}},
+    "nf4": {
+        **_LLAMA, "quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    },
+    "mistral": {**_LLAMA, "model_type": "mistral", "sliding_window": 16},
+    "qwen2": {**_LLAMA, "model_type": "qwen2"},
+    "phi3": {**_LLAMA, "model_type": "phi3", "pad_token_id": 0},
+    "olmo2": {**_LLAMA, "model_type": "olmo2"},
+    "gemma2": {**_LLAMA, "model_type": "gemma2", "head_dim": 8},
+    "gemma3": {
+        **_LLAMA, "model_type": "gemma3_text", "head_dim": 8,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
+    "hybrid": {
+        **_LLAMA, "model_type": "qwen3_next", "head_dim": 8, "num_experts": 4,
+        "num_experts_per_tok": 2, "moe_intermediate_size": 16,
+        "shared_expert_intermediate_size": 16, "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4, "layer_types": ["linear_attention", "full_attention"],
+    },
+    "deepseek": {
+        **_LLAMA, "model_type": "deepseek_v3", "q_lora_rank": 16, "kv_lora_rank": 16,
+        "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8, "n_routed_experts": 4,
+        "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1, "moe_intermediate_size": 16,
+        "first_k_dense_replace": 1,
+    },
+    "diffllama": {**_LLAMA, "model_type": "diffllama"},
+    "gpt_neox": {**_LLAMA, "model_type": "gpt_neox"},
+    "persimmon": {**_LLAMA, "model_type": "persimmon"},
+    "falcon": {**_LLAMA, "model_type": "falcon", "multi_query": False, "alibi": False},
+    "falcon alibi": {**_LLAMA, "model_type": "falcon", "multi_query": False, "alibi": True},
+    "bloom": {"model_type": "bloom", "hidden_size": 64, "n_layer": 2, "n_head": 8},
+    "mpt": {"model_type": "mpt", "d_model": 64, "n_layers": 2, "n_heads": 8},
+    "codegen": {**_GPT2, "model_type": "codegen", "rotary_dim": 8, "n_ctx": 128},
+    "gptj": {**_GPT2, "model_type": "gptj", "rotary_dim": 8},
+    "gpt_neo": {
+        "model_type": "gpt_neo", "hidden_size": 64, "num_layers": 2, "num_heads": 8,
+        "attention_types": [[["global", "local"], 1]],
+    },
+    "ctrl": {**_GPT2, "model_type": "ctrl", "dff": 64},
+    "mamba": {"model_type": "mamba", "hidden_size": 64, "num_hidden_layers": 2},
+    "gpt2": _GPT2,
+    "gpt2 odd": {**_GPT2, "n_embd": 36, "n_head": 4},
+    "gpt2 inverse": {**_GPT2, "scale_attn_by_inverse_layer_idx": True},
+    "gpt2 cross": {**_GPT2, "add_cross_attention": True},
+    "opt": _OPT,
+    "opt post-norm": {**_OPT, "do_layer_norm_before": False},
+    "opt projected": {**_OPT, "word_embed_proj_dim": 32},
+    "bert": {
+        "model_type": "bert", "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2,
+        "num_attention_heads": 8,
+    },
+    "t5": {
+        "model_type": "t5", "d_model": 64, "d_ff": 64, "d_kv": 8, "num_layers": 2, "num_heads": 8,
+        "decoder_start_token_id": 0, "pad_token_id": 0,
+    },
+}  # fmt: skip
+TASKS = {"bert": "masked_lm", "t5": "sequence_classification"}
+
+_ROW = [float(head) for head in range(8)]
+SCORES = {
+    "good": json.dumps({"scores": [_ROW, _ROW]}),
+    "not_json": "{oops",
+    "no_table": json.dumps({"scores": 3}),
+    "three_layers": json.dumps({"scores": [_ROW] * 3}),
+    "seven_heads": json.dumps({"scores": [_ROW, _ROW[:7]]}),
+    "not_finite": json.dumps({"scores": [[*_ROW[:7], float("nan")], _ROW]}),
+    "word": json.dumps({"scores": [_ROW, [*_ROW[:7], "low"]]}),
+    "bytes": "\udcff",  # no UTF-8
+}
+
+GQA, PRUNE, ROPE = "attention.gqa", "attention.prune_heads", "attention.rope"
+BACKEND, FUSE, REHOUSE = "attention.backend", "attention.fuse_qkv", "attention.rehouse"
+TO_ROPE, DROP = "attention.absolute_to_rope", "attention.attention_dropout"
+KV, INTO, RUN = f"{GQA}.kv_heads", f"{REHOUSE}.into", f"{BACKEND}.implementation"
+HEADS, COUNT, TABLE = f"{PRUNE}.heads", f"{PRUNE}.count", f"{PRUNE}.scores"
+COUNTS = "a whole number, or a list with one number per layer"
+LISTS = "a list of heads for every layer, or {layer: [heads]}"
+JSON = "a JSON file"
+QUANTIZED = "quantized weights cannot be operated on"
+NO_ROPE = "no rotary embedding that reads rope_parameters"
+FIRST = "must come first"
+NO_HOUSE = "not the same model: "
+EVERY = "[0,1,2,3,4,5,6,7]"
+EMPTIED = f"{PRUNE}.heads={{1:{EVERY}}} {PRUNE}.remove_attention=true "
+
+
+class Bad(NamedTuple):
+    """A model, `attention=[…]` with its options, and what the message must say of them.
+
+    `given` and `valid` are how those lines begin; "" for a message without the line.
+    """
+
+    model: str
+    attention: str
+    options: str
+    key: str
+    problem: str
+    given: str
+    valid: str
+
+
+def _gqa(model: str, kv_heads: str, problem: str, given: str, valid: str, **more: str) -> Bad:
+    """A row about `attention.gqa`; its key is that of the counts unless `key` says another."""
+    options = f"{KV}={kv_heads} {more.get('options', '')}"
+    return Bad(model, "gqa", options, more.get("key", KV), problem, given, valid)
+
+
+def _prune(
+    options: str, key: str, problem: str, given: str, valid: str, model: str = "llama"
+) -> Bad:
+    spelt = " ".join(f"{PRUNE}.{option}" for option in options.split())
+    return Bad(model, "prune_heads", spelt, key, problem, given, valid)
+
+
+def _rope(
+    kind: str, options: str, key: str, problem: str, given: str, valid: str, model: str = "llama"
+) -> Bad:
+    spelt = " ".join(f"{ROPE}.{option}" for option in options.split())
+    key = f"{ROPE}.{key}" if key else ROPE
+    return Bad(model, kind, spelt, key, problem, given, valid)
+
+
+def _run(model: str, implementation: str, problem: str, valid: str) -> Bad:
+    return Bad(model, "backend", f"{RUN}={implementation}", RUN, problem, implementation, valid)
+
+
+def _move(model: str, into: str, problem: str, valid: str) -> Bad:
+    return Bad(model, "rehouse", f"{INTO}={into}", INTO, problem, into, valid)
+
+
+def _to_rope(model: str, problem: str) -> Bad:
+    return Bad(model, "absolute_to_rope", "", TO_ROPE, NO_HOUSE + problem, "", "none, for this")
+
+
+TABLE_OF_ROWS = {
+    # gqa: counts
+    "kv_heads below zero": _gqa("llama", "-2", "does not divide the 8", "-2", "1, 2, 4, 8"),
+    "kv_heads a fraction": _gqa("llama", "2.5", "no number of heads", "2.5", COUNTS),
+    "kv_heads a mapping": _gqa("llama", "{0:4}", "no number of heads", "{0: 4}", COUNTS),
+    "kv_heads over the groups": _gqa("grouped", "4", "more than the 2 KV heads", "4", "1, 2"),
+    "kv_heads no divisor of six": _gqa("six heads", "4", "divide the 6", "4", "1, 2, 3, 6"),
+    "list too short": _gqa("llama", "[4]", "has 1 numbers for 2 layers", "[4]", COUNTS),
+    "list with a word": _gqa("llama", "[4,two]", "no number of heads", "[4, 'two']", COUNTS),
+    "list for one layer": _gqa(
+        "llama", "[4,2]", "has 2 numbers for 1 layers", "[4, 2]", COUNTS,
+        options=f"{GQA}.layers=[1]",
+    ),
+    "layers in words": _gqa(
+        "llama", "4", "is no list", "'all'", "list[int]", options=f"{GQA}.layers=all",
+        key=f"{GQA}.layers",
+    ),
+    "layers from behind": _gqa(
+        "llama", "4", "no such layer", "-1", "0 to 1", options=f"{GQA}.layers=[-1]",
+        key=f"{GQA}.layers",
+    ),
+    "layers that are linear": _gqa(
+        "hybrid", "4", "no such layer", "1", "0 to 0", options=f"{GQA}.layers=[1]",
+        key=f"{GQA}.layers",
+    ),
+    # gqa: models
+    "gqa on GPT-J": _gqa("gptj", "4", "cannot share KV heads", "4 KV heads", "8: one", key=GQA),
+    "gqa on GPT-Neo": _gqa(
+        "gpt_neo", "4", "GPTNeoSelfAttention attends in its own way", "4 KV heads", "8", key=GQA
+    ),
+    "gqa on BLOOM": _gqa("bloom", "4", "cannot share KV heads", "4 KV heads", "8", key=GQA),
+    "gqa on OPT": _gqa(
+        "opt", "4", "does not take 8 query and 4 KV heads", "8 query and 4", "the 8 query and 8",
+        key="attention",
+    ),
+    "gqa on GPT-NeoX": _gqa(
+        "gpt_neox", "4", "does not take 8 query and 4 KV heads", "8 query and 4", "the 8 query",
+        key="attention",
+    ),
+    "gqa on latent attention": _gqa(
+        "deepseek", "4", "none of the attention blocks of DeepseekV3ForCausalLM",
+        "model.layers.0.self_attn (DeepseekV3Attention)", "", key="attention",
+    ),
+    "gqa on differential attention": _gqa(
+        "diffllama", "4", "heads work in pairs", "model.layers.0.self_attn", "", key="attention"
+    ),
+    "gqa without attention": _gqa(
+        "mamba", "4", "no attention was recognised", "MambaForCausalLM", "a model with attention",
+        key="attention",
+    ),
+    # prune_heads: what is asked for
+    "no way to choose": _prune("scope=all", PRUNE, "exactly one of heads, amount", "none of", ""),
+    "amount without scores": _prune("amount=0.5", TABLE, "`amount` needs a score", "", JSON),
+    "scores for named heads": _prune(
+        "heads=[0] scores={good}", TABLE, "of no use where `heads`", "{good}", "null"
+    ),
+    "scope for named heads": _prune(
+        "heads=[0] scope=all", f"{PRUNE}.scope", "of no use where `heads`", "all", "layer"
+    ),
+    "cut for named heads": _prune(
+        "heads=[0] cut=queries", f"{PRUNE}.cut", "of no use where `heads`", "queries", "groups"
+    ),
+    "no such head": _prune("heads=[8]", HEADS, "has no such head", "8", "0 to 7"),
+    "lists by layer": _prune("heads=[[1],[2]]", HEADS, "is no list of heads", "[[1], [2]]", LISTS),
+    "no such layer's heads": _prune("heads={5:[0]}", HEADS, "no such layer", "5", "0, 1"),
+    "heads of a layer not chosen": _prune(
+        "heads={0:[1]} layers=[1]", HEADS, "no such layer", "0", "1"
+    ),
+    "unequal groups": _prune(
+        "heads=[0]", HEADS, "unequal shares", "[0]", "whole groups of 4", model="grouped"
+    ),
+    "all heads": _prune(
+        f"heads={EVERY}", HEADS, "all 8 heads of model.layers.0", "8 heads",
+        f"at most 7, or {PRUNE}.remove_attention=true",
+    ),
+    "amount over one": _prune(
+        "amount=1.5 scores={good}", f"{PRUNE}.amount", "between 0 and 1", "1.5", ""
+    ),
+    "amount no number": _prune(
+        "amount=nan scores={good}", f"{PRUNE}.amount", "must be finite", "nan", "float"
+    ),
+    "amount all": _prune(
+        "amount=1.0 scores={good}", f"{PRUNE}.amount", "keeps at least one head", "1.0",
+        "at most 7 heads, or",
+    ),
+    "count below zero": _prune("count=-1 scores={good}", COUNT, "not be negative", "-1", ""),
+    "count a fraction": _prune("count=2.5 scores={good}", COUNT, "Integer", "2.5", "int"),
+    "count over the layer": _prune(
+        "count=9 remove_attention=true scores={good}", COUNT, "not so many heads", "9",
+        "at most 8 heads",
+    ),
+    "count over all layers": _prune(
+        "count=15 scope=all scores={good}", COUNT, "keeps at least one", "15", "at most 14 heads"
+    ),
+    "count over the groups": _prune(
+        "count=8 scores={good}", COUNT, "(or group of them)", "8", "at most 4 heads",
+        model="grouped",
+    ),
+    # prune_heads: score tables
+    "scores missing": _prune("count=2 scores={root}/no", TABLE, "cannot be read: No such", "/", ""),
+    "scores not JSON": _prune("count=2 scores={not_json}", TABLE, "is no JSON", "/", JSON),
+    "scores no table": _prune("count=2 scores={no_table}", TABLE, "no score table", "/", JSON),
+    "scores, other layers": _prune(
+        "count=2 scores={three_layers}", TABLE, "is for 3 layers; the model has 2", "/", JSON
+    ),
+    "scores, other heads": _prune(
+        "count=2 scores={seven_heads}", TABLE, "7 scores for the 8 heads of layer 1", "/", JSON
+    ),
+    "scores not finite": _prune(
+        "count=2 scores={not_finite}", TABLE, "layer 0 is no finite number", "/", JSON
+    ),
+    "scores with a word": _prune(
+        "count=2 scores={word}", TABLE, "layer 1 is no finite number", "/", JSON
+    ),
+    # prune_heads: models
+    "norm over all heads": _prune(
+        "heads=[0]", PRUNE, "taken over all heads together", "a norm of 64", "a model with a norm",
+        model="olmo2",
+    ),
+    "heads in equal blocks": _prune(
+        "heads=[0]", HEADS, "in 4 equal blocks", "7 heads left", "a multiple of 4", model="codegen"
+    ),
+    "one position bias for all": _prune(
+        "heads=[0]", "attention", "does not take 7 query", "7 query", "the 8 query", model="t5"
+    ),
+    "ALiBi of all heads": _prune(
+        "heads=[0]", "attention", "does not take 7 query", "7 query", "the 8 query", model="bloom"
+    ),
+    "pruned, quantized": _prune(
+        "heads=[0]", "attention", QUANTIZED, "gptq", "the model's unquantized", model="gptq"
+    ),
+    # rope: values
+    "factor one": _rope("rope_linear", "factor=1", "factor", "cannot be", "1.0", "a number above"),
+    "factor infinite": _rope("rope_linear", "factor=inf", "factor", "finite", "inf", "float"),
+    "factor missing": _rope("rope_yarn", "factor=null", "factor", "yarn needs it", "", "a number"),
+    "factor without scaling": _rope("rope", "factor=2", "factor", "no use", "2.0", "null; default"),
+    "YaRN's bounds for linear": _rope(
+        "rope_linear", "beta_fast=16", "beta_fast", "no use for it", "16.0", "null; linear has"
+    ),
+    "theta for none": _rope("nope", "theta=500", "theta", "no use for it", "500.0", "null; none"),
+    "no such type": _rope("rope", "type=ntk", "type", "ntk", "'ntk'", "default, linear"),
+    "bounds crossed": _rope(
+        "rope_yarn", "beta_slow=40", "beta_fast", "must be above beta_slow", "32", "32 with"
+    ),
+    "mscale alone": _rope("rope_yarn", "mscale=1", "mscale", "count together", "mscale", "both"),
+    "wavelengths crossed": _rope(
+        "rope_llama3", "high_freq_factor=1", "high_freq_factor", "above low_freq", "1.0", "4 with"
+    ),
+    "LongRoPE without lists": _rope(
+        "rope_longrope", "", "long_factor", "longrope needs it", "", "a positive number for each"
+    ),
+    "LongRoPE of other width": _rope(
+        "rope_longrope", "short_factor=[1,1] long_factor=[1,1]", "short_factor",
+        "for each rotated pair", "2 numbers", "4 numbers",
+    ),
+    "LongRoPE, lists apart": _rope(
+        "rope_longrope", "short_factor=[1,1,1,1] long_factor=[1,1]", "long_factor",
+        "not as long as short_factor", "2 numbers", "4 numbers",
+    ),
+    "share that is odd": _rope(
+        "rope", "partial_rotary_factor=0.4", "partial_rotary_factor", "3 of a head's 8", "0.4",
+        "what makes it an even number",
+    ),
+    "share nobody reads": _rope(
+        "rope", "partial_rotary_factor=0.5", "partial_rotary_factor",
+        "LlamaRotaryEmbedding ignores it", "0.5", "null, or type proportional",
+    ),
+    "shorter than it was": _rope(
+        "rope_linear", "max_position_embeddings=64", "max_position_embeddings",
+        "shorter than the 128", "64", "128 or more",
+    ),
+    "dynamic and longer": _rope(
+        "rope_dynamic", "max_position_embeddings=256", "max_position_embeddings",
+        "so it stays the original", "256", "null, or 128",
+    ),
+    "other original length": _rope(
+        "rope_yarn", "original_max_position_embeddings=64", "original_max_position_embeddings",
+        "config says otherwise", "64", "null, or 32", model="yarn rope",
+    ),
+    "scaled from who knows what": _rope(
+        "rope_yarn", "", "original_max_position_embeddings", "does not say from what length", "",
+        "the positions it was trained for", model="linear rope",
+    ),
+    "layer types it has not": _rope(
+        "rope_linear", "layer_type=full_attention", "layer_type", "layers of this model share",
+        "full_attention", "null",
+    ),
+    "layers and layer type": _rope(
+        "rope_linear", "layer_type=full_attention layers=[0]", "layer_type", "layers already says",
+        "full_attention", "null, or layers null",
+    ),
+    "no such layer type": _rope(
+        "rope_linear", "layer_type=chunked_attention", "layer_type", "no positions for such",
+        "chunked_attention", "sliding_attention, full_attention", model="gemma3",
+    ),
+    "dynamic for one layer": _rope(
+        "rope_dynamic", "layers=[0] original_max_position_embeddings=64", "layers",
+        "no longer the original 64", "[0]", "null for all",
+    ),
+    # rope: models
+    "rope on GPT-2": _rope("rope_linear", "", "", NO_ROPE, "gpt2", "a model with", model="gpt2"),
+    "rope on T5": _rope("rope_yarn", "", "", NO_ROPE, "t5", "a model with", model="t5"),
+    "nope on OPT": _rope("nope", "", "", NO_ROPE, "opt", "a model with", model="opt"),
+    "rope beside ALiBi": _rope(
+        "rope_linear", "", "", NO_ROPE, "falcon", "a model with", model="falcon alibi"
+    ),
+    "linear in Phi-3": _rope(
+        "rope_linear", "", "type", "config does not keep it", "linear", "", model="phi3"
+    ),
+    # backend
+    "flash without CUDA": _run("llama", "flash_attention_2", "needs CUDA", "eager, flex"),
+    "no such backend": _run("llama", "flashy", "there is no such backend", "eager, flex"),
+    "kernels not installed": _run(
+        "llama", "kernels-community/flash-attn", "`kernels` is not installed", "eager, flex"
+    ),
+    "sdpa with a soft cap": _run("gemma2", "sdpa", "does not support it", "eager, flex"),
+    "flex on Falcon": _run("falcon", "flex_attention", "attention code of its own", "sdpa, fast"),
+    "flex that drops": _run("dropping", "flex_attention", "drops 0.1", "eager, sdpa, fast"),
+    "tolerance zero": Bad(
+        "llama", "sdpa", f"{BACKEND}.tolerance=0", f"{BACKEND}.tolerance", "greater than zero",
+        "0.0", "a number, or null",
+    ),
+    "tolerance infinite": Bad(
+        "llama", "sdpa", f"{BACKEND}.tolerance=inf", f"{BACKEND}.tolerance", "must be finite",
+        "inf", "float",
+    ),
+    "backend of latent attention": Bad(
+        "deepseek", "sdpa", "", "attention", "DeepseekV3ForCausalLM can be", "model.layers.0", ""
+    ),
+    # fuse_qkv
+    "kept fused in a Llama": Bad(
+        "llama", "fuse_qkv", f"{FUSE}.keep=true", f"{FUSE}.keep", "keeps its projections apart",
+        "True", "false, or first attention.rehouse.into=phi3",
+    ),
+    "kept fused in a Mistral": Bad(
+        "llama", "rehouse,fuse_qkv", f"{INTO}=mistral {FUSE}.keep=true", f"{FUSE}.keep",
+        "a MistralForCausalLM keeps", "True", "false, or",
+    ),
+    "fused across attention": Bad(
+        "t5", "fuse_qkv", f"{FUSE}.layers=[3]", FUSE, "come from elsewhere", "layer 3",
+        "layers null",
+    ),
+    "fused, quantized": Bad(
+        "nf4", "fuse_qkv", "", "attention", QUANTIZED, "bitsandbytes", "the model's unquantized"
+    ),
+    # rehouse and absolute_to_rope
+    "no such house": _move("llama", "gpt2", "no such house", "mistral, phi3, starcoder2"),
+    "house for other positions": _move("llama", "starcoder2", NO_HOUSE, "mistral, phi3"),
+    "house it is in": _move("mistral", "mistral", "model_type is 'mistral' already", "phi3"),
+    "no way from Qwen2": _move("qwen2", "mistral", "no exact way", "none, for this model"),
+    "biases of attention": _move("biased", "mistral", "attention_bias is True", "none, for this"),
+    "biases of the MLP": _move("mlp biased", "phi3", "mlp_bias is True", "none, for this model"),
+    "scaled into Phi-3": _move("yarn rope", "phi3", "none but the default RoPE", "mistral"),
+    "learned positions unsaid": _move("gpt2", "starcoder2", "attention.absolute_to_rope", "none"),
+    "moved, quantized": _move("gptq", "mistral", "only plain weights", "none, for this model"),
+    "Llama has no table": _to_rope("llama", "model_type is 'llama'"),
+    "heads of odd width": _to_rope("gpt2 odd", "num_attention_heads is 4"),
+    "scaled by layer": _to_rope("gpt2 inverse", "scale_attn_by_inverse_layer_idx is True"),
+    "cross-attention": _to_rope("gpt2 cross", "add_cross_attention is True"),
+    "norm behind": _to_rope("opt post-norm", "do_layer_norm_before is False"),
+    "theta of new rope": Bad(
+        "gpt2", "absolute_to_rope", f"{TO_ROPE}.theta=1", f"{TO_ROPE}.theta", "no base of rotary",
+        "1.0", "a number above 1",
+    ),
+    "theta for no rope": Bad(
+        "gpt2", "absolute_to_rope", f"{TO_ROPE}.theta=500 {TO_ROPE}.type=none", f"{TO_ROPE}.theta",
+        "no use for it", "500.0", "10000.0",
+    ),
+    # attention_dropout
+    "drops everything": Bad(
+        "llama", "attention_dropout", f"{DROP}.p=1", f"{DROP}.p", "is no share", "1.0", "0 up to"
+    ),
+    "drops null": Bad(
+        "llama", "attention_dropout", f"{DROP}.p=null", f"{DROP}.p", "None", "None", "float"
+    ),
+    "CTRL drops nothing": Bad(
+        "ctrl", "attention_dropout", "", DROP, "takes no attention", "MultiHeadAttention", ""
+    ),
+    "one dropout for all": Bad(
+        "persimmon", "attention_dropout", f"{DROP}.layers=[0]", f"{DROP}.layers",
+        "the config all blocks share", "[0]", "null for all",
+    ),
+    # combinations
+    "dropout, then flex": Bad(
+        "llama", "attention_dropout,flex", "", RUN, "drops 0.1", "flex_attention", "eager, sdpa"
+    ),
+    "flex, then dropout": Bad(
+        "llama", "flex,attention_dropout", "", f"{DROP}.p", "flex_attention has no dropout", "0.1",
+        "0, or",
+    ),
+    "rehouse after gqa": Bad(
+        "llama", "gqa,rehouse", f"{KV}=4 {INTO}=mistral", REHOUSE, FIRST, "gqa, rehouse",
+        "rehouse, gqa",
+    ),
+    "new positions after gqa": Bad(
+        "gpt2", "gqa,absolute_to_rope", f"{KV}=4", TO_ROPE, FIRST, "gqa, absolute_to_rope",
+        "absolute_to_rope, gqa",
+    ),
+    "two houses": Bad(
+        "gpt2", "absolute_to_rope,rehouse", f"{INTO}=mistral", REHOUSE, FIRST,
+        "absolute_to_rope, rehouse", "only one of absolute_to_rope and rehouse",
+    ),
+    "five heads left": Bad(
+        "six heads", "prune_heads,gqa", f"{HEADS}=[0] {KV}=3", KV, "divide the 5", "3", "1, 5"
+    ),
+    "a group cut": Bad(
+        "llama", "gqa,prune_heads", f"{KV}=4 {HEADS}=[0]", HEADS, "unequal shares", "[0]",
+        "whole groups of 2",
+    ),
+    "gqa of a GPT-2, then rope": Bad(
+        "gpt2", "gqa,rope_linear", f"{KV}=4", ROPE, NO_ROPE, "gpt2", "a model with rotary"
+    ),
+    "gqa where attention is gone": Bad(
+        "llama", "prune_heads,gqa", f"{EMPTIED}{KV}=4 {GQA}.layers=[1]", f"{GQA}.layers",
+        "model.layers.1.self_attn is removed before", "1", "0",
+    ),
+    "rope where attention is gone": Bad(
+        "llama", "prune_heads,rope_linear", f"{EMPTIED}{ROPE}.layers=[1]", f"{ROPE}.layers",
+        "is removed before", "1", "0",
+    ),
+    "fused where attention is gone": Bad(
+        "llama", "prune_heads,fuse_qkv", f"{EMPTIED}{FUSE}.layers=[1]", f"{FUSE}.layers",
+        "is removed before", "1", "0",
+    ),
+    "dropout where attention is gone": Bad(
+        "llama", "prune_heads,attention_dropout", f"{EMPTIED}{DROP}.layers=[1]",
+        f"{DROP}.layers", "is removed before", "1", "0",
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Directories with a config.json each, and score tables, by the name the table uses."""
+    root = tmp_path_factory.mktemp("combinations")
+    tokens = {"vocab_size": 300, "bos_token_id": 1, "eos_token_id": 2}
+    for name, config in MODELS.items():
+        folder = root / name.replace(" ", "_")
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps({**tokens, **config}))
+    for name, text in SCORES.items():
+        (root / f"{name}.json").write_bytes(text.encode("utf-8", "surrogateescape"))
+    scores = {name: root / f"{name}.json" for name in SCORES}
+    return {name: root / name.replace(" ", "_") for name in MODELS} | scores | {"root": root}
+
+
+@pytest.mark.parametrize("name", TABLE_OF_ROWS)
+def test_refused_while_planning(
+    name: str, places: dict[str, Path], cli: Callable[..., object], tmp_path: Path
+) -> None:
+    bad = TABLE_OF_ROWS[name]
+    outcome = cli(
+        f"model.path={places[bad.model]}",
+        f"model.task={TASKS.get(bad.model, 'causal_lm')}",
+        "stages=[plan]",
+        f"attention=[{bad.attention}]",
+        *(_filled(option, places) for option in bad.options.split()),
+        f"hydra.run.dir={tmp_path / 'run'}",
+    )
+    assert outcome.code == 2, outcome.err
+    assert outcome.out == ""
+    assert "Traceback" not in outcome.err
+    first, *lines = outcome.err.rstrip("\n").splitlines()
+    assert first.startswith(f"error: {bad.key}: ")
+    assert bad.problem in first
+    wanted = [("given", _filled(bad.given, places)), ("valid", bad.valid)]
+    wanted = [(what, text) for what, text in wanted if text]
+    assert [line.split(":")[0].strip() for line in lines] == [what for what, _ in wanted]
+    for line, (what, text) in zip(lines, wanted, strict=True):
+        assert line.startswith(f"  {what}: {text}")
+    assert not (tmp_path / "run").exists()
+
+
+def test_no_row_is_there_twice() -> None:
+    asked = [(bad.model, bad.attention, bad.options) for bad in TABLE_OF_ROWS.values()]
+    assert len(set(asked)) == len(asked) > 100
+
+
+def _filled(text: str, places: dict[str, Path]) -> str:
+    for name, path in places.items():
+        text = text.replace(f"{{{name}}}", str(path))
+    return text
