@@ -1,0 +1,80 @@
+"""Every operation on every architecture of the installed transformers.
+
+python -m benchmarks.coverage                      # everything; writes docs/coverage.*
+python -m benchmarks.coverage causal-lm llama,gpt2 # some types; prints only
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from benchmarks.coverage import zoo
+from benchmarks.coverage.check import CHECKS, WRONG, check
+from benchmarks.coverage.page import page
+from surgery.console import progress, say
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def main(arguments: list[str]) -> int:
+    """Check, print what is wrong, and write the page if everything was checked."""
+    warnings.simplefilter("ignore")
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    torch.set_num_threads(1)  # sums over experts depend on how they are split
+    kinds = [arguments[0]] if arguments else list(zoo.KINDS)
+    only = arguments[1].split(",") if len(arguments) > 1 else None
+    start = time.perf_counter()
+    types: dict[str, Any] = {}
+    for kind in kinds:
+        chosen = [t for t in zoo.model_types(kind) if only is None or t in only]
+        types[kind] = {}
+        with progress(kind, total=len(chosen)) as steps:
+            for model_type in chosen:
+                types[kind][model_type] = _checked(kind, model_type)
+                steps.advance()
+    wrong = _report(types, aloud=bool(arguments))
+    found = {
+        "transformers": transformers.__version__,
+        "torch": torch.__version__,
+        "seconds": round(time.perf_counter() - start),
+        "operations": list(CHECKS),
+        "types": types,
+    }
+    if not arguments:
+        (DOCS / "coverage.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        (DOCS / "coverage.md").write_text(page(found), encoding="utf-8")
+        say(f"{DOCS / 'coverage.md'}")
+    return 1 if wrong else 0
+
+
+def _checked(kind: str, model_type: str) -> dict[str, Any]:
+    reason = zoo.UNBUILDABLE.get((kind, model_type))
+    if reason is not None:
+        return {"unbuildable": reason}
+    return {name: outcome.to_json() for name, outcome in check(kind, model_type).items()}
+
+
+def _report(types: dict[str, Any], *, aloud: bool) -> int:
+    wrong = 0
+    for kind, found in types.items():
+        for model_type, outcomes in found.items():
+            for operation, outcome in outcomes.items():
+                status = outcome["status"] if isinstance(outcome, dict) else "unbuildable"
+                wrong += status == WRONG
+                if aloud or status == WRONG:
+                    more = outcome.get("reason", "") if isinstance(outcome, dict) else outcome
+                    say(f"{kind} {model_type} {operation}: {status} {more}")
+    return wrong
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,43 @@
+"""Decoding from a cache: does it give what a whole pass gives, and hold what was planned?"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+PROMPT = 8
+
+
+def cached_difference(model: PreTrainedModel, given: dict[str, Any]) -> float:
+    """Largest difference between logits of one pass and of token after token, relative.
+
+    Raises whatever the model raises where it takes no cache or needs more than tokens.
+    """
+    tokens = given["input_ids"]
+    whole = model(input_ids=tokens, use_cache=False).logits
+    output = model(input_ids=tokens[:, :PROMPT], use_cache=True)
+    steps = [output.logits]
+    for place in range(PROMPT, tokens.shape[1]):
+        output = model(
+            input_ids=tokens[:, place : place + 1],
+            past_key_values=output.past_key_values,
+            use_cache=True,
+        )
+        steps.append(output.logits)
+    difference = (torch.cat(steps, dim=1) - whole).abs().max()
+    return float(difference / whole.abs().max())
+
+
+def cache_bytes_per_token(model: PreTrainedModel, given: dict[str, Any]) -> float:
+    """Bytes of keys and values per token, in the cache that transformers really makes."""
+    tokens = given["input_ids"]
+    cache = model(input_ids=tokens, use_cache=True).past_key_values
+    cache = getattr(cache, "self_attention_cache", cache)
+    held = 0
+    for layer in cache.layers:
+        for states in (getattr(layer, "keys", None), getattr(layer, "values", None)):
+            if isinstance(states, torch.Tensor):
+                held += states.numel() * states.element_size()
+    return held / tokens.numel()
