@@ -13,6 +13,7 @@ from surgery.reload.register import register_when_needed
 if TYPE_CHECKING:
     from surgery.anatomy import Anatomy, Site, find_sites
     from surgery.errors import ConfigError, PlanError, SurgeryError, TapError
+    from surgery.execute.fuse import unfuse_qkv_
     from surgery.execute.live import apply_
     from surgery.observation import AttentionCall, Tap
     from surgery.operations import parse_operations
@@ -33,6 +34,7 @@ _HOMES = {
     "find_sites": "surgery.anatomy",
     "make_plan": "surgery.plan.make",
     "parse_operations": "surgery.operations",
+    "unfuse_qkv_": "surgery.execute.fuse",
 }
 
 __all__ = [
@@ -49,6 +51,7 @@ __all__ = [
     "find_sites",
     "make_plan",
     "parse_operations",
+    "unfuse_qkv_",
 ]
 
 

@@ -29,10 +29,12 @@ def main() -> None:
     @hydra.main(version_base="1.3", config_path="pkg://surgery.conf", config_name="config")
     def train(cfg: DictConfig) -> None:
         from surgery.pipeline.run import execute
+        from surgery.refusals import refuse_doubles
 
         nonlocal composed
         composed = True
         try:
+            refuse_doubles(_chosen("attention"))
             execute(cfg)
         except (SurgeryError, OmegaConfBaseException) as error:
             _forget(Path(HydraConfig.get().runtime.output_dir))
@@ -50,6 +52,27 @@ def main() -> None:
         # All Hydra does with files before our first line is to make the run directory.
         where = error.filename or "the run directory"
         _refuse(ConfigError("hydra.run.dir", f"cannot be made: {error.strerror}", given=where))
+
+
+def _chosen(group: str) -> list[str]:
+    """What was chosen of a config group of which several can be, in order; Hydra does not say."""
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    overrides = HydraConfig.get().overrides
+    defaults = (
+        GlobalHydra.instance()
+        .config_loader()
+        .compute_defaults_list(
+            config_name=HydraConfig.get().job.config_name,
+            overrides=[*overrides.hydra, *overrides.task],
+            run_mode=RunMode.RUN,
+        )
+        .defaults
+    )
+    paths = [str(default.config_path) for default in defaults]
+    return [p.removeprefix(f"{group}/") for p in paths if p.startswith(f"{group}/")]
 
 
 def _forget(run_dir: Path) -> None:

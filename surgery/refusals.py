@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import fields, is_dataclass
 from importlib.resources import files
 from typing import Any, get_type_hints
+
+from omegaconf import OmegaConf
 
 from surgery.config.schema import RunConfig
 from surgery.errors import ConfigError
@@ -36,6 +39,32 @@ def explained(error: Exception) -> Exception:
             return undeclared
         return ConfigError(key, "unknown key", valid=_keys_beside(key))
     return error
+
+
+def refuse_doubles(chosen: Iterable[str]) -> None:
+    """Two files of `attention` that hold the same operation would become one, unnoticed.
+
+    Args:
+        chosen: names of files in `conf/attention/`, in order.
+
+    Raises:
+        ConfigError: two of them are for one operation.
+    """
+    held: dict[str, str] = {}
+    for name in chosen:
+        entry = files("surgery.conf").joinpath("attention", f"{name}.yaml")
+        if not entry.is_file():  # an app's own
+            continue
+        for operation in OmegaConf.create(entry.read_text(encoding="utf-8")):
+            if operation in held:
+                raise ConfigError(
+                    "attention",
+                    f"{held[str(operation)]} and {name} both set attention.{operation}: the "
+                    "options of the later one would hold, and the operation be performed once",
+                    given=f"[{', '.join(chosen)}]",
+                    valid="one of them, or two runs",
+                )
+            held[str(operation)] = name
 
 
 def _undeclared(key: str) -> ConfigError | None:

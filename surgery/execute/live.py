@@ -24,6 +24,7 @@ from surgery.record.write import forget_record, write_record
 from surgery.rehouse import check_rehoused, rehouse
 from surgery.transforms import run_transform
 
+FUSE = "fuse_qkv"
 # On a model: the plan that made it what it is.
 _MARK = "_surgery_plan"
 
@@ -82,14 +83,18 @@ def apply_(
     _edit(model, plan)
     set_attributes(model, plan.attributes)
     apply_patch(model.config, plan.config_patch)
+    passing = [step for step in plan.steps if step.kind == FUSE]
     for step in plan.steps:
-        run_step(step.kind, model, step.arguments)
+        if step not in passing:
+            run_step(step.kind, model, step.arguments)
     if find_sites(model).sites != _numbered(plan.after):
         raise PlanError("the operated model is not what the plan predicted")
     if plan.export.format == "record":
         write_record(model, plan.attributes, [s for s in plan.steps if s.recorded])
     else:
         forget_record(model)
+    for step in passing:  # undone when the model is saved, so the record knows nothing of it
+        run_step(step.kind, model, step.arguments)
     setattr(model, _MARK, mark)
     return model
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 
+from torch import nn
 from transformers import PreTrainedModel
 
 from surgery.anatomy import Anatomy, Site, find_sites, text_config
@@ -56,6 +57,7 @@ def make_plan(
         model = rehouse(skeleton_of(source), **rehousing)
     anatomy = find_sites(model)
     if operations:
+        _refuse_fused(model, anatomy)
         _refuse_quantized(model)
         _refuse_unreadable(anatomy)
     draft = _drafted(model, anatomy, operations, seed, device)
@@ -133,6 +135,15 @@ def _reordered(operations: Sequence[Operation], late: Operation) -> str:
     if len(movers) > 1:
         return f"only one of {' and '.join(movers)}"
     return ", ".join([late.name, *(o.name for o in operations if o is not late)])
+
+
+def _refuse_fused(model: PreTrainedModel, anatomy: Anatomy) -> None:
+    for site in anatomy.sites:
+        if not isinstance(model.get_submodule(site.query.path).weight, nn.Parameter):
+            raise ConfigError(
+                "attention", "the projections are fused for the run, and edits need them apart",
+                given=site.path, valid="surgery.unfuse_qkv_(model) first",
+            )  # fmt: skip
 
 
 def _refuse_quantized(model: PreTrainedModel) -> None:

@@ -156,7 +156,29 @@ def _perform_prune(original: Original, options: dict[str, Any], sites: Sequence[
         original.kv[number] = [original.kv[number][group] for group in groups]
 
 
+def _draw_rope(draw: st.DrawFn, sites: Sequence[Site]) -> dict[str, Any]:
+    return {"type": "default", "theta": draw(st.sampled_from([100.0, 7e4, 1e6]))}
+
+
+def _perform_rope(original: Original, options: dict[str, Any], sites: Sequence[Site]) -> None:
+    config = original.model.config
+    config.rope_parameters = {**config.rope_parameters, "rope_theta": options["theta"]}
+    base = original.model.base_model
+    base.rotary_emb = type(base.rotary_emb)(config=config)
+
+
+def _draw_dropout(draw: st.DrawFn, sites: Sequence[Site]) -> dict[str, Any]:
+    return {"p": draw(st.sampled_from([0.0, 0.1, 0.5]))}
+
+
+def _nothing(original: Original, options: dict[str, Any], sites: Sequence[Site]) -> None:
+    """What is no change to what the model computes outside of training."""
+
+
 OPERATIONS: dict[str, Entry] = {
     "gqa": Entry(_draw_gqa, _perform_gqa),
     "prune_heads": Entry(_draw_prune, _perform_prune),
+    "rope": Entry(_draw_rope, _perform_rope),
+    "attention_dropout": Entry(_draw_dropout, _nothing),
+    "fuse_qkv": Entry(lambda draw, sites: {}, _nothing),
 }

@@ -468,6 +468,13 @@ TABLE_OF_ROWS = {
         "gpt2", "gqa,absolute_to_rope", f"{KV}=4", TO_ROPE, FIRST, "gqa, absolute_to_rope",
         "absolute_to_rope, gqa",
     ),
+    "two names for rope": Bad(
+        "llama", "rope_yarn,rope_linear", "", "attention", "both set attention.rope",
+        "[rope_yarn, rope_linear]", "one of them",
+    ),
+    "two names for gqa": Bad(
+        "llama", "gqa,mqa", "", "attention", "both set attention.gqa", "[gqa, mqa]", "one of them"
+    ),
     "two houses": Bad(
         "gpt2", "absolute_to_rope,rehouse", f"{INTO}=mistral", REHOUSE, FIRST,
         "absolute_to_rope, rehouse", "only one of absolute_to_rope and rehouse",

@@ -1,0 +1,55 @@
+"""The coverage page is what its figures say, and a sample of it comes out the same here."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from benchmarks.coverage import zoo
+from benchmarks.coverage.attention_kinds import OTHER_ATTENTION
+from benchmarks.coverage.check import REFUSED, WORKS, WRONG, check
+from benchmarks.coverage.page import page
+
+DOCS = Path(__file__).parents[2] / "docs"
+KEPT = json.loads((DOCS / "coverage.json").read_text(encoding="utf-8"))
+
+
+def test_the_page_is_made_of_the_figures() -> None:
+    assert (DOCS / "coverage.md").read_text(encoding="utf-8") == page(KEPT)
+
+
+def test_no_type_is_left_out_and_nothing_is_wrong() -> None:
+    for kind, types in KEPT["types"].items():
+        assert sorted(types) == zoo.model_types(kind)
+        for name, outcomes in types.items():
+            assert "unbuildable" in outcomes or sorted(outcomes) == sorted(KEPT["operations"])
+            found = {o["status"] for o in outcomes.values() if isinstance(o, dict)}
+            assert WRONG not in found, name
+
+
+@pytest.mark.parametrize("operation", ["gqa", "prune_heads"])
+def test_ordinary_attention_is_covered(operation: str) -> None:
+    causal = KEPT["types"]["causal-lm"]
+    counts = Counter(
+        outcomes[operation]["status"]
+        for name, outcomes in causal.items()
+        if operation in outcomes and name not in OTHER_ATTENTION
+    )
+    assert counts[WORKS] >= 110
+
+
+@pytest.mark.parametrize(
+    ("kind", "model_type"),
+    [("causal-lm", "llama"), ("causal-lm", "gpt2"), ("causal-lm", "olmo2"), ("causal-lm", "bloom"),
+     ("causal-lm", "qwen3_next"), ("causal-lm", "deepseek_v3"), ("masked-lm", "bert"),
+     ("seq2seq-lm", "t5"), ("seq2seq-lm", "bart"), ("image-classification", "vit")],
+)  # fmt: skip
+def test_a_sample_comes_out_as_it_is_kept(kind: str, model_type: str) -> None:
+    kept = KEPT["types"][kind][model_type]
+    for operation, outcome in check(kind, model_type).items():
+        assert outcome.status == kept[operation]["status"], (operation, outcome.reason)
+        assert outcome.status in (WORKS, REFUSED)
+        assert outcome.export == kept[operation].get("export", "")
