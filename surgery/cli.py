@@ -58,19 +58,19 @@ def _chosen(group: str) -> list[str]:
     """What was chosen of a config group of which several can be, in order; Hydra does not say."""
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.hydra_config import HydraConfig
+    from hydra.errors import HydraException
     from hydra.types import RunMode
+    from omegaconf.errors import OmegaConfBaseException
 
-    overrides = HydraConfig.get().overrides
-    defaults = (
-        GlobalHydra.instance()
-        .config_loader()
-        .compute_defaults_list(
+    overrides, loader = HydraConfig.get().overrides, GlobalHydra.instance().config_loader()
+    try:
+        defaults = loader.compute_defaults_list(
             config_name=HydraConfig.get().job.config_name,
             overrides=[*overrides.hydra, *overrides.task],
             run_mode=RunMode.RUN,
-        )
-        .defaults
-    )
+        ).defaults
+    except (HydraException, OmegaConfBaseException):
+        return []  # something else is wrong, and is said with its key when the config is checked
     paths = [str(default.config_path) for default in defaults]
     return [p.removeprefix(f"{group}/") for p in paths if p.startswith(f"{group}/")]
 
