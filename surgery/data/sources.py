@@ -212,6 +212,8 @@ def _hub(cfg: DataConfig) -> tuple[Documents, Documents | None]:
 @contextmanager
 def reading(key: str, split_key: str | None = None) -> Iterator[None]:
     """Whatever goes wrong inside `datasets` becomes an error of the config that caused it."""
+    verbosity = datasets.logging.get_verbosity()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # it is said once, with its key
     try:
         yield
     except SurgeryError:
@@ -223,6 +225,8 @@ def reading(key: str, split_key: str | None = None) -> Iterator[None]:
         if split_key is not None and "split" in lines[0].lower():
             raise ConfigError(split_key, lines[0]) from None
         raise ConfigError(key, f"cannot be read: {lines[0]}") from None
+    finally:
+        datasets.logging.set_verbosity(verbosity)
 
 
 def _columns(documents: Documents, cfg: DataConfig, wanted: dict[str, str]) -> Documents:
