@@ -43,7 +43,7 @@ def measure_model(
     total = math.ceil(min(cfg.windows, data.held_out_size) / cfg.batch_size)
     batches = data.held_out_batches(cfg.windows, cfg.batch_size)
     loss = held_out_loss(model, batches, task, total=total, label=label)
-    prompt = _prompt(model, data, cfg.prefill_tokens)
+    prompt = _prompt(model, data, cfg.prefill_tokens, cfg.decode_tokens)
     speed = measure_speed(model, prompt, task, decode_tokens=cfg.decode_tokens, repeats=cfg.repeats)
     sites = find_sites(model).sites
     model.train(training)
@@ -59,10 +59,13 @@ def measure_model(
     )
 
 
-def _prompt(model: PreTrainedModel, data: TextData, tokens: int) -> torch.Tensor:
-    """[1, tokens] of held-out text, repeated where one row is too short."""
+def _prompt(model: PreTrainedModel, data: TextData, tokens: int, more: int) -> torch.Tensor:
+    """[1, tokens] of held-out text, repeated where one row is too short.
+
+    At most so many that the model has positions for the `more` that are generated after them.
+    """
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if isinstance(limit, int):
-        tokens = min(tokens, limit)
+        tokens = min(tokens, max(1, limit - more))
     row = next(data.held_out_batches(1, 1))["input_ids"][:1]
     return row.repeat(1, math.ceil(tokens / row.shape[1]))[:, :tokens]

@@ -10,7 +10,15 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from transformers import AutoModelForSequenceClassification, LlamaConfig, OPTConfig
+from transformers import (
+    AutoModelForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    OPTConfig,
+)
+
+from surgery.models.source import byte_tokenizer
 
 QUICK = (
     "data=text",
@@ -162,3 +170,37 @@ def test_a_sweep_leaves_one_directory_per_run(cli: Callable[..., Any], tmp_path:
         for name in ("0", "1")
     ]
     assert counts == [1, 4]
+
+
+def test_learned_positions_become_rotary_ones(cli: Callable[..., Any], tmp_path: Path) -> None:
+    """A GPT-2 whose positions end with the window: what is generated after it has none."""
+    tokenizer = byte_tokenizer()
+    config = GPT2Config(
+        vocab_size=len(tokenizer), n_embd=32, n_layer=2, n_head=4, n_positions=64,
+        pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
+    tokenizer.save_pretrained(tmp_path / "gpt2")
+    outcome = cli(
+        "+recipe=absolute_to_rope", f"model.path={tmp_path / 'gpt2'}", "data.seq_len=64",
+        "trainer.max_steps=2", "measure.windows=4", "measure.repeats=1", "logger=none",
+        "callbacks.checkpoint=null", f"hydra.run.dir={tmp_path / 'run'}",
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    export = json.loads((tmp_path / "run" / "summary.json").read_text())["export"]
+    assert export["format"] == "re-housed"
+    saved = json.loads((tmp_path / "run" / "export" / "config.json").read_text())
+    assert (saved["model_type"], saved["max_position_embeddings"]) == ("starcoder2", 64)
+
+
+def test_heads_that_differ_by_layer_go_all_the_way(cli: Callable[..., Any], tmp_path: Path) -> None:
+    outcome = cli(
+        "+recipe=gqa_convert", "attention.gqa.kv_heads=[8,4,2,1]", "data.seq_len=128",
+        "trainer.max_steps=2", "measure.windows=4", "measure.repeats=1", "logger=none",
+        "callbacks.checkpoint=null", f"hydra.run.dir={tmp_path}",
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    export = json.loads((tmp_path / "summary.json").read_text())["export"]
+    assert export["format"] == "record"
+    assert export["max_logit_difference_after_reload"] <= 1e-6
+    assert sorted(export["without"]) == ["llama.cpp", "vllm"]
