@@ -80,10 +80,11 @@ def resolve_structure(
         for old, new in changed
     }
     patch = said(model, before, after, twins)
-    faults = tried(model, [old for old, _ in changed], changes, options, patch)
+    faults, mask = tried(model, [old for old, _ in changed], changes, options, patch)
     for old, new in changed:
         attributes |= taken(old, new, options[old.path], faults.get(old.path, {}))
-    run_whole(model, changes, attributes, patch)
+    if mask is not None:
+        run_whole(model, changes, attributes, patch, mask)
     return Structure(tuple(changes), attributes, shares)
 
 

@@ -29,6 +29,7 @@ from surgery.plan.rehearse import (
 )
 
 Attributes = dict[str, dict[str, Any]]
+Faults = dict[str, dict[int, str]]
 
 
 def taken(
@@ -66,10 +67,14 @@ def tried(
     changes: Sequence[SiteChange],
     options: Mapping[str, Sequence[Attributes]],
     said: Mapping[str, Any],
-) -> dict[str, dict[int, str]]:
-    """Site path → number of the answer → what the forward raised for it.
+) -> tuple[Faults, bool | None]:
+    """What the forwards of the sites raise, and how the model as it is can be run here.
 
     Of blocks that are alike, and changed alike, one is tried.
+
+    Returns:
+        Site path → number of the answer → what the forward raised for it; and whether the whole
+        model runs on the meta device with a mask (``True``), without, or not at all (``None``).
     """
     skeleton = skeleton_of(model)
     edits: dict[str, list[TensorEdit]] = {}
@@ -80,8 +85,8 @@ def tried(
         site.path: first.setdefault(_likeness(skeleton, site, edits[site.path]), site)
         for site in sites
     }
-    faults = _faults(skeleton, list(first.values()), edits, options, said)
-    return {path: faults[one.path] for path, one in alike.items() if one.path in faults}
+    faults, mask = _faults(skeleton, list(first.values()), edits, options, said)
+    return {path: faults[one.path] for path, one in alike.items() if one.path in faults}, mask
 
 
 def _likeness(model: PreTrainedModel, site: Site, edits: Sequence[TensorEdit]) -> str:
@@ -96,8 +101,9 @@ def _faults(
     edits: Mapping[str, Sequence[TensorEdit]],
     options: Mapping[str, Sequence[Attributes]],
     said: Mapping[str, Any],
-) -> dict[str, dict[int, str]]:
-    faults: dict[str, dict[int, str]] = {}
+) -> tuple[Faults, bool | None]:
+    faults: Faults = {}
+    passed: bool | None = None
     seen: dict[type, tuple[Any, Any]] = {}
 
     def attempt(site: Site, block: nn.Module, args: Any, kwargs: Any) -> None:
@@ -131,12 +137,14 @@ def _faults(
             left = [site for site in sites if site.path not in faults]
             with suppress(*FAULTS):
                 visit_sites(skeleton, left, visit, mask=mask)
+                passed = mask
+                break
         # Past experts, which choose by numbers, no layer is reached: they are called like others.
         for site in sites:
             block = skeleton.get_submodule(site.block)
             if site.path not in faults and type(block) in seen:
                 attempt(site, block, *seen[type(block)])
-    return faults
+    return faults, passed
 
 
 def run_whole(
@@ -144,36 +152,31 @@ def run_whole(
     changes: Sequence[SiteChange],
     attributes: Attributes,
     said: Mapping[str, Any],
+    mask: bool,
 ) -> None:
     """Blocks that each take their new heads may still hand on what others cannot take.
 
+    Args:
+        mask: whether the model as it is runs on the meta device with a mask, or without.
+
     Raises:
-        ConfigError: the model runs on the meta device as it is, and not with all its changes.
+        ConfigError: with all its changes it does not run there.
     """
     skeleton = skeleton_of(model)
-    edits = [edit for change in changes for edit in change.edits]
+    for spec in (spec for change in changes for edit in change.edits for spec in edit.results):
+        path, _, name = spec.name.rpartition(".")
+        hollow = torch.empty(spec.shape, device="meta", dtype=model.dtype)
+        setattr(skeleton.get_submodule(path), name, nn.Parameter(hollow))
+    set_attributes(skeleton, attributes)
     cross = any(change.before.cross for change in changes)
-    with shared_kv(skeleton, True), torch.no_grad():
-        for mask in (True, False):
-            inputs = probe_inputs(skeleton, cross=cross, mask=mask)
-            try:
-                skeleton(**inputs)
-            except FAULTS:
-                continue
-            for spec in (spec for edit in edits for spec in edit.results):
-                path, _, name = spec.name.rpartition(".")
-                hollow = torch.empty(spec.shape, device="meta", dtype=model.dtype)
-                setattr(skeleton.get_submodule(path), name, nn.Parameter(hollow))
-            set_attributes(skeleton, attributes)
-            try:
-                with patched(skeleton.config, said):
-                    skeleton(**inputs)
-            except FAULTS as error:
-                raise ConfigError(
-                    "attention",
-                    f"{type(model).__name__} does not run with these heads: {first_line(error)}",
-                ) from None
-            return
+    try:
+        with shared_kv(skeleton, True), torch.no_grad(), patched(skeleton.config, said):
+            skeleton(**probe_inputs(skeleton, cross=cross, mask=mask))
+    except FAULTS as error:
+        raise ConfigError(
+            "attention",
+            f"{type(model).__name__} does not run with these heads: {first_line(error)}",
+        ) from None
 
 
 def _fault(
