@@ -30,7 +30,7 @@ from surgery.models.own_record import recorded_attributes
 from surgery.models.share_kv import has_own_eager
 from surgery.plan.dependents import with_dependents
 from surgery.plan.edits import SiteChange
-from surgery.plan.trial import Attributes, run_whole, said, taken, tried
+from surgery.plan.trial import Attributes, said, taken, tried, whole_fault
 
 __all__ = ["Attributes", "Structure", "planned_shapes", "resolve_structure"]
 
@@ -80,11 +80,17 @@ def resolve_structure(
         for old, new in changed
     }
     patch = said(model, before, after, twins)
+    if not unsaid and not whole_fault(model, changes, attributes, patch, mask=True):
+        # Nothing to choose, and every block runs where the whole model does.
+        return Structure(tuple(changes), attributes, shares)
     faults, mask = tried(model, [old for old, _ in changed], changes, options, patch)
     for old, new in changed:
         attributes |= taken(old, new, options[old.path], faults.get(old.path, {}))
-    if mask is not None:
-        run_whole(model, changes, attributes, patch, mask)
+    fault = "" if mask is None else whole_fault(model, changes, attributes, patch, mask)
+    if fault:
+        raise ConfigError(
+            "attention", f"{type(model).__name__} does not run with these heads: {fault}"
+        )
     return Structure(tuple(changes), attributes, shares)
 
 

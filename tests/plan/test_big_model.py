@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-SECONDS = 15
+SECONDS = 10
 BYTES = 1_000_000_000
 ROOT = Path(__file__).parents[2]
 # What no plan needs, and what takes seconds to import.
