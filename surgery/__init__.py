@@ -12,6 +12,7 @@ from surgery.reload.register import register_when_needed
 
 if TYPE_CHECKING:
     from surgery.anatomy import Anatomy, Site, find_sites
+    from surgery.calibration import Calibration, calibrated_plan
     from surgery.errors import ConfigError, PlanError, SurgeryError, TapError
     from surgery.execute.fuse import unfuse_qkv_
     from surgery.execute.live import apply_
@@ -19,10 +20,12 @@ if TYPE_CHECKING:
     from surgery.operations import parse_operations
     from surgery.plan.make import make_plan
     from surgery.plan.plan import Plan
+    from surgery.plan.store import load_plan, save_plan
 
 _HOMES = {
     "Anatomy": "surgery.anatomy",
     "AttentionCall": "surgery.observation",
+    "Calibration": "surgery.calibration",
     "ConfigError": "surgery.errors",
     "Plan": "surgery.plan.plan",
     "PlanError": "surgery.errors",
@@ -31,15 +34,19 @@ _HOMES = {
     "Tap": "surgery.observation",
     "TapError": "surgery.errors",
     "apply_": "surgery.execute.live",
+    "calibrated_plan": "surgery.calibration",
     "find_sites": "surgery.anatomy",
+    "load_plan": "surgery.plan.store",
     "make_plan": "surgery.plan.make",
     "parse_operations": "surgery.operations",
+    "save_plan": "surgery.plan.store",
     "unfuse_qkv_": "surgery.execute.fuse",
 }
 
 __all__ = [
     "Anatomy",
     "AttentionCall",
+    "Calibration",
     "ConfigError",
     "Plan",
     "PlanError",
@@ -48,9 +55,12 @@ __all__ = [
     "Tap",
     "TapError",
     "apply_",
+    "calibrated_plan",
     "find_sites",
+    "load_plan",
     "make_plan",
     "parse_operations",
+    "save_plan",
     "unfuse_qkv_",
 ]
 

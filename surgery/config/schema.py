@@ -54,6 +54,14 @@ class OptimizerName(Enum):
     muon = "muon"
 
 
+class Trained(Enum):
+    """Which parameters training changes."""
+
+    all = "all"
+    attention = "attention"
+    changed = "changed"
+
+
 class LoggerKind(Enum):
     wandb = "wandb"
     csv = "csv"
@@ -65,11 +73,17 @@ class LoggerMode(Enum):
     online = "online"
 
 
+class ExportFormat(Enum):
+    auto = "auto"
+    native = "native"
+
+
 class Stage(Enum):
     """In the order in which they run, whatever order they are given in."""
 
     plan = "plan"
     measure = "measure"
+    calibrate = "calibrate"
     operate = "operate"
     train = "train"
     export = "export"
@@ -119,11 +133,14 @@ class ObjectiveConfig:
     name: ObjectiveName = MISSING
     temperature: float = MISSING
     label_weight: float = MISSING
+    attention_weight: float = MISSING
+    teacher: str | None = MISSING
 
 
 @dataclass
 class OptimConfig:
     name: OptimizerName = MISSING
+    parameters: Trained = MISSING
     lr: float | None = MISSING
     weight_decay: float = MISSING
     betas: list[float] = MISSING
@@ -152,7 +169,20 @@ class MeasureConfig:
 
 
 @dataclass
+class CalibrationConfig:
+    windows: int = MISSING
+    batch_size: int = MISSING
+    rows: int = MISSING
+    refine_steps: int = MISSING
+    keep_windows: int = MISSING
+    refit: bool = MISSING
+    ridge: float = MISSING
+    compare: bool = MISSING
+
+
+@dataclass
 class ExportConfig:
+    format: ExportFormat = MISSING
     dtype: Dtype = MISSING
     max_shard_size: str = MISSING
     verify: bool = MISSING
@@ -177,4 +207,5 @@ class RunConfig:
     callbacks: dict[str, Any] = field(default_factory=dict)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     measure: MeasureConfig = field(default_factory=MeasureConfig)
+    calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
     export: ExportConfig = field(default_factory=ExportConfig)

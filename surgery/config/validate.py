@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -16,7 +17,7 @@ from omegaconf.errors import (
     ValidationError,
 )
 
-from surgery.config.schema import RunConfig, Stage
+from surgery.config.schema import ObjectiveConfig, ObjectiveName, RunConfig, Stage
 from surgery.errors import ConfigError
 
 _SHARD_SIZE = re.compile(r"\d+(\.\d+)?[KMGT]B")
@@ -86,6 +87,11 @@ def _check_ranges(run: RunConfig) -> None:
         ("measure.prefill_tokens", run.measure.prefill_tokens),
         ("measure.decode_tokens", run.measure.decode_tokens),
         ("measure.repeats", run.measure.repeats),
+        ("calibration.windows", run.calibration.windows),
+        ("calibration.batch_size", run.calibration.batch_size),
+        ("calibration.rows", run.calibration.rows),
+        ("calibration.keep_windows", run.calibration.keep_windows),
+        ("calibration.ridge", run.calibration.ridge),
         ("objective.temperature", run.objective.temperature),
         ("optim.lr", 1.0 if run.optim.lr is None else run.optim.lr),
     ]
@@ -102,13 +108,17 @@ def _check_ranges(run: RunConfig) -> None:
         if not 0 <= value <= 1:
             raise ConfigError(key, "must lie between 0 and 1", given=value)
     not_negative = [
+        ("calibration.refine_steps", run.calibration.refine_steps),
         ("optim.warmup_steps", run.optim.warmup_steps),
         ("optim.weight_decay", run.optim.weight_decay),
         ("data.num_workers", run.data.num_workers),
+        ("objective.attention_weight", run.objective.attention_weight),
     ]
     for key, value in not_negative:
-        if value < 0:
-            raise ConfigError(key, "must not be negative", given=value)
+        if not 0 <= value < math.inf:
+            problem = "must not be negative" if value < 0 else "must be a finite number"
+            raise ConfigError(key, problem, given=value)
+    _check_objective(run.objective)
     if len(run.optim.betas) != 2 or not all(0 <= beta < 1 for beta in run.optim.betas):
         raise ConfigError(
             "optim.betas", "needs two numbers, each at least 0 and below 1", given=run.optim.betas
@@ -124,6 +134,25 @@ def _check_ranges(run: RunConfig) -> None:
         )
     if not run.stages:
         raise ConfigError("stages", "nothing to do", given=[], valid="at least one stage")
+
+
+def _check_objective(objective: ObjectiveConfig) -> None:
+    if objective.name is not ObjectiveName.lm:
+        return
+    if objective.attention_weight > 0:
+        raise ConfigError(
+            "objective.attention_weight",
+            "lm has no teacher whose attention could be matched",
+            given=objective.attention_weight,
+            valid="0, or objective=distill",
+        )
+    if objective.teacher is not None:
+        raise ConfigError(
+            "objective.teacher",
+            "lm learns from the text alone",
+            given=objective.teacher,
+            valid="null, or objective=distill",
+        )
 
 
 def _check_trainer(options: Mapping[str, Any]) -> None:

@@ -137,6 +137,20 @@ class TextData(pl.LightningDataModule):
             stop = min(start + batch_size, windows, len(rows))
             yield self._collate([rows[index] for index in range(start, stop)])
 
+    def calibration_batches(self, windows: int, batch_size: int) -> list[Batch]:
+        """`windows` training rows drawn by the seed (of a stream: its first), labels left out."""
+        self.setup()
+        if isinstance(self._train, datasets.Dataset):
+            generator = torch.Generator().manual_seed(self.seed)
+            order = torch.randperm(len(self._train), generator=generator)[:windows].tolist()
+            rows = [self._train[index] for index in order]
+        else:
+            assert self._train is not None
+            with reading("data.path"):
+                rows = list(islice(self._train, windows))
+        made = [self._collate(rows[at : at + batch_size]) for at in range(0, len(rows), batch_size)]
+        return [{k: v for k, v in batch.items() if k != "labels"} for batch in made]
+
     def train_dataloader(self) -> DataLoader[Any] | StreamBatches:
         self.check_training()
         rank, world = self._rank()

@@ -65,6 +65,8 @@ def apply_(
             f"this {type(model).__name__} is not the model the plan was made for "
             f"({plan.model.get('class')}, {len(plan.source)} sites)"
         )
+    if plan.open_decisions:
+        raise PlanError(f"the plan is not calibrated yet: {plan.open_decisions[0]}")
     _check_edits(plan)
     checked = check and not on_meta(model)
     if plan.rehousing is not None:
@@ -105,10 +107,12 @@ def _edit(model: PreTrainedModel, plan: Plan) -> None:
     kept: list[nn.Parameter] = []  # so that no new tensor takes the identity of an old one
     for edit in plan.edits:
         sources = [model.get_parameter(spec.name) for spec in edit.sources]
-        key = (tuple(map(id, sources)), json.dumps([edit.transform, edit.arguments]))
+        given = [spec.name for spec in edit.resolved]
+        key = (tuple(map(id, sources)), json.dumps([edit.transform, edit.arguments, given]))
         kept += sources
         if key not in done:
-            results = run_transform(edit.transform, [s.detach() for s in sources], edit.arguments)
+            tensors = [*(s.detach() for s in sources), *plan.inputs(edit)]
+            results = run_transform(edit.transform, tensors, edit.arguments)
             done[key] = [nn.Parameter(r, requires_grad=sources[0].requires_grad) for r in results]
         for spec, parameter in zip(edit.results, done[key], strict=True):
             path, _, attribute = spec.name.rpartition(".")
@@ -118,7 +122,11 @@ def _edit(model: PreTrainedModel, plan: Plan) -> None:
 def _check_edits(plan: Plan) -> None:
     """Run every transform on shapes alone, so that a broken plan breaks no model."""
     for edit in plan.edits:
-        sources = [torch.empty(spec.shape, device="meta") for spec in edit.sources]
+        given = (*edit.sources, *edit.resolved)
+        for spec, tensor in zip(edit.resolved, plan.inputs(edit), strict=True):
+            if tuple(tensor.shape) != spec.shape:
+                raise PlanError(f"{spec.name} is {tuple(tensor.shape)}, the plan says {spec.shape}")
+        sources = [torch.empty(spec.shape, device="meta") for spec in given]
         names = ", ".join(spec.name for spec in edit.results)
         try:
             results = run_transform(edit.transform, sources, edit.arguments)

@@ -29,6 +29,7 @@ from transformers import (
 from surgery.config.schema import Dtype, ModelConfig, Task
 from surgery.console import say
 from surgery.errors import ConfigError
+from surgery.models.rebuild import rebuild_recorded
 
 EMBEDDED = "embedded"
 BYTES = "bytes"
@@ -283,6 +284,8 @@ def build(
 ) -> PreTrainedModel:
     """A model of `task` with fresh weights, in the default dtype, on the current device.
 
+    Its structure is the record's, where the config holds one.
+
     Raises:
         ConfigError: the architecture has no class for `task`, or its code refuses the config.
     """
@@ -295,11 +298,13 @@ def build(
             valid=[t.value for t, a in _AUTO.items() if type(config) in a._model_mapping],
         )
     try:
-        return auto.from_config(config, trust_remote_code=trust_remote_code)
+        model = auto.from_config(config, trust_remote_code=trust_remote_code)
     except _BAD_CONFIG as error:
         raise ConfigError(
             "model", f"no {config.model_type} can be built from this config: {_text(error)}"
         ) from None
+    rebuild_recorded(model)
+    return model
 
 
 def _located(key: str, path: str) -> str:

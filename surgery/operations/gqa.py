@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -13,18 +13,37 @@ from surgery.anatomy import Site
 from surgery.errors import ConfigError
 from surgery.operations.base import operation
 from surgery.operations.layers import chosen
-from surgery.plan.head_edits import Merging, Parts, regroup, unchanged
+from surgery.plan.head_edits import Merging, Rewrite, regroup, rewrite_specs, unchanged
 from surgery.plan.operation import Draft, Operation
+from surgery.plan.resolution import Parts, SiteResolution
 
-_COUNTS = "a whole number, or a list with one number per layer"
+_COUNTS = "a whole number, a list with one number per layer, or {average: number}"
+AVERAGE = "average"
 
 
 class Merge(Enum):
-    """How the KV heads of a group become one (Ainslie et al. 2023, section 3.3)."""
+    """How the KV heads of a group become one.
+
+    mean, first, random: Ainslie et al. 2023, section 3.3. aligned, aligned_renorm: turned towards
+    each other first (arXiv:2412.20677). optimal: the shared keys and values that lose least.
+    """
 
     mean = "mean"
     first = "first"
     random = "random"
+    aligned = "aligned"
+    aligned_renorm = "aligned_renorm"
+    optimal = "optimal"
+
+
+class Grouping(Enum):
+    """Which KV heads share: neighbours, or those that lose least by it."""
+
+    contiguous = "contiguous"
+    similarity = "similarity"
+
+
+_REWRITING = (Merge.aligned, Merge.aligned_renorm, Merge.optimal)
 
 
 @operation("gqa")
@@ -34,62 +53,163 @@ class GQA(Operation):
 
     Attributes:
         kv_heads: KV heads per site afterwards, a divisor of what it has; 1 is MQA. A list has one
-            number per chosen layer.
-        merge: mean of the group's heads, the first of them, or a fresh random head.
+            number per chosen layer. ``{average: n}``: as many on average, chosen where fewer hurt
+            least; as many everywhere where the export must be native.
+        merge: see `Merge`; those after random are calibrated.
+        grouping: see `Grouping`; similarity is calibrated.
         layers: sites to change, by number from 0; ``None`` for all.
     """
 
     kv_heads: Any = field(default=MISSING, metadata={"valid": _COUNTS})
     merge: Merge = Merge.mean
     layers: list[int] | None = None
+    grouping: Grouping = Grouping.contiguous
 
     def __post_init__(self) -> None:
         given = self.kv_heads
-        counts = given if isinstance(given, (list, tuple)) and given else [given]
-        if not all(type(count) is int for count in counts):
+        if isinstance(given, Mapping):
+            number = given.get(AVERAGE)
+            right = set(given) == {AVERAGE} and type(number) in (int, float)
+        else:
+            counts = given if isinstance(given, (list, tuple)) and given else [given]
+            right = all(type(count) is int for count in counts)
+        if not right:
             raise ConfigError(
                 self.key("kv_heads"), "is no number of heads", given=repr(given), valid=_COUNTS
             )
 
-    def plan(self, draft: Draft) -> None:
-        sites = chosen(draft.sites, self.layers, self.key("layers"), draft.removed)
-        counts = self._counts(sites)
+    @property
+    def average(self) -> float | None:
+        """The budget, where that is what was asked for."""
+        return self.kv_heads[AVERAGE] if isinstance(self.kv_heads, Mapping) else None
+
+    @property
+    def rewrites(self) -> bool:
+        """Whether calibrated coefficients make the new heads."""
+        return self.merge in _REWRITING
+
+    @property
+    def calibrated(self) -> bool:
+        return self.rewrites or self.grouping is Grouping.similarity or self.average is not None
+
+    def chosen_sites(self, sites: Sequence[Site], removed: set[str] | None = None) -> list[Site]:
+        """The sites that `layers` names."""
+        return list(chosen(sites, self.layers, self.key("layers"), removed or set()))
+
+    def counts(self, sites: Sequence[Site]) -> list[int]:
+        """KV heads per site; for a budget, the most that all can have within it.
+
+        Raises:
+            ConfigError: a list of another length, or a count that a site cannot have.
+        """
+        given = self.kv_heads
+        if self.average is not None:
+            self._check_average(sites)
+            shared = set.intersection(*(set(divisors(site.kv_heads)) for site in sites))
+            counts = [max(n for n in shared if n <= self.average)] * len(sites)
+        elif isinstance(given, int):
+            counts = [given] * len(sites)
+        else:
+            if len(given) != len(sites):
+                raise ConfigError(
+                    self.key("kv_heads"), f"has {len(given)} numbers for {len(sites)} layers",
+                    given=list(given), valid=_COUNTS,
+                )  # fmt: skip
+            counts = list(given)
         for site, count in zip(sites, counts, strict=True):
             self._check(site, count)
-        merging = Merging(
-            self.merge.value, str(draft.context.seed), draft.context.initializer_range
-        )
-        for site, count in zip(sites, counts, strict=True):
-            if site.kv_heads != count:
-                draft.change(
-                    [regroup(site, self.name, unchanged(site.q_heads), runs(site.kv_heads, count),
-                             merging)]
+        return counts
+
+    def plan(self, draft: Draft) -> None:
+        sites = self.chosen_sites(draft.sites, draft.removed)
+        counts = self.counts(sites)
+        changing = [(s, n) for s, n in zip(sites, counts, strict=True) if s.kv_heads != n]
+        for site, _ in changing:
+            if self.rewrites or self.grouping is Grouping.similarity:
+                self._check_gates(site)
+            if self.rewrites:
+                self._check_norms(site)
+        if draft.resolution is None:
+            self._open(draft, changing)
+        for site, count in changing:
+            groups = runs(site.kv_heads, count)
+            assumed = SiteResolution(unchanged(site.q_heads), groups)
+            found = (draft.resolution or {}).get(site.path, assumed)
+            draft.change([self._change(draft, site, found)])
+
+    def _change(self, draft: Draft, site: Site, found: SiteResolution) -> Any:
+        context = draft.context
+        merging = Merging("mean" if self.rewrites else self.merge.value, str(context.seed),
+                          context.initializer_range)  # fmt: skip
+        rewrite = None
+        if self.rewrites:
+            bias = site.output.bias and self.merge is Merge.optimal
+            if found.tensors:
+                bias = "output_bias" in found.tensors
+            rewrite = Rewrite(f"{draft.number}.{site.path}", bias)
+            specs = rewrite_specs(site, rewrite, found.query, found.kv)
+            draft.tensors |= {specs[role].name: t for role, t in found.tensors.items()}
+        return regroup(site, self.name, found.query, found.kv, merging, rewrite)
+
+    def _open(self, draft: Draft, changing: Sequence[tuple[Site, int]]) -> None:
+        if self.average is not None and not draft.context.native:
+            draft.open_decisions.append(
+                f"gqa: KV heads of each layer, {self.average:g} on average (assumed here: the most "
+                "that all can have)"
+            )
+        if not changing:
+            return
+        if self.grouping is Grouping.similarity:
+            draft.open_decisions.append("gqa: which KV heads share one (assumed here: neighbours)")
+        if self.rewrites:
+            draft.open_decisions.append(f"gqa: the coefficients of merge={self.merge.value}")
+
+    def _check_average(self, sites: Sequence[Site]) -> None:
+        average, most = self.average, max(site.kv_heads for site in sites)
+        assert average is not None
+        if not 1 <= average <= most:
+            raise ConfigError(
+                self.key("kv_heads"), "no such number of KV heads on average",
+                given={AVERAGE: average}, valid=f"1 to {most}",
+            )  # fmt: skip
+
+    def _check_norms(self, site: Site) -> None:
+        for role, norm in (("query", site.q_norm), ("key", site.k_norm)):
+            if norm is not None and norm.size != site.projection(role).unit:
+                raise ConfigError(
+                    self.key("merge"),
+                    f"{norm.path} is taken over all heads together, so no head can be rewritten "
+                    "by itself",
+                    given=self.merge.value, valid="mean, first, random",
                 )  # fmt: skip
 
-    def _counts(self, sites: Sequence[Site]) -> list[int]:
-        given = self.kv_heads
-        if isinstance(given, int):
-            return [given] * len(sites)
-        if len(given) != len(sites):
+    def _check_gates(self, site: Site) -> None:
+        if site.projection("query").unit != site.projection("key").unit:
             raise ConfigError(
-                self.key("kv_heads"), f"has {len(given)} numbers for {len(sites)} layers",
-                given=list(given), valid=_COUNTS,
+                self.key("merge" if self.rewrites else "grouping"),
+                f"{site.query.path} makes a gate beside each query, which no calibration knows",
+                given=self.merge.value if self.rewrites else self.grouping.value,
+                valid="mean, first, random" if self.rewrites else "contiguous",
             )  # fmt: skip
-        return list(given)
 
     def _check(self, site: Site, count: int) -> None:
         key = self.key("kv_heads")
-        divisors = [n for n in range(1, site.kv_heads + 1) if site.kv_heads % n == 0]
+        valid = divisors(site.kv_heads)
         if count > site.kv_heads:
             raise ConfigError(
                 key, f"more than the {site.kv_heads} KV heads of {site.path}",
-                given=count, valid=divisors,
+                given=count, valid=valid,
             )  # fmt: skip
-        if count not in divisors:
+        if count not in valid:
             raise ConfigError(
                 key, f"does not divide the {site.kv_heads} KV heads of {site.path}",
-                given=count, valid=divisors,
+                given=count, valid=valid,
             )  # fmt: skip
+
+
+def divisors(heads: int) -> list[int]:
+    """What a number of KV heads can become, ascending."""
+    return [n for n in range(1, heads + 1) if heads % n == 0]
 
 
 def runs(heads: int, groups: int) -> Parts:

@@ -12,6 +12,7 @@ import transformers
 from surgery.anatomy import text_config
 from surgery.config.schema import (
     Dtype,
+    ExportFormat,
     Layout,
     ObjectiveName,
     OptimizerName,
@@ -56,7 +57,10 @@ def prepare(run: RunConfig, run_dir: Path, settings: dict[str, Any]) -> Session:
     config = source.config()
     if run.optim.lr is None and Stage.train in wanted:
         run.optim.lr = _healing_rate(config)
-    if wanted & _DATA:
+    calibrates = Stage.calibrate in wanted and (
+        run.calibration.compare or any(operation.calibrated for operation in operations)
+    )
+    if wanted & _DATA or calibrates:
         from surgery.data.sources import check_source
 
         check_source(run.data)
@@ -73,11 +77,17 @@ def prepare(run: RunConfig, run_dir: Path, settings: dict[str, Any]) -> Session:
         tokens=run.data.seq_len,
         kv_bytes=_kv_bytes(run, config),
         device=device_name(run.model.device),
+        native=run.export.format is ExportFormat.native,
     )
-    if wanted & _WEIGHTS:
+    _check_calibrated(run, plan, wanted)
+    if wanted & _WEIGHTS or calibrates:
         source.check_weights()
+    if Stage.train in wanted:
+        from surgery.pipeline.healing import check_healing
+
+        check_healing(run, skeleton, plan)
     session = Session(run=run, settings=settings, run_dir=run_dir, source=source, plan=plan)
-    if wanted & (_DATA | {Stage.export}):
+    if wanted & (_DATA | {Stage.export}) or calibrates:
         session.tokenizer = source.tokenizer()
     if Stage.train in wanted:
         from surgery.training.trainer import build_callbacks, build_trainer
@@ -85,7 +95,7 @@ def prepare(run: RunConfig, run_dir: Path, settings: dict[str, Any]) -> Session:
         session.callbacks = build_callbacks(run.callbacks)
         # Thrown away: what Lightning would refuse, it refuses before anything is measured.
         build_trainer(dict(run.trainer), run_dir=run_dir, callbacks=session.callbacks, loggers=[])
-    if wanted & _DATA:
+    if wanted & _DATA or calibrates:
         import datasets
 
         from surgery.data.module import TextData
@@ -99,6 +109,14 @@ def prepare(run: RunConfig, run_dir: Path, settings: dict[str, Any]) -> Session:
         if Stage.train in wanted:
             session.data.check_training()
     return session
+
+
+def _check_calibrated(run: RunConfig, plan: Plan, wanted: set[Stage]) -> None:
+    if plan.open_decisions and Stage.operate in wanted and Stage.calibrate not in wanted:
+        raise ConfigError(
+            "stages", f"`operate` needs `calibrate` before it: {plan.open_decisions[0]}",
+            given=[stage.value for stage in run.stages], valid="add `calibrate`",
+        )  # fmt: skip
 
 
 def check_writable(run_dir: Path) -> None:
@@ -124,12 +142,12 @@ def _check_stages(run: RunConfig, wanted: set[Stage]) -> None:
         if not Path(run.resume).is_file():
             raise ConfigError("resume", "there is no such checkpoint", given=run.resume)
     distilled = Stage.train in wanted and run.objective.name is ObjectiveName.distill
-    if distilled and run.model.scratch is not None:
+    if distilled and run.model.scratch is not None and run.objective.teacher is None:
         raise ConfigError(
             "objective",
             "random weights teach nothing",
             given="distill",
-            valid="objective=lm, or a model.path",
+            valid="objective=lm, a model.path, or an objective.teacher",
         )
     if distilled and run.model.num_labels == 1:
         raise ConfigError(

@@ -18,6 +18,7 @@ from surgery.pipeline.prepare import check_writable, prepare
 from surgery.pipeline.report import report, report_again
 from surgery.pipeline.session import Session
 from surgery.pipeline.summary import summarize
+from surgery.plan.store import forget_plan
 from surgery.report.summary import SCHEMA, SUMMARY, schema_text
 
 
@@ -46,20 +47,30 @@ def execute(cfg: DictConfig) -> None:
         write_json(run_dir / SUMMARY, summarize(session))
         if session.has(Stage.report):
             report(session.run_dir)
+        if session.comparison is not None:
+            _say_comparison(session)
 
 
 def _stages(session: Session, run: RunConfig) -> None:
     set_seed(run.seed)
     if run.threads:
         torch.set_num_threads(run.threads)
+    if is_rank_zero():
+        forget_plan(session.run_dir)
     if session.has(Stage.plan):
         _plan(session)
     _measure(session, "before")
+    if session.has(Stage.calibrate) and not session.plan.is_resolved:
+        from surgery.pipeline.calibrate import calibrate
+
+        with session.stage("calibrate"):
+            calibrate(session)
     if session.has(Stage.operate) and session.plan.changes_anything:
         model = session.loaded()
         with session.stage("operate"):
             session.model = apply_(model, session.plan)
         _measure(session, "after_surgery")
+        _compare(session)
     if session.has(Stage.train):
         from surgery.pipeline.train import train
 
@@ -76,10 +87,29 @@ def _stages(session: Session, run: RunConfig) -> None:
 def _plan(session: Session) -> None:
     from surgery.console import show
     from surgery.plan.render import plan_table
+    from surgery.plan.store import save_plan
 
     if is_rank_zero():
-        write_json(session.run_dir / "plan.json", session.plan.to_json())
+        save_plan(session.plan, session.run_dir)
         show(plan_table(session.plan))
+
+
+def _say_comparison(session: Session) -> None:
+    from surgery.pipeline.calibrate import say_comparison
+
+    assert session.comparison is not None
+    losses = [session.measurements[moment].loss for moment in ("before", "after_surgery")]
+    say_comparison(session.comparison, *losses)
+
+
+def _compare(session: Session) -> None:
+    wanted = session.run.calibration.compare and session.has(Stage.calibrate)
+    if not wanted or "after_surgery" not in session.measurements or not is_rank_zero():
+        return
+    from surgery.pipeline.calibrate import compare
+
+    with session.stage("compare"):
+        session.comparison = compare(session)
 
 
 def _measure(session: Session, moment: str) -> None:

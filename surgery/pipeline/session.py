@@ -38,9 +38,10 @@ class Session:
     Attributes:
         run: the checked config.
         settings: the same as plain data, for loggers and cards.
-        plan: always made, whichever stages run: making it is the check.
+        plan: always made, whichever stages run: making it is the check. Closed by `calibrate`.
         model: loaded by the first stage that needs weights, operated by `operate`.
         measurements: by moment: before, after_surgery, after_training.
+        comparison: what another merge would have given, where that was asked for.
     """
 
     run: RunConfig
@@ -53,6 +54,7 @@ class Session:
     callbacks: list[Callback] = field(default_factory=list)
     model: PreTrainedModel | None = None
     measurements: dict[str, Measurement] = field(default_factory=dict)
+    comparison: dict[str, Any] | None = None
     training: dict[str, Any] = field(default_factory=dict)
     export: dict[str, Any] = field(default_factory=dict)
     timings: dict[str, float] = field(default_factory=dict)

@@ -26,6 +26,8 @@ def summarize(session: Session) -> dict[str, Any]:
         },
         **figures,
         "gap_closed": gap_closed(figures),
+        "calibration": session.plan.calibration,
+        "comparison": session.comparison,
         "training": session.training or None,
         "export": session.export or None,
         "timings": {name: round(seconds, 3) for name, seconds in session.timings.items()},

@@ -19,6 +19,7 @@ from surgery.config.schema import RunConfig
 from surgery.console import say
 from surgery.errors import ConfigError
 from surgery.models.source import ModelSource
+from surgery.pipeline.healing import matched
 from surgery.pipeline.session import Session
 from surgery.plan.plan import Plan
 from surgery.training.curve import LossCurve
@@ -58,7 +59,11 @@ def train(session: Session) -> None:
         "data": _data_name(run),
         "seq_len": run.data.seq_len,
         "objective": run.objective.name.value,
+        "attention_weight": run.objective.attention_weight,
+        "teacher": run.objective.teacher,
         "optimizer": run.optim.name.value,
+        "parameters": run.optim.parameters.value,
+        "trainable_parameters": module.trained,
         "lr": run.optim.lr,
         "final_train_loss": _scalar(trainer.callback_metrics.get("train/loss")),
         "checkpoint": _last_checkpoint(trainer),
@@ -71,25 +76,28 @@ def train(session: Session) -> None:
 
 def _whole(module: SurgeryModule, trainer: pl.Trainer, session: Session) -> PreTrainedModel | None:
     """The trained model in one piece; ``None`` on the other ranks of a sharded run."""
-    model = module.model
     if isinstance(trainer.strategy, (FSDPStrategy, DeepSpeedStrategy)):
         path = session.run_dir / "checkpoints" / "final.ckpt"
         trainer.save_checkpoint(path)
         if not trainer.is_global_zero:
             return None
-        model = SurgeryModule.load_from_checkpoint(path, map_location="cpu").model
-    assert model is not None
-    return model.to(session.device)  # type: ignore[arg-type]
+        module = SurgeryModule.load_from_checkpoint(path, map_location="cpu")
+    assert module.model is not None
+    module.thaw()
+    return module.model.to(session.device)  # type: ignore[arg-type]
 
 
 def build_module(run: RunConfig, source: ModelSource, plan: Plan) -> SurgeryModule:
     """The LightningModule of a run, not yet built: Lightning calls its `configure_model`."""
+    pairs = matched(run, source.config(), plan)
     return SurgeryModule(
         model=_plain(run.model),
         model_config=_config_dict(source),
         plan=plan.to_json(),
         objective=_plain(run.objective),
         optim=_plain(run.optim),
+        tensors=plan.tensors,
+        pairs=None if pairs is None else [list(pair) for pair in pairs],
     )
 
 

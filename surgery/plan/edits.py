@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import prod
 from typing import Any
@@ -29,6 +29,7 @@ class TensorEdit:
     Attributes:
         transform: a name in `surgery.transforms`.
         arguments: its keyword arguments, plain JSON.
+        resolved: tensors that calibration makes; the plan holds them.
     """
 
     operation: str
@@ -36,6 +37,7 @@ class TensorEdit:
     arguments: Mapping[str, Any]
     sources: tuple[TensorSpec, ...]
     results: tuple[TensorSpec, ...]
+    resolved: tuple[TensorSpec, ...] = ()
 
     @property
     def added_parameters(self) -> int:
@@ -47,9 +49,14 @@ class TensorEdit:
             operation=data["operation"],
             transform=data["transform"],
             arguments=dict(data["arguments"]),
-            sources=tuple(TensorSpec(t["name"], tuple(t["shape"])) for t in data["sources"]),
-            results=tuple(TensorSpec(t["name"], tuple(t["shape"])) for t in data["results"]),
+            sources=_specs(data["sources"]),
+            results=_specs(data["results"]),
+            resolved=_specs(data["resolved"]),
         )
+
+
+def _specs(data: Sequence[Mapping[str, Any]]) -> tuple[TensorSpec, ...]:
+    return tuple(TensorSpec(spec["name"], tuple(spec["shape"])) for spec in data)
 
 
 @dataclass(frozen=True)

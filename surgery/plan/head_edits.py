@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from surgery.anatomy import ROLES, Norm, Packing, Projection, Site
 from surgery.plan.edits import SiteChange, TensorEdit, TensorSpec
-
-# Per result head, the source heads that become it.
-Parts = tuple[tuple[int, ...], ...]
+from surgery.plan.resolution import Parts
 
 
 def unchanged(heads: int) -> Parts:
@@ -37,14 +35,41 @@ class Merging:
         return {"merge": "random", "seed": f"{self.seed}:{name}", "std": self.std}
 
 
-def regroup(site: Site, operation: str, query: Parts, kv: Parts, merging: Merging) -> SiteChange:
+@dataclass(frozen=True)
+class Rewrite:
+    """How calibrated tensors make a site's new heads; they are named after role and `prefix`.
+
+    query, key, value: a map [result heads, unit, members * unit] each, for the rows of weight and
+    bias. output: its whole weight in the architecture's layout. output_bias: that bias.
+
+    Attributes:
+        bias: whether the output projection's bias is made anew too.
+    """
+
+    prefix: str
+    bias: bool
+
+    def name(self, role: str) -> str:
+        return f"{self.prefix}.{role}"
+
+
+def regroup(
+    site: Site,
+    operation: str,
+    query: Parts,
+    kv: Parts,
+    merging: Merging,
+    rewrite: Rewrite | None = None,
+) -> SiteChange:
     """The change that makes `site` have these heads.
 
     Args:
         query: the query heads afterwards; merging applies to keys and values alone.
         kv: the KV heads afterwards.
+        rewrite: calibrated tensors that do it in place of `merging`.
     """
     parts = {"query": query, "key": kv, "value": kv}
+    specs = {} if rewrite is None else rewrite_specs(site, rewrite, query, kv)
     edits: list[TensorEdit] = []
     projections: dict[str, Projection] = {}
     if site.packing is None:
@@ -52,21 +77,33 @@ def regroup(site: Site, operation: str, query: Parts, kv: Parts, merging: Mergin
             old = site.projection(role)
             new = replace(old, out_features=old.unit * len(parts[role]))
             projections[role] = new
-            edits += _projection_edits(operation, old, old.unit, parts[role], merging)
+            if rewrite is None:
+                edits += _projection_edits(operation, old, old.unit, parts[role], merging)
+            else:
+                uses = [(0, number) for number in range(len(parts[role]))]
+                edits += _mix_edits(operation, old, parts[role], [specs[role]], uses)
     else:
         packing = _packing_after(site.packing, len(kv))
         packed = _packed_parts(site, packing, parts)
         old = site.query
         new = replace(old, out_features=old.unit * len(packed), packing=packing)
         projections = dict.fromkeys(ROLES, new)
-        edits += _projection_edits(operation, old, old.unit, packed, merging)
+        if rewrite is None:
+            edits += _projection_edits(operation, old, old.unit, packed, merging)
+        else:
+            after_order = order(packing, len(query), len(kv))
+            uses = [(ROLES.index(role), number) for role, number in after_order]
+            edits += _mix_edits(operation, old, packed, [specs[role] for role in ROLES], uses)
     output = site.output
     narrow = replace(output, in_features=output.unit * len(query))
     axis = 0 if output.transposed else 1
-    edits += _edit(
-        operation, f"{output.path}.weight", axis, output.unit, query, Merging(),
-        heads=site.q_heads, rest=output.out_features, fill="zero",
-    )  # fmt: skip
+    if rewrite is None:
+        edits += _edit(
+            operation, f"{output.path}.weight", axis, output.unit, query, Merging(),
+            heads=site.q_heads, rest=output.out_features, fill="zero",
+        )  # fmt: skip
+    else:
+        edits += _output_edits(operation, output, axis, query, specs)
     norms: dict[str, Norm | None] = {"q_norm": site.q_norm, "k_norm": site.k_norm}
     for field, heads in (("q_norm", query), ("k_norm", kv)):
         norm = norms[field]
@@ -90,6 +127,22 @@ def regroup(site: Site, operation: str, query: Parts, kv: Parts, merging: Mergin
         k_norm=norms["k_norm"],
     )
     return SiteChange(before=site, after=after, edits=tuple(edits), query=query, kv=kv)
+
+
+def rewrite_specs(site: Site, rewrite: Rewrite, query: Parts, kv: Parts) -> dict[str, TensorSpec]:
+    """Role → name and shape of the tensor that calibration makes for it."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for role, parts in (("query", query), ("key", kv), ("value", kv)):
+        unit = site.projection(role).unit
+        shapes[role] = (len(parts), unit, len(parts[0]) * unit)
+    output = site.output
+    wide = output.unit * len(query)
+    shapes["output"] = (
+        (wide, output.out_features) if output.transposed else (output.out_features, wide)
+    )
+    if rewrite.bias:
+        shapes["output_bias"] = (output.out_features,)
+    return {role: TensorSpec(rewrite.name(role), shape) for role, shape in shapes.items()}
 
 
 def dependent_edit(
@@ -149,6 +202,56 @@ def _projection_edits(
                      rest=old.in_features)  # fmt: skip
     if old.bias:
         yield from _edit(operation, bias, 0, unit, parts, merging, heads=heads)
+
+
+def _mix_edits(
+    operation: str,
+    old: Projection,
+    parts: Parts,
+    maps: Sequence[TensorSpec],
+    uses: Sequence[tuple[int, int]],
+) -> Iterator[TensorEdit]:
+    after = old.unit * len(parts)
+    weight = (old.out_features, old.in_features), (after, old.in_features)
+    if old.transposed:
+        weight = weight[0][::-1], weight[1][::-1]
+    shapes = {"weight": weight, "bias": ((old.out_features,), (after,))}
+    for tensor, (before, made) in shapes.items():
+        if tensor == "bias" and not old.bias:
+            continue
+        name = f"{old.path}.{tensor}"
+        yield TensorEdit(
+            operation=operation,
+            transform="mix_heads",
+            arguments={
+                "axis": 1 if old.transposed and tensor == "weight" else 0, "unit": old.unit,
+                "parts": _plain(parts), "uses": [list(use) for use in uses], "fill": "source",
+            },
+            sources=(TensorSpec(name, before),),
+            results=(TensorSpec(name, made),),
+            resolved=tuple(maps),
+        )  # fmt: skip
+
+
+def _output_edits(
+    operation: str, output: Projection, axis: int, query: Parts, specs: Mapping[str, TensorSpec]
+) -> Iterator[TensorEdit]:
+    made = specs["output"]
+    before = (output.out_features, output.in_features)
+    yield TensorEdit(
+        operation=operation,
+        transform="put_tensor",
+        arguments={"axis": axis, "unit": output.unit, "parts": _plain(query), "fill": "zero"},
+        sources=(TensorSpec(f"{output.path}.weight", before[::-1] if axis == 0 else before),),
+        results=(TensorSpec(f"{output.path}.weight", made.shape),),
+        resolved=(made,),
+    )
+    if "output_bias" in specs:
+        bias = TensorSpec(f"{output.path}.bias", (output.out_features,))
+        yield TensorEdit(
+            operation=operation, transform="put_tensor", arguments={}, sources=(bias,),
+            results=(bias,), resolved=(specs["output_bias"],),
+        )  # fmt: skip
 
 
 def _edit(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -14,10 +15,12 @@ from surgery.architecture.twins import Twins
 from surgery.errors import ConfigError
 from surgery.models.own_record import is_own_record
 from surgery.models.skeleton import skeleton_of
+from surgery.plan.digest import digest
 from surgery.plan.edits import SiteChange
 from surgery.plan.export import config_says, export_of
 from surgery.plan.operation import Draft, Operation, PlanContext, Step
 from surgery.plan.plan import Plan
+from surgery.plan.resolution import Resolution
 from surgery.plan.sizes import Sizes, attention_flops, kv_bytes_per_token
 from surgery.plan.structure import planned_shapes, resolve_structure
 from surgery.rehouse import rehouse
@@ -34,6 +37,9 @@ def make_plan(
     tokens: int = 512,
     kv_bytes: int = 2,
     device: str = "cpu",
+    native: bool = False,
+    resolutions: Mapping[int, Resolution] | None = None,
+    calibration: Mapping[str, Any] | None = None,
 ) -> Plan:
     """Resolve `operations` on `model`, which may live on the meta device.
 
@@ -45,6 +51,9 @@ def make_plan(
         tokens: window length for `attention_flops`.
         kv_bytes: bytes per cached value.
         device: where the result will run.
+        native: whether to refuse a result that the architecture's own config cannot say.
+        resolutions: what calibration decided, by the operation's place from 0.
+        calibration: what it saw, for the plan's reader.
 
     Raises:
         ConfigError: an operation that cannot be performed on this model.
@@ -60,7 +69,8 @@ def make_plan(
         _refuse_fused(model, anatomy)
         _refuse_quantized(model)
         _refuse_unreadable(anatomy)
-    draft = _drafted(model, anatomy, operations, seed, device)
+    context = PlanContext(seed, _initializer_range(model), device, native)
+    draft = _drafted(model, anatomy, operations, context, resolutions or {})
     before, after = anatomy.sites, tuple(draft.sites)
     twins = Twins(model)
     structure = resolve_structure(model, before, after, draft.changes, twins)
@@ -74,6 +84,11 @@ def make_plan(
         after, shapes, patch, structure.attributes, steps, twins,
         None if rehousing is None else str(rehousing["into"]),
     )  # fmt: skip
+    if native and export.format == "record":
+        raise ConfigError(
+            "export.format", f"the result cannot be native: {export.reason.split(';')[0]}",
+            given="native", valid="auto, or operations that a config can say",
+        )  # fmt: skip
     left = tuple(site for site in after if site.path not in draft.removed)
     return Plan(
         model={
@@ -92,6 +107,10 @@ def make_plan(
         config_patch=patch if patch and config_says(shapes, patch, twins) else draft.patch,
         steps=tuple(steps),
         notes=tuple(draft.notes),
+        open_decisions=tuple(draft.open_decisions),
+        calibration=calibration,
+        resolved={name: digest(tensor) for name, tensor in draft.tensors.items()},
+        tensors=draft.tensors,
         tokens=tokens,
         kv_bytes=kv_bytes,
         sizes_before=_sizes(parameters, source_sites, tokens, kv_bytes),
@@ -107,15 +126,14 @@ def _drafted(
     model: PreTrainedModel,
     anatomy: Anatomy,
     operations: Sequence[Operation],
-    seed: int,
-    device: str,
+    context: PlanContext,
+    resolutions: Mapping[int, Resolution],
 ) -> Draft:
-    initializer_range = getattr(text_config(model.config), "initializer_range", None)
     draft = Draft(
         sites=list(anatomy.sites),
         config=copy.deepcopy(model.config),
         skeleton=model,
-        context=PlanContext(seed, initializer_range or DEFAULT_INITIALIZER_RANGE, device),
+        context=context,
     )
     for number, operation in enumerate(operations):
         if number > 0 and operation.rehousing(model.config) is not None:
@@ -125,8 +143,14 @@ def _drafted(
                 given=", ".join(o.name for o in operations),
                 valid=_reordered(operations, operation),
             )  # fmt: skip
+        draft.number, draft.resolution = number, resolutions.get(number)
         operation.plan(draft)
     return draft
+
+
+def _initializer_range(model: PreTrainedModel) -> float:
+    found = getattr(text_config(model.config), "initializer_range", None)
+    return found or DEFAULT_INITIALIZER_RANGE
 
 
 def _reordered(operations: Sequence[Operation], late: Operation) -> str:

@@ -8,9 +8,12 @@ from dataclasses import dataclass, field, fields
 from enum import Enum
 from typing import Any, ClassVar
 
+import torch
+
 from surgery.anatomy import Site
 from surgery.architecture.config_patch import apply_patch
 from surgery.plan.edits import SiteChange
+from surgery.plan.resolution import Resolution
 
 
 @dataclass
@@ -34,6 +37,11 @@ class Operation(ABC):
         """
         return None
 
+    @property
+    def calibrated(self) -> bool:
+        """Whether it leaves decisions to calibration, which gives the plan a `Resolution`."""
+        return False
+
     def to_json(self) -> dict[str, Any]:
         spec = {field.name: getattr(self, field.name) for field in fields(self)}
         plain = {k: v.value if isinstance(v, Enum) else v for k, v in spec.items()}
@@ -52,11 +60,13 @@ class PlanContext:
         seed: the run's seed, for operations that draw.
         initializer_range: standard deviation with which the architecture initialises matrices.
         device: where the model will run (``cpu``, ``cuda:0``, …), for operations that choose code.
+        native: whether the architecture's own config must be able to say the result.
     """
 
     seed: int
     initializer_range: float
     device: str = "cpu"
+    native: bool = False
 
 
 @dataclass(frozen=True)
@@ -90,6 +100,10 @@ class Draft:
         steps: in order; performed after all tensor edits.
         notes: sentences a person should read with the plan.
         removed: paths of sites whose attention goes altogether.
+        number: of the operation that is planned, from 0.
+        resolution: what calibration decided for that operation; ``None`` before it has.
+        open_decisions: sentences about what only calibration can decide.
+        tensors: what calibration made, by the names that edits use.
     """
 
     sites: list[Site]
@@ -101,6 +115,10 @@ class Draft:
     steps: list[Step] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     removed: set[str] = field(default_factory=set)
+    number: int = 0
+    resolution: Resolution | None = None
+    open_decisions: list[str] = field(default_factory=list)
+    tensors: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def change(self, changes: Sequence[SiteChange]) -> None:
         """Add what happens to the tensors of some sites."""

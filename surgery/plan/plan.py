@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
+
+import torch
 
 from surgery.anatomy import Block, Site
 from surgery.errors import PlanError
@@ -12,7 +14,7 @@ from surgery.plan.edits import SiteChange, TensorEdit
 from surgery.plan.operation import Step
 from surgery.plan.sizes import Sizes
 
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,12 @@ class Plan:
         config_patch: dotted config keys and their new values.
         steps: what is done to the live model besides, in order.
         notes: sentences to read with the plan.
+        open_decisions: what the plan only assumes until calibration decides it.
+        calibration: what calibration saw and chose, as JSON; ``None`` where nothing was calibrated.
+        resolved: names of the tensors that calibration made, each with its SHA-256.
         sizes_before, sizes_after: predicted, at `tokens` tokens and `kv_bytes` bytes per value.
         export: how the result can be saved.
+        tensors: the calibrated tensors themselves. JSON holds their digests alone.
     """
 
     model: Mapping[str, str]
@@ -67,11 +73,15 @@ class Plan:
     config_patch: Mapping[str, Any]
     steps: tuple[Step, ...]
     notes: tuple[str, ...]
+    open_decisions: tuple[str, ...]
+    calibration: Mapping[str, Any] | None
+    resolved: Mapping[str, str]
     tokens: int
     kv_bytes: int
     sizes_before: Sizes
     sizes_after: Sizes
     export: Export
+    tensors: Mapping[str, torch.Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def changes_anything(self) -> bool:
@@ -81,6 +91,39 @@ class Plan:
     @property
     def edits(self) -> list[TensorEdit]:
         return [edit for change in self.changes for edit in change.edits]
+
+    @property
+    def wanted(self) -> dict[str, tuple[int, ...]]:
+        """Name → shape of every tensor that calibration has to make."""
+        return {spec.name: spec.shape for edit in self.edits for spec in edit.resolved}
+
+    @property
+    def is_resolved(self) -> bool:
+        """Whether it is closed: no decision is left to calibration."""
+        return set(self.wanted) <= set(self.resolved) and not self.open_decisions
+
+    def inputs(self, edit: TensorEdit) -> list[torch.Tensor]:
+        """The calibrated tensors that an edit takes besides its sources.
+
+        Raises:
+            PlanError: they were not made yet, or not read with the plan.
+        """
+        found = []
+        for spec in edit.resolved:
+            tensor = self.tensors.get(spec.name)
+            if tensor is None:
+                state = "was read without" if spec.name in self.resolved else "waits for"
+                raise PlanError(
+                    f"{edit.results[0].name}: the plan {state} its calibrated tensors "
+                    "(surgery.calibrated_plan makes them, surgery.load_plan reads them)"
+                )
+            found.append(tensor)
+        return found
+
+    def hollow(self) -> Plan:
+        """The same with zeros for calibrated tensors: for structure alone, weights to follow."""
+        zeros = {name: torch.zeros(shape) for name, shape in self.wanted.items()}
+        return replace(self, tensors=zeros)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -97,6 +140,9 @@ class Plan:
             "config_patch": dict(self.config_patch),
             "steps": [asdict(step) for step in self.steps],
             "notes": list(self.notes),
+            "open_decisions": list(self.open_decisions),
+            "calibration": None if self.calibration is None else dict(self.calibration),
+            "resolved": dict(self.resolved),
             "tokens": self.tokens,
             "kv_bytes": self.kv_bytes,
             "sizes_before": self.sizes_before.to_json(),
@@ -105,8 +151,14 @@ class Plan:
         }
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Plan:
+    def from_json(
+        cls, data: Mapping[str, Any], tensors: Mapping[str, torch.Tensor] | None = None
+    ) -> Plan:
         """Read what `to_json` wrote. Data only: nothing named in it is imported or called.
+
+        Args:
+            tensors: the calibrated tensors, where there are any; without them the plan can be
+                read and made `hollow`, not performed.
 
         Raises:
             PlanError: another format, or no plan at all.
@@ -114,12 +166,12 @@ class Plan:
         if data.get("format") != FORMAT:
             raise PlanError(f"a plan of format {data.get('format')}; this version reads {FORMAT}")
         try:
-            return cls._read(data)
+            return cls._read(data, dict(tensors or {}))
         except (KeyError, TypeError, AttributeError) as error:
             raise PlanError(f"not a whole plan: {type(error).__name__} {error}") from None
 
     @classmethod
-    def _read(cls, data: Mapping[str, Any]) -> Plan:
+    def _read(cls, data: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Plan:
         export = data["export"]
         return cls(
             model=dict(data["model"]),
@@ -134,9 +186,13 @@ class Plan:
             config_patch=dict(data["config_patch"]),
             steps=tuple(Step(**step) for step in data["steps"]),
             notes=tuple(data["notes"]),
+            open_decisions=tuple(data["open_decisions"]),
+            calibration=None if data["calibration"] is None else dict(data["calibration"]),
+            resolved=dict(data["resolved"]),
             tokens=data["tokens"],
             kv_bytes=data["kv_bytes"],
             sizes_before=Sizes(**data["sizes_before"]),
             sizes_after=Sizes(**data["sizes_after"]),
             export=Export(**{**export, "runtimes": tuple(export["runtimes"])}),
+            tensors=tensors,
         )

@@ -56,7 +56,7 @@ def rehearse(model: PreTrainedModel, plan: Plan, probe: Mapping[str, Any] | None
     def visit(site: Site) -> Visit:
         def compare(block: nn.Module, args: Any, kwargs: Any) -> None:
             differences[site.path] = math.inf
-            tensors = rehearsed_tensors(block, site, edits[site.path])
+            tensors = rehearsed_tensors(block, site, edits[site.path], plan.inputs)
             with attributes_set_in(block, site, plan.attributes), patched(model.config, said):
                 changed = run(block, tensors[0], args, kwargs)
             # Last, so that what a site hands on to later ones has the shape they expect.
@@ -105,7 +105,7 @@ def _run_whole(
     tensors: Tensors = {}
     for edit in plan.edits:
         sources = [tensors.get(s.name, model.get_parameter(s.name)).detach() for s in edit.sources]
-        results = run_transform(edit.transform, sources, edit.arguments)
+        results = run_transform(edit.transform, [*sources, *plan.inputs(edit)], edit.arguments)
         tensors |= {spec.name: tensor for spec, tensor in zip(edit.results, results, strict=True)}
     inputs = probe or probe_inputs(model, cross=any(site.cross for site in plan.before))
     with attributes_set(model, plan.attributes), patched(model.config, said):
@@ -186,15 +186,23 @@ def run(block: nn.Module, tensors: Tensors, args: Any, kwargs: Any) -> torch.Ten
 
 
 def rehearsed_tensors(
-    block: nn.Module, site: Site, edits: Sequence[TensorEdit]
+    block: nn.Module,
+    site: Site,
+    edits: Sequence[TensorEdit],
+    inputs: Callable[[TensorEdit], list[torch.Tensor]],
 ) -> tuple[Tensors, Tensors]:
-    """The block's new parameters, and those that do the same in the old shapes; local names."""
+    """The block's new parameters, and those that do the same in the old shapes; local names.
+
+    Args:
+        inputs: the calibrated tensors that an edit takes besides its sources.
+    """
     prefix = f"{site.block}." if site.block else ""
     new = {f"{prefix}{name}": p.detach() for name, p in block.named_parameters()}
     stages = []
     for edit in edits:
         stages.append([new[spec.name] for spec in edit.sources])
-        results = run_transform(edit.transform, stages[-1], edit.arguments)
+        tensors = [*stages[-1], *inputs(edit)]
+        results = run_transform(edit.transform, tensors, edit.arguments)
         new |= {spec.name: tensor for spec, tensor in zip(edit.results, results, strict=True)}
     old = dict(new)
     for edit, sources in zip(reversed(edits), reversed(stages), strict=True):

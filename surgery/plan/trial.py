@@ -107,7 +107,7 @@ def _faults(
     seen: dict[type, tuple[Any, Any]] = {}
 
     def attempt(site: Site, block: nn.Module, args: Any, kwargs: Any) -> None:
-        narrow, wide = rehearsed_tensors(block, site, edits[site.path])
+        narrow, wide = rehearsed_tensors(block, site, edits[site.path], _hollow)
         try:
             expected = run(block, wide, args, kwargs).shape
         except FAULTS:
@@ -145,6 +145,10 @@ def _faults(
             if site.path not in faults and type(block) in seen:
                 attempt(site, block, *seen[type(block)])
     return faults, passed
+
+
+def _hollow(edit: TensorEdit) -> list[torch.Tensor]:
+    return [torch.empty(spec.shape, device="meta") for spec in edit.resolved]
 
 
 def whole_fault(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -13,13 +13,16 @@ from transformers import AutoConfig, PreTrainedModel
 
 from surgery.config.schema import ModelConfig, ObjectiveConfig, ObjectiveName, OptimConfig, Task
 from surgery.data.collate import Batch
-from surgery.errors import SurgeryError
+from surgery.errors import ConfigError, SurgeryError
 from surgery.execute.live import apply_
 from surgery.models.forward import no_cache
 from surgery.models.source import ModelSource, build
 from surgery.plan.plan import Plan
 from surgery.training.objectives import labelled, training_loss
 from surgery.training.optim import build_optimizer, warmup_cosine
+from surgery.training.pairs import Pair, own_pairs
+from surgery.training.parameters import resting
+from surgery.training.teacher import load_teacher
 
 
 class SurgeryModule(pl.LightningModule):
@@ -36,6 +39,18 @@ class SurgeryModule(pl.LightningModule):
         optim: `optim.*`.
         load_weights: whether `configure_model` starts from the original's weights; stored as
             ``False`` in checkpoints, whose own weights follow.
+        pairs: output projections of the model and of its teacher, for `objective.attention_weight`;
+            ``None``: those of the original (`surgery.training.pairs`).
+        tensors: the plan's calibrated tensors, where it has any. They are no hyperparameters:
+            checkpoints hold what became of them.
+
+    Attributes:
+        trained: number of parameters that `optim.parameters` leaves trainable, set when the model
+            is built (before it is sharded).
+
+    Raises:
+        ConfigError: attention that cannot be paired, or (`configure_model`) parameters that cannot
+            be chosen.
     """
 
     def __init__(
@@ -46,37 +61,64 @@ class SurgeryModule(pl.LightningModule):
         objective: Mapping[str, Any],
         optim: Mapping[str, Any],
         load_weights: bool = True,
+        pairs: Sequence[Sequence[str]] | None = None,
+        tensors: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters()
-        self.plan = Plan.from_json(plan)
+        self.save_hyperparameters(ignore=["tensors"])
+        self.plan = Plan.from_json(plan, tensors)
         self.objective = _typed(ObjectiveConfig, objective)
         self.optim = _typed(OptimConfig, optim)
         self.source = ModelSource(_typed(ModelConfig, model))
         self.model: PreTrainedModel | None = None
         # Not a submodule: the original must appear in no checkpoint and no optimizer.
         self._teacher: list[PreTrainedModel] = []
+        self._pairs = self._paired(pairs) if self.objective.attention_weight > 0 else []
+        self.trained: int | None = None
+        self._resting: list[nn.Parameter] | None = None
         self._exact: list[tuple[nn.Module, str, torch.Tensor]] | None = None
 
     @property
     def task(self) -> Task:
         return self.source.spec.task
 
+    def _paired(self, pairs: Sequence[Sequence[str]] | None) -> list[Pair]:
+        if pairs is not None:
+            return [(own, theirs) for own, theirs in pairs]
+        if self.objective.teacher is not None:
+            raise ConfigError("objective.teacher", "which of its attention blocks belong to which "
+                              "has to be said", valid="SurgeryModule(pairs=…)")  # fmt: skip
+        return own_pairs(self.plan)
+
     def adopt(self, model: PreTrainedModel, teacher: PreTrainedModel | None = None) -> None:
-        """Use a model that is operated already, and an original that is loaded already."""
+        """Use a model that is operated already, and a teacher that is loaded already."""
+        self.thaw()
         self.model = model
         self._teacher = [teacher.requires_grad_(False).eval()] if teacher is not None else []
 
     def configure_model(self) -> None:
-        """Build and operate the model; load the original where it is learnt from. Idempotent."""
+        """Build and operate the model, freeze what is not trained, load a teacher. Idempotent."""
         if self.model is None:
             # Weights that are about to be replaced prove nothing.
-            self.model = apply_(self._original(), self.plan, check=self.hparams["load_weights"])
+            whole = self.hparams["load_weights"]
+            plan = self.plan if whole else self.plan.hollow()
+            self.model = apply_(self._original(), plan, check=whole)
         self.model.train()  # transformers hands models out in eval mode
         if self._exact is None:
             self._exact = _computed_buffers(self.model)
+        if self._resting is None:
+            self._resting = resting(self.model, self.plan, self.optim.parameters)
+            for parameter in self._resting:
+                parameter.requires_grad_(False)
+            self.trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
         if self.objective.name is ObjectiveName.distill and not self._teacher and self._fitting:
-            self._teacher = [self.source.load().requires_grad_(False).eval()]
+            self._teacher = [load_teacher(self.source.spec, self.objective.teacher)]
+
+    def thaw(self) -> None:
+        """Make trainable again what was frozen for `optim.parameters`; a further fit refreezes."""
+        for parameter in self._resting or []:
+            parameter.requires_grad_(True)
+        self._resting = None
 
     def _original(self) -> PreTrainedModel:
         if self.hparams["load_weights"]:
@@ -109,7 +151,7 @@ class SurgeryModule(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         assert self.model is not None
         teacher = self._teacher[0] if self._teacher else None
-        loss = training_loss(self.model, teacher, batch, self.objective, self.task)
+        loss = training_loss(self.model, teacher, batch, self.objective, self.task, self._pairs)
         if not torch.isfinite(loss.total):
             remedy = "lower optim.lr, or train in a wider trainer.precision"
             if labelled(batch, self.task) == 0:
@@ -135,6 +177,14 @@ class SurgeryModule(pl.LightningModule):
         total = int(steps) if steps != float("inf") else None
         schedule = warmup_cosine(optimizer, self.optim, total)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        stored = checkpoint["hyper_parameters"]["optim"].get("parameters", "all")
+        if self._fitting and stored != self.optim.parameters.value:
+            raise ConfigError(
+                "optim.parameters", "the checkpoint to resume from trained other parameters",
+                given=self.optim.parameters.value, valid=stored,
+            )  # fmt: skip
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["hyper_parameters"]["load_weights"] = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -11,10 +12,12 @@ from transformers import PreTrainedModel
 from surgery.config.schema import ObjectiveConfig, ObjectiveName, Task
 from surgery.data.collate import IGNORED, Batch
 from surgery.models.forward import no_cache
+from surgery.training.attention_match import Outputs, attention_error
+from surgery.training.pairs import Pair
 
 
 class Loss(NamedTuple):
-    """A scalar to minimise, and named scalars worth logging (nats per token)."""
+    """A scalar to minimise, and named scalars worth logging (nats per token, or a share)."""
 
     total: torch.Tensor
     parts: dict[str, torch.Tensor]
@@ -26,22 +29,38 @@ def training_loss(
     batch: Batch,
     cfg: ObjectiveConfig,
     task: Task,
+    pairs: Sequence[Pair] = (),
 ) -> Loss:
     """`objective.*` on one batch.
 
     lm: the model's own label loss. distill: (1 - w) T^2 KL(teacher || model) + w label loss,
     the KL averaged over the positions that carry a label (Hinton et al. 2015).
+
+    Args:
+        pairs: output projections of the model and of the teacher, for `attention_error`, which is
+            added to distill with `attention_weight`; none: it is left out.
+
+    Raises:
+        SurgeryError: the attention of the two cannot be compared.
     """
-    output = model(**batch, **no_cache(model))
     if cfg.name is ObjectiveName.lm:
-        return Loss(output.loss, {})
+        return Loss(model(**batch, **no_cache(model)).loss, {})
     assert teacher is not None
+    mine = Outputs(model, [own for own, _ in pairs])
+    theirs = Outputs(teacher, [path for _, path in pairs])
+    with mine:
+        output = model(**batch, **no_cache(model))
     inputs = {name: value for name, value in batch.items() if name != "labels"}
-    with torch.no_grad():
+    with theirs, torch.no_grad():
         target = teacher(**inputs, **no_cache(teacher)).logits
     kl = distillation_kl(output.logits, target, batch["labels"], cfg.temperature, task)
     total = (1 - cfg.label_weight) * kl + cfg.label_weight * output.loss
-    return Loss(total, {"kl": kl.detach(), "label_loss": output.loss.detach()})
+    parts = {"kl": kl.detach(), "label_loss": output.loss.detach()}
+    if pairs:
+        attention = attention_error(mine, theirs, pairs, batch.get("attention_mask"))
+        total = total + cfg.attention_weight * attention
+        parts["attention"] = attention.detach()
+    return Loss(total, parts)
 
 
 def distillation_kl(

@@ -8,18 +8,31 @@ from typing import Any
 import torch
 
 from surgery.transforms.heads import combine_heads, spread_heads
+from surgery.transforms.mix import mix_heads, put_tensor, spread_given
 
 Transform = Callable[..., list[torch.Tensor]]
 
-TRANSFORMS: dict[str, Transform] = {"combine_heads": combine_heads}
+TRANSFORMS: dict[str, Transform] = {
+    "combine_heads": combine_heads,
+    "mix_heads": mix_heads,
+    "put_tensor": put_tensor,
+}
 # What stands for a transform's result in the source's own shape: the oracle of a rehearsal.
-EQUIVALENTS: dict[str, Transform] = {"combine_heads": spread_heads}
+EQUIVALENTS: dict[str, Transform] = {
+    "combine_heads": spread_heads,
+    "mix_heads": spread_heads,
+    "put_tensor": spread_given,
+}
 
 
 def run_transform(
     name: str, tensors: Sequence[torch.Tensor], arguments: Mapping[str, Any]
 ) -> list[torch.Tensor]:
-    """Look a transform up by name and run it."""
+    """Look a transform up by name and run it.
+
+    Args:
+        tensors: an edit's sources, then the calibrated tensors that it names.
+    """
     return TRANSFORMS[name](tensors, **arguments)
 
 

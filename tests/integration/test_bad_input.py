@@ -46,7 +46,9 @@ TABLE = {
     # choices
     "no such data": Bad((RECIPE, "data=nosuch"), ("data:", "nosuch", "hub, stdlib, text")),
     "no such variant": Bad((RECIPE, "attention=[gqa,rop]"), ("attention:", "rop", "gqa", "mqa")),
-    "no such objective": Bad((RECIPE, "objective=kd"), ("objective:", "kd", "distill, lm")),
+    "no such objective": Bad(
+        (RECIPE, "objective=kd"), ("objective:", "kd", "distill, distill_attention, lm")
+    ),
     "no such stage": Bad((RECIPE, "stages=[operat]"), ("stages[0]", "operat", "operate")),
     "no such merge": Bad(
         (RECIPE, "attention.gqa.merge=average"), ("attention.gqa.merge", "mean, first, random")
@@ -86,6 +88,72 @@ TABLE = {
     ),
     "option of what is not declared": Bad(
         (RECIPE, "attention.fuse_qkv.keep=true"), ("attention.fuse_qkv.keep", "not among those")
+    ),
+    # healing
+    "attention to match without a teacher": Bad(
+        (RECIPE, "objective.attention_weight=0.5"),
+        ("objective.attention_weight", "0.5", "objective=distill"),
+    ),
+    "attention matched the wrong way": Bad(
+        (RECIPE, "objective=distill", "objective.attention_weight=-1"),
+        ("objective.attention_weight: must not be negative", "-1.0"),
+    ),
+    "attention matched without end": Bad(
+        (RECIPE, "objective=distill", "objective.attention_weight=inf"),
+        ("objective.attention_weight: must be a finite number", "inf"),
+    ),
+    "a teacher without lessons": Bad(
+        (RECIPE, "objective.teacher=embedded"),
+        ("objective.teacher: lm learns from the text alone", "objective=distill"),
+    ),
+    "no such teacher": Bad(
+        (RECIPE, "objective=distill", "objective.teacher=/no/where"),
+        ("objective.teacher: there is no such directory", "/no/where", "embedded"),
+    ),
+    "a teacher without weights": Bad(
+        (RECIPE, "objective=distill", "objective.teacher={weightless}"),
+        ("objective.teacher: the directory holds no weights", "*.safetensors"),
+    ),
+    "a teacher of another vocabulary": Bad(
+        (RECIPE, "objective=distill", "objective.teacher={stranger}"),
+        ("objective.teacher: predicts 300 tokens, and the model 259", "the same vocabulary"),
+    ),
+    "a teacher with fewer positions": Bad(
+        (RECIPE, "objective=distill", "objective.teacher={near}"),
+        ("objective.teacher: has 64 positions", "data.seq_len of at most 64"),
+    ),
+    "a teacher with other blocks": Bad(
+        (RECIPE, "objective=distill_attention", "objective.teacher={halved}", "data.seq_len=64"),
+        ("objective.attention_weight", "4 in the model, 2 in the teacher"),
+    ),
+    "a narrow teacher": Bad(
+        (RECIPE, "objective=distill_attention", "objective.teacher={narrow}", "data.seq_len=64"),
+        ("objective.attention_weight", "another width", "32 and 256"),
+    ),
+    "oneself as a teacher": Bad(
+        ("objective=distill",), ("objective.teacher: the model would learn from itself",)
+    ),
+    "oneself as a teacher, by name": Bad(
+        ("objective=distill_attention", "objective.teacher=embedded"),
+        ("objective.teacher: the model would learn from itself", "embedded"),
+    ),
+    "a recipe without its teacher": Bad(
+        ("+recipe=heal_distill", "model.path=embedded"), ("objective.teacher", "learn from itself")
+    ),
+    "a recipe without its model": Bad(("+recipe=heal_lm",), ("model.path: no model is named",)),
+    "no such parameters": Bad(
+        (RECIPE, "optim.parameters=some"), ("optim.parameters", "some", "all, attention, changed")
+    ),
+    "nothing changed": Bad(
+        ("optim.parameters=changed",),
+        ("optim.parameters: no operation of this run changes a tensor", "all, attention"),
+    ),
+    "nothing changed but positions": Bad(
+        ("+recipe=rope_extend", "optim.parameters=changed"), ("optim.parameters", "changed")
+    ),
+    "changed and unchanged in one": Bad(
+        (RECIPE, "attention=[gqa,fuse_qkv]", "optim.parameters=changed"),
+        ("optim.parameters: model.layers.0.self_attn is fused", "without fuse_qkv"),
     ),
     # models
     "no attention": Bad((RECIPE, "model.path={mamba}", "stages=[plan]"), ("attention", "Mamba")),
@@ -146,9 +214,17 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
                        "num_attention_heads": 4, "intermediate_size": 32},
     }  # fmt: skip
     configs["pickled"] = configs["weightless"]
+    near = {**configs["weightless"], "vocab_size": 259, "max_position_embeddings": 64}
+    teachers = {
+        "stranger": configs["weightless"], "near": near, "halved": near,
+        "narrow": {**near, "num_hidden_layers": 4},
+    }  # fmt: skip
+    configs |= teachers
     for name, config in configs.items():
         (root / name).mkdir()
-        (root / name / "config.json").write_text(json.dumps({**config, "vocab_size": 300}))
+        (root / name / "config.json").write_text(json.dumps({"vocab_size": 300, **config}))
+    for name in teachers:
+        (root / name / "model.safetensors").write_bytes(b"never read")
     (root / "pickled" / "pytorch_model.bin").write_bytes(b"not looked at")
     (root / "folder").mkdir()
     files = {

@@ -9,12 +9,14 @@ import pytest
 
 from surgery.errors import ConfigError
 from surgery.operations import operation_fields, operation_names, parse_operations
-from surgery.operations.gqa import GQA, Merge
+from surgery.operations.gqa import GQA, Grouping, Merge
 from surgery.operations.prune_heads import PruneHeads
 
-TYPES = "a whole number, or a list with one number per layer"
-MERGES = "mean, first, random"
+TYPES = "a whole number, a list with one number per layer, or {average: number}"
+MERGES = "mean, first, random, aligned, aligned_renorm, optimal"
 LAYERS = "list[int] | None"
+GROUPINGS = "contiguous, similarity"
+FIELDS = "kv_heads, merge, layers, grouping"
 
 
 def test_options_become_a_typed_spec() -> None:
@@ -38,6 +40,13 @@ def test_what_is_not_given_has_its_default() -> None:
     assert parse_operations({"gqa": {"kv_heads": 4}}) == [GQA(4, Merge.mean, None)]
 
 
+def test_a_budget_is_taken_as_it_is() -> None:
+    (spec,) = parse_operations({"gqa": {"kv_heads": {"average": 2.5}, "grouping": "similarity"}})
+    assert spec == GQA({"average": 2.5}, grouping=Grouping.similarity)
+    written = json.loads(json.dumps(spec.to_json()))
+    assert parse_operations({written.pop("operation"): written}) == [spec]
+
+
 def test_nothing_declared_is_no_operation() -> None:
     assert parse_operations({}) == []
 
@@ -51,7 +60,7 @@ def test_a_spec_written_as_json_parses_to_itself() -> None:
 def test_names_and_fields_are_those_of_the_registry() -> None:
     assert {"gqa", "prune_heads"} <= set(operation_names())
     assert operation_names() == sorted(operation_names())
-    assert operation_fields("gqa") == ["kv_heads", "merge", "layers"]
+    assert operation_fields("gqa") == ["kv_heads", "merge", "layers", "grouping"]
     assert operation_fields("prune_heads") == [
         "heads", "amount", "count", "scores", "scope", "cut", "layers", "remove_attention",
     ]  # fmt: skip
@@ -62,7 +71,7 @@ def test_names_and_fields_are_those_of_the_registry() -> None:
     ("attention", "key", "valid"),
     [
         ({"gqaa": {"kv_heads": 2}}, "attention.gqaa", ", ".join(operation_names())),
-        ({"gqa": {"kv_heads": 2, "heads": 3}}, "attention.gqa.heads", "kv_heads, merge, layers"),
+        ({"gqa": {"kv_heads": 2, "heads": 3}}, "attention.gqa.heads", FIELDS),
         ({"gqa": {"kv_heads": "many"}}, "attention.gqa.kv_heads", TYPES),
         ({"gqa": {"kv_heads": 2.5}}, "attention.gqa.kv_heads", TYPES),
         ({"gqa": {"kv_heads": True}}, "attention.gqa.kv_heads", TYPES),
@@ -70,6 +79,9 @@ def test_names_and_fields_are_those_of_the_registry() -> None:
         ({"gqa": {"kv_heads": [2, "two"]}}, "attention.gqa.kv_heads", TYPES),
         ({"gqa": {"kv_heads": [2, 1.5]}}, "attention.gqa.kv_heads", TYPES),
         ({"gqa": {"kv_heads": {0: 2}}}, "attention.gqa.kv_heads", TYPES),
+        ({"gqa": {"kv_heads": {"average": "3"}}}, "attention.gqa.kv_heads", TYPES),
+        ({"gqa": {"kv_heads": {"average": 3, "most": 4}}}, "attention.gqa.kv_heads", TYPES),
+        ({"gqa": {"kv_heads": 2, "grouping": "near"}}, "attention.gqa.grouping", GROUPINGS),
         ({"gqa": {"kv_heads": None}}, "attention.gqa.kv_heads", TYPES),
         ({"gqa": {"kv_heads": "???"}}, "attention.gqa.kv_heads", TYPES),
         ({"gqa": {}}, "attention.gqa.kv_heads", TYPES),

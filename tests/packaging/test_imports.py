@@ -24,7 +24,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "rehouse": {"anatomy", "models", "errors"},
     "transforms": set(),
     "architecture": {"anatomy", "models", "errors"},
-    "plan": {"architecture", "transforms", "rehouse", "anatomy", "models", "errors", "units"},
+    "plan": {
+        "architecture", "transforms", "rehouse", "anatomy", "models", "errors", "files", "units",
+    },
     "operations": {"plan", "architecture", "anatomy", "errors"},
     "record": {"plan", "architecture", "models", "errors"},
     "execute": {
@@ -33,15 +35,20 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "reload": {"execute", "record", "plan", "architecture", "models", "errors"},
     "observation": {"anatomy", "errors"},
+    "merging": set(),
+    "calibration": {
+        "merging", "observation", "execute", "operations", "plan", "transforms", "anatomy",
+        "models", "console", "errors",
+    },
     "training": {"execute", "plan", "data", "models", "config", "console", "errors"},
     "measure": {"anatomy", "models", "plan", "data", "config", "console", "errors"},
     "report": {"errors", "files", "units"},
     "pipeline": {
-        "report", "measure", "training", "execute", "operations", "plan", "anatomy", "data",
-        "models", "config", "console", "errors", "files", "units",
+        "report", "measure", "training", "calibration", "execute", "operations", "plan", "anatomy",
+        "data", "models", "config", "console", "errors", "files", "units",
     },
     "refusals": {"operations", "config", "errors"},
-    "__init__": {"reload", "observation", "execute", "operations", "plan", "anatomy", "errors"},
+    "__init__": {"reload", "calibration", "observation", "execute", "operations", "plan", "anatomy", "errors"},
     "hydra": {"config"},
     "cli": {"hydra", "refusals", "pipeline", "errors"},
     "__main__": {"cli"},
@@ -61,6 +68,8 @@ MUST_NOT_IMPORT: dict[str, set[str]] = {
     "transforms": {"pytorch_lightning", "hydra", "wandb", "transformers"},
     "observation": {"pytorch_lightning", "hydra", "wandb"},
     "models": {"pytorch_lightning", "hydra", "wandb"},
+    "merging": {"pytorch_lightning", "hydra", "wandb", "transformers"},
+    "calibration": {"pytorch_lightning", "hydra", "wandb"},
 }
 
 

@@ -32,9 +32,13 @@ def options(group: str, name: str, /, **fields: Any) -> dict[str, Any]:
     return {str(key): value for key, value in plain.items()}
 
 
-def save_model(folder: Path, dtype: torch.dtype = torch.float32) -> Path:
-    """A llama of 4 query and 2 KV heads, with a position range worth rotating over."""
-    model = tiny_model("llama", max_position_embeddings=4096)
+def save_model(
+    folder: Path, dtype: torch.dtype = torch.float32, name: str = "llama", **fields: Any
+) -> Path:
+    """4 query and 2 KV heads; a llama with a position range worth rotating over."""
+    if name == "llama":
+        fields = {"max_position_embeddings": 4096} | fields
+    model = tiny_model(name, **fields)
     model.config.dtype = dtype
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
@@ -47,13 +51,16 @@ def operated(
     *,
     objective: dict[str, Any] | None = None,
     optim: dict[str, Any] | None = None,
+    attention: dict[str, Any] | None = None,
+    pairs: list[list[str]] | None = None,
     **model: Any,
 ) -> SurgeryModule:
-    """A `SurgeryModule` that makes the model in `folder` multi-query."""
+    """A `SurgeryModule` that makes the model in `folder` multi-query, or what `attention` says."""
     spec = options("model", "embedded", path=str(folder), **model)
     source = ModelSource(_typed(ModelConfig, spec))
     config = source.config()
-    plan = make_plan(source.skeleton(config), parse_operations({"gqa": {"kv_heads": 1}}))
+    declared = {"gqa": {"kv_heads": 1}} if attention is None else attention
+    plan = make_plan(source.skeleton(config), parse_operations(declared))
     fields = config.to_dict()
     return SurgeryModule(
         model=spec,
@@ -64,6 +71,7 @@ def operated(
         plan=plan.to_json(),
         objective=objective or options("objective", "lm"),
         optim=optim or options("optim", "adamw", warmup_steps=2),
+        pairs=pairs,
     )
 
 

@@ -1,0 +1,152 @@
+"""What each way to merge KV heads costs, and what healing brings back.
+
+`python -m benchmarks.merge_quality` measures what its store lacks, best first, and can be cut off
+at any time; `--render` draws the page and the picture anew from what is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+
+from benchmarks.merge_quality import grid, models
+from benchmarks.merge_quality.presets import FULL, QUICK, Preset
+from benchmarks.merge_quality.render import ROOT, Targets, render
+from benchmarks.merge_quality.schedule import go
+from benchmarks.merge_quality.store import Store
+from benchmarks.merge_quality.work import Work
+from surgery.console import say
+from surgery.report.summary import machine, versions
+
+OUTPUTS = ROOT / "outputs/merge_quality"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    parser = _parser()
+    options = parser.parse_args(given)
+    preset = QUICK if options.quick else FULL
+    unknown = set(options.kinds or ()) - set(preset.kinds)
+    if unknown:
+        parser.error(f"no such models in this grid: {', '.join(sorted(unknown))}")
+    home = OUTPUTS / "quick" if options.quick else OUTPUTS
+    targets = _targets(options, home)
+    store = Store(options.store or home / "cells.jsonl")
+    if not options.render:
+        _measure(options, given, preset, store, options.models or home / "models")
+    if options.models_only:
+        return
+    render(store, preset, targets)
+
+
+def _measure(
+    options: argparse.Namespace, given: list[str], preset: Preset, store: Store, folder: Path
+) -> None:
+    warnings.filterwarnings("ignore")
+    os.environ["OMP_NUM_THREADS"] = str(options.threads)  # of the workers
+    torch.set_num_threads(options.threads)
+    deadline = time.monotonic() + 60 * options.budget_minutes
+    kinds = options.kinds or list(preset.kinds)
+    seeds = options.seeds or preset.seeds
+    _train_absent(preset, kinds, seeds, folder, options, deadline)
+    if options.models_only:
+        return
+    ready = {
+        (kind, seed)
+        for kind in kinds
+        for seed in seeds
+        if models.there(preset.kinds[kind], seed, folder)
+    }
+    todo = [
+        cell
+        for cell in grid.cells(
+            kinds, seeds, options.merges or preset.merges, options.ratios or preset.ratios,
+            options.shares or preset.shares, options.objectives or preset.objectives,
+        )
+        if (cell.kind, cell.seed) in ready
+    ]  # fmt: skip
+    if not options.again:
+        kept = store.cells()
+        todo = [cell for cell in todo if cell.key not in kept]
+    say(f"{len(todo)} cells to measure")
+    if not todo:
+        return
+    command = " ".join(["python", "-m", "benchmarks.merge_quality", *given])
+    run = {
+        "command": command, "workers": options.workers,
+        "machine": machine(), "versions": versions(),
+    }  # fmt: skip
+    store.append("run", run)
+    work = Work(preset.name, folder, store.path.parent / "plans", options.threads)
+    refused = go(todo, store, work, workers=options.workers, deadline=deadline, again=options.again)
+    left = sum(cell.key not in store.cells() for cell in todo)
+    say(f"{len(todo) - left} cells measured, {left} left, {len(refused)} conversions refused")
+
+
+def _train_absent(
+    preset: Preset,
+    kinds: Sequence[str],
+    seeds: Sequence[int],
+    folder: Path,
+    options: argparse.Namespace,
+    deadline: float,
+) -> None:
+    def one(kind: str, seed: int) -> None:
+        if time.monotonic() < deadline:
+            models.train(preset.kinds[kind], seed, preset, folder, options.threads)
+
+    with ThreadPoolExecutor(options.workers) as pool:
+        waiting = [
+            pool.submit(one, kind, seed)
+            for seed in seeds
+            for kind in kinds
+            if not models.there(preset.kinds[kind], seed, folder)
+        ]
+        for done in waiting:
+            done.result()
+
+
+def _targets(options: argparse.Namespace, home: Path) -> Targets:
+    usual = Targets()
+    if options.quick:  # a try-out overwrites no result
+        usual = Targets(*(home / path.name for path in usual))
+    return Targets(
+        options.results or usual.results, options.page or usual.page,
+        options.picture or usual.picture,
+    )  # fmt: skip
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.merge_quality", description=__doc__)
+    add = parser.add_argument
+    add("--quick", action="store_true", help="a tiny model and few cells, kept apart")
+    add("--kinds", nargs="+", choices=[*FULL.kinds, *QUICK.kinds])
+    add("--seeds", nargs="+", type=int)
+    add("--merges", nargs="+", choices=grid.MERGES)
+    add("--ratios", nargs="+", choices=grid.RATIOS)
+    add("--shares", nargs="+", type=float, choices=grid.SHARES, help="of the training tokens")
+    add("--objectives", nargs="+", choices=grid.OBJECTIVES)
+    add("--models-only", action="store_true", help="train the models that are absent, then stop")
+    add("--again", action="store_true", help="measure anew what is chosen, though it is there")
+    add("--budget-minutes", type=float, default=math.inf, help="nothing begins after so long")
+    add("--workers", type=int, default=1, help="processes side by side")
+    add("--threads", type=int, default=1, help="of each process")
+    add("--render", action="store_true", help="draw only")
+    add("--store", type=Path, help="JSON lines, one per finished cell")
+    add("--models", type=Path, help="folder of the models that are trained here")
+    for name in Targets._fields:
+        add(f"--{name}", type=Path, help=f"where the {name} goes")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""The cells of the grid, and the order in which they are worth having."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+ORIGINAL = "original"  # in place of a merge: no surgery; healed, it is the control
+WHOLE = "1:1"
+NO_TRAINING = "none"
+MERGES = ("mean", "first", "aligned", "aligned_renorm", "optimal")
+RATIOS = ("2:1", "4:1", "MQA")
+SHARES = (0.0, 0.01, 0.05)
+OBJECTIVES = ("lm", "distill")
+
+_MAIN_RATIO = "4:1"
+_FIRST = (ORIGINAL, "mean", "optimal", "aligned_renorm")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One measurement.
+
+    Attributes:
+        merge: how, or `ORIGINAL`.
+        ratio: query heads per KV head, or MQA for one KV head.
+        share: of the model's own training tokens, spent on healing.
+        objective: of healing; `NO_TRAINING` where `share` is 0.
+    """
+
+    kind: str
+    seed: int
+    merge: str
+    ratio: str
+    share: float
+    objective: str
+
+    @property
+    def key(self) -> str:
+        return (
+            f"{self.kind}-{self.seed} {self.merge} {self.ratio} {self.share:.0%} {self.objective}"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> Cell:
+        """The cell that a record of the store is about."""
+        return cls(**{name: record[name] for name in cls.__dataclass_fields__})
+
+
+def kv_heads(ratio: str, heads: int) -> int:
+    return {WHOLE: heads, "MQA": 1}.get(ratio) or heads // int(ratio.split(":")[0])
+
+
+def cells(
+    kinds: Sequence[str],
+    seeds: Sequence[int],
+    merges: Sequence[str],
+    ratios: Sequence[str],
+    shares: Sequence[float],
+    objectives: Sequence[str],
+) -> list[Cell]:
+    """What is asked for, with the originals and the controls it is compared with; best first."""
+    found: list[Cell] = []
+    trained = [share for share in shares if share]
+    for kind in kinds:
+        for seed in seeds:
+            found.append(Cell(kind, seed, ORIGINAL, WHOLE, 0.0, NO_TRAINING))
+            found += [Cell(kind, seed, ORIGINAL, WHOLE, share, "lm") for share in trained]
+            for merge in merges:
+                for ratio in ratios:
+                    if 0.0 in shares:
+                        found.append(Cell(kind, seed, merge, ratio, 0.0, NO_TRAINING))
+                    found += [
+                        Cell(kind, seed, merge, ratio, share, objective)
+                        for share in trained
+                        for objective in objectives
+                    ]
+    return sorted(found, key=lambda cell: _rank(cell, kinds))
+
+
+def _rank(cell: Cell, kinds: Sequence[str]) -> tuple[int, ...]:
+    """No training; then 4:1, 5% before 1%, distill before lm; then the rest alike."""
+    main = cell.ratio in (_MAIN_RATIO, WHOLE)
+    ratio = (_MAIN_RATIO, "2:1", "MQA").index(cell.ratio) if cell.ratio != WHOLE else 0
+    merge = (ORIGINAL, "mean", "optimal", "aligned_renorm", "aligned", "first").index(cell.merge)
+    model = (cell.seed, kinds.index(cell.kind))
+    if not cell.share:
+        return (0, 0, 0, 0, *model, ratio if cell.merge != ORIGINAL else -1, merge)
+    later = int(cell.merge not in _FIRST)
+    by_share = -round(1000 * cell.share)
+    if main:
+        return (1, by_share, later, int(cell.objective == "lm"), *model, ratio, merge)
+    return (2, by_share, later, int(cell.objective == "lm"), *model, ratio, merge)

@@ -1,0 +1,63 @@
+"""The models of the grid on disk: the shipped one, and those this project trains itself."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+from pathlib import Path
+
+from benchmarks.merge_quality.presets import Kind, Preset
+from surgery.console import say
+from surgery.models.source import EMBEDDED, embedded_dir
+
+ROOT = Path(__file__).parents[2]
+_ENOUGH = 2000  # characters of a failed training's output
+
+
+def folder(kind: Kind, seed: int, models: Path) -> Path:
+    """Where its weights are, or will be; the shipped model is the same for every seed."""
+    return embedded_dir() if kind.shipped else models / f"{kind.name}-{seed}" / "export"
+
+
+def path_of(kind: Kind, seed: int, models: Path) -> str:
+    """For `model.path`."""
+    return EMBEDDED if kind.shipped else str(folder(kind, seed, models))
+
+
+def there(kind: Kind, seed: int, models: Path) -> bool:
+    return (folder(kind, seed, models) / "config.json").is_file()
+
+
+def identity(kind: Kind, seed: int, models: Path) -> str:
+    """Of the weights: cells of other weights are no use together."""
+    digest = hashlib.sha256()
+    for path in sorted(folder(kind, seed, models).glob("*.safetensors")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def training_command(
+    kind: Kind, seed: int, preset: Preset, models: Path, threads: int
+) -> list[str]:
+    """The project's own recipe, from random weights; nothing but the export is wanted."""
+    return [
+        sys.executable, "train.py", "+recipe=pretrain_tiny", f"seed={seed}", f"threads={threads}",
+        "stages=[train,export]", "logger=none", "export.dtype=auto",
+        "callbacks.head_importance=null", "callbacks.attention_entropy=null",
+        f"data.seq_len={preset.seq_len}", f"data.batch_size={preset.batch_size}",
+        f"trainer.max_steps={kind.steps}",
+        f"hydra.run.dir={folder(kind, seed, models.resolve()).parent}",
+        *kind.overrides,
+    ]  # fmt: skip
+
+
+def train(kind: Kind, seed: int, preset: Preset, models: Path, threads: int) -> None:
+    """Raises: RuntimeError, with the end of what the training said."""
+    say(f"{kind.name}-{seed}: training for {kind.steps} steps")
+    done = subprocess.run(
+        training_command(kind, seed, preset, models, threads),
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode or not there(kind, seed, models):
+        raise RuntimeError(f"{kind.name}-{seed} was not trained:\n{done.stdout[-_ENOUGH:]}")

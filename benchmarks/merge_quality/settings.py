@@ -1,0 +1,66 @@
+"""The project's own configuration, as every cell uses it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
+
+import surgery.hydra  # noqa: F401  (Hydra finds the groups)
+from benchmarks.merge_quality.presets import Preset, warmup_steps
+from surgery.anatomy import text_config
+from surgery.config.schema import RunConfig
+from surgery.config.validate import checked
+from surgery.data.collate import Batch
+from surgery.data.module import TextData
+from surgery.models.source import ModelSource
+from surgery.pipeline.prepare import HEALING_RATE
+
+
+def run_config(
+    path: str,
+    preset: Preset,
+    seed: int,
+    *,
+    objective: str = "lm",
+    steps: int = 1,
+    rate: float = 1.0,
+) -> RunConfig:
+    """Healing for `steps` steps; nothing watched, logged, validated or saved on the way.
+
+    Args:
+        rate: learning rate as a multiple of the project's default.
+    """
+    overrides = [
+        "run_dir=unused", f"model.path={path}", f"seed={seed}", f"objective={objective}",
+        f"data.seq_len={preset.seq_len}", f"data.batch_size={preset.batch_size}",
+        f"optim.warmup_steps={warmup_steps(steps)}", f"trainer.max_steps={steps}",
+        "trainer.limit_val_batches=0", "trainer.enable_checkpointing=false",
+        "trainer.enable_progress_bar=false", "logger=none", "trainer.precision=bf16-mixed",
+    ]  # fmt: skip
+    with initialize_config_module("surgery.conf", version_base="1.3"):
+        cfg = compose("config", overrides=overrides)
+    OmegaConf.resolve(cfg)
+    run = checked(cfg)
+    run.optim.lr = rate * HEALING_RATE / text_config(ModelSource(run.model).config()).hidden_size
+    return run
+
+
+def text(run: RunConfig) -> TextData:
+    """The standard library, in the order of the run's seed."""
+    data = TextData(run.data, ModelSource(run.model).tokenizer(), run.model.task, run.seed)
+    data.setup()
+    return data
+
+
+def calibration(data: TextData, windows: int) -> Iterator[Batch]:
+    """{"input_ids": [B, S]} of the training text: the first windows that healing will see too."""
+    for batch in islice(data.train_dataloader(), windows // data.cfg.batch_size):
+        yield {"input_ids": batch["input_ids"]}
+
+
+def held_out(data: TextData, preset: Preset) -> Iterator[Batch]:
+    """The same windows for every model, seed and cell."""
+    return data.held_out_batches(preset.held_out_windows, preset.batch_size)

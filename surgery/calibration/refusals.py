@@ -1,0 +1,67 @@
+"""Sites that cannot be calibrated, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from surgery.anatomy import ROLES, Site
+from surgery.errors import ConfigError
+from surgery.models.forward import no_cache
+
+
+def refusal(site: Site, why: str) -> ConfigError:
+    """What to raise."""
+    return ConfigError(
+        "attention.gqa", f"{site.path} cannot be calibrated: {why}",
+        valid="merge mean, first or random with grouping=contiguous, and a number of KV heads",
+    )  # fmt: skip
+
+
+def refuse_shared(model: PreTrainedModel, sites: Sequence[Site]) -> None:
+    """Sites are solved one after the other, so none may hold what another holds.
+
+    Raises:
+        ConfigError: two share a tensor.
+    """
+    owner: dict[int, Site] = {}
+    for site in sites:
+        for role in (*ROLES, "output"):
+            weight = model.get_parameter(f"{site.projection(role).path}.weight")
+            other = owner.setdefault(id(weight), site)
+            if other is not site:
+                raise refusal(site, f"it shares its weights with {other.path}")
+
+
+@torch.no_grad()
+def refuse_repeated(
+    model: PreTrainedModel, sites: Sequence[Site], batch: Mapping[str, torch.Tensor]
+) -> None:
+    """What a site is given is seen at its first call, so there may be but one.
+
+    Raises:
+        ConfigError: a pass calls a block several times, as where all layers are one.
+    """
+    calls = dict.fromkeys((site.path for site in sites), 0)
+
+    def called(path: str, *_: object) -> None:
+        calls[path] += 1
+
+    handles = []
+    device = next(model.parameters()).device
+    inputs = {name: value.to(device) for name, value in batch.items() if name != "labels"}
+    try:
+        for site in sites:
+            block: nn.Module = model.get_submodule(site.block)
+            handles.append(block.register_forward_hook(partial(called, site.path)))
+        model(**inputs, **no_cache(model))
+    finally:
+        for handle in handles:
+            handle.remove()
+    for site in sites:
+        if calls[site.path] > 1:
+            raise refusal(site, f"one pass over the data calls it {calls[site.path]} times")

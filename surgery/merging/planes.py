@@ -1,0 +1,93 @@
+"""The dimensions of a key head: planes that positions turn, and free ones that they do not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Planes:
+    """Attributes:
+    pairs: (a, b) of every rotated plane; features a and b are its real and imaginary part.
+    free: features that no position turns.
+    """
+
+    pairs: tuple[tuple[int, int], ...]
+    free: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        return 2 * len(self.pairs) + len(self.free)
+
+    def complex_part(self, features: torch.Tensor) -> torch.Tensor:
+        """[…, head_dim] to […, planes], complex."""
+        first = [a for a, _ in self.pairs]
+        second = [b for _, b in self.pairs]
+        return torch.complex(features[..., first].contiguous(), features[..., second].contiguous())
+
+    def dense(self, factors: torch.Tensor, free: torch.Tensor) -> torch.Tensor:
+        """The real map [size, members * size] of plane factors and a map of free features.
+
+        Args:
+            factors: [planes, members] complex: plane f becomes Σ_m factors[f, m] k_m,f.
+            free: [len(free), members * len(free)].
+        """
+        members = factors.shape[1] if self.pairs else free.shape[1] // max(1, len(self.free))
+        made = torch.zeros(self.size, members, self.size, dtype=free.dtype, device=free.device)
+        for plane, (a, b) in enumerate(self.pairs):
+            real, imaginary = factors[plane].real, factors[plane].imag
+            made[a, :, a], made[a, :, b] = real, -imaginary
+            made[b, :, a], made[b, :, b] = imaginary, real
+        if self.free:
+            rows = torch.tensor(self.free, device=free.device)
+            cut = free.view(len(self.free), members, len(self.free))
+            for row, at in enumerate(self.free):
+                made[at].index_copy_(1, rows, cut[row])
+        return made.flatten(1)
+
+
+def half_split(size: int, rotated: int) -> Planes:
+    """Planes (i, i + rotated/2), as most of transformers has them."""
+    half = rotated // 2
+    return Planes(tuple((i, i + half) for i in range(half)), tuple(range(rotated, size)))
+
+
+def interleaved(size: int, rotated: int) -> Planes:
+    """Planes (2i, 2i + 1), as GPT-J, Cohere and GLM have them."""
+    return Planes(tuple((i, i + 1) for i in range(0, rotated, 2)), tuple(range(rotated, size)))
+
+
+def find_planes(before: torch.Tensor, after: torch.Tensor, rounding: float = 1e-5) -> Planes | None:
+    """The layout under which positions turned `before` into `after`; ``None`` if none is known.
+
+    A rotation keeps every plane's length, up to one factor for all (YaRN's attention factor), and
+    leaves the rest alone. Told from numbers, since no two architectures write it alike.
+
+    Args:
+        before, after: [rows, size], the same key rows at several positions, in fp32.
+        rounding: relative, of the arithmetic they came from.
+    """
+    size = before.shape[1]
+    if torch.equal(before, after):
+        return Planes((), tuple(range(size)))
+    # The fewest first: planes that were left alone would pass as turned by nothing.
+    for rotated in range(2, size + 1, 2):
+        if not torch.equal(before[:, rotated:], after[:, rotated:]):
+            continue
+        layouts = half_split(size, rotated), interleaved(size, rotated)
+        distances = [_distance(before, after, layout) for layout in layouts]
+        # In half precision the wrong one may come near enough too.
+        best = min(range(2), key=distances.__getitem__)
+        if distances[best] <= rounding:
+            return layouts[best]
+    return None
+
+
+def _distance(before: torch.Tensor, after: torch.Tensor, planes: Planes) -> float:
+    """By how much of a plane's length that length changes, in the worst plane."""
+    was, now = planes.complex_part(before).abs(), planes.complex_part(after).abs()
+    factor = (was * now).sum() / (was * was).sum().clamp_min(1e-30)
+    change = (now - factor * was).norm(dim=0) / (factor * was).norm(dim=0).clamp_min(1e-30)
+    return float(change.max())

@@ -1,0 +1,138 @@
+"""The calibration stage: the plan's open decisions made, on training text."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from surgery.calibration import Calibration, calibrated_plan
+from surgery.config.schema import ExportFormat, RunConfig
+from surgery.console import is_rank_zero, say, show
+from surgery.errors import PlanError, SurgeryError
+from surgery.execute.live import apply_
+from surgery.measure.loss import held_out_loss
+from surgery.operations import parse_operations
+from surgery.operations.gqa import GQA, Grouping, Merge
+from surgery.pipeline.session import Session
+from surgery.plan.operation import Operation
+from surgery.plan.plan import Plan
+from surgery.plan.render import plan_table
+from surgery.plan.store import load_plan, save_plan
+
+# How long other processes wait for the one that calibrates.
+PATIENCE = 4 * 3600.0
+
+
+def calibrate(session: Session) -> None:
+    """Close the plan; one process does it, the others read what it wrote.
+
+    Raises:
+        SurgeryError: the others cannot see it.
+    """
+    if not is_rank_zero():
+        session.plan = _awaited(session.run_dir, session.plan)
+        return
+    # Training draws the same numbers as without this stage.
+    with torch.random.fork_rng():
+        session.plan = _calibrated(session, parse_operations(session.run.attention))
+    save_plan(session.plan, session.run_dir)
+    show(plan_table(session.plan))
+
+
+def compare(session: Session) -> dict[str, Any] | None:
+    """What `merge=optimal` gives on this very model and data; ``None`` where there is no question.
+
+    The original is loaded again, merged and evaluated; the run's own model is not touched.
+    """
+    operations = parse_operations(session.run.attention)
+    better = [_optimal(operation) for operation in operations]
+    if better == operations or session.data is None:
+        return None
+    run, start = session.run, time.perf_counter()
+    with torch.random.fork_rng():
+        model = session.source.load().to(session.device)  # type: ignore[arg-type]
+        plan = _calibrated(session, better, model)
+        model = apply_(model, plan)
+        batches = session.data.held_out_batches(run.measure.windows, run.measure.batch_size)
+        windows = min(run.measure.windows, session.data.held_out_size)
+        loss = held_out_loss(
+            model, batches, run.model.task, label="merge=optimal",
+            total=math.ceil(windows / run.measure.batch_size),
+        )  # fmt: skip
+    return {
+        "merge": Merge.optimal.value,
+        "grouping": Grouping.similarity.value,
+        "loss": loss,
+        "windows": run.calibration.windows,
+        "refine_steps": run.calibration.refine_steps,
+        "seconds": round(time.perf_counter() - start, 3),
+    }
+
+
+def _optimal(operation: Operation) -> Operation:
+    if isinstance(operation, GQA) and not operation.rewrites:
+        return replace(operation, merge=Merge.optimal, grouping=Grouping.similarity)
+    return operation
+
+
+def _calibrated(session: Session, operations: list[Operation], model: Any = None) -> Plan:
+    run, plan = session.run, session.plan
+    assert session.data is not None
+    return calibrated_plan(
+        session.loaded() if model is None else model,
+        operations,
+        session.data.calibration_batches(run.calibration.windows, run.calibration.batch_size),
+        options_of(run),
+        name=session.source.name,
+        seed=run.seed,
+        tokens=plan.tokens,
+        kv_bytes=plan.kv_bytes,
+        device=str(session.device),
+        native=run.export.format is ExportFormat.native,
+    )
+
+
+def options_of(run: RunConfig) -> Calibration:
+    """`calibration.*`, in batches where it counts windows."""
+    cfg = run.calibration
+    return Calibration(
+        rows=cfg.rows,
+        refine_steps=cfg.refine_steps,
+        keep_batches=max(1, cfg.keep_windows // cfg.batch_size),
+        refit=cfg.refit,
+        ridge=cfg.ridge,
+        seed=run.seed,
+    )
+
+
+def _awaited(run_dir: Path, planned: Plan) -> Plan:
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        try:
+            found = load_plan(run_dir)
+        except PlanError:
+            found = None
+        same = found is not None and found.model == planned.model
+        if same and found is not None and found.is_resolved and found.calibration is not None:
+            return found
+        time.sleep(1.0)
+    raise SurgeryError(
+        f"no calibrated plan in {run_dir} after {PATIENCE / 3600:g} hours: all processes of a run "
+        "need one hydra.run.dir"
+    )
+
+
+def say_comparison(found: dict[str, Any], before: float, after_surgery: float) -> None:
+    """One line: the gap that this merge opened, and the one that `optimal` would have."""
+    opened, would = after_surgery - before, found["loss"] - before
+    share = f", {would / opened:.0%} of it" if opened > 0 else ""
+    say(
+        f"this merge opened a gap of {opened:.3f} nats before training; merge=optimal would have "
+        f"opened {would:.3f}{share} (measured in {found['seconds']:.0f} s): "
+        "+recipe=gqa_optimal, or attention.gqa.merge=optimal attention.gqa.grouping=similarity"
+    )

@@ -1,0 +1,147 @@
+"""What a run asks of healing, refused or resolved before anything is written."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from surgery.anatomy import find_sites, text_config
+from surgery.config.schema import ObjectiveName, RunConfig, Task, Trained
+from surgery.errors import ConfigError
+from surgery.plan.plan import Plan
+from surgery.training.pairs import Pair, own_pairs, pair_sites
+from surgery.training.parameters import check_parameters
+from surgery.training.teacher import said_of, teacher_source
+
+_TEACHER = "objective.teacher"
+
+
+def check_healing(run: RunConfig, original: PreTrainedModel, plan: Plan) -> None:
+    """Check `optim.parameters` and `objective.*` against the model and its plan.
+
+    Args:
+        original: the source of the plan, which may live on the meta device.
+
+    Raises:
+        ConfigError: nothing to train, nothing to learn, or a teacher that does not fit.
+    """
+    check_parameters(plan, run.optim.parameters)
+    if run.optim.parameters is Trained.attention:
+        _refuse_unreadable(original, "optim.parameters")
+    if run.objective.name is not ObjectiveName.distill:
+        return
+    _refuse_itself(run, plan)
+    if run.objective.teacher is not None:
+        _check_teacher(run, original)
+    if run.objective.attention_weight > 0:
+        _refuse_unreadable(original, "objective.attention_weight")
+        matched(run, original.config, plan)
+
+
+def matched(run: RunConfig, config: Any, plan: Plan) -> list[Pair] | None:
+    """Which output projection of the model is compared with which of its teacher.
+
+    ``None`` where none is. `config` is the original's.
+
+    Raises:
+        ConfigError: they cannot be paired, or differ in width.
+    """
+    if run.objective.attention_weight == 0:
+        return None
+    if run.objective.teacher is None:
+        return own_pairs(plan)
+    teacher = _skeleton(run)
+    sites = find_sites(teacher).sites
+    layers = [getattr(text_config(c), "num_hidden_layers", None) for c in (config, teacher.config)]
+    pairs = pair_sites(
+        plan, {site.path: site.output.path for site in sites}, same_depth=layers[0] == layers[1]
+    )
+    mine = {site.output.path: site.hidden_size for site in plan.after}
+    theirs = {site.output.path: site.hidden_size for site in sites}
+    for own, other in pairs:
+        if mine[own] != theirs[other]:
+            raise ConfigError(
+                "objective.attention_weight",
+                f"the teacher's {other} is of another width than the model's {own}",
+                given=f"{theirs[other]} and {mine[own]}",
+                valid="0, or a teacher of the model's width",
+            )
+    return pairs
+
+
+def _skeleton(run: RunConfig) -> PreTrainedModel:
+    with said_of(run.objective.teacher):
+        return teacher_source(run.model, run.objective.teacher).skeleton()
+
+
+def _refuse_itself(run: RunConfig, plan: Plan) -> None:
+    itself = run.objective.teacher in (None, run.model.path) and run.model.scratch is None
+    if itself and not plan.changes_anything and run.objective.label_weight == 0:
+        raise ConfigError(
+            _TEACHER,
+            "the model would learn from itself, and so nothing",
+            given=run.objective.teacher or "null, the original, to which no operation is done",
+            valid="the model it was made from, objective=lm, or objective.label_weight above 0",
+        )
+
+
+def _check_teacher(run: RunConfig, original: PreTrainedModel) -> None:
+    teacher, name = _skeleton(run), run.objective.teacher
+    with said_of(name):
+        teacher_source(run.model, name).check_weights()
+    task = run.model.task
+    sizes = _outputs(teacher, task), _outputs(original, task)
+    if sizes[0] != sizes[1]:
+        what = "classes" if task is Task.sequence_classification else "tokens"
+        raise ConfigError(
+            _TEACHER,
+            f"predicts {sizes[0]} {what}, and the model {sizes[1]}",
+            given=name,
+            valid="a model with the same vocabulary",
+        )
+    limit = getattr(text_config(teacher.config), "max_position_embeddings", None)
+    if isinstance(limit, int) and run.data.seq_len > limit:
+        raise ConfigError(
+            _TEACHER,
+            f"has {limit} positions, fewer than data.seq_len={run.data.seq_len}",
+            given=name,
+            valid=f"data.seq_len of at most {limit}, or another teacher",
+        )
+    if task is Task.sequence_classification:
+        _check_classifier(teacher, name)
+
+
+def _check_classifier(teacher: PreTrainedModel, name: str | None) -> None:
+    kind = type(teacher).__name__
+    if kind not in (teacher.config.architectures or [kind]):
+        raise ConfigError(
+            _TEACHER, f"was saved without the head of a {kind}, and a random one teaches nothing",
+            given=name, valid="a trained classifier",
+        )  # fmt: skip
+    if teacher.config.pad_token_id is None:
+        raise ConfigError(
+            _TEACHER, "has no pad token, and sequence_classification pads its batches",
+            given=name, valid="a model whose config.json has a pad_token_id",
+        )  # fmt: skip
+
+
+def _outputs(model: PreTrainedModel, task: Task) -> int:
+    """Over how many tokens or classes a model's logits go."""
+    config: Any = model.config
+    if task is Task.sequence_classification:
+        return int(config.num_labels)
+    head: Any = model.get_output_embeddings()
+    text: Any = text_config(config)
+    return int(text.vocab_size if head is None else head.weight.shape[0])
+
+
+def _refuse_unreadable(model: PreTrainedModel, key: str) -> None:
+    """Attention is trained or matched where all of it is understood, never in part."""
+    unreadable = find_sites(model).unreadable
+    if unreadable:
+        block = unreadable[0]
+        raise ConfigError(
+            key, f"attention of this model cannot be read: {block.reason}",
+            given=f"{block.path} ({block.kind})",
+        )  # fmt: skip

@@ -1,0 +1,32 @@
+"""What calibration decides for an operation, in the plan's own words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+# Per result head, the source heads that become it.
+Parts = tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class SiteResolution:
+    """For one site.
+
+    Attributes:
+        query, kv: per result head, the source heads that become it.
+        tensors: role → tensor; see `surgery.plan.head_edits.Rewrite`.
+        figures: what it was decided on, as JSON.
+    """
+
+    query: Parts
+    kv: Parts
+    tensors: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    figures: Mapping[str, Any] = field(default_factory=dict)
+
+
+# By site path.
+Resolution = Mapping[str, SiteResolution]

@@ -1,0 +1,59 @@
+"""Which attention block of a teacher belongs to which of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from surgery.errors import ConfigError
+from surgery.plan.plan import Plan
+
+# Paths of two output projections: the model's, and the teacher's.
+Pair = tuple[str, str]
+
+
+def own_pairs(plan: Plan) -> list[Pair]:
+    """The sites of a plan's result, each with itself in the original.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    return pair_sites(plan, {site.path: site.output.path for site in plan.source})
+
+
+def pair_sites(plan: Plan, teacher: Mapping[str, str], *, same_depth: bool = True) -> list[Pair]:
+    """The sites of a plan's result, each with one of the teacher's.
+
+    By path, where the teacher has all of the result's, or all of the source's before the model was
+    re-housed; else by order, where there are as many. Sites without attention are left out.
+
+    Args:
+        teacher: path of the site → path of its output projection, in module order.
+        same_depth: whether the teacher has as many layers, so that a site of its own can only be
+            one whose attention was removed from the model.
+
+    Raises:
+        ConfigError: neither is so, or there is no attention left.
+    """
+    if not plan.after:
+        raise ConfigError("objective.attention_weight", "the model has no attention to match")
+    number = {site.path: index for index, site in enumerate(plan.before)}
+    numbers = [number[site.path] for site in plan.after]
+    mine = [site.output.path for site in plan.after]
+    for paths in (
+        [site.path for site in plan.after],
+        [plan.source[index].path for index in numbers],
+    ):
+        if set(paths) <= set(teacher) and (same_depth or len(paths) == len(teacher)):
+            return [(own, teacher[path]) for own, path in zip(mine, paths, strict=True)]
+    theirs = list(teacher.values())
+    if len(theirs) == len(mine):
+        return list(zip(mine, theirs, strict=True))
+    if len(theirs) == len(plan.source):
+        return [(own, theirs[index]) for own, index in zip(mine, numbers, strict=True)]
+    raise ConfigError(
+        "objective.attention_weight",
+        "the attention blocks of the model and of its teacher differ in number and names, so they "
+        "cannot be paired",
+        given=f"{len(mine)} in the model, {len(theirs)} in the teacher",
+        valid="0, or a teacher with as many",
+    )

@@ -1,0 +1,103 @@
+"""Which parameters are trained: all, those of attention, or those that surgery made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import nn
+
+from surgery.config.schema import Trained
+from surgery.errors import ConfigError
+from surgery.execute.fuse import ROLES, FusedPart
+from surgery.execute.live import FUSE
+from surgery.plan.plan import Plan
+
+_KEY = "optim.parameters"
+
+
+def check_parameters(plan: Plan, choice: Trained) -> None:
+    """Refuse a choice that leaves nothing to train, or that no tensor boundary follows.
+
+    Raises:
+        ConfigError: key ``optim.parameters``.
+    """
+    if choice is Trained.attention and not plan.after:
+        raise ConfigError(_KEY, "the model has no attention left to train",
+                          given=choice.value, valid="all")  # fmt: skip
+    if choice is not Trained.changed:
+        return
+    if not changed_names(plan):
+        raise ConfigError(
+            _KEY, "no operation of this run changes a tensor that is left",
+            given=choice.value,
+            valid="all, attention, or attention=[…] with an operation that edits tensors",
+        )  # fmt: skip
+    path = _mixed_fusion(plan)
+    if path is not None:
+        raise ConfigError(
+            _KEY, f"{path} is fused of projections of which only some were changed",
+            given=choice.value, valid="all, attention, or a list of operations without fuse_qkv",
+        )  # fmt: skip
+
+
+def resting(model: nn.Module, plan: Plan, choice: Trained) -> list[nn.Parameter]:
+    """The parameters of an operated model that would be trained if it were not for `choice`.
+
+    attention: all but the query, key, value and output projections and QK-norms of all sites.
+    changed: all but the results of the plan's tensor edits, whatever was done to them later.
+    A tensor that stands in several places rests only if none of them is chosen.
+
+    Raises:
+        ConfigError: see `check_parameters`.
+    """
+    if choice is Trained.all:
+        return []
+    check_parameters(plan, choice)
+    of_attention = choice is Trained.attention
+    chosen = _of_attention(model, plan) if of_attention else _changed(model, plan)
+    kept = {id(parameter) for parameter in chosen}
+    return [p for p in model.parameters() if p.requires_grad and id(p) not in kept]
+
+
+def changed_names(plan: Plan) -> list[str]:
+    """Names in the result of the tensors that edits made; those of removed attention are gone."""
+    removed = tuple(
+        f"{path}."
+        for step in plan.steps
+        if step.kind == "remove_attention"
+        for path in step.arguments["sites"]
+    )
+    names = {spec.name: None for edit in plan.edits for spec in edit.results}
+    return [name for name in names if not name.startswith(removed)]
+
+
+def _of_attention(model: nn.Module, plan: Plan) -> Iterator[nn.Parameter]:
+    for site in plan.after:
+        parts = (site.query, site.key, site.value, site.output, site.q_norm, site.k_norm)
+        for part in parts:
+            if part is not None:
+                yield from _holder(model, part.path).parameters()
+
+
+def _changed(model: nn.Module, plan: Plan) -> Iterator[nn.Parameter]:
+    for name in changed_names(plan):
+        path, _, attribute = name.rpartition(".")
+        yield getattr(_holder(model, path), attribute)
+
+
+def _holder(model: nn.Module, path: str) -> nn.Module:
+    """The module whose parameters are those of the one at `path`, which may be fused."""
+    module = model.get_submodule(path)
+    return module.handout.fused() if isinstance(module, FusedPart) else module
+
+
+def _mixed_fusion(plan: Plan) -> str | None:
+    """A site of which `fuse_qkv` makes one tensor from changed and unchanged ones."""
+    changed = set(changed_names(plan))
+    sites = [site for s in plan.steps if s.kind == FUSE for site in s.arguments["sites"]]
+    for site in sites:
+        for tensor in ("weight", "bias"):
+            found = {f"{site[role]}.{tensor}" in changed for role in ROLES}
+            if len(found) > 1:
+                return str(site["path"])
+    return None

@@ -1,0 +1,49 @@
+"""Whom a distilled model learns from: the original of its run, or another model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+from transformers import PreTrainedModel
+
+from surgery.config.schema import ModelConfig
+from surgery.errors import ConfigError
+from surgery.models.source import ModelSource
+
+
+def teacher_source(original: ModelConfig, teacher: str | None) -> ModelSource:
+    """Where `objective.teacher` is; ``None`` stands for the original.
+
+    Task, dtype, attention implementation and trust in remote code are those of `model.*`.
+    """
+    if teacher is None:
+        return ModelSource(original)
+    return ModelSource(
+        replace(original, path=teacher, revision=None, scratch=None, num_labels=None)
+    )
+
+
+def load_teacher(original: ModelConfig, teacher: str | None) -> PreTrainedModel:
+    """The teacher with its weights, on the CPU, frozen and in eval mode.
+
+    Raises:
+        ConfigError: the weights cannot be had or do not fit the config.
+    """
+    with said_of(teacher):
+        model = teacher_source(original, teacher).load()
+    return model.requires_grad_(False).eval()
+
+
+@contextmanager
+def said_of(teacher: str | None) -> Iterator[None]:
+    """What is refused of another teacher's model, under the key that names it."""
+    try:
+        yield
+    except ConfigError as error:
+        if teacher is None:
+            raise
+        raise ConfigError(
+            "objective.teacher", error.problem, given=teacher, valid=error.valid
+        ) from None
