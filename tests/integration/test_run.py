@@ -71,6 +71,16 @@ def test_says_where_it_is_in_plain_lines(run: Path) -> None:
     assert "Traceback" not in (run / "stderr").read_text()
 
 
+def test_ends_with_what_a_better_merge_would_have_given(run: Path, summary: dict[str, Any]) -> None:
+    before, opened = summary["before"]["loss"], summary["after_surgery"]["loss"]
+    would = summary["comparison"]["loss"] - before
+    assert would < (opened - before) / 4
+    last = [line for line in (run / "stdout").read_text().splitlines() if line.strip()][-4:]
+    said = " ".join(" ".join(last).split())
+    assert f"merge=optimal would have opened {would:.3f}" in said
+    assert "+recipe=gqa_optimal" in said
+
+
 def test_summary_keeps_to_its_schema(run: Path, summary: dict[str, Any]) -> None:
     schema = json.loads((run / "summary.schema.json").read_text())
     jsonschema.Draft202012Validator.check_schema(schema)
