@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch import nn
 from transformers import PreTrainedModel
 
 from surgery.architecture.twins import Twins, shapes_of
@@ -30,12 +31,22 @@ def write_record(
     held: dict[str, dict[str, Any]] = {}
     for source in (recorded_attributes(model.config), attributes):
         for path, values in source.items():
+            there = _module(model, path)
+            if there is None:  # a later operation took it away
+                continue
             for name in values:
-                now = vars(model.get_submodule(path)).get(name)
+                now = vars(there).get(name)
                 held.setdefault(path, {})[name] = list(now) if isinstance(now, tuple) else now
     done = [list(step) for step in recorded_steps(model.config)]
     done += [[s.kind, dict(s.arguments)] for s in steps if [s.kind, dict(s.arguments)] not in done]
     model.config.quantization_config = RecordConfig(tensors=tensors, attributes=held, steps=done)
+
+
+def _module(model: PreTrainedModel, path: str) -> nn.Module | None:
+    try:
+        return model.get_submodule(path)
+    except AttributeError:
+        return None
 
 
 def forget_record(model: PreTrainedModel) -> None:

@@ -24,6 +24,7 @@ from surgery.models.own_record import is_own_record
 from surgery.operations import parse_operations
 from surgery.plan.make import make_plan
 from tests.record.exporting import CASES, TEXT, exported, original
+from tests.tiny_models import tiny_model
 
 ROOT = Path(__file__).parents[2]
 IDS = torch.arange(8, 26).view(2, 9)
@@ -313,3 +314,16 @@ def test_a_record_that_does_not_fit_is_refused_by_name(
     with pytest.raises(SurgeryError) as caught:
         loaded(tmp_path)
     assert named in str(caught.value)
+
+
+def test_heads_merged_before_their_attention_went(tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    operations = {
+        "gqa": {"kv_heads": 1},
+        "prune_heads": {"heads": {0: [0, 1, 2, 3]}, "remove_attention": True},
+    }
+    model = apply_(model, make_plan(model, parse_operations(operations)))
+    model.save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=model.dtype)
+    tokens = torch.arange(3, 15)[None]
+    assert torch.equal(again(tokens).logits, model(tokens).logits)
