@@ -80,7 +80,7 @@ def _measure(
     say(f"{len(todo)} cells to measure")
     if not todo:
         return
-    command = " ".join(["python", "-m", "benchmarks.merge_quality", *given])
+    command = " ".join(["python", "-m", "benchmarks.merge_quality", *_without_places(given)])
     run = {
         "command": command, "workers": options.workers,
         "machine": machine(), "versions": versions(),
@@ -90,6 +90,16 @@ def _measure(
     refused = go(todo, store, work, workers=options.workers, deadline=deadline, again=options.again)
     left = sum(cell.key not in store.cells() for cell in todo)
     say(f"{len(todo) - left} cells measured, {left} left, {len(refused)} conversions refused")
+
+
+def _without_places(given: Sequence[str]) -> list[str]:
+    """The options that say what is measured, not where it lies."""
+    places = {"--store", "--models", *(f"--{name}" for name in Targets._fields)}
+    return [
+        word
+        for number, word in enumerate(given)
+        if word not in places and not (number and given[number - 1] in places)
+    ]
 
 
 def _train_absent(

@@ -18,7 +18,6 @@ from surgery.operations import parse_operations
 from surgery.plan.make import make_plan
 from surgery.plan.store import PLAN, load_plan, save_plan
 
-
 # What `attention.gqa` says for each merge.
 OPTIONS: dict[str, dict[str, Any]] = {
     "mean": {"merge": "mean"},
