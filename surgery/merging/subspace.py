@@ -13,7 +13,7 @@ FLOOR_FP32 = 1e-6  # where sums are no wider (MPS)
 # that hardly vary would else be given large weights that explain little and bring nothing on other
 # text (measured: less noise is worse there, and leaves gradient steps nothing to improve).
 NOISE = 1e-3
-# Below this share of what is read, nothing is lost: features are shared exactly, and no noise is due.
+# Below this share of what is read nothing is lost: sharing is exact, and no noise is due.
 EXACT = 1e-9
 CG_STEPS = 40
 NOTHING = 1e-30

@@ -48,7 +48,10 @@ MAY_IMPORT: dict[str, set[str]] = {
         "data", "models", "config", "console", "errors", "files", "units",
     },
     "refusals": {"operations", "config", "errors"},
-    "__init__": {"reload", "calibration", "observation", "execute", "operations", "plan", "anatomy", "errors"},
+    "__init__": {
+        "reload", "calibration", "observation", "execute", "operations", "plan", "anatomy",
+        "errors",
+    },
     "hydra": {"config"},
     "cli": {"hydra", "refusals", "pipeline", "errors"},
     "__main__": {"cli"},
