@@ -111,7 +111,7 @@ BACKEND, FUSE, REHOUSE = "attention.backend", "attention.fuse_qkv", "attention.r
 TO_ROPE, DROP = "attention.absolute_to_rope", "attention.attention_dropout"
 KV, INTO, RUN = f"{GQA}.kv_heads", f"{REHOUSE}.into", f"{BACKEND}.implementation"
 HEADS, COUNT, TABLE = f"{PRUNE}.heads", f"{PRUNE}.count", f"{PRUNE}.scores"
-COUNTS = "a whole number, or a list with one number per layer"
+COUNTS = "a whole number, a list with one number per layer, or {average: number}"
 LISTS = "a list of heads for every layer, or {layer: [heads]}"
 JSON = "a JSON file"
 QUANTIZED = "quantized weights cannot be operated on"
@@ -177,6 +177,24 @@ TABLE_OF_ROWS = {
     "kv_heads a mapping": _gqa("llama", "{0:4}", "no number of heads", "{0: 4}", COUNTS),
     "kv_heads over the groups": _gqa("grouped", "4", "more than the 2 KV heads", "4", "1, 2"),
     "kv_heads no divisor of six": _gqa("six heads", "4", "divide the 6", "4", "1, 2, 3, 6"),
+    "budget too large": _gqa(
+        "llama", "{average:9}", "no such number of KV heads on average", "{'average': 9}", "1 to 8"
+    ),
+    "budget of none": _gqa(
+        "llama", "{average:0.5}", "no such number of KV heads on average", "{'average': 0.5}",
+        "1 to 8",
+    ),
+    "budget in words": _gqa(
+        "llama", "{average:few}", "no number of heads", "{'average': 'few'}", COUNTS
+    ),
+    "optimal under a norm over all heads": _gqa(
+        "olmo2", "4", "taken over all heads together", "optimal", "mean, first, random",
+        options=f"{GQA}.merge=optimal", key=f"{GQA}.merge",
+    ),
+    "grouping misspelt": _gqa(
+        "llama", "4", "Invalid value", "'similar'", "contiguous, similarity",
+        options=f"{GQA}.grouping=similar", key=f"{GQA}.grouping",
+    ),
     "list too short": _gqa("llama", "[4]", "has 1 numbers for 2 layers", "[4]", COUNTS),
     "list with a word": _gqa("llama", "[4,two]", "no number of heads", "[4, 'two']", COUNTS),
     "list for one layer": _gqa(

@@ -54,6 +54,20 @@ TABLE = {
         (RECIPE, "attention.gqa.merge=average"), ("attention.gqa.merge", "mean, first, random")
     ),
     "no such logger": Bad((RECIPE, "logger.kinds=[mlflow]"), ("logger.kinds", "mlflow", "csv")),
+    "no such export format": Bad(
+        (RECIPE, "export.format=gguf"), ("export.format", "gguf", "auto, native")
+    ),
+    # calibration
+    "calibrated on nothing": Bad(
+        (RECIPE, "calibration.windows=0"), ("calibration.windows", "greater than zero")
+    ),
+    "steps below zero": Bad(
+        (RECIPE, "calibration.refine_steps=-1"), ("calibration.refine_steps", "negative")
+    ),
+    "ridge of none": Bad((RECIPE, "calibration.ridge=0"), ("calibration.ridge", "zero")),
+    "unknown calibration key": Bad(
+        (RECIPE, "calibration.window=8"), ("calibration.window: unknown key", "windows")
+    ),
     # types
     "heads in words": Bad(
         (RECIPE, "attention.gqa.kv_heads=many"), ("attention.gqa.kv_heads", "many", "whole number")
