@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.merge_quality.figures import find, times_smaller
-from benchmarks.merge_quality.grid import MERGES, NO_TRAINING, ORIGINAL, WHOLE
+from benchmarks.merge_quality.grid import MERGES, NO_TRAINING, ORIGINAL, WHOLE, cells
 from benchmarks.merge_quality.presets import warmup_steps
 
 Groups = Sequence[Mapping[str, Any]]
@@ -100,6 +100,14 @@ def _setup(preset: Mapping[str, Any], figures: Mapping[str, Any]) -> str:
         "training text, those that healing begins with. Held out: "
         f"{preset['held_out_windows']} windows of other files.",
     ]
+    whole = cells(
+        list(preset["kinds"]), preset["seeds"], preset["merges"], preset["ratios"],
+        preset["shares"], preset["objectives"],
+    )  # fmt: skip
+    lines.append(
+        f"- Measured so far: {len(figures['cells'])} of the grid's {len(whole)} cells; a run goes "
+        "on where the last was cut off. How many seeds a model has stands in the table of models."
+    )
     if absent:
         lines.append(f"- Not measured yet: {', '.join(f'`{merge}`' for merge in absent)}.")
     return "\n".join([*lines, ""])
