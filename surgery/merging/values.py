@@ -15,7 +15,8 @@ class SharedValues:
     """Attributes:
     value: [D, members * D]: the shared value from the members' values, stacked.
     output: per query head [D_model, D]: its new slice of the output projection.
-    loss: E|output error|² over the group's heads, as a share of E|output|².
+    loss: E|output error|² over the group's heads, as a share of E|output|², both under the noise
+        that the values were found under.
     """
 
     value: torch.Tensor

@@ -13,7 +13,7 @@ import torch
 from surgery.calibration import Calibration, calibrated_plan
 from surgery.config.schema import ExportFormat, RunConfig
 from surgery.console import is_rank_zero, say, show
-from surgery.errors import PlanError, SurgeryError
+from surgery.errors import ConfigError, PlanError, SurgeryError
 from surgery.execute.live import apply_
 from surgery.measure.loss import held_out_loss
 from surgery.operations import parse_operations
@@ -47,7 +47,8 @@ def calibrate(session: Session) -> None:
 def compare(session: Session) -> dict[str, Any] | None:
     """What `merge=optimal` gives on this very model and data; ``None`` where there is no question.
 
-    The original is loaded again, merged and evaluated; the run's own model is not touched.
+    The original is loaded again, merged and evaluated; the run's own model is not touched. A model
+    that cannot be merged so is no mistake of this run: that is said, and the run goes on.
     """
     operations = parse_operations(session.run.attention)
     better = [_optimal(operation) for operation in operations]
@@ -56,8 +57,11 @@ def compare(session: Session) -> dict[str, Any] | None:
     run, start = session.run, time.perf_counter()
     with torch.random.fork_rng():
         model = session.source.load().to(session.device)  # type: ignore[arg-type]
-        plan = _calibrated(session, better, model)
-        model = apply_(model, plan)
+        try:
+            model = apply_(model, _calibrated(session, better, model))
+        except (ConfigError, PlanError) as error:
+            say(f"  merge=optimal is not for this model: {error.args[0].splitlines()[0]}")
+            return None
         batches = session.data.held_out_batches(run.measure.windows, run.measure.batch_size)
         windows = min(run.measure.windows, session.data.held_out_size)
         loss = held_out_loss(

@@ -127,6 +127,22 @@ def test_a_result_that_needs_a_record_is_refused_where_native_is_asked_for(
     assert "one KV head count" in outcome.err
 
 
+def test_a_model_that_optimal_is_not_for_is_averaged_all_the_same(
+    cli: Callable[..., Any], tmp_path: Path
+) -> None:
+    outcome = cli(
+        "+recipe=gqa_convert", *SMALL, "model=tiny_llama", "model.scratch.model_type=olmo2",
+        "model.scratch.hidden_size=64", "model.scratch.num_hidden_layers=2", "trainer.max_steps=1",
+        f"hydra.run.dir={tmp_path}",
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    assert "merge=optimal is not for this model" in outcome.out
+    assert "taken over all heads together" in outcome.out
+    summary = _summary(tmp_path)
+    assert summary["comparison"] is None
+    assert summary["after_training"] is not None
+
+
 def test_the_processes_of_a_run_share_one_calibration(
     process: Callable[..., Any], tmp_path: Path
 ) -> None:

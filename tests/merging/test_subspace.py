@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from surgery.merging.aligned import aligned_values
-from surgery.merging.subspace import least_lost, readers, shared_subspace, top_subspace
+from surgery.merging.subspace import NOISE, least_lost, readers, shared_subspace, top_subspace
 from surgery.merging.values import shared_values
 from tests.merging.drawing import F64
 
@@ -165,6 +165,26 @@ def test_shared_values_tell_their_loss_and_lose_no_more_than_aligned_or_mean_one
     assert optimal <= value_loss(case, aligned.value, turned) + 1e-6 * whole
     assert optimal <= value_loss(case, mean, outputs) + 1e-6 * whole
     assert optimal <= 1.000001 * whole
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(value_groups())
+def test_neither_do_they_under_the_noise_that_they_are_found_under(case: tuple) -> None:
+    attended, outputs, member_of = case
+    members = max(member_of.values()) + 1
+    found = shared_values(attended, outputs, member_of, members)
+    mean = torch.stack(list(attended.values())).mean(0)
+    noise = NOISE * mean.diagonal().max() * torch.eye(len(mean), dtype=F64)
+    noisy = {head: c + noise for head, c in attended.items()}, outputs, member_of
+    width = found.value.shape[0]
+    whole = value_loss(noisy, torch.zeros_like(found.value), {
+        h: torch.zeros_like(o) for h, o in outputs.items()})  # fmt: skip
+    aligned = aligned_values(mean, members)
+    turned = {h: o @ aligned.turns[member_of[h]].mT for h, o in outputs.items()}
+    pooled = torch.cat([torch.eye(width, dtype=F64)] * members, dim=1) / members
+    lost = found.loss * whole
+    assert lost <= value_loss(noisy, aligned.value, turned) + 1e-6 * whole
+    assert lost <= value_loss(noisy, pooled, outputs) + 1e-6 * whole
 
 
 def test_values_stay_as_large_as_they_were() -> None:
