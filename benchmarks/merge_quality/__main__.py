@@ -18,16 +18,20 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.merge_quality import grid, models
+from benchmarks.merge_quality import grid
 from benchmarks.merge_quality.presets import FULL, QUICK, Preset
 from benchmarks.merge_quality.render import ROOT, Targets, render
 from benchmarks.merge_quality.schedule import go
 from benchmarks.merge_quality.store import Store
 from benchmarks.merge_quality.work import Work
+from benchmarks.shared import models
+from benchmarks.shared.command import without
 from surgery.console import say
 from surgery.report.summary import machine, versions
 
 OUTPUTS = ROOT / "outputs/merge_quality"
+# Options that say where things lie, not what is measured.
+PLACES = {"--store", "--models", *(f"--{name}" for name in Targets._fields)}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -80,7 +84,7 @@ def _measure(
     say(f"{len(todo)} cells to measure")
     if not todo:
         return
-    command = " ".join(["python", "-m", "benchmarks.merge_quality", *_without_places(given)])
+    command = " ".join(["python", "-m", "benchmarks.merge_quality", *without(PLACES, given)])
     run = {
         "command": command, "workers": options.workers,
         "machine": machine(), "versions": versions(),
@@ -90,16 +94,6 @@ def _measure(
     refused = go(todo, store, work, workers=options.workers, deadline=deadline, again=options.again)
     left = sum(cell.key not in store.cells() for cell in todo)
     say(f"{len(todo) - left} cells measured, {left} left, {len(refused)} conversions refused")
-
-
-def _without_places(given: Sequence[str]) -> list[str]:
-    """The options that say what is measured, not where it lies."""
-    places = {"--store", "--models", *(f"--{name}" for name in Targets._fields)}
-    return [
-        word
-        for number, word in enumerate(given)
-        if word not in places and not (number and given[number - 1] in places)
-    ]
 
 
 def _train_absent(

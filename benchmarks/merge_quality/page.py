@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks.merge_quality.figures import find, times_smaller
 from benchmarks.merge_quality.grid import MERGES, NO_TRAINING, ORIGINAL, WHOLE, cells
-from benchmarks.merge_quality.presets import warmup_steps
+from benchmarks.shared.settings import warmup_steps
 
 Groups = Sequence[Mapping[str, Any]]
 _NOTHING = "-"

@@ -5,28 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from benchmarks.shared.models import Kind
 from surgery.models.source import EMBEDDED
 
 HEADS = 8  # query heads of every model here, and KV heads before surgery
-
-
-@dataclass(frozen=True)
-class Kind:
-    """A model of the grid.
-
-    Attributes:
-        steps: it was trained for, each of the preset's batch_size x seq_len tokens.
-        overrides: of `+recipe=pretrain_tiny`; none for the model that ships with the package.
-    """
-
-    name: str
-    what: str
-    steps: int
-    overrides: tuple[str, ...] = ()
-
-    @property
-    def shipped(self) -> bool:
-        return self.name == EMBEDDED
 
 
 @dataclass(frozen=True)
@@ -60,11 +42,6 @@ class Preset:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
-
-
-def warmup_steps(steps: int) -> int:
-    """The default configuration's 10 of 100, in proportion; 2 at least, 10 at most."""
-    return min(10, max(2, steps // 10))
 
 
 _LLAMA_KEYS = (

@@ -15,12 +15,13 @@ import torch
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from benchmarks.merge_quality import models, settings
 from benchmarks.merge_quality.convert import convert
 from benchmarks.merge_quality.evaluate import evaluate
 from benchmarks.merge_quality.grid import ORIGINAL, Cell, kv_heads
-from benchmarks.merge_quality.heal import heal
-from benchmarks.merge_quality.presets import HEADS, PRESETS, warmup_steps
+from benchmarks.merge_quality.presets import HEADS, PRESETS
+from benchmarks.shared import models, settings
+from benchmarks.shared.heal import heal
+from benchmarks.shared.settings import warmup_steps
 from surgery.data.module import TextData
 from surgery.models.source import ModelSource
 

@@ -15,9 +15,10 @@ import torch
 from benchmarks.merge_quality.evaluate import evaluate
 from benchmarks.merge_quality.figures import MixedWeightsError, derive, find, times_smaller
 from benchmarks.merge_quality.grid import NO_TRAINING, ORIGINAL, WHOLE, Cell, cells, kv_heads
-from benchmarks.merge_quality.presets import FULL, warmup_steps
+from benchmarks.merge_quality.presets import FULL
 from benchmarks.merge_quality.schedule import RefusedError, go
 from benchmarks.merge_quality.store import Store
+from benchmarks.shared.settings import warmup_steps
 from surgery.config.schema import Task
 from surgery.measure.loss import held_out_loss
 from tests.tiny_models import tiny_model
@@ -155,6 +156,7 @@ CUT_OFF = """
 import os, signal, sys
 from pathlib import Path
 from benchmarks.merge_quality.store import Store
+from benchmarks.shared.settings import warmup_steps
 store, line = Store(Path(sys.argv[1])), Path(sys.argv[2]).read_text()
 import json
 for cell in json.loads(line)[:2]:

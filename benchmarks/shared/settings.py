@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
+from functools import lru_cache
 from itertools import islice
+from typing import Protocol
 
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
 import surgery.hydra  # noqa: F401  (Hydra finds the groups)
-from benchmarks.merge_quality.presets import Preset, warmup_steps
 from surgery.anatomy import text_config
 from surgery.config.schema import RunConfig
 from surgery.config.validate import checked
@@ -19,9 +21,25 @@ from surgery.models.source import ModelSource
 from surgery.pipeline.prepare import HEALING_RATE
 
 
+class Windows(Protocol):
+    """What a preset says of its text."""
+
+    @property
+    def seq_len(self) -> int: ...
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def held_out_windows(self) -> int: ...
+
+
+def warmup_steps(steps: int) -> int:
+    """The default configuration's 10 of 100, in proportion; 2 at least, 10 at most."""
+    return min(10, max(2, steps // 10))
+
+
 def run_config(
     path: str,
-    preset: Preset,
+    preset: Windows,
     seed: int,
     *,
     objective: str = "lm",
@@ -40,12 +58,17 @@ def run_config(
         "trainer.limit_val_batches=0", "trainer.enable_checkpointing=false",
         "trainer.enable_progress_bar=false", "logger=none", "trainer.precision=bf16-mixed",
     ]  # fmt: skip
-    with initialize_config_module("surgery.conf", version_base="1.3"):
-        cfg = compose("config", overrides=overrides)
-    OmegaConf.resolve(cfg)
-    run = checked(cfg)
+    run = copy.deepcopy(_composed(tuple(overrides)))
     run.optim.lr = rate * HEALING_RATE / text_config(ModelSource(run.model).config()).hidden_size
     return run
+
+
+@lru_cache(maxsize=32)
+def _composed(overrides: tuple[str, ...]) -> RunConfig:
+    with initialize_config_module("surgery.conf", version_base="1.3"):
+        cfg = compose("config", overrides=list(overrides))
+    OmegaConf.resolve(cfg)
+    return checked(cfg)
 
 
 def text(run: RunConfig) -> TextData:
@@ -61,6 +84,6 @@ def calibration(data: TextData, windows: int) -> Iterator[Batch]:
         yield {"input_ids": batch["input_ids"]}
 
 
-def held_out(data: TextData, preset: Preset) -> Iterator[Batch]:
+def held_out(data: TextData, preset: Windows) -> Iterator[Batch]:
     """The same windows for every model, seed and cell."""
     return data.held_out_batches(preset.held_out_windows, preset.batch_size)

@@ -1,4 +1,4 @@
-"""Healing: the project's own module and trainer around a model that is converted already."""
+"""Healing: the project's own module and trainer around a model that is changed already."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytorch_lightning as pl
 from transformers import PreTrainedModel
 
-from benchmarks.merge_quality.schedule import DivergedError
+from benchmarks.shared.schedule import DivergedError
 from surgery.config.schema import ObjectiveName, RunConfig
 from surgery.data.module import TextData
 from surgery.errors import SurgeryError

@@ -1,13 +1,16 @@
-"""The models of the grid on disk: the shipped one, and those this project trains itself."""
+"""The models of a grid on disk: the shipped one, packaged ones, and those trained here."""
 
 from __future__ import annotations
 
 import hashlib
 import subprocess
 import sys
+from dataclasses import dataclass
+from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 
-from benchmarks.merge_quality.presets import Kind, Preset
+from benchmarks.shared.settings import Windows
 from surgery.console import say
 from surgery.models.source import EMBEDDED, embedded_dir
 
@@ -15,8 +18,33 @@ ROOT = Path(__file__).parents[2]
 _ENOUGH = 2000  # characters of a failed training's output
 
 
+@dataclass(frozen=True)
+class Kind:
+    """A model of the grid.
+
+    Attributes:
+        steps: it was trained for, each of the preset's batch_size x seq_len tokens; 0: somebody
+            else trained it.
+        overrides: of `+recipe=pretrain_tiny`; none for a model that ships with a package.
+        package: an installed package that holds the model in its folder `model`.
+    """
+
+    name: str
+    what: str
+    steps: int
+    overrides: tuple[str, ...] = ()
+    package: str = ""
+
+    @property
+    def shipped(self) -> bool:
+        return self.name == EMBEDDED
+
+
 def folder(kind: Kind, seed: int, models: Path) -> Path:
-    """Where its weights are, or will be; the shipped model is the same for every seed."""
+    """Where its weights are, or will be; those that ship are the same for every seed."""
+    if kind.package:
+        installed = find_spec(kind.package) is not None
+        return Path(str(files(kind.package) / "model")) if installed else models / "not installed"
     return embedded_dir() if kind.shipped else models / f"{kind.name}-{seed}" / "export"
 
 
@@ -38,7 +66,7 @@ def identity(kind: Kind, seed: int, models: Path) -> str:
 
 
 def training_command(
-    kind: Kind, seed: int, preset: Preset, models: Path, threads: int
+    kind: Kind, seed: int, preset: Windows, models: Path, threads: int
 ) -> list[str]:
     """The project's own recipe, from random weights; nothing but the export is wanted."""
     return [
@@ -52,8 +80,10 @@ def training_command(
     ]  # fmt: skip
 
 
-def train(kind: Kind, seed: int, preset: Preset, models: Path, threads: int) -> None:
-    """Raises: RuntimeError, with the end of what the training said."""
+def train(kind: Kind, seed: int, preset: Windows, models: Path, threads: int) -> None:
+    """Raises: RuntimeError, with the end of what the training said; nothing here trains `kind`."""
+    if kind.package:
+        raise RuntimeError(f"{kind.name}: the package {kind.package} is not installed")
     say(f"{kind.name}-{seed}: training for {kind.steps} steps")
     done = subprocess.run(
         training_command(kind, seed, preset, models, threads),
