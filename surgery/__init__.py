@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from surgery.errors import ConfigError, PlanError, SurgeryError, TapError
     from surgery.execute.fuse import unfuse_qkv_
     from surgery.execute.live import apply_
+    from surgery.importance import ScoreTable, score_heads
     from surgery.observation import AttentionCall, Tap
     from surgery.operations import parse_operations
     from surgery.plan.make import make_plan
@@ -29,6 +30,7 @@ _HOMES = {
     "ConfigError": "surgery.errors",
     "Plan": "surgery.plan.plan",
     "PlanError": "surgery.errors",
+    "ScoreTable": "surgery.importance",
     "Site": "surgery.anatomy",
     "SurgeryError": "surgery.errors",
     "Tap": "surgery.observation",
@@ -40,6 +42,7 @@ _HOMES = {
     "make_plan": "surgery.plan.make",
     "parse_operations": "surgery.operations",
     "save_plan": "surgery.plan.store",
+    "score_heads": "surgery.importance",
     "unfuse_qkv_": "surgery.execute.fuse",
 }
 
@@ -50,6 +53,7 @@ __all__ = [
     "ConfigError",
     "Plan",
     "PlanError",
+    "ScoreTable",
     "Site",
     "SurgeryError",
     "Tap",
@@ -61,6 +65,7 @@ __all__ = [
     "make_plan",
     "parse_operations",
     "save_plan",
+    "score_heads",
     "unfuse_qkv_",
 ]
 

@@ -78,9 +78,18 @@ class Steps:
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, description=text)
 
+    def leave(self) -> None:
+        """Take its line out of a bar that goes on."""
+        if self._bar is not None and self._task is not None:
+            self._bar.remove_task(self._task)
+
     def finish(self) -> None:
         if self._bar is None:
             say(f"  {self.description}: done in {time.monotonic() - self._started:.1f} s")
+
+
+# On a terminal: bars that are shown now. Rich can show one set of them at a time.
+_open: list[Progress] = []
 
 
 @contextmanager
@@ -91,6 +100,13 @@ def progress(description: str, total: int | None = None) -> Iterator[Steps]:
         yield steps
         steps.finish()
         return
+    if _open:  # a line of its own in the bars that are there
+        steps = Steps(description, total, _open[-1])
+        try:
+            yield steps
+        finally:
+            steps.leave()
+        return
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -99,4 +115,8 @@ def progress(description: str, total: int | None = None) -> Iterator[Steps]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=_console()) as bar:
-        yield Steps(description, total, bar)
+        _open.append(bar)
+        try:
+            yield Steps(description, total, bar)
+        finally:
+            _open.remove(bar)

@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from transformers import PreTrainedModel
 
-from surgery.anatomy import Site, find_sites
-from surgery.calibration.budget import chosen_counts
+from surgery.anatomy import find_sites
+from surgery.calibration.case import Case, Scorer
 from surgery.calibration.clone import sharing_copy
-from surgery.calibration.gqa import PASSES, calibrate_sites
 from surgery.calibration.options import Calibration
-from surgery.calibration.refusals import refuse_repeated, refuse_shared
+from surgery.calibration.resolve_gqa import resolve_gqa
+from surgery.calibration.resolve_pruning import resolve_pruning
 from surgery.calibration.view import Batch
-from surgery.console import progress
 from surgery.errors import ConfigError
 from surgery.execute.live import apply_
 from surgery.operations.gqa import GQA
+from surgery.operations.prune_heads import PruneHeads
 from surgery.plan.make import make_plan
 from surgery.plan.operation import Operation
 from surgery.plan.plan import Plan
 from surgery.plan.resolution import Resolution
 
+# Per operation that calibrates: who makes its decisions. It may come back with fewer of them open.
+_RESOLVERS: dict[type[Operation], Callable[[Any, Case], tuple[Operation, Resolution]]] = {
+    GQA: resolve_gqa,
+    PruneHeads: resolve_pruning,
+}
 # Steps that change how the model runs, and nothing that it computes.
 RUNNING = ("fuse_qkv", "backend")
 
@@ -33,6 +38,7 @@ def calibrated_plan(
     operations: Sequence[Operation],
     batches: Iterable[Batch],
     options: Calibration | None = None,
+    scorer: Scorer | None = None,
     **making: Any,
 ) -> Plan:
     """`make_plan`, with every decision made that needs data. The model is not changed.
@@ -42,9 +48,11 @@ def calibrated_plan(
 
     Args:
         model: the source, with its weights.
-        batches: arguments of forward passes, ``labels`` left out; the same ones in the same order
-            give the same plan.
+        batches: arguments of forward passes; the same ones in the same order give the same plan.
+            ``labels`` are needed for scores of heads alone.
         options: how.
+        scorer: who scores heads for `prune_heads`; by default, `surgery.importance.score_heads` on
+            `batches`, which need their ``labels`` then.
         making: `make_plan`'s own options.
 
     Raises:
@@ -68,10 +76,8 @@ def calibrated_plan(
             apart = tuple(step for step in earlier.steps if step.kind not in RUNNING)
             before = apply_(before, replace(earlier, steps=apart), check=False)
             sites = earlier.after
-        assert isinstance(operation, GQA)
-        operations[number], resolutions[number] = _calibrate_gqa(
-            before, sites, operation, rows, options, native=bool(making.get("native"))
-        )
+        case = Case(before, sites, rows, options, scorer, native=bool(making.get("native")))
+        operations[number], resolutions[number] = _RESOLVERS[type(operation)](operation, case)
         seen.append({
             "operation": operation.name,
             "sites": {path: dict(found.figures) for path, found in resolutions[number].items()},
@@ -81,47 +87,6 @@ def calibrated_plan(
         tokens = sum(_tokens(batch) for batch in rows)
         calibration = {"batches": len(rows), "tokens": tokens, "operations": seen}
     return make_plan(model, operations, resolutions=resolutions, calibration=calibration, **making)
-
-
-def _calibrate_gqa(
-    model: PreTrainedModel,
-    sites: Sequence[Site],
-    operation: GQA,
-    batches: Sequence[Batch],
-    options: Calibration,
-    *,
-    native: bool,
-) -> tuple[GQA, Resolution]:
-    # Sites keep their numbers where an earlier operation took some away.
-    sites = [s for s in sites if operation.layers is None or s.layer in operation.layers]
-    if operation.average is not None and native:
-        operation = replace(operation, kv_heads=operation.counts(sites))
-    if operation.average is not None:
-        refuse_shared(model, sites)
-        refuse_repeated(model, sites, batches[0])
-        with progress("choosing KV heads per layer") as steps:
-
-            def told(what: str) -> None:
-                steps.describe(what)
-                steps.advance()
-
-            operation = chosen_counts(model, sites, operation, batches, options, told)
-    counts = operation.counts(sites)
-    changed = sum(site.kv_heads != count for site, count in zip(sites, counts, strict=True))
-    if not operation.calibrated:
-        return operation, {}
-    refuse_shared(model, [s for s, n in zip(sites, counts, strict=True) if s.kv_heads != n])
-    refuse_repeated(model, sites, batches[0])
-    with progress("calibration", PASSES * changed * len(batches)) as steps:
-
-        def advance(what: str) -> None:
-            steps.describe(f"calibration, {what}")
-            steps.advance()
-
-        found = calibrate_sites(
-            model, list(zip(sites, counts, strict=True)), operation, batches, options, advance
-        )
-    return operation, found
 
 
 def _refuse_no_data(operation: Operation, batches: Sequence[Batch]) -> None:

@@ -38,6 +38,14 @@ class Layout(Enum):
     padded = "padded"
 
 
+class Part(Enum):
+    """Of the standard library: whole files, what runs, or what people read in it."""
+
+    all = "all"
+    code = "code"
+    prose = "prose"
+
+
 class Streaming(Enum):
     auto = "auto"
     always = "always"
@@ -60,6 +68,7 @@ class Trained(Enum):
     all = "all"
     attention = "attention"
     changed = "changed"
+    output = "output"
 
 
 class LoggerKind(Enum):
@@ -73,6 +82,22 @@ class LoggerMode(Enum):
     online = "online"
 
 
+class TaskMode(Enum):
+    """What a run with several tasks makes of them."""
+
+    compare = "compare"
+    prune_each = "prune_each"
+    output_projections = "output_projections"
+    one_mask = "one_mask"
+
+
+class Combine(Enum):
+    """How the scores of several tasks become one."""
+
+    worst = "worst"
+    weighted = "weighted"
+
+
 class ExportFormat(Enum):
     auto = "auto"
     native = "native"
@@ -83,6 +108,7 @@ class Stage(Enum):
 
     plan = "plan"
     measure = "measure"
+    score = "score"
     calibrate = "calibrate"
     operate = "operate"
     train = "train"
@@ -117,6 +143,7 @@ class DataConfig:
     text_column: str = MISSING
     label_column: str = MISSING
     sample_by: str = MISSING
+    part: Part = MISSING
     layout: Layout = MISSING
     isolate_documents: bool = MISSING
     seq_len: int = MISSING
@@ -181,6 +208,25 @@ class CalibrationConfig:
 
 
 @dataclass
+class ImportanceConfig:
+    estimator: str = MISSING
+    objective: ObjectiveName = MISSING
+    windows: int = MISSING
+    batch_size: int = MISSING
+    memory_windows: int = MISSING
+
+
+@dataclass
+class TasksConfig:
+    mode: TaskMode = MISSING
+    # Name of each task → the keys of `data` in which it differs.
+    data: dict[str, Any] | None = MISSING
+    combine: Combine = MISSING
+    weights: dict[str, Any] | None = MISSING
+    hurts: float = MISSING
+
+
+@dataclass
 class ExportConfig:
     format: ExportFormat = MISSING
     dtype: Dtype = MISSING
@@ -207,5 +253,7 @@ class RunConfig:
     callbacks: dict[str, Any] = field(default_factory=dict)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     measure: MeasureConfig = field(default_factory=MeasureConfig)
+    importance: ImportanceConfig = field(default_factory=ImportanceConfig)
+    tasks: TasksConfig = field(default_factory=TasksConfig)
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
     export: ExportConfig = field(default_factory=ExportConfig)

@@ -17,7 +17,7 @@ from omegaconf.errors import (
     ValidationError,
 )
 
-from surgery.config.schema import ObjectiveConfig, ObjectiveName, RunConfig, Stage
+from surgery.config.schema import DataConfig, ObjectiveConfig, ObjectiveName, RunConfig, Stage
 from surgery.errors import ConfigError
 
 _SHARD_SIZE = re.compile(r"\d+(\.\d+)?[KMGT]B")
@@ -50,7 +50,7 @@ def checked(cfg: DictConfig) -> RunConfig:
     except OmegaConfBaseException as error:
         raise _explained(error) from None
     assert isinstance(run, RunConfig)
-    _check_ranges(run)
+    check_ranges(run)
     if Stage.train in run.stages:  # Lightning takes seconds to import, and a plan needs none of it
         _check_trainer(run.trainer)
     return run
@@ -77,7 +77,25 @@ def _explained(error: OmegaConfBaseException) -> ConfigError:
     return ConfigError(key, first)
 
 
-def _check_ranges(run: RunConfig) -> None:
+def changed_data(data: DataConfig, changes: Mapping[str, Any]) -> DataConfig:
+    """`data` with some of its keys changed.
+
+    Raises:
+        ConfigError: an unknown key of `data`, or a value of another type.
+    """
+    try:
+        found = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(data), dict(changes)))
+    except OmegaConfBaseException as error:
+        said = _explained(error)
+        raise ConfigError(
+            f"data.{said.key}", said.problem, given=said.given, valid=said.valid
+        ) from None
+    assert isinstance(found, DataConfig)
+    return found
+
+
+def check_ranges(run: RunConfig) -> None:
+    """Raises: ConfigError, for the first number that is out of its range."""
     positive: Iterable[tuple[str, float]] = [
         ("data.seq_len", run.data.seq_len),
         ("data.batch_size", run.data.batch_size),
@@ -87,6 +105,9 @@ def _check_ranges(run: RunConfig) -> None:
         ("measure.prefill_tokens", run.measure.prefill_tokens),
         ("measure.decode_tokens", run.measure.decode_tokens),
         ("measure.repeats", run.measure.repeats),
+        ("importance.windows", run.importance.windows),
+        ("importance.batch_size", run.importance.batch_size),
+        ("importance.memory_windows", run.importance.memory_windows),
         ("calibration.windows", run.calibration.windows),
         ("calibration.batch_size", run.calibration.batch_size),
         ("calibration.rows", run.calibration.rows),
@@ -108,6 +129,7 @@ def _check_ranges(run: RunConfig) -> None:
         if not 0 <= value <= 1:
             raise ConfigError(key, "must lie between 0 and 1", given=value)
     not_negative = [
+        ("tasks.hurts", run.tasks.hurts),
         ("calibration.refine_steps", run.calibration.refine_steps),
         ("optim.warmup_steps", run.optim.warmup_steps),
         ("optim.weight_decay", run.optim.weight_decay),

@@ -139,6 +139,11 @@ class TextData(pl.LightningDataModule):
 
     def calibration_batches(self, windows: int, batch_size: int) -> list[Batch]:
         """`windows` training rows drawn by the seed (of a stream: its first), labels left out."""
+        batches = self.importance_batches(windows, batch_size)
+        return [{k: v for k, v in batch.items() if k != "labels"} for batch in batches]
+
+    def importance_batches(self, windows: int, batch_size: int) -> list[Batch]:
+        """The same with their labels."""
         self.setup()
         if isinstance(self._train, datasets.Dataset):
             generator = torch.Generator().manual_seed(self.seed)
@@ -148,8 +153,7 @@ class TextData(pl.LightningDataModule):
             assert self._train is not None
             with reading("data.path"):
                 rows = list(islice(self._train, windows))
-        made = [self._collate(rows[at : at + batch_size]) for at in range(0, len(rows), batch_size)]
-        return [{k: v for k, v in batch.items() if k != "labels"} for batch in made]
+        return [self._collate(rows[at : at + batch_size]) for at in range(0, len(rows), batch_size)]
 
     def train_dataloader(self) -> DataLoader[Any] | StreamBatches:
         self.check_training()

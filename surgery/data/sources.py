@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 import datasets
 
-from surgery.config.schema import DataConfig, DataKind, Streaming, Task
+from surgery.config.schema import DataConfig, DataKind, Part, Streaming, Task
 from surgery.data.cache import fingerprinted
 from surgery.data.split import is_held_out
 from surgery.data.stdlib import stdlib_documents
@@ -45,6 +45,8 @@ def check_source(cfg: DataConfig) -> None:
         _refuse_unread("data.val_path", cfg.val_path, cfg.kind)
     if cfg.kind is DataKind.stdlib and cfg.path is not None:
         _refuse_unread("data.path", cfg.path, cfg.kind)
+    if cfg.kind is not DataKind.stdlib and cfg.part is not Part.all:
+        _refuse_unread("data.part", cfg.part.value, cfg.kind, reader=DataKind.stdlib)
     if cfg.kind is DataKind.text:
         _files("data.path", cfg.path)
         if cfg.val_path is not None:
@@ -57,10 +59,11 @@ def check_source(cfg: DataConfig) -> None:
         raise ConfigError("data.path", "a data set's name is required here", given=cfg.path)
 
 
-def _refuse_unread(key: str, given: Any, kind: DataKind) -> None:
+def _refuse_unread(key: str, given: Any, kind: DataKind, reader: DataKind = DataKind.text) -> None:
     raise ConfigError(
-        key, f"is not read by data={kind.value}", given=given, valid=f"data=text {key}={given}"
-    )
+        key, f"is not read by data={kind.value}", given=given,
+        valid=f"data={reader.value} {key}={given}",
+    )  # fmt: skip
 
 
 def load_corpus(cfg: DataConfig, task: Task) -> Corpus:
@@ -129,7 +132,7 @@ def _stdlib(cfg: DataConfig, task: Task) -> Corpus:
         raise ConfigError(
             "data", "the standard library has no labels", given="stdlib", valid="text, hub"
         )
-    documents = stdlib_documents()
+    documents = stdlib_documents(part=cfg.part)
     halves: dict[bool, list[str]] = {False: [], True: []}
     for path, text in documents.items():
         halves[is_held_out(path, cfg.val_fraction)].append(text)

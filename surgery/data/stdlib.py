@@ -7,6 +7,9 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
+from surgery.config.schema import Part
+from surgery.data.parts import part_of
+
 # What distributions leave out or put elsewhere, so that two machines see the same files.
 SKIPPED_FOLDERS = {
     "__pycache__",
@@ -22,19 +25,20 @@ def stdlib_root() -> Path:
     return Path(sysconfig.get_paths()["stdlib"])
 
 
-def stdlib_documents(root: Path | None = None) -> dict[str, str]:
-    """Source text by path relative to the library's root, in path order.
+def stdlib_documents(root: Path | None = None, part: Part = Part.all) -> dict[str, str]:
+    """Source text, or that part of it, by path relative to the library's root, in path order.
 
-    Files that are not valid UTF-8, and blank ones, are left out.
+    Files that are not valid UTF-8, and blank ones, are left out; of a part, also those that cannot
+    be read as Python.
     """
     root = root or stdlib_root()
     documents = {}
     for path in sorted(_sources(root)):
         try:
-            text = path.read_bytes().decode("utf-8")
+            text = part_of(path.read_bytes().decode("utf-8"), part)
         except (UnicodeDecodeError, OSError):
             continue
-        if text.strip():
+        if text is not None and text.strip():
             documents[path.relative_to(root).as_posix()] = text
     return documents
 

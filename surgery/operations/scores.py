@@ -1,144 +1,152 @@
-"""Score tables: one number per layer and head, and which heads score lowest."""
+"""Score tables as `prune_heads` takes them: a number per query head, per KV group, or both."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from surgery.anatomy import Site
 from surgery.errors import ConfigError
+from surgery.importance import ScoreTable, SiteScores
+from surgery.importance.table import GROUPS, HEADS
 
-Scores = dict[int, list[float]]
-_VALID = 'a JSON file: {"scores": [[one number per query head] per layer]}'
+_VALID = 'a JSON file: {"scores": [[one number per query head] per layer]}, or a score table'
+# Of a table: unit → key of its rows in JSON.
+_ROWS = {HEADS: "scores", GROUPS: "group_scores"}
+
+Rows = Mapping[int, Sequence[float]]
 
 
-def read_scores(path: str, sites: Sequence[Site], key: str) -> Scores:
-    """Layer → score of every query head.
+@dataclass(frozen=True)
+class HeadScores:
+    """What is lost with each head; the lowest go first.
+
+    Attributes:
+        heads: layer → one number per query head; ``None`` where only groups were scored.
+        groups: layer → one number per KV group; ``None``: a group's is the sum of its heads'.
+    """
+
+    heads: Rows | None = None
+    groups: Rows | None = None
+
+    @classmethod
+    def of(cls, table: ScoreTable, sites: Sequence[Site]) -> HeadScores:
+        """Those of `sites`, which are found by their paths."""
+        return cls(_of_sites(table.heads, sites), _of_sites(table.groups, sites))
+
+
+def read_scores(
+    path: str, sites: Sequence[Site], key: str, *, unit: str = HEADS, layers: int | None = None
+) -> HeadScores:
+    """Read a `ScoreTable` (JSON or its parquet twin), or ``{"scores": [[...]]}`` alone.
+
+    Args:
+        sites: those whose scores are wanted.
+        unit: ``groups`` where scores of KV groups alone are enough.
+        layers: how many the model has; ``None``: the table may be of more.
 
     Raises:
         ConfigError: no such file, no table, or one of another model.
     """
+    table = _parquet(path, key) if Path(path).suffix == ".parquet" else _json(path, key)
+    rows = {unit: _rows(table, name, path, key) for unit, name in _ROWS.items()}
+    if rows[HEADS] is None and (unit == HEADS or rows[GROUPS] is None):
+        only = " of query heads, only of KV groups" if rows[GROUPS] is not None else " table"
+        problem = f"holds no score{'s' if rows[GROUPS] is not None else ''}{only}"
+        raise ConfigError(key, problem, given=path, valid=_VALID)
+    for one, found in rows.items():
+        if found is not None:
+            _check(found, one, sites, layers, path, key)
+    return HeadScores(rows[HEADS], rows[GROUPS])
+
+
+def _of_sites(scored: Sequence[SiteScores] | None, sites: Sequence[Site]) -> Rows | None:
+    if scored is None:
+        return None
+    by_path = {one.site: one.scores for one in scored}
+    return {site.layer: by_path[site.path] for site in sites}
+
+
+def _json(path: str, key: str) -> Any:
     try:
-        table = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
+        return json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(key, f"cannot be read: {error.strerror}", given=path) from None
     except ValueError as error:
         raise ConfigError(key, f"is no JSON: {error}", given=path, valid=_VALID) from None
-    rows = table.get("scores") if isinstance(table, dict) else table
-    if not isinstance(rows, list) or not all(isinstance(row, list) for row in rows):
+
+
+def _parquet(path: str, key: str) -> dict[str, Any]:
+    """The same rows as in JSON."""
+    try:
+        lines = pq.read_table(Path(path).expanduser()).to_pylist()
+    except OSError as error:
+        problem = f"cannot be read: {error.strerror or 'no parquet'}"
+        raise ConfigError(key, problem, given=path) from None
+    except pa.ArrowException as error:
+        raise ConfigError(key, f"is no parquet: {error}", given=path, valid=_VALID) from None
+    found: dict[str, dict[int, dict[int, Any]]] = {}
+    try:
+        for line in lines:
+            layers = found.setdefault(_ROWS[line["unit"]], {})
+            layers.setdefault(int(line["layer"]), {})[int(line["index"])] = line["score"]
+    except (KeyError, TypeError, ValueError):
+        raise ConfigError(key, "holds no score table", given=path, valid=_VALID) from None
+    table: dict[str, Any] = {}
+    for name, layers in found.items():
+        table["layers"] = sorted(layers)
+        table[name] = [[row[n] for n in sorted(row)] for _, row in sorted(layers.items())]
+    return table
+
+
+def _rows(table: Any, name: str, path: str, key: str) -> dict[int, list[Any]] | None:
+    """Layer → its scores."""
+    if isinstance(table, list):
+        table = {_ROWS[HEADS]: table}
+    rows = table.get(name) if isinstance(table, dict) else None
+    if rows is None:
+        return None
+    layers = table.get("layers", range(len(rows)) if isinstance(rows, list) else ())
+    right = isinstance(rows, list) and all(isinstance(row, list) for row in rows)
+    if not right or not all(type(n) is int for n in layers) or len(layers) != len(rows):
         raise ConfigError(key, "holds no score table", given=path, valid=_VALID)
-    if len(rows) != len(sites):
+    return dict(zip(layers, rows, strict=True))
+
+
+def _check(
+    rows: Mapping[int, Sequence[Any]], unit: str, sites: Sequence[Site], total: int | None,
+    path: str, key: str,
+) -> None:  # fmt: skip
+    what = "heads" if unit == HEADS else "KV groups"
+    missing = any(site.layer not in rows for site in sites)
+    if total is not None and (len(rows) > total or (len(rows) < total and missing)):
         raise ConfigError(
-            key, f"is for {len(rows)} layers; the model has {len(sites)}", given=path, valid=_VALID
+            key, f"is for {len(rows)} layers; the model has {total}", given=path, valid=_VALID
         )
-    for site, row in zip(sites, rows, strict=True):
-        if len(row) != site.q_heads:
+    for site in sites:
+        if site.layer not in rows:
             raise ConfigError(
-                key, f"has {len(row)} scores for the {site.q_heads} heads of layer {site.layer}",
+                key, f"has no scores for layer {site.layer}", given=path, valid=_VALID
+            )
+        row, heads = rows[site.layer], site.q_heads if unit == HEADS else site.kv_heads
+        if len(row) != heads:
+            raise ConfigError(
+                key, f"has {len(row)} scores for the {heads} {what} of layer {site.layer}",
                 given=path, valid=_VALID,
             )  # fmt: skip
-        if not all(_is_score(score) for score in row):
+        if not all(is_score(score) for score in row):
             raise ConfigError(
                 key, f"a score of layer {site.layer} is no finite number", given=path, valid=_VALID
             )
-    return {site.layer: [float(s) for s in row] for site, row in zip(sites, rows, strict=True)}
 
 
-def lowest(
-    sites: Sequence[Site],
-    scores: Scores,
-    *,
-    amount: float | None,
-    count: int | None,
-    together: bool,
-    by_group: bool,
-    empty: bool,
-    key: str,
-) -> dict[int, list[int]]:
-    """The heads to remove, cheapest first: layer → query heads.
-
-    What goes at once is a KV group with its query heads, or one query head of every group; its
-    cost is the sum of its heads' scores. Ties go to the lower layer and head.
-
-    Args:
-        amount, count: the share or number of heads; of each layer, or of all if `together`.
-        by_group: whether whole groups go.
-        empty: whether a layer may lose all.
-        key: config key, for messages.
-
-    Raises:
-        ConfigError: as many cannot go.
-    """
-    moves = {site.layer: _moves(site, scores[site.layer], by_group) for site in sites}
-    chosen: dict[int, list[int]] = {}
-    given = amount if count is None else count
-    if together:
-        total = sum(site.q_heads for site in sites)
-        # A layer's moves are taken in their order, so the cheapest is always some layer's next.
-        ranked = sorted(
-            (cost, layer, number)
-            for layer, found in moves.items()
-            for number, (cost, _) in enumerate(found[: len(found) if empty else -1])
-        )
-        wanted = _wanted(total, amount, count)
-        most = sum(len(moves[layer][number][1]) for _, layer, number in ranked)
-        for _, layer, number in ranked:
-            heads = moves[layer][number][1]
-            if wanted >= len(heads):
-                chosen.setdefault(layer, []).extend(heads)
-                wanted -= len(heads)
-        _check_reached(
-            wanted,
-            min(len(found[0][1]) for found in moves.values()),
-            most,
-            given,
-            empty=empty,
-            key=key,
-        )
-        return {layer: sorted(heads) for layer, heads in chosen.items()}
-    for site in sites:
-        wanted = _wanted(site.q_heads, amount, count)
-        found = moves[site.layer][: None if empty else -1]
-        each = len(moves[site.layer][0][1])
-        taken = found[: wanted // each]
-        left = wanted - sum(len(heads) for _, heads in taken)
-        _check_reached(left, each, each * len(found), given, empty=empty, key=key)
-        chosen[site.layer] = sorted(head for _, heads in taken for head in heads)
-    return chosen
-
-
-def _moves(site: Site, scores: Sequence[float], by_group: bool) -> list[tuple[float, list[int]]]:
-    size = site.group_size
-    groups = [list(range(start, start + size)) for start in range(0, site.q_heads, size)]
-    if by_group:
-        found = [(sum(scores[head] for head in group), group) for group in groups]
-        return sorted(found, key=lambda move: (move[0], move[1]))
-    ranked = [sorted(group, key=lambda head: (scores[head], head)) for group in groups]
-    return [
-        (sum(scores[group[n]] for group in ranked), [group[n] for group in ranked])
-        for n in range(size)
-    ]
-
-
-def _wanted(heads: int, amount: float | None, count: int | None) -> int:
-    return count if count is not None else math.floor((amount or 0.0) * heads + 1e-9)
-
-
-def _check_reached(
-    missing: int, each: int, most: int, given: float | None, *, empty: bool, key: str
-) -> None:
-    if missing >= each:
-        more = "" if empty else ", or attention.prune_heads.remove_attention=true"
-        raise ConfigError(
-            key,
-            "there are not so many heads" if empty
-            else "a layer keeps at least one head (or group of them)",
-            given=given, valid=f"at most {most} heads{more}",
-        )  # fmt: skip
-
-
-def _is_score(value: Any) -> bool:
+def is_score(value: Any) -> bool:
+    """Whether heads can be ordered by it."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

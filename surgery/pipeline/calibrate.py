@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
+from surgery.anatomy import Site
 from surgery.calibration import Calibration, calibrated_plan
+from surgery.calibration.case import Scorer
 from surgery.config.schema import ExportFormat, RunConfig
 from surgery.console import is_rank_zero, say, show
 from surgery.errors import ConfigError, PlanError, SurgeryError
 from surgery.execute.live import apply_
+from surgery.importance import ScoreTable
 from surgery.measure.loss import held_out_loss
-from surgery.operations import parse_operations
 from surgery.operations.gqa import GQA, Grouping, Merge
+from surgery.pipeline.deferred import performed
 from surgery.pipeline.session import Session
 from surgery.plan.operation import Operation
 from surgery.plan.plan import Plan
@@ -39,7 +44,7 @@ def calibrate(session: Session) -> None:
         return
     # Training draws the same numbers as without this stage.
     with torch.random.fork_rng():
-        session.plan = _calibrated(session, parse_operations(session.run.attention))
+        session.plan = _calibrated(session, performed(session.run))
     save_plan(session.plan, session.run_dir)
     show(plan_table(session.plan))
 
@@ -50,7 +55,7 @@ def compare(session: Session) -> dict[str, Any] | None:
     The original is loaded again, merged and evaluated; the run's own model is not touched. A model
     that cannot be merged so is no mistake of this run: that is said, and the run goes on.
     """
-    operations = parse_operations(session.run.attention)
+    operations = performed(session.run)
     better = [_optimal(operation) for operation in operations]
     if better == operations or session.data is None:
         return None
@@ -92,6 +97,7 @@ def _calibrated(session: Session, operations: list[Operation], model: Any = None
         operations,
         session.data.calibration_batches(run.calibration.windows, run.calibration.batch_size),
         options_of(run),
+        _kept_scores(session),
         name=session.source.name,
         seed=run.seed,
         tokens=plan.tokens,
@@ -99,6 +105,24 @@ def _calibrated(session: Session, operations: list[Operation], model: Any = None
         device=str(session.device),
         native=run.export.format is ExportFormat.native,
     )
+
+
+def _kept_scores(session: Session) -> Scorer | None:
+    """Who scores heads, if any operation asks; the table it decides on is written down."""
+    if not any(getattr(op, "estimator", None) for op in performed(session.run)):
+        return None
+    from surgery.pipeline.importance import keep, scorer_of
+
+    scorer = scorer_of(session)
+
+    def scored(
+        model: PreTrainedModel, sites: Sequence[Site], estimator: str, unit: str
+    ) -> ScoreTable:
+        table = scorer(model, sites, estimator, unit)
+        keep(session, table)
+        return table
+
+    return scored
 
 
 def options_of(run: RunConfig) -> Calibration:

@@ -17,21 +17,25 @@ from surgery.training.teacher import said_of, teacher_source
 _TEACHER = "objective.teacher"
 
 
-def check_healing(run: RunConfig, original: PreTrainedModel, plan: Plan) -> None:
+def check_healing(
+    run: RunConfig, original: PreTrainedModel, plan: Plan, *, changes: bool | None = None
+) -> None:
     """Check `optim.parameters` and `objective.*` against the model and its plan.
 
     Args:
         original: the source of the plan, which may live on the meta device.
+        changes: whether the model that is trained becomes another than the original; by default,
+            whether the plan changes anything.
 
     Raises:
         ConfigError: nothing to train, nothing to learn, or a teacher that does not fit.
     """
     check_parameters(plan, run.optim.parameters)
-    if run.optim.parameters is Trained.attention:
+    if run.optim.parameters in (Trained.attention, Trained.output):
         _refuse_unreadable(original, "optim.parameters")
     if run.objective.name is not ObjectiveName.distill:
         return
-    _refuse_itself(run, plan)
+    _refuse_itself(run, plan.changes_anything if changes is None else changes)
     if run.objective.teacher is not None:
         _check_teacher(run, original)
     if run.objective.attention_weight > 0:
@@ -75,9 +79,9 @@ def _skeleton(run: RunConfig) -> PreTrainedModel:
         return teacher_source(run.model, run.objective.teacher).skeleton()
 
 
-def _refuse_itself(run: RunConfig, plan: Plan) -> None:
+def _refuse_itself(run: RunConfig, changes: bool) -> None:
     itself = run.objective.teacher in (None, run.model.path) and run.model.scratch is None
-    if itself and not plan.changes_anything and run.objective.label_weight == 0:
+    if itself and not changes and run.objective.label_weight == 0:
         raise ConfigError(
             _TEACHER,
             "the model would learn from itself, and so nothing",

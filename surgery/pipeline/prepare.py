@@ -24,12 +24,15 @@ from surgery.console import is_terminal
 from surgery.errors import ConfigError
 from surgery.models.source import ModelSource
 from surgery.operations import parse_operations
+from surgery.operations.prune_options import check_options
+from surgery.pipeline.deferred import Deferred, check_deferred, split
 from surgery.pipeline.session import Session, device_name
 from surgery.plan.make import make_plan
 from surgery.plan.plan import Plan
+from surgery.tasks.declare import EACH, check_tasks
 
-_WEIGHTS = {Stage.measure, Stage.operate, Stage.train, Stage.export}
-_DATA = {Stage.measure, Stage.train}
+_WEIGHTS = {Stage.measure, Stage.score, Stage.operate, Stage.train, Stage.export}
+_DATA = {Stage.measure, Stage.score, Stage.train}
 
 # Times 1 / hidden_size: the width rule of Yang et al. 2022 (arXiv:2203.03466) for Adam, anchored
 # where healing the embedded model went best.
@@ -52,41 +55,57 @@ def prepare(run: RunConfig, run_dir: Path, settings: dict[str, Any]) -> Session:
     wanted = set(run.stages)
     _check_stages(run, wanted)
     operations = parse_operations(run.attention)
+    early, late = split(operations)
+    if late is not None:
+        check_options(late)
+        check_deferred(run, late)
     source = ModelSource(run.model)
     _check_device(run.model.device)
+    tasks = check_tasks(run, operations)
+    if tasks and run.tasks.mode in EACH:
+        from surgery.pipeline.each_task import prepare_each
+
+        return prepare_each(run, run_dir, settings, tasks)
     config = source.config()
     if run.optim.lr is None and Stage.train in wanted:
         run.optim.lr = _healing_rate(config)
     calibrates = Stage.calibrate in wanted and (
         run.calibration.compare or any(operation.calibrated for operation in operations)
     )
+    if Stage.score in wanted:
+        from surgery.importance.check import check_estimator
+
+        check_estimator("importance.estimator", run.importance.estimator, run.importance.objective)
     if wanted & _DATA or calibrates:
         from surgery.data.sources import check_source
 
         check_source(run.data)
-    if Stage.train in wanted:
+    if wanted & {Stage.train, Stage.score}:
         from surgery.training.loggers import check_loggers
 
         check_loggers(run.logger)
     skeleton = source.skeleton(config)
-    plan = make_plan(
-        skeleton,
-        operations,
-        name=source.name,
-        seed=run.seed,
-        tokens=run.data.seq_len,
-        kv_bytes=_kv_bytes(run, config),
-        device=device_name(run.model.device),
-        native=run.export.format is ExportFormat.native,
-    )
+    making: dict[str, Any] = {
+        "name": source.name,
+        "seed": run.seed,
+        "tokens": run.data.seq_len,
+        "kv_bytes": _kv_bytes(run, config),
+        "device": device_name(run.model.device),
+        "native": run.export.format is ExportFormat.native,
+    }
+    whole = plan = make_plan(skeleton, operations, **making)
+    if late is not None:  # `whole` was made to refuse what cannot be; training will decide on it
+        plan = make_plan(skeleton, early, **making)
     _check_calibrated(run, plan, wanted)
     if wanted & _WEIGHTS or calibrates:
         source.check_weights()
     if Stage.train in wanted:
         from surgery.pipeline.healing import check_healing
 
-        check_healing(run, skeleton, plan)
+        check_healing(run, skeleton, plan, changes=whole.changes_anything)
     session = Session(run=run, settings=settings, run_dir=run_dir, source=source, plan=plan)
+    if late is not None:
+        session.deferred = Deferred(late, whole)
     if wanted & (_DATA | {Stage.export}) or calibrates:
         session.tokenizer = source.tokenizer()
     if Stage.train in wanted:
@@ -103,11 +122,15 @@ def prepare(run: RunConfig, run_dir: Path, settings: dict[str, Any]) -> Session:
         if not is_terminal():
             datasets.disable_progress_bars()
         assert session.tokenizer is not None
-        _check_fit(run, config, plan)
+        check_fit(run, config, whole)
         session.data = TextData(run.data, session.tokenizer, run.model.task, run.seed)
         session.data.setup()
         if Stage.train in wanted:
             session.data.check_training()
+    if tasks:
+        from surgery.pipeline.tasks import prepare_tasks
+
+        prepare_tasks(session, tasks)
     return session
 
 
@@ -184,7 +207,12 @@ def _check_device(device: str) -> None:
         ) from None
 
 
-def _check_fit(run: RunConfig, config: Any, plan: Plan) -> None:
+def check_fit(run: RunConfig, config: Any, plan: Plan) -> None:
+    """Refuse data that the model cannot read.
+
+    Raises:
+        ConfigError: windows or batches it has no place for.
+    """
     limit = getattr(config.get_text_config(), "max_position_embeddings", None)
     for key, value in plan.config_patch.items():
         if key.endswith("max_position_embeddings"):

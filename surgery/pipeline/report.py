@@ -21,6 +21,15 @@ def report(run_dir: Path) -> None:
 
         draw_result(summary, run_dir / PICTURE)
         show(result_table(summary))
+    if summary.get("tasks"):
+        from surgery.tasks.table import agreement_table, losses_table, warnings
+
+        if summary["tasks"].get("spearman"):
+            show(agreement_table(summary["tasks"]))
+        if summary["tasks"]["losses"]:
+            show(losses_table(summary["tasks"]))
+        for warning in warnings(summary["tasks"]):
+            say(warning)
     say(f"everything is in {run_dir}")
 
 

@@ -9,7 +9,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from transformers import set_seed
 
-from surgery.config.schema import RunConfig, Stage
+from surgery.config.schema import RunConfig, Stage, TaskMode
 from surgery.config.validate import checked
 from surgery.console import is_rank_zero
 from surgery.execute.live import apply_
@@ -40,11 +40,28 @@ def execute(cfg: DictConfig) -> None:
     session = prepare(run, run_dir, {str(key): value for key, value in settings.items()})
     if is_rank_zero():
         write_text(run_dir / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
-    _stages(session, run)
+    perform(session, start)
+
+
+def perform(session: Session, start: float) -> None:
+    """The stages of a prepared run, and what they leave in its directory.
+
+    Args:
+        start: when it began, by `time.perf_counter`.
+    """
+    _stages(session, session.run)
+    if session.scores is not None and not session.has(Stage.train) and is_rank_zero():
+        from surgery.pipeline.train import log_without_training
+
+        log_without_training(session)
     session.timings["total"] = time.perf_counter() - start
     if is_rank_zero():
-        write_text(run_dir / SCHEMA, schema_text())
-        write_json(run_dir / SUMMARY, summarize(session))
+        if session.tasks:
+            from surgery.pipeline.tasks import keep_tasks
+
+            keep_tasks(session)
+        write_text(session.run_dir / SCHEMA, schema_text())
+        write_json(session.run_dir / SUMMARY, summarize(session))
         if session.has(Stage.report):
             report(session.run_dir)
         if session.comparison is not None:
@@ -59,7 +76,17 @@ def _stages(session: Session, run: RunConfig) -> None:
         forget_plan(session.run_dir)
     if session.has(Stage.plan):
         _plan(session)
+    if session.task_runs:
+        from surgery.pipeline.each_task import run_each
+
+        run_each(session)
+        return
     _measure(session, "before")
+    if session.has(Stage.score):
+        from surgery.pipeline.importance import score
+
+        with session.stage("score"):
+            score(session)
     if session.has(Stage.calibrate) and not session.plan.is_resolved:
         from surgery.pipeline.calibrate import calibrate
 
@@ -76,6 +103,7 @@ def _stages(session: Session, run: RunConfig) -> None:
 
         with session.stage("train"):
             train(session)
+        _cut(session)
         _measure(session, "after_training")
     if session.has(Stage.export) and is_rank_zero():
         from surgery.pipeline.export import export
@@ -90,8 +118,19 @@ def _plan(session: Session) -> None:
     from surgery.plan.store import save_plan
 
     if is_rank_zero():
-        save_plan(session.plan, session.run_dir)
-        show(plan_table(session.plan))
+        save_plan(session.whole_plan, session.run_dir)
+        show(plan_table(session.whole_plan))
+
+
+def _cut(session: Session) -> None:
+    """Remove what training closed, where an operation was left to it."""
+    if session.deferred is None:
+        return
+    from surgery.pipeline.deferred import cut
+
+    with session.stage("cut"):
+        cut(session)
+        _plan(session)
 
 
 def _say_comparison(session: Session) -> None:
@@ -124,3 +163,7 @@ def _measure(session: Session, moment: str) -> None:
         session.measurements[moment] = measure_model(
             model, session.data, session.run.measure, session.run.model.task, label=label
         )
+        if session.run.tasks.mode is TaskMode.one_mask:
+            from surgery.pipeline.tasks import measure_tasks
+
+            measure_tasks(session, moment)

@@ -21,7 +21,9 @@ if TYPE_CHECKING:  # Lightning and datasets take seconds to import; a plan needs
     from pytorch_lightning.callbacks import Callback
 
     from surgery.data.module import TextData
+    from surgery.importance import ScoreTable
     from surgery.measure import Measurement
+    from surgery.pipeline.deferred import Deferred
 
 
 def device_name(wanted: str) -> str:
@@ -40,8 +42,15 @@ class Session:
         settings: the same as plain data, for loggers and cards.
         plan: always made, whichever stages run: making it is the check. Closed by `calibrate`.
         model: loaded by the first stage that needs weights, operated by `operate`.
+        deferred: what training decides on; ``None`` where nothing is left to it. Until it has, the
+            plan holds the operations before that one.
         measurements: by moment: before, after_surgery, after_training.
+        scores: importance of every head, where it was measured.
         comparison: what another merge would have given, where that was asked for.
+        task_data: the data of each task, where several are declared (`tasks.data`).
+        task_runs: a run per task, where each has a model of its own; done in place of this one.
+        task_tables: the scores of each, where they were measured.
+        tasks: what was found of them, for `tasks.json`.
     """
 
     run: RunConfig
@@ -49,15 +58,26 @@ class Session:
     run_dir: Path
     source: ModelSource
     plan: Plan
+    deferred: Deferred | None = None
     tokenizer: PreTrainedTokenizerBase | None = None
     data: TextData | None = None
     callbacks: list[Callback] = field(default_factory=list)
     model: PreTrainedModel | None = None
     measurements: dict[str, Measurement] = field(default_factory=dict)
     comparison: dict[str, Any] | None = None
+    scores: ScoreTable | None = None
+    task_data: dict[str, TextData] = field(default_factory=dict)
+    task_runs: dict[str, Session] = field(default_factory=dict)
+    task_tables: dict[str, ScoreTable] = field(default_factory=dict)
+    tasks: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     export: dict[str, Any] = field(default_factory=dict)
     timings: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def whole_plan(self) -> Plan:
+        """From the original to the result, as far as it is known by now."""
+        return self.plan if self.deferred is None else self.deferred.expected
 
     def has(self, stage: Stage) -> bool:
         return stage in self.run.stages

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict
 from enum import Enum
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.loggers import WandbLogger
+from pytorch_lightning.loggers import Logger, WandbLogger
 from pytorch_lightning.strategies import DeepSpeedStrategy, FSDPStrategy
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from transformers import PreTrainedModel
 
-from surgery.config.schema import RunConfig
+from surgery.anatomy import Site
+from surgery.config.schema import ExportFormat, RunConfig
 from surgery.console import say
 from surgery.errors import ConfigError
+from surgery.importance import ScoreTable
 from surgery.models.source import ModelSource
 from surgery.pipeline.healing import matched
 from surgery.pipeline.session import Session
@@ -25,6 +28,7 @@ from surgery.plan.plan import Plan
 from surgery.training.curve import LossCurve
 from surgery.training.loggers import build_loggers
 from surgery.training.module import SurgeryModule
+from surgery.training.score_artifact import log_scores
 from surgery.training.trainer import build_trainer
 
 
@@ -32,7 +36,7 @@ def train(session: Session) -> None:
     """Fit, and leave the trained model in `session.model`."""
     run = session.run
     assert session.data is not None
-    module = build_module(run, session.source, session.plan)
+    module = build_module(run, session.source, session.plan, **_closing(session))
     if session.model is not None:
         module.adopt(session.model)
     pl.seed_everything(run.seed, verbose=False)
@@ -51,7 +55,9 @@ def train(session: Session) -> None:
             trainer.fit(module, datamodule=session.data, ckpt_path=run.resume, weights_only=True)
         except MisconfigurationException as error:  # options or callbacks that do not go together
             raise ConfigError("trainer", str(error).splitlines()[0]) from None
-    _finish_wandb(trainer)
+    if trainer.is_global_zero:
+        send_scores(session, trainer.loggers)
+    _finish_wandb(trainer.loggers)
     session.model = _whole(module, trainer, session)
     session.training = {
         "steps": trainer.global_step,
@@ -68,10 +74,33 @@ def train(session: Session) -> None:
         "final_train_loss": _scalar(trainer.callback_metrics.get("train/loss")),
         "checkpoint": _last_checkpoint(trainer),
         "curve": curve.points,
+        "pruning": None,
     }
     if session.training["steps"] == 0:
         raise ConfigError("trainer", "these options let no training step happen")
+    if module.pruning is not None and session.deferred is not None:
+        module.pruning.finish(trainer)
+        session.deferred.closed = module.pruning.chosen
+        session.training["pruning"] = module.pruning.to_json()
     say(f"  trained {trainer.global_step} steps")
+
+
+def log_without_training(session: Session) -> None:
+    """Send what a run without training found to its loggers."""
+    loggers = build_loggers(session.run.logger, session.run_dir, session.settings)
+    send_scores(session, loggers)
+    _finish_wandb(loggers)
+
+
+def send_scores(session: Session, loggers: Sequence[Logger]) -> None:
+    """The score table that the run made, if it made one."""
+    from surgery.pipeline.importance import FILE, PICTURE
+
+    if session.scores is None:
+        return
+    file = session.run_dir / FILE
+    files = [file, file.with_suffix(".parquet")]
+    log_scores(loggers, files, session.run_dir / PICTURE, session.scores.about())
 
 
 def _whole(module: SurgeryModule, trainer: pl.Trainer, session: Session) -> PreTrainedModel | None:
@@ -87,8 +116,36 @@ def _whole(module: SurgeryModule, trainer: pl.Trainer, session: Session) -> PreT
     return module.model.to(session.device)  # type: ignore[arg-type]
 
 
-def build_module(run: RunConfig, source: ModelSource, plan: Plan) -> SurgeryModule:
-    """The LightningModule of a run, not yet built: Lightning calls its `configure_model`."""
+def _closing(session: Session) -> dict[str, Any]:
+    """The module's arguments where training is to close heads."""
+    if session.deferred is None:
+        return {}
+    from surgery.pipeline.importance import keep, scorer_of
+
+    def scored(
+        model: PreTrainedModel, sites: Sequence[Site], estimator: str, unit: str
+    ) -> ScoreTable:
+        table = scorer_of(session)(model, sites, estimator, unit)
+        if session.scores is None:  # the first: of the model with all its heads
+            keep(session, table)
+        return table
+
+    operation = session.deferred.operation.to_json()
+    pruning = {
+        "operation": {name: value for name, value in operation.items() if name != "operation"},
+        "importance": _plain(session.run.importance),
+        "seed": session.run.seed,
+        "native": session.run.export.format is ExportFormat.native,
+    }
+    return {"pruning": pruning, "scorer": scored}
+
+
+def build_module(run: RunConfig, source: ModelSource, plan: Plan, **more: Any) -> SurgeryModule:
+    """The LightningModule of a run, not yet built: Lightning calls its `configure_model`.
+
+    Args:
+        more: further arguments of `SurgeryModule`.
+    """
     pairs = matched(run, source.config(), plan)
     return SurgeryModule(
         model=_plain(run.model),
@@ -98,6 +155,7 @@ def build_module(run: RunConfig, source: ModelSource, plan: Plan) -> SurgeryModu
         optim=_plain(run.optim),
         tensors=plan.tensors,
         pairs=None if pairs is None else [list(pair) for pair in pairs],
+        **more,
     )
 
 
@@ -138,7 +196,7 @@ def _last_checkpoint(trainer: pl.Trainer) -> str | None:
     return os.path.relpath(path, trainer.default_root_dir) if path else None
 
 
-def _finish_wandb(trainer: pl.Trainer) -> None:
-    for logger in trainer.loggers:
+def _finish_wandb(loggers: Sequence[Logger]) -> None:
+    for logger in loggers:
         if isinstance(logger, WandbLogger):
             logger.experiment.finish()

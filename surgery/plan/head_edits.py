@@ -44,10 +44,12 @@ class Rewrite:
 
     Attributes:
         bias: whether the output projection's bias is made anew too.
+        output_only: whether the output projection alone is made anew.
     """
 
     prefix: str
     bias: bool
+    output_only: bool = False
 
     def name(self, role: str) -> str:
         return f"{self.prefix}.{role}"
@@ -70,6 +72,7 @@ def regroup(
     """
     parts = {"query": query, "key": kv, "value": kv}
     specs = {} if rewrite is None else rewrite_specs(site, rewrite, query, kv)
+    mixes = rewrite is not None and not rewrite.output_only
     edits: list[TensorEdit] = []
     projections: dict[str, Projection] = {}
     if site.packing is None:
@@ -77,7 +80,7 @@ def regroup(
             old = site.projection(role)
             new = replace(old, out_features=old.unit * len(parts[role]))
             projections[role] = new
-            if rewrite is None:
+            if not mixes:
                 edits += _projection_edits(operation, old, old.unit, parts[role], merging)
             else:
                 uses = [(0, number) for number in range(len(parts[role]))]
@@ -88,7 +91,7 @@ def regroup(
         old = site.query
         new = replace(old, out_features=old.unit * len(packed), packing=packing)
         projections = dict.fromkeys(ROLES, new)
-        if rewrite is None:
+        if not mixes:
             edits += _projection_edits(operation, old, old.unit, packed, merging)
         else:
             after_order = order(packing, len(query), len(kv))
@@ -132,7 +135,8 @@ def regroup(
 def rewrite_specs(site: Site, rewrite: Rewrite, query: Parts, kv: Parts) -> dict[str, TensorSpec]:
     """Role → name and shape of the tensor that calibration makes for it."""
     shapes: dict[str, tuple[int, ...]] = {}
-    for role, parts in (("query", query), ("key", kv), ("value", kv)):
+    mixed = () if rewrite.output_only else (("query", query), ("key", kv), ("value", kv))
+    for role, parts in mixed:
         unit = site.projection(role).unit
         shapes[role] = (len(parts), unit, len(parts[0]) * unit)
     output = site.output

@@ -111,6 +111,7 @@ def make_plan(
         calibration=calibration,
         resolved={name: digest(tensor) for name, tensor in draft.tensors.items()},
         tensors=draft.tensors,
+        resolutions=dict(resolutions or {}),
         tokens=tokens,
         kv_bytes=kv_bytes,
         sizes_before=_sizes(parameters, source_sites, tokens, kv_bytes),

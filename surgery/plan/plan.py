@@ -12,6 +12,7 @@ from surgery.anatomy import Block, Site
 from surgery.errors import PlanError
 from surgery.plan.edits import SiteChange, TensorEdit
 from surgery.plan.operation import Step
+from surgery.plan.resolution import Resolution
 from surgery.plan.sizes import Sizes
 
 FORMAT = 3
@@ -59,6 +60,7 @@ class Plan:
         sizes_before, sizes_after: predicted, at `tokens` tokens and `kv_bytes` bytes per value.
         export: how the result can be saved.
         tensors: the calibrated tensors themselves. JSON holds their digests alone.
+        resolutions: what it was made with, by the operation's place; not in JSON.
     """
 
     model: Mapping[str, str]
@@ -82,6 +84,7 @@ class Plan:
     sizes_after: Sizes
     export: Export
     tensors: Mapping[str, torch.Tensor] = field(default_factory=dict, repr=False, compare=False)
+    resolutions: Mapping[int, Resolution] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def changes_anything(self) -> bool:
@@ -99,7 +102,7 @@ class Plan:
 
     @property
     def is_resolved(self) -> bool:
-        """Whether it is closed: no decision is left to calibration."""
+        """Whether it is closed: no decision is left to calibration or training."""
         return set(self.wanted) <= set(self.resolved) and not self.open_decisions
 
     def inputs(self, edit: TensorEdit) -> list[torch.Tensor]:

@@ -48,7 +48,7 @@ def plan_table(plan: Plan) -> Table:
         first = plan.left_alone[0]
         blocks = f"{len(plan.left_alone)} attention blocks"
         table.add_row("left alone", f"{first.path}, …: {first.reason}", blocks, "")
-    undecided = [f"left to calibration: {decision}" for decision in plan.open_decisions]
+    undecided = [f"left open: {decision}" for decision in plan.open_decisions]
     table.caption = "\n".join([*plan.notes, *undecided, plan.export.reason])
     return table
 

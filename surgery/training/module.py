@@ -18,6 +18,7 @@ from surgery.execute.live import apply_
 from surgery.models.forward import no_cache
 from surgery.models.source import ModelSource, build
 from surgery.plan.plan import Plan
+from surgery.training.gating import GatedPruning, Scorer
 from surgery.training.objectives import labelled, training_loss
 from surgery.training.optim import build_optimizer, warmup_cosine
 from surgery.training.pairs import Pair, own_pairs
@@ -43,8 +44,12 @@ class SurgeryModule(pl.LightningModule):
             ``None``: those of the original (`surgery.training.pairs`).
         tensors: the plan's calibrated tensors, where it has any. They are no hyperparameters:
             checkpoints hold what became of them.
+        pruning: options of `GatedPruning`, where heads are closed while the model trains. They are
+            still there when it is done; `surgery.training.cut` removes them.
+        scorer: who scores heads for it; no hyperparameter either.
 
     Attributes:
+        pruning: what follows its schedule; ``None`` without.
         trained: number of parameters that `optim.parameters` leaves trainable, set when the model
             is built (before it is sharded).
 
@@ -63,14 +68,20 @@ class SurgeryModule(pl.LightningModule):
         load_weights: bool = True,
         pairs: Sequence[Sequence[str]] | None = None,
         tensors: Mapping[str, torch.Tensor] | None = None,
+        pruning: Mapping[str, Any] | None = None,
+        scorer: Scorer | None = None,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(ignore=["tensors"])
+        self.save_hyperparameters(ignore=["tensors", "scorer"])
         self.plan = Plan.from_json(plan, tensors)
         self.objective = _typed(ObjectiveConfig, objective)
         self.optim = _typed(OptimConfig, optim)
         self.source = ModelSource(_typed(ModelConfig, model))
         self.model: PreTrainedModel | None = None
+        self.pruning = (
+            None if pruning is None
+            else GatedPruning(pruning, self.plan.after, self.task, scorer)
+        )  # fmt: skip
         # Not a submodule: the original must appear in no checkpoint and no optimizer.
         self._teacher: list[PreTrainedModel] = []
         self._pairs = self._paired(pairs) if self.objective.attention_weight > 0 else []
@@ -93,6 +104,8 @@ class SurgeryModule(pl.LightningModule):
     def adopt(self, model: PreTrainedModel, teacher: PreTrainedModel | None = None) -> None:
         """Use a model that is operated already, and a teacher that is loaded already."""
         self.thaw()
+        if self.pruning is not None:
+            self.pruning.detach()
         self.model = model
         self._teacher = [teacher.requires_grad_(False).eval()] if teacher is not None else []
 
@@ -104,6 +117,8 @@ class SurgeryModule(pl.LightningModule):
             plan = self.plan if whole else self.plan.hollow()
             self.model = apply_(self._original(), plan, check=whole)
         self.model.train()  # transformers hands models out in eval mode
+        if self.pruning is not None:
+            self.pruning.attach(self.model)
         if self._exact is None:
             self._exact = _computed_buffers(self.model)
         if self._resting is None:
@@ -144,6 +159,15 @@ class SurgeryModule(pl.LightningModule):
         for teacher in self._teacher:
             nn.Module.to(teacher, self.device)
 
+    def on_train_start(self) -> None:
+        if self.pruning is not None:
+            self.pruning.follow(self.trainer)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        # Not before a batch: by then callbacks watch, and would see what is measured here.
+        if self.pruning is not None:
+            self.pruning.follow(self.trainer)
+
     def forward(self, **batch: torch.Tensor) -> Any:
         assert self.model is not None
         return self.model(**batch, **no_cache(self.model))
@@ -162,6 +186,8 @@ class SurgeryModule(pl.LightningModule):
         self.log("train/loss", loss.total, prog_bar=True)
         for name, value in loss.parts.items():
             self.log(f"train/{name}", value)
+        if self.pruning is not None:
+            self.log("train/open_heads", self.pruning.open_share)
         return loss.total
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -179,6 +205,16 @@ class SurgeryModule(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self._fitting:
+            pruning = checkpoint["hyper_parameters"].get("pruning")
+            if pruning != self.hparams["pruning"]:
+                raise ConfigError(
+                    "attention.prune_heads", "the checkpoint to resume from was trained with "
+                    "other heads to close, or on another schedule",
+                    given=self.hparams["pruning"], valid=pruning,
+                )  # fmt: skip
+        if self.pruning is not None:
+            self.pruning.load_state_dict(checkpoint["pruning"])
         stored = checkpoint["hyper_parameters"]["optim"].get("parameters", "all")
         if self._fitting and stored != self.optim.parameters.value:
             raise ConfigError(
@@ -188,6 +224,8 @@ class SurgeryModule(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["hyper_parameters"]["load_weights"] = False
+        if self.pruning is not None:
+            checkpoint["pruning"] = self.pruning.state_dict()
 
 
 def _computed_buffers(model: nn.Module) -> list[tuple[nn.Module, str, torch.Tensor]]:

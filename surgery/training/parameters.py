@@ -1,8 +1,8 @@
-"""Which parameters are trained: all, those of attention, or those that surgery made."""
+"""Which parameters are trained: all, those of attention, its outputs, or those surgery made."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from torch import nn
 
@@ -21,7 +21,7 @@ def check_parameters(plan: Plan, choice: Trained) -> None:
     Raises:
         ConfigError: key ``optim.parameters``.
     """
-    if choice is Trained.attention and not plan.after:
+    if choice in (Trained.attention, Trained.output) and not plan.after:
         raise ConfigError(_KEY, "the model has no attention left to train",
                           given=choice.value, valid="all")  # fmt: skip
     if choice is not Trained.changed:
@@ -43,6 +43,7 @@ def check_parameters(plan: Plan, choice: Trained) -> None:
 def resting(model: nn.Module, plan: Plan, choice: Trained) -> list[nn.Parameter]:
     """The parameters of an operated model that would be trained if it were not for `choice`.
 
+    output: all but the output projections of all sites, biases included.
     attention: all but the query, key, value and output projections and QK-norms of all sites.
     changed: all but the results of the plan's tensor edits, whatever was done to them later.
     A tensor that stands in several places rests only if none of them is chosen.
@@ -53,9 +54,7 @@ def resting(model: nn.Module, plan: Plan, choice: Trained) -> list[nn.Parameter]
     if choice is Trained.all:
         return []
     check_parameters(plan, choice)
-    of_attention = choice is Trained.attention
-    chosen = _of_attention(model, plan) if of_attention else _changed(model, plan)
-    kept = {id(parameter) for parameter in chosen}
+    kept = {id(parameter) for parameter in _CHOSEN[choice](model, plan)}
     return [p for p in model.parameters() if p.requires_grad and id(p) not in kept]
 
 
@@ -79,10 +78,22 @@ def _of_attention(model: nn.Module, plan: Plan) -> Iterator[nn.Parameter]:
                 yield from _holder(model, part.path).parameters()
 
 
+def _of_output(model: nn.Module, plan: Plan) -> Iterator[nn.Parameter]:
+    for site in plan.after:
+        yield from _holder(model, site.output.path).parameters()
+
+
 def _changed(model: nn.Module, plan: Plan) -> Iterator[nn.Parameter]:
     for name in changed_names(plan):
         path, _, attribute = name.rpartition(".")
         yield getattr(_holder(model, path), attribute)
+
+
+_CHOSEN: dict[Trained, Callable[[nn.Module, Plan], Iterator[nn.Parameter]]] = {
+    Trained.attention: _of_attention,
+    Trained.output: _of_output,
+    Trained.changed: _changed,
+}
 
 
 def _holder(model: nn.Module, path: str) -> nn.Module:

@@ -175,6 +175,14 @@ def test_files_that_would_not_be_read(kind: str, fields: dict[str, Any], key: st
     assert "data=text" in str(caught.value.valid)
 
 
+@pytest.mark.parametrize("kind", ["hub", "text"])
+def test_parts_are_the_librarys(kind: str, folder: Path) -> None:
+    with pytest.raises(ConfigError, match="is not read by") as caught:
+        check_source(data_config(kind, path=str(folder / "good.jsonl"), part="code"))
+    assert caught.value.key == "data.part"
+    assert caught.value.valid == "data=stdlib data.part=code"
+
+
 @pytest.mark.parametrize("streaming", STREAMING)
 @pytest.mark.parametrize(
     ("fields", "key"),

@@ -10,6 +10,7 @@ import pytest
 
 from surgery.config.schema import Task
 from surgery.data.module import TextData
+from surgery.data.sources import load_corpus
 from surgery.data.split import is_held_out
 from surgery.data.stdlib import stdlib_documents
 from surgery.models.source import byte_tokenizer
@@ -78,3 +79,23 @@ def test_what_is_left_out(tmp_path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
     assert list(stdlib_documents(tmp_path)) == ["kept.py", "package/kept.py"]
+
+
+def test_parts_are_held_out_by_the_same_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(40):
+        text = f'"""Text {number}."""\nx = {number}\n'
+        (tmp_path / f"m{number}.py").write_text(text)
+    monkeypatch.setattr("surgery.data.stdlib.stdlib_root", lambda: tmp_path)
+    halves = {}
+    for part in ("code", "prose"):
+        corpus = load_corpus(data_config("stdlib", part=part, val_fraction=0.3), Task.causal_lm)
+        halves[part] = [
+            {"".join(filter(str.isdigit, row["text"])) for row in half}
+            for half in (corpus.train, corpus.held_out)
+        ]
+    assert halves["code"] == halves["prose"]
+    assert halves["code"][1] == {
+        str(number) for number in range(40) if is_held_out(f"m{number}.py", 0.3)
+    }

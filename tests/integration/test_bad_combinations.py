@@ -239,13 +239,15 @@ TABLE_OF_ROWS = {
         key="attention",
     ),
     # prune_heads: what is asked for
-    "no way to choose": _prune("scope=all", PRUNE, "exactly one of heads, amount", "none of", ""),
+    "no way to choose": _prune(
+        "scope=global", PRUNE, "exactly one of heads, amount", "none of", ""
+    ),
     "amount without scores": _prune("amount=0.5", TABLE, "`amount` needs a score", "", JSON),
     "scores for named heads": _prune(
         "heads=[0] scores={good}", TABLE, "of no use where `heads`", "{good}", "null"
     ),
     "scope for named heads": _prune(
-        "heads=[0] scope=all", f"{PRUNE}.scope", "of no use where `heads`", "all", "layer"
+        "heads=[0] scope=global", f"{PRUNE}.scope", "of no use where `heads`", "global", "layer"
     ),
     "cut for named heads": _prune(
         "heads=[0] cut=queries", f"{PRUNE}.cut", "of no use where `heads`", "queries", "groups"
@@ -280,7 +282,7 @@ TABLE_OF_ROWS = {
         "at most 8 heads",
     ),
     "count over all layers": _prune(
-        "count=15 scope=all scores={good}", COUNT, "keeps at least one", "15", "at most 14 heads"
+        "count=15 scope=global scores={good}", COUNT, "keeps at least one", "15", "at most 14 heads"
     ),
     "count over the groups": _prune(
         "count=8 scores={good}", COUNT, "(or group of them)", "8", "at most 4 heads",

@@ -57,7 +57,7 @@ def test_the_recipe_says_what_was_decided_and_on_what(healed: Path) -> None:
         assert sorted(h for group in figures["groups"] for h in group) == list(range(8))
         assert figures["output_refined"] <= figures["output_closed_form"]
     out = (healed / "stdout").read_text()
-    assert "left to calibration" in out
+    assert "left open" in out
     assert "== calibrate" in out
     assert "calibration: done" in out
 

@@ -62,7 +62,8 @@ def test_names_and_fields_are_those_of_the_registry() -> None:
     assert operation_names() == sorted(operation_names())
     assert operation_fields("gqa") == ["kv_heads", "merge", "layers", "grouping"]
     assert operation_fields("prune_heads") == [
-        "heads", "amount", "count", "scores", "scope", "cut", "layers", "remove_attention",
+        "heads", "amount", "count", "scores", "estimator", "scope", "uniform", "protect", "cut",
+        "layers", "remove_attention", "refit", "schedule", "rounds", "until",
     ]  # fmt: skip
     assert operation_fields("no_such_thing") == []
 
@@ -91,7 +92,7 @@ def test_names_and_fields_are_those_of_the_registry() -> None:
         ({"gqa": {"kv_heads": 2, "layers": ["first"]}}, "attention.gqa.layers", LAYERS),
         ({"gqa": {"kv_heads": 2, "layers": [0.5]}}, "attention.gqa.layers", LAYERS),
         ({"prune_heads": {"amount": "half"}}, "attention.prune_heads.amount", "float | None"),
-        ({"prune_heads": {"scope": "some"}}, "attention.prune_heads.scope", "layer, all"),
+        ({"prune_heads": {"scope": "some"}}, "attention.prune_heads.scope", "layer, global"),
         ({"prune_heads": {"cut": "keys"}}, "attention.prune_heads.cut", "groups, queries"),
         ({"prune_heads": {"layers": 1}}, "attention.prune_heads.layers", LAYERS),
         ({"gqa": 3}, "attention.gqa", None),

@@ -53,6 +53,8 @@ def operated(
     optim: dict[str, Any] | None = None,
     attention: dict[str, Any] | None = None,
     pairs: list[list[str]] | None = None,
+    pruning: dict[str, Any] | None = None,
+    scorer: Any = None,
     **model: Any,
 ) -> SurgeryModule:
     """A `SurgeryModule` that makes the model in `folder` multi-query, or what `attention` says."""
@@ -72,6 +74,8 @@ def operated(
         objective=objective or options("objective", "lm"),
         optim=optim or options("optim", "adamw", warmup_steps=2),
         pairs=pairs,
+        pruning=pruning,
+        scorer=scorer,
     )
 
 

@@ -1,0 +1,1 @@
+"""Leave-one-out, work shared or not: `python -m benchmarks.leave_one_out`."""

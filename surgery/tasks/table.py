@@ -1,0 +1,52 @@
+"""What tasks make of each other, as the terminal shows it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.table import Table
+
+_TITLES = {
+    "compare": "Held-out loss under each task's mask (nats/token)",
+    "prune_each": "Held-out loss of each task's pruned model (nats/token)",
+    "output_projections": "Held-out loss under each task's output projections (nats/token)",
+    "one_mask": "Held-out loss of each task (nats/token)",
+}
+
+
+def warnings(found: Mapping[str, Any]) -> list[str]:
+    """A line for every mask that costs another task more than `tasks.hurts`."""
+    return [
+        f"WARNING: the mask for {harm['mask']} costs {harm['task']} {harm['cost']:.3f} nats per "
+        f"token, more than tasks.hurts={found['limit']:g}"
+        for harm in found.get("hurts", [])
+    ]
+
+
+def losses_table(found: Mapping[str, Any]) -> Table:
+    """A line per task, a column per mask, model, set of projections or moment."""
+    losses = found["losses"]
+    table = Table(title=_TITLES[found["mode"]], title_justify="left")
+    table.add_column("text")
+    for under in losses:
+        table.add_column(under.replace("_", " "), justify="right")
+    first, *others = losses.values()
+    for task in found["names"]:
+        costs = (f"{row[task]:.4f} ({row[task] - first[task]:+.4f})" for row in others)
+        table.add_row(task, f"{first[task]:.4f}", *costs)
+    return table
+
+
+def agreement_table(found: Mapping[str, Any]) -> Table:
+    """Rank correlation between tasks, and how many heads each alone needs."""
+    table = Table(title=f"Rank correlation of {found['estimator']} scores", title_justify="left")
+    table.add_column("task")
+    for name in found["names"]:
+        table.add_column(name, justify="right")
+    if "only" in found:
+        table.add_column("heads it alone needs", justify="right")
+    for name, row in zip(found["names"], found["spearman"], strict=True):
+        only = [str(len(found["only"][name]))] if "only" in found else []
+        table.add_row(name, *("-" if r is None else f"{r:.3f}" for r in row), *only)
+    return table

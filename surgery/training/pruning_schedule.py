@@ -1,0 +1,64 @@
+"""When heads are closed while a model trains: in rounds, or along a curve."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from surgery.errors import ConfigError
+from surgery.operations.prune_heads import Schedule
+
+if TYPE_CHECKING:
+    from surgery.operations.prune_heads import PruneHeads
+
+
+@dataclass(frozen=True)
+class PruningSchedule:
+    """Steps are optimizer steps, counted from 0: step t is the one that makes update t + 1.
+
+    gradual: heads are chosen at step 0, and their gates are (1 - t / end)^3 at step t, 0 from
+    `end` on: what is left open by Zhu & Gupta 2017 (arXiv:1710.01878, eq. 1) from sparsity 0.
+    iterative: round k of n = `rounds` (from 1) takes place at step (k - 1) end / n, rounded down,
+    and closes heads at once until k / n of all that are to go are closed.
+
+    Attributes:
+        end: steps that closing is spread over.
+    """
+
+    kind: Schedule
+    rounds: int
+    end: int
+
+    @classmethod
+    def of(cls, operation: PruneHeads, total: int) -> PruningSchedule:
+        """The schedule of `attention.prune_heads` in a training of `total` steps.
+
+        Raises:
+            ConfigError: there are more rounds than steps.
+        """
+        end = max(1, round(operation.until * total))
+        rounds = operation.rounds if operation.schedule is Schedule.iterative else 1
+        if rounds > end:
+            raise ConfigError(
+                operation.key("rounds"), f"more rounds than steps: {operation.until:g} of {total} "
+                "training steps", given=rounds, valid=f"1 to {end}",
+            )  # fmt: skip
+        return cls(operation.schedule, rounds, end)
+
+    def due(self, step: int) -> int:
+        """How many rounds have taken place when `step` begins, its own included."""
+        return sum(number * self.end // self.rounds <= step for number in range(self.rounds))
+
+    def gate(self, step: int) -> float:
+        """Of a head that was chosen, at `step`."""
+        if self.kind is Schedule.iterative:
+            return 0.0
+        return max(0.0, 1 - step / self.end) ** 3
+
+    def is_over(self, step: int) -> bool:
+        """Whether every head that is to go is closed before `step`."""
+        return self.due(step) == self.rounds and self.gate(step) == 0
+
+    def closes_at(self, step: int) -> int:
+        """From which step on the gates of heads that are chosen at `step` are 0."""
+        return step if self.kind is Schedule.iterative else max(step, self.end)

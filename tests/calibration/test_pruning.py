@@ -1,0 +1,474 @@
+"""`prune_heads` decided by calibration: which heads go, and what the others make up for."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from surgery.anatomy import Site, find_sites
+from surgery.calibration import Calibration, calibrated_plan
+from surgery.calibration.view import see
+from surgery.errors import ConfigError, PlanError
+from surgery.execute.live import apply_
+from surgery.importance import ScoreTable, SiteScores
+from surgery.operations import parse_operations
+from surgery.plan.make import make_plan
+from surgery.plan.plan import Plan
+from surgery.plan.store import load_plan, save_plan
+from surgery.transforms import run_transform
+from tests.calibration.models import made, unseen
+from tests.calibration.rewriting import Heads
+from tests.families import logits, tokens
+
+OPTIONS = Calibration(refine_steps=0)
+# [layer][head]; the lowest of each layer are 2 5 0, and 7 1 6.
+SCORES = [[0.3, 0.8, 0.1, 0.7, 0.9, 0.2, 0.6, 0.5], [0.9, 0.3, 0.8, 0.7, 0.6, 0.9, 0.4, 0.2]]
+
+
+def batches(count: int = 2, size: int = 4) -> list[dict[str, torch.Tensor]]:
+    found = [tokens(size, 20, 100 + n) for n in range(count)]
+    return [{"input_ids": ids, "labels": ids.clone()} for ids in found]
+
+
+def planned(
+    model: PreTrainedModel, prune: dict[str, Any], *more: dict[str, Any], data: Any = None,
+    options: Calibration = OPTIONS, **making: Any,
+) -> Plan:  # fmt: skip
+    operations = [o for one in ({"prune_heads": prune}, *more) for o in parse_operations(one)]
+    return calibrated_plan(model, operations, batches() if data is None else data, options,
+                           **making)  # fmt: skip
+
+
+def table_of(scores: Sequence[Sequence[float]] = SCORES) -> Any:
+    """A scorer that knows the scores of heads already, and sums them for groups."""
+
+    def scorer(
+        model: PreTrainedModel, sites: Sequence[Site], estimator: str, unit: str
+    ) -> ScoreTable:
+        found = []
+        for site in sites:
+            row, size = scores[site.layer], site.group_size
+            if unit == "groups":
+                row = [sum(row[n : n + size]) for n in range(0, len(row), size)]
+            errors = (0.1,) * (len(row) - 1) + (float("nan"),)
+            found.append(SiteScores(site.layer, site.path, tuple(row), errors))
+        both: dict[str, Any] = {"heads": None, "groups": None, unit: tuple(found)}
+        return ScoreTable(estimator, "lm", **both)
+
+    return scorer
+
+
+def assert_equal(one: PreTrainedModel, two: PreTrainedModel) -> None:
+    state = two.state_dict()
+    assert one.state_dict().keys() == state.keys()
+    for name, tensor in one.state_dict().items():
+        assert torch.equal(tensor, state[name]), name
+
+
+def assert_same(model: PreTrainedModel, expected: torch.Tensor, share: float = 1e-5) -> None:
+    atol = share * float(expected.abs().max())
+    torch.testing.assert_close(
+        logits(model, unseen()).double(), expected.double(), rtol=0, atol=atol
+    )
+
+
+# Model, its KV heads, options; the heads that go, by the scores above.
+CHOSEN: dict[str, tuple[str, int, dict[str, Any], dict[int, list[int]]]] = {
+    "layer": ("llama", 8, {"amount": 0.4}, {0: [0, 2, 5], 1: [1, 6, 7]}),
+    "global": ("llama", 8, {"count": 3, "scope": "global"}, {0: [2, 5], 1: [7]}),
+    "protect": ("llama", 8, {"count": 2, "protect": [2]}, {0: [0, 5], 1: [1, 7]}),
+    "one layer": ("llama", 8, {"count": 2, "layers": [1]}, {1: [1, 7]}),
+    "uniform": ("llama", 8, {"amount": 0.3, "scope": "global", "uniform": True},
+                {0: [2, 5], 1: [1, 7]}),
+    # Groups are 0 1, 2 3, 4 5, 6 7: the lowest are 2 3, and 6 7.
+    "groups": ("qwen2", 4, {"amount": 0.25}, {0: [2, 3], 1: [6, 7]}),
+    "queries": ("qwen3", 4, {"count": 4, "cut": "queries"}, {0: [0, 2, 5, 7], 1: [1, 3, 4, 7]}),
+    "packed": ("phi3", 8, {"amount": 0.25}, {0: [2, 5], 1: [1, 7]}),
+    "conv1d": ("gpt2", 8, {"amount": 0.25}, {0: [2, 5], 1: [1, 7]}),
+    "encoder": ("bert", 8, {"amount": 0.25}, {0: [2, 5], 1: [1, 7]}),
+    "no attention": ("llama", 8, {"amount": 1.0, "remove_attention": True, "layers": [0]},
+                     {0: list(range(8))}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CHOSEN)
+def test_scored_heads_go_as_if_they_had_been_named(name: str) -> None:
+    kind, kv_heads, options, heads = CHOSEN[name]
+    fields = {} if kv_heads == 8 else {"num_key_value_heads": kv_heads}
+    model = made(kind, dtype=torch.float32, **fields)
+    plan = planned(model, {"estimator": "leave_one_out", **options}, scorer=table_of())
+    named = {"heads": heads, "remove_attention": options.get("remove_attention", False)}
+    other = make_plan(model, parse_operations({"prune_heads": named}))
+    assert plan.is_resolved
+    assert plan.resolved == {}
+    assert (plan.changes, plan.steps, plan.after) == (other.changes, other.steps, other.after)
+    assert_equal(apply_(copy.deepcopy(model), plan), apply_(model, other))
+
+
+@pytest.mark.parametrize("estimator", ["gate_gradient", "output_norm", "leave_one_out", "random"])
+def test_without_a_scorer_the_batches_are_measured(estimator: str) -> None:
+    """A head that nobody reads is worth nothing to all but chance."""
+    model = made("llama", dtype=torch.float32)
+    dead = {0: [1, 6], 1: [0, 3]}
+    with torch.no_grad():
+        for site in find_sites(model).sites:
+            for head in dead[site.layer]:
+                for view in Heads(model, site).tensors("output", head):
+                    view.zero_()
+    plan = planned(model, {"count": 2, "estimator": estimator})
+    assert plan.calibration is not None
+    sites = plan.calibration["operations"][0]["sites"]
+    gone = {n: site["removed"] for n, site in enumerate(sites.values())}
+    # Another head may be harmful to an untrained model, and so worth less than nothing.
+    if estimator in ("gate_gradient", "output_norm"):
+        assert gone == dead
+    for n, site in enumerate(sites.values()):
+        assert len(site["scores"]) == len(site["standard_errors"]) == 8
+        by_score = sorted(range(8), key=lambda head: (site["scores"][head], head))
+        assert gone[n] == sorted(by_score[:2])
+        if estimator != "random":
+            assert all(abs(site["scores"][head]) < 1e-5 for head in dead[n])
+    assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
+
+
+def test_who_scores_is_told_what_of() -> None:
+    model = made("llama", dtype=torch.float32, num_key_value_heads=4)
+    asked = []
+
+    def scorer(*given: Any) -> ScoreTable:
+        asked.append(given)
+        return table_of()(*given)
+
+    planned(model, {"count": 2, "estimator": "random", "layers": [1]}, scorer=scorer)
+    planned(model, {"count": 4, "estimator": "output_norm", "cut": "queries"}, scorer=scorer)
+    sites = find_sites(model).sites
+    assert [(list(given[1]), *given[2:]) for given in asked] == [
+        ([sites[1]], "random", "groups"), (list(sites), "output_norm", "heads"),
+    ]  # fmt: skip
+    assert all(given[0] is not model and given[0].config == model.config for given in asked)
+
+
+def test_a_plan_from_disk_needs_no_data(tmp_path: Path) -> None:
+    model = made("llama", dtype=torch.float32)
+    plan = planned(model, {"amount": 0.4, "estimator": "random"}, scorer=table_of())
+    save_plan(plan, tmp_path)
+    loaded = load_plan(tmp_path)
+    assert loaded == plan
+    assert loaded.is_resolved
+    assert loaded.calibration is not None
+    figures = loaded.calibration["operations"][0]["sites"]["model.layers.0.self_attn"]
+    assert figures == {
+        "removed": [0, 2, 5], "estimator": "random", "unit": "groups", "scores": SCORES[0],
+        "standard_errors": [0.1] * 7 + [None],
+    }  # fmt: skip
+    assert_equal(apply_(copy.deepcopy(model), loaded), apply_(model, plan))
+
+
+def test_an_earlier_operation_leaves_fewer_layers() -> None:
+    model = made("llama", dtype=torch.float32)
+    first = {"heads": {0: list(range(8))}, "remove_attention": True}
+    operations = [*_named(first), *_named({"count": 2, "estimator": "random"})]
+    plan = calibrated_plan(model, operations, batches(), OPTIONS, table_of())
+    one = apply_(copy.deepcopy(model), plan)
+    two = apply_(model, make_plan(model, parse_operations({"prune_heads": first})))
+    two = apply_(two, make_plan(two, parse_operations({"prune_heads": {"heads": [1, 7]}})))
+    assert_equal(one, two)
+
+
+class TestAgain:
+    """A pruned model is a model: it is pruned, converted, trained and saved like another."""
+
+    PRUNE = ({"amount": 0.25, "estimator": "leave_one_out"},
+             {"amount": 0.25, "estimator": "leave_one_out", "scope": "global"})  # fmt: skip
+
+    @pytest.mark.parametrize("prune", PRUNE, ids=["uniform", "uneven"])
+    def test_pruned_converted_and_trained(self, prune: dict[str, Any], tmp_path: Path) -> None:
+        scores = [SCORES[0], [score + (n < 3) for n, score in enumerate(SCORES[1])]]
+        model = made("qwen3", dtype=torch.float32)
+        model = apply_(model, planned(model, prune, scorer=table_of(scores)))
+        counts = [site.q_heads for site in find_sites(model).sites]
+        assert counts == ([6, 6] if "scope" not in prune else [5, 7])
+        again = {"count": 1, "estimator": "gate_gradient", "layers": [1]}
+        model = apply_(model, planned(model, again))
+        if counts == [6, 6]:
+            model = apply_(model, planned(model, {"heads": {0: [0]}}))
+        left = [site.q_heads for site in find_sites(model).sites]
+        assert left == ([5, 5] if counts == [6, 6] else [5, 6])
+        model = apply_(model, make_plan(model, parse_operations({"gqa": {"kv_heads": 1}})))
+        assert {site.kv_heads for site in find_sites(model).sites} == {1}
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        losses = []
+        for _ in range(3):
+            loss = model(**batches()[0]).loss
+            losses.append(loss.item())
+            optimizer.zero_grad()
+            loss.backward()
+            assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+            optimizer.step()
+        assert losses[-1] < losses[0]
+        model.save_pretrained(tmp_path)
+        loaded = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+        assert torch.equal(logits(loaded, unseen()), logits(model.eval(), unseen()))
+        native = "quantization_config" not in json.loads((tmp_path / "config.json").read_text())
+        assert native == (counts == [6, 6])
+
+    def test_uniform_makes_unequal_layers_equal(self, tmp_path: Path) -> None:
+        model = made("qwen3", dtype=torch.float32)
+        apply_(model, make_plan(model, parse_operations({"prune_heads": {"heads": {0: [1, 2]}}})))
+        uniform = {"amount": 0.3, "estimator": "output_norm", "scope": "global", "uniform": True}
+        plan = planned(model, uniform, native=True)
+        assert [site.q_heads for site in plan.after] == [5, 5]
+        assert plan.export.format == "native"
+        assert any("every layer keeps 5 heads" in note for note in plan.notes)
+        apply_(model, plan)
+        model.save_pretrained(tmp_path)
+        loaded = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+        assert torch.equal(logits(loaded, unseen()), logits(model.eval(), unseen()))
+
+
+def site_errors(
+    model: PreTrainedModel, changed: PreTrainedModel, layer: int, data: Any = None
+) -> float:
+    """Of what the site puts out on the calibration data, as a share of its size."""
+    off = size = 0.0
+    for batch in batches() if data is None else data:
+        found = []
+        for one in (model, changed):
+            view = see(one, find_sites(one).sites[layer], batch, attention=False)
+            assert view.output is not None
+            found.append(view.output if view.real is None else view.output[view.real])
+        size += float(found[0].double().square().sum())
+        off += float((found[1] - found[0]).double().square().sum())
+    return (off / size) ** 0.5
+
+
+class TestRefit:
+    # Closed-form, so exact where nothing is lost.
+    EXACT = replace(OPTIONS, ridge=1e-10)
+    KINDS = ("llama", "gpt2", "phi3", "bert", "opt")
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_a_head_that_another_can_stand_for_costs_nothing(self, kind: str) -> None:
+        model = made(kind)
+        with torch.no_grad():
+            for site in find_sites(model).sites:
+                for role in ("query", "key", "value"):  # each is read in its own way
+                    Heads(model, site).copy_(role, 2, 5)
+        expected = logits(model, unseen())
+        data = batches(8 if kind == "bert" else 4, 8)
+        cut = apply_(copy.deepcopy(model), make_plan(model, _named({"heads": [5]})))
+        plan = planned(model, {"heads": [5], "refit": True}, data=data, options=self.EXACT)
+        assert set(plan.wanted) == set(plan.resolved)
+        assert float((logits(cut, unseen()) - expected).abs().max()) > 0.01
+        assert_same(apply_(model, plan), expected)
+
+    # A Phi-3's layers all have as many heads.
+    @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "phi3"])
+    @pytest.mark.parametrize("layer", [0, 1])
+    def test_the_sites_own_output_is_never_further_off(self, kind: str, layer: int) -> None:
+        """Least squares, so the heads as they were are one of the solutions it may choose."""
+        model = made(kind, dtype=torch.float32)
+        data = batches()
+        data[0]["attention_mask"] = torch.ones_like(data[0]["input_ids"])
+        data[0]["attention_mask"][1, 12:] = 0
+        named = {"heads": {layer: [1, 4, 6]}}
+        plan = planned(model, {**named, "refit": True}, data=data)
+        cut = apply_(copy.deepcopy(model), make_plan(model, _named(named)))
+        refit = apply_(copy.deepcopy(model), plan)
+        errors = [site_errors(model, one, layer, data) for one in (cut, refit)]
+        assert errors[1] < 0.95 * errors[0]
+        assert plan.calibration is not None
+        figures = list(plan.calibration["operations"][0]["sites"].values())[layer]
+        assert errors == pytest.approx(
+            [figures["output_error_cut"], figures["output_error_refit"]], rel=1e-3
+        )
+
+    def test_later_layers_are_fitted_on_the_stream_of_those_below(self) -> None:
+        """Fitted layer by layer by hand: the second on a model whose first is done."""
+        model = made("llama")
+        one = apply_(copy.deepcopy(model), planned(model, {"heads": {0: [1, 2]}, "refit": True}))
+        both = apply_(copy.deepcopy(model),
+                      planned(model, {"heads": [1, 2], "refit": True}))  # fmt: skip
+        for name, tensor in both.state_dict().items():
+            if "layers.0." in name:
+                assert torch.equal(tensor, one.state_dict()[name])
+        path = find_sites(model).sites[1].output
+        kept = [n for n in range(64) if n // 8 not in (1, 2)]
+        rows, aims = [], []
+        for batch in batches():
+            seen = see(one, find_sites(one).sites[1], batch, attention=False)
+            aim = see(model, find_sites(model).sites[1], batch, attention=False)
+            assert seen.inputs is not None
+            assert aim.output is not None
+            rows.append(seen.inputs.flatten(0, 1)[:, kept])
+            aims.append(aim.output.flatten(0, 1))
+        x, y = torch.cat(rows), torch.cat(aims)
+        weight = model.get_parameter(f"{path.path}.weight")[:, kept].detach()
+        bias = model.get_parameter(f"{path.path}.bias").detach()
+        wide, prior = (
+            torch.cat([x, torch.ones(len(x), 1)], 1),
+            torch.cat([weight, bias[:, None]], 1),
+        )
+        square = wide.T @ wide
+        ridge = OPTIONS.ridge * square.diagonal()[:-1].mean()
+        solved = torch.linalg.solve(
+            square + ridge * torch.eye(len(square)), wide.T @ y + ridge * prior.T
+        ).T
+        torch.testing.assert_close(
+            both.get_parameter(f"{path.path}.weight"), solved[:, :-1], rtol=0, atol=1e-4
+        )
+
+    @pytest.mark.parametrize(
+        ("prune", "kv_heads"),
+        [({"heads": [1, 4]}, 8), ({"scores": "FILE", "count": 2}, 8),
+         ({"estimator": "random", "amount": 0.25}, 8),
+         ({"estimator": "random", "count": 4, "cut": "queries"}, 4),
+         ({"heads": {0: list(range(8)), 1: [0]}, "remove_attention": True}, 8)],
+    )  # fmt: skip
+    def test_whoever_chose_the_heads(
+        self, prune: dict[str, Any], kv_heads: int, tmp_path: Path
+    ) -> None:
+        path = tmp_path / "scores.json"
+        path.write_text(json.dumps({"scores": SCORES}))
+        if "scores" in prune:
+            prune = prune | {"scores": str(path)}
+        model = made("llama", dtype=torch.float32, num_key_value_heads=kv_heads)
+        plain = planned(model, prune, scorer=table_of())
+        assert plain.resolved == {}
+        plan = planned(model, {**prune, "refit": True}, scorer=table_of())
+        assert plan.after == plain.after
+        assert plan.is_resolved
+        fitted = [change.before.path for change in plan.changes]
+        assert set(plan.resolved) == {f"0.{p}.{what}" for p in fitted
+                                      for what in ("output", "output_bias")}  # fmt: skip
+        cut, refit = (apply_(copy.deepcopy(model), one) for one in (plain, plan))
+        for name, tensor in refit.state_dict().items():
+            assert torch.equal(tensor, cut.state_dict()[name]) == ("self_attn.o_proj" not in name
+                or not any(name.startswith(one) for one in fitted)), name  # fmt: skip
+
+    @pytest.mark.parametrize("kind", ["llama", "gpt2", "phi3"])
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_a_model_and_a_file_get_the_same_bits(
+        self, kind: str, dtype: torch.dtype, tmp_path: Path
+    ) -> None:
+        model = made(kind, dtype=dtype)
+        prune = {"count": 2, "estimator": "random", "refit": True}
+        plan = planned(model, prune, scorer=table_of())
+        again = planned(made(kind, dtype=dtype), prune, scorer=table_of())
+        assert again.to_json() == plan.to_json()
+        save_plan(plan, tmp_path)
+        loaded = load_plan(tmp_path)
+        assert loaded == plan
+        named = {n: t.contiguous() for n, t in model.named_parameters()}
+        save_file(named, tmp_path / "model.safetensors")
+        apply_(model, plan)
+        made_of_it: dict[str, torch.Tensor] = {}
+        with safe_open(tmp_path / "model.safetensors", "pt") as file:
+            for edit in loaded.edits:
+                sources = [file.get_tensor(spec.name) for spec in edit.sources]
+                results = run_transform(
+                    edit.transform, [*sources, *loaded.inputs(edit)], edit.arguments
+                )
+                made_of_it |= {s.name: t for s, t in zip(edit.results, results, strict=True)}
+        assert made_of_it
+        for name, tensor in made_of_it.items():
+            assert torch.equal(tensor, model.get_parameter(name)), name
+
+    def test_the_model_itself_is_left_as_it_was(self) -> None:
+        model = made("llama")
+        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        planned(model, {"count": 2, "estimator": "random", "refit": True}, scorer=table_of())
+        assert all(torch.equal(tensor, before[n]) for n, tensor in model.state_dict().items())
+
+
+def _named(prune: dict[str, Any]) -> Any:
+    return parse_operations({"prune_heads": prune})
+
+
+@pytest.mark.parametrize(
+    ("prune", "said"),
+    [
+        ({"amount": 0.4, "estimator": "random"}, ["which heads go, by random"]),
+        ({"heads": [1], "refit": True}, ["output projections that are refitted"]),
+        ({"count": 1, "estimator": "random", "refit": True}, ["which heads", "refitted"]),
+        ({"count": 1, "estimator": "random", "schedule": "gradual"}, ["training decides which"]),
+        ({"count": 1, "estimator": "random", "schedule": "iterative"}, ["training decides which"]),
+    ],
+)
+def test_open_decisions_are_no_plan_to_perform(prune: dict[str, Any], said: list[str]) -> None:
+    model = made("llama")
+    plan = make_plan(model, _named(prune))
+    assert len(plan.open_decisions) == len(said)
+    assert all(one in found for one, found in zip(said, plan.open_decisions, strict=True))
+    with pytest.raises(PlanError, match="not calibrated yet"):
+        apply_(model, plan)
+    assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
+    if "schedule" in prune:  # calibration leaves it to training
+        assert planned(model, prune).open_decisions == plan.open_decisions
+        assert not _named(prune)[0].calibrated
+
+
+def test_what_is_assumed_meanwhile_is_even() -> None:
+    model = made("llama", num_hidden_layers=3)
+    for scope in ("layer", "global"):
+        plan = make_plan(model, _named({"amount": 0.375, "estimator": "random", "scope": scope}))
+        assert [site.q_heads for site in plan.after] == [5, 5, 5]
+        calibrated = planned(model, {"amount": 0.375, "estimator": "random", "scope": scope})
+        assert calibrated.sizes_after == plan.sizes_after
+
+
+PRUNE = "attention.prune_heads"
+
+
+def _nothing_finite(*given: Any) -> ScoreTable:
+    return table_of([[float("nan"), *SCORES[0][1:]], SCORES[1]])(*given)
+
+
+@pytest.mark.parametrize(
+    ("prune", "more", "key", "said"),
+    [
+        ({"estimator": "leave_one_out"}, {"data": [{"input_ids": tokens()}]}, "estimator",
+         "the calibration data has no labels"),
+        ({"estimator": "gate_gradient"}, {"data": [{"input_ids": tokens()}]}, "estimator",
+         "the calibration data has no labels"),
+        ({"estimator": "random"}, {"data": []}, "", "there is no data to calibrate on"),
+        ({"estimator": "random"}, {"scorer": _nothing_finite}, "estimator", "no finite score"),
+        ({"estimator": "random", "scope": "global"}, {"native": True}, "scope",
+         "may leave layers with different numbers"),
+        ({"heads": [1], "count": None, "refit": True}, {"data": []}, "", "there is no data"),
+        ({"count": 6, "estimator": "random", "protect": [0, 1, 2]}, {}, "protect",
+         "lets 5 of the heads of model.layers.0.self_attn go, and 6 should"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_calibrated_names_the_key(
+    prune: dict[str, Any], more: dict[str, Any], key: str, said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said) as caught:
+        planned(made("llama"), {"count": 1, **prune}, **more)
+    assert caught.value.key == (f"{PRUNE}.{key}" if key else PRUNE)
+
+
+def test_no_labels_are_needed_where_no_loss_is_measured() -> None:
+    model = made("llama", dtype=torch.float32)
+    assert planned(model, {"count": 1, "estimator": "output_norm"},
+                   data=[{"input_ids": tokens()}]).is_resolved  # fmt: skip
+
+
+def test_layers_that_share_their_weights_are_not_refitted() -> None:
+    model = made("llama")
+    one, two = (find_sites(model).sites[n].output.path for n in (0, 1))
+    model.get_submodule(two).weight = model.get_submodule(one).weight
+    with pytest.raises(ConfigError, match="shares its weights with") as caught:
+        planned(model, {"heads": [1], "refit": True})
+    assert caught.value.key == f"{PRUNE}.refit"
+    assert caught.value.valid == "false"

@@ -1,0 +1,440 @@
+"""Heads closed by gates in training: when, which, and that a closed head is a cut one."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pytorch_lightning.callbacks import Callback
+
+from surgery.anatomy import find_sites
+from surgery.config.schema import Task
+from surgery.errors import ConfigError, SurgeryError
+from surgery.importance import ScoreTable, SiteScores, score_heads
+from surgery.operations.prune_heads import PruneHeads, Schedule
+from surgery.operations.scores import HeadScores
+from surgery.training.closing import closing
+from surgery.training.cut import cut_closed_
+from surgery.training.gating import GatedPruning
+from surgery.training.module import SurgeryModule
+from surgery.training.pruning_schedule import PruningSchedule
+from tests.tiny_models import tiny_model, tokens
+from tests.training.making import Losses, fit, operated, save_model, small_data
+
+ROOT = Path(__file__).parents[2]
+IMPORTANCE = {"objective": "lm", "windows": 4, "batch_size": 2, "memory_windows": 8}
+
+
+def pruning(schedule: str = "gradual", **operation: Any) -> dict[str, Any]:
+    """Options of `GatedPruning`: query heads, two of eight in all unless told otherwise."""
+    spec = {"amount": 0.25, "estimator": "gate_gradient", "cut": "queries", "scope": "global"}
+    if "count" in operation:
+        del spec["amount"]
+    return {
+        "operation": {**spec, "schedule": schedule, **operation},
+        "importance": IMPORTANCE, "seed": 0, "native": False,
+    }  # fmt: skip
+
+
+# When.
+
+
+def test_gradual_leaves_open_what_zhu_and_gupta_do() -> None:
+    """Sparsity s_t = s_f + (s_i - s_f)(1 - (t - t_0) / (n dt))^3 (1710.01878, eq. 1): the share of
+    the way from s_i to s_f that is left is the gate."""
+    schedule = PruningSchedule.of(PruneHeads(schedule=Schedule.gradual, until=0.4), 20)
+    first, last = 0.1, 0.7
+    for step in range(8):
+        sparsity = last + (first - last) * (1 - (step - 0) / (8 * 1)) ** 3
+        assert schedule.gate(step) == pytest.approx((last - sparsity) / (last - first))
+        assert not schedule.is_over(step)
+    assert [schedule.gate(step) for step in (0, 8, 9, 20)] == [1, 0, 0, 0]
+    assert schedule.is_over(8)
+    assert {schedule.due(step) for step in range(20)} == {1}
+
+
+def test_iterative_rounds_are_spread_evenly() -> None:
+    spec = PruneHeads(schedule=Schedule.iterative, rounds=3, until=0.5)
+    schedule = PruningSchedule.of(spec, 20)  # over 10 steps
+    assert [schedule.due(step) for step in range(8)] == [1, 1, 1, 2, 2, 2, 3, 3]
+    assert [schedule.is_over(step) for step in (5, 6, 20)] == [False, True, True]
+    assert {schedule.gate(step) for step in range(20)} == {0}
+
+
+@given(st.integers(1, 300), st.integers(1, 12), st.floats(0.01, 1))
+def test_every_round_has_a_step_of_its_own(total: int, rounds: int, until: float) -> None:
+    spec = PruneHeads(schedule=Schedule.iterative, rounds=rounds, until=until)
+    if rounds > max(1, round(until * total)):
+        with pytest.raises(ConfigError, match="more rounds than steps"):
+            PruningSchedule.of(spec, total)
+        return
+    schedule = PruningSchedule.of(spec, total)
+    due = [schedule.due(step) for step in range(total + 1)]
+    assert due[0] == 1
+    assert due[schedule.end - 1] == due[-1] == rounds
+    assert all(later - sooner in (0, 1) for sooner, later in itertools.pairwise(due))
+
+
+# Which.
+
+
+@settings(max_examples=50)
+@given(st.data())
+def test_rounds_close_the_cheapest_and_reach_what_one_shot_takes(data: st.DataObject) -> None:
+    cut, scope = data.draw(st.sampled_from(["groups", "queries"])), data.draw(SCOPES)
+    rounds = data.draw(st.integers(1, 5))
+    (operation,) = _parsed(
+        amount=data.draw(st.sampled_from([0.0, 0.2, 0.5])), cut=cut, scope=scope[0],
+        uniform=scope[1], schedule="iterative", estimator="random",
+    )  # fmt: skip
+    numbers = st.lists(st.integers(-9, 9), min_size=8, max_size=8)
+    closed: dict[int, list[int]] = {}
+    for number in range(1, rounds + 1):
+        scores = HeadScores(
+            {site.layer: data.draw(numbers) for site in SITES},
+            {site.layer: data.draw(numbers)[: site.kv_heads] for site in SITES},
+        )
+        after, going = closing(operation, SITES, scores, closed, number / rounds)
+        total = sum(map(len, going.values()))
+        assert set(_flat(closed)) <= set(_flat(after)) <= set(_flat(going))
+        # What goes at once is a group of two, or one head of each of four groups.
+        move = 2 if cut == "groups" else 4
+        assert abs(len(_flat(after)) - number / rounds * total) <= move / 2 + 1e-6
+        if not closed:
+            chosen = operation.choose(SITES, scores)
+            assert going == {layer: heads for layer, heads in chosen.items() if heads}
+        if cut == "groups":
+            cost = {(site.layer, group): scores.groups[site.layer][group]
+                    for site in SITES for group in range(site.kv_heads)}  # fmt: skip
+            new = {(layer, head // 2) for layer, head in set(_flat(after)) - set(_flat(closed))}
+            later = {(layer, head // 2) for layer, head in set(_flat(going)) - set(_flat(after))}
+            assert max(map(cost.__getitem__, new), default=-math.inf) <= min(
+                map(cost.__getitem__, later), default=math.inf
+            )
+        closed = after
+    assert closed == going
+    assert total == sum(map(len, operation.choose(SITES, scores).values()))
+
+
+SITES = find_sites(tiny_model("llama", num_attention_heads=8, num_key_value_heads=4)).sites
+SCOPES = st.sampled_from([("layer", False), ("layer", True), ("global", False), ("global", True)])
+
+
+def _flat(heads: dict[int, list[int]]) -> list[tuple[int, int]]:
+    return [(layer, head) for layer, found in heads.items() for head in found]
+
+
+def _parsed(**spec: Any) -> list[Any]:
+    from surgery.operations import parse_operations
+
+    return parse_operations({"prune_heads": spec})
+
+
+# A closed head is a cut one.
+
+CLOSED = {
+    "groups": ("llama", {0: [0, 1]}, {}),
+    "queries": ("llama", {0: [1, 2], 1: [0, 3]}, {}),
+    "biases": ("qwen3", {0: [2, 3], 1: [0, 1]}, {}),
+    "gpt2": ("gpt2", {0: [1], 1: [0, 2, 3]}, {}),
+    "all of a layer": ("gpt2", {0: [0, 1, 2, 3], 1: [2]}, {"remove_attention": True}),
+    "bert": ("bert", {0: [3], 1: [0, 2]}, {}),
+}
+
+
+@pytest.mark.parametrize("case", CLOSED)
+def test_gates_of_zero_are_the_cut(case: str) -> None:
+    name, heads, options = CLOSED[case]
+    model = tiny_model(name).eval().double()
+    task = Task.masked_lm if name == "bert" else Task.causal_lm
+    sites = find_sites(model).sites
+    gating = GatedPruning(pruning(**options), sites, task)
+    untouched = _logits(model)
+    gating.load_state_dict({"rounds": 1, "gate": 1.0, "events": _events(heads)})
+    gating.attach(model)
+    assert torch.equal(_logits(model), untouched)
+    gating.load_state_dict({"rounds": 1, "gate": 0.0, "events": _events(heads)})
+    gated = _logits(model)
+    assert (gated - untouched).abs().max() > 0.1
+    gating.detach()
+    assert torch.equal(_logits(model), untouched)
+    cut = cut_closed_(model, sites, gating.operation, gating.chosen)
+    assert (_logits(cut) - gated).abs().max() <= 1e-10
+    left = sum(site.q_heads for site in find_sites(cut).sites)
+    assert left == sum(site.q_heads for site in sites) - sum(map(len, heads.values()))
+
+
+@pytest.mark.parametrize("estimator", ["gate_gradient", "leave_one_out", "output_norm"])
+def test_heads_are_scored_as_in_the_cut_model(estimator: str) -> None:
+    """What is measured under gates of zero is what would be measured without these heads."""
+    heads = {0: [1], 1: [0, 2]}
+    model = tiny_model("gpt2").eval().double()
+    sites = find_sites(model).sites
+    gating = GatedPruning(pruning(), sites, Task.causal_lm)
+    gating.attach(model)
+    gating.load_state_dict({"rounds": 1, "gate": 0.0, "events": _events(heads)})
+    ids = tokens(4, 12)
+    batches = [{"input_ids": ids[:2], "labels": ids[:2]}, {"input_ids": ids[2:], "labels": ids[2:]}]
+    gated = score_heads(model, batches, estimator, units=("heads",)).heads
+    gating.detach()
+    cut_closed_(model, sites, gating.operation, heads)
+    cut = score_heads(model, batches, estimator, units=("heads",)).heads
+    assert gated is not None
+    assert cut is not None
+    for one, other in zip(gated, cut, strict=True):
+        going = heads[one.layer]
+        left = [score for head, score in enumerate(one.scores) if head not in going]
+        assert left == pytest.approx(other.scores, rel=1e-5, abs=1e-10)
+        assert [one.scores[head] for head in going] == pytest.approx([0] * len(going), abs=1e-10)
+
+
+def test_layers_keep_their_numbers_where_one_is_gone(tmp_path: Path) -> None:
+    """Layer 1 of the original is the only site left; it is still called 1."""
+    folder = save_model(tmp_path / "model", name="gpt2")
+    gone = {"prune_heads": {"heads": {0: [0, 1, 2, 3]}, "remove_attention": True}}
+    module = operated(folder, attention=gone, pruning=pruning(cut="groups", amount=0.5))
+    fit(module, small_data(tmp_path), tmp_path, max_steps=2)
+    assert module.pruning is not None
+    assert module.model is not None
+    assert list(module.pruning.chosen) == [1]
+    gated = _logits(module.model.eval().double())
+    module.pruning.detach()
+    cut_closed_(module.model, module.plan.after, module.pruning.operation, module.pruning.chosen)
+    assert (_logits(module.model) - gated).abs().max() <= 1e-10
+
+
+@torch.no_grad()
+def _logits(model: Any) -> torch.Tensor:
+    logits = model(input_ids=tokens(2, 12)).logits
+    assert isinstance(logits, torch.Tensor)
+    return logits
+
+
+def _events(heads: dict[int, list[int]]) -> list[dict[str, Any]]:
+    return [{"step": 0, "closed": {str(layer): found for layer, found in heads.items()}}]
+
+
+# In training.
+
+
+class Open(Callback):
+    """(step, share of heads open) of every training batch, as its forward pass saw it."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[int, float]] = []
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, *args: Any) -> None:
+        self.seen.append((trainer.global_step, pl_module.pruning.open_share))
+
+
+def _scored(model: Any, sites: Any, estimator: str, unit: str) -> ScoreTable:
+    """Every head as good as its number."""
+    rows = tuple(
+        SiteScores(site.layer, site.path, tuple(map(float, range(site.q_heads))), (0.0,) * 4)
+        for site in sites
+    )
+    return ScoreTable(estimator, "lm", rows, None)
+
+
+def test_gates_follow_optimizer_steps(tmp_path: Path) -> None:
+    """With accumulation each step is two batches, and both see the same gates."""
+    module = operated(
+        save_model(tmp_path / "model"), attention={}, scorer=_scored,
+        pruning=pruning(until=0.75, scope="layer", count=2),
+    )  # fmt: skip
+    watch = Open()
+    fit(module, small_data(tmp_path), tmp_path, max_steps=4, accumulate_grad_batches=2,
+        callbacks=[watch])  # fmt: skip
+    shares = [1 - (1 - (1 - step / 3) ** 3) * 4 / 8 for step in range(3)] + [0.5]
+    assert watch.seen == [
+        (step, pytest.approx(share)) for step, share in enumerate(shares) for _ in range(2)
+    ]
+    assert module.pruning is not None
+    assert module.pruning.chosen == {0: [0, 2], 1: [0, 2]}  # of each group its first
+    assert module.pruning.to_json()["events"] == [{"step": 3, "closed": {"0": [0, 2], "1": [0, 2]}}]
+
+
+def test_rounds_measure_the_model_with_what_is_closed(tmp_path: Path) -> None:
+    """What is measured at a round is the model that the rounds before left, at rest."""
+    seen = []
+
+    def scorer(model: Any, *args: Any) -> ScoreTable:
+        assert not any(module.training for module in model.modules())
+        assert module.pruning is not None
+        gated, closed = _logits(model), module.pruning.chosen
+        module.pruning.detach()
+        open_again = _logits(model)
+        module.pruning.attach(model)
+        seen.append((module.global_step, closed, torch.equal(gated, open_again)))
+        return _scored(model, *args)
+
+    module = operated(
+        save_model(tmp_path / "model"), attention={}, scorer=scorer,
+        pruning=pruning("iterative", rounds=2, until=1.0, scope="layer", count=2),
+    )  # fmt: skip
+    watch = Open()
+    fit(module, small_data(tmp_path), tmp_path, max_steps=4, callbacks=[watch])
+    assert seen == [(0, {}, True), (2, {0: [0, 2]}, False)]
+    assert watch.seen == [(0, 0.75), (1, 0.75), (2, 0.5), (3, 0.5)]
+    assert module.model is not None
+    assert module.model.training
+
+
+@pytest.mark.parametrize("estimator", ["gate_gradient", "leave_one_out"])
+def test_measuring_leaves_no_trace_in_training(tmp_path: Path, estimator: str) -> None:
+    """Rounds that close nothing, amid accumulation and dropout: the same losses and weights."""
+    folder = save_model(tmp_path / "model", attention_dropout=0.2)
+    found = []
+    for options in (None, pruning("iterative", estimator=estimator, amount=0.0, until=1.0)):
+        module = operated(folder, attention={}, pruning=options)
+        losses = Losses()
+        torch.manual_seed(0)
+        fit(module, small_data(tmp_path), tmp_path, max_steps=4, accumulate_grad_batches=2,
+            callbacks=[losses])  # fmt: skip
+        assert module.model is not None
+        found.append((losses.values, module.model.state_dict()))
+    assert module.pruning is not None
+    assert module.pruning.rounds == 4
+    assert found[0][0] == found[1][0]
+    for name, tensor in found[0][1].items():
+        assert torch.equal(tensor, found[1][1][name]), name
+
+
+RESUMED = [
+    pruning("gradual", until=0.7),
+    pruning("iterative", rounds=3, until=1.0, amount=0.5),
+    pruning("iterative", rounds=2, until=1.0, estimator="random", cut="groups", amount=0.25),
+]
+
+
+@pytest.mark.parametrize("options", RESUMED)
+def test_resume_goes_on_as_if_never_stopped(tmp_path: Path, options: dict[str, Any]) -> None:
+    folder = save_model(tmp_path / "model")
+
+    def run(stop: int | None = None, resume: Path | None = None) -> tuple[SurgeryModule, list]:
+        module, losses = operated(folder, attention={}, pruning=options), Losses(stop)
+        callbacks: list[Callback] = [losses]
+        if stop is not None:  # saved by a callback, before the gates move on to this step
+            callbacks.append(_Save(tmp_path / "three.ckpt", stop))
+        trainer = fit(module, small_data(tmp_path), tmp_path, max_steps=6, resume=resume,
+                      callbacks=callbacks)  # fmt: skip
+        if stop is not None:  # and after
+            trainer.save_checkpoint(tmp_path / "after.ckpt")
+        return module, losses.values
+
+    straight, losses = run()
+    stopped, first = run(stop=3)
+    assert straight.pruning is not None
+    assert stopped.pruning is not None
+    assert straight.pruning.chosen
+    for file in ("three.ckpt", "after.ckpt"):
+        resumed, second = run(resume=tmp_path / file)
+        assert first + second == losses
+        assert resumed.pruning is not None
+        assert resumed.pruning.state_dict() == straight.pruning.state_dict()
+        for (name, a), (_, b) in zip(
+            straight.named_parameters(), resumed.named_parameters(), strict=True
+        ):
+            assert torch.equal(a, b), name
+    again = SurgeryModule.load_from_checkpoint(tmp_path / "after.ckpt", weights_only=True)
+    assert again.pruning is not None
+    assert again.pruning.state_dict() == stopped.pruning.state_dict()
+    assert torch.equal(_logits(again.model.eval()), _logits(stopped.model.eval()))
+
+
+class _Save(Callback):
+    def __init__(self, path: Path, step: int) -> None:
+        self.path, self.step = path, step
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
+        if trainer.global_step == self.step:
+            trainer.save_checkpoint(self.path)
+
+
+# What is refused.
+
+
+def test_another_schedule_cannot_be_resumed(tmp_path: Path) -> None:
+    folder = save_model(tmp_path / "model")
+    module = operated(folder, attention={}, pruning=pruning())
+    trainer = fit(module, small_data(tmp_path), tmp_path, max_steps=1)
+    trainer.save_checkpoint(tmp_path / "one.ckpt")
+    for options in (None, pruning(until=0.6)):
+        other = operated(folder, attention={}, pruning=options)
+        with pytest.raises(ConfigError, match="checkpoint to resume from") as caught:
+            fit(other, small_data(tmp_path), tmp_path, max_steps=2, resume=tmp_path / "one.ckpt")
+        assert caught.value.key == "attention.prune_heads"
+
+
+def test_no_cut_before_all_is_closed(tmp_path: Path) -> None:
+    for schedule in ("gradual", "iterative"):
+        module = operated(
+            save_model(tmp_path / "model"), attention={}, scorer=_scored,
+            pruning=pruning(schedule, until=1.0),
+        )  # fmt: skip
+        trainer = fit(module, small_data(tmp_path), tmp_path, max_steps=4, callbacks=[Losses(2)])
+        assert module.pruning is not None
+        with pytest.raises(SurgeryError, match="training ended at step 2, before all heads"):
+            module.pruning.finish(trainer)
+
+
+def test_a_training_that_cannot_close_heads(tmp_path: Path) -> None:
+    folder, data = save_model(tmp_path / "model"), small_data(tmp_path)
+    few = operated(folder, attention={}, pruning=pruning("iterative", rounds=3))
+    with pytest.raises(ConfigError, match="more rounds than steps") as caught:
+        fit(few, data, tmp_path, max_steps=4)
+    assert caught.value.key == "attention.prune_heads.rounds"
+    alone = operated(folder, attention={}, pruning=pruning())
+    trainer = pl.Trainer(
+        accelerator="cpu", max_steps=2, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path,
+    )  # fmt: skip
+    with pytest.raises(ConfigError, match="no TextData") as caught:
+        trainer.fit(alone, train_dataloaders=data.train_dataloader())
+    assert caught.value.key == "attention.prune_heads.schedule"
+
+
+def test_heads_that_cannot_be_cut_stop_the_first_step(tmp_path: Path) -> None:
+    """Only measuring tells that the layers will differ, which a native export cannot say."""
+
+    def unlike(model: Any, sites: Any, *args: Any) -> ScoreTable:
+        rows = tuple(SiteScores(s.layer, s.path, (float(s.layer),) * 4, (0.0,) * 4) for s in sites)
+        return ScoreTable("random", "lm", rows, None)
+
+    module = operated(
+        save_model(tmp_path / "model"), attention={}, scorer=unlike,
+        pruning={**pruning(), "native": True},
+    )  # fmt: skip
+    with pytest.raises(ConfigError, match="cannot be native") as caught:
+        fit(module, small_data(tmp_path), tmp_path, max_steps=4)
+    assert caught.value.key == "export.format"
+    assert module.global_step == 0
+
+
+# On several processes.
+
+
+def test_two_processes_close_the_same_heads(tmp_path: Path) -> None:
+    """One measures; both follow, and go on averaging their gradients after it."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.training.two_ranks", str(tmp_path)],
+        cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+        timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    one, other = (torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1))
+    assert one["pruning"] == other["pruning"]
+    assert [event["step"] for event in one["pruning"]["events"]] == [0, 2]
+    assert done.stdout.count("heads closed") == 2
+    for name, tensor in one["weights"].items():
+        assert torch.equal(tensor, other["weights"][name]), name

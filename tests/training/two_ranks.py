@@ -1,0 +1,55 @@
+"""A script, not a test: close heads in a training of two gloo processes; write down each result."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback
+
+from tests.training.making import operated, save_model, small_data
+
+
+class WriteDown(Callback):
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        known = {
+            "pruning": pl_module.pruning.state_dict(),
+            "weights": pl_module.model.state_dict(),
+        }
+        torch.save(known, Path(trainer.default_root_dir) / f"rank{trainer.global_rank}.pt")
+
+
+def main(root: Path) -> None:
+    module = operated(
+        save_model(root / "model"),
+        attention={},
+        pruning={
+            "operation": {
+                "amount": 0.5, "estimator": "gate_gradient", "cut": "queries", "scope": "global",
+                "schedule": "iterative", "rounds": 2, "until": 1.0,
+            },
+            "importance": {"objective": "lm", "windows": 4, "batch_size": 2, "memory_windows": 8},
+            "seed": 0, "native": False,
+        },
+    )  # fmt: skip
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        devices=2,
+        strategy="ddp_fork",  # one import of everything for both
+        max_steps=4,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        limit_val_batches=0,
+        default_root_dir=root,
+        callbacks=[WriteDown()],
+    )
+    trainer.fit(module, datamodule=small_data(root))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
