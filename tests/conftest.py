@@ -1,4 +1,4 @@
-"""What every test needs: nothing read from, or left in, the user's own caches."""
+"""What every test needs: no network, and nothing read from, or left in, the user's own caches."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+
+# Read once, when huggingface_hub is imported: later it would still try, for a minute each time.
+os.environ["HF_HUB_OFFLINE"] = "1"
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.pruning.runs import P, S
+from benchmarks.pruning.runs import LESS, P, S
 from surgery.units import in_bytes, in_count
 
 PAGE = Path(__file__).parents[2] / "docs/benchmarks/pruning.md"
@@ -28,6 +28,7 @@ def page(figures: Mapping[str, Any]) -> str:
         "`benchmarks/results/pruning.json`.",
         *_group(runs, P, "## 40% of the heads"),
         *_verdict(runs),
+        *_group(runs, LESS, "## Fewer heads, the same recipe"),
         *_group(runs, S, "## A student with half the heads"),
         *_ranking(runs),
         *_clock(clock),

@@ -44,7 +44,7 @@ _SCRATCH = (
     "model.scratch.num_key_value_heads=4", "+model.scratch.head_dim=32",
     "trainer.precision=32-true", "export.dtype=auto",
 )  # fmt: skip
-P, S = "40% of the heads", "half the heads of every layer"
+P, LESS, S = "40% of the heads", "fewer heads", "half the heads of every layer"
 
 RUNS = (
     Run("recipe", P, "`+recipe=prune_heads` as it stands", (_PRUNE,)),
@@ -54,6 +54,8 @@ RUNS = (
         (_PRUNE, _PLAIN, "attention.prune_heads.schedule=iterative")),
     Run("gradual", P, "gates closed along a cubic over half the steps",
         (_PRUNE, _PLAIN, "attention.prune_heads.schedule=gradual")),
+    Run("a tenth", LESS, "10% of the heads", (_PRUNE, "attention.prune_heads.amount=0.1")),
+    Run("a fifth", LESS, "20% of the heads", (_PRUNE, "attention.prune_heads.amount=0.2")),
     Run("random", P, "heads drawn at random, the control",
         (_PRUNE, "attention.prune_heads.estimator=random")),
     Run("distil", S, "`+recipe=distill_heads` as it stands", (_HALF,)),
