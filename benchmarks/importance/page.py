@@ -116,9 +116,9 @@ def _setup(preset: Mapping[str, Any], figures: Mapping[str, Any]) -> str:
         "half the squared length of the embedding's change.",
         "- Pruning: `prune_heads` with the estimator's table as `scores`; `scope: global`, the "
         "lowest of all layers, or `scope: layer`, as many of each; a layer keeps one head at "
-        "least. Amounts are taken to the nearest whole head or group. In a model with shared KV heads KV groups "
-        "go whole (`cut: groups`), or query heads go one of every group at a time (`cut: "
-        "queries`). No output projection is refitted.",
+        "least. Amounts are taken to the nearest whole head or group. In a model with shared KV "
+        "heads KV groups go whole (`cut: groups`), or query heads go one of every group at a time "
+        "(`cut: queries`). No output projection is refitted.",
         f"- Healing: {preset['healing_steps']} steps, the same for every cut. Language models: "
         f"{batch} x {length} tokens of training text a step, distilled from the original "
         "(temperature 1, no label loss), bf16-mixed, AdamW, "
