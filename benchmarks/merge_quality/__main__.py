@@ -75,6 +75,7 @@ def _measure(
         for cell in grid.cells(
             kinds, seeds, options.merges or preset.merges, options.ratios or preset.ratios,
             options.shares or preset.shares, options.objectives or preset.objectives,
+            None if options.seeds else preset.healed_seeds,
         )
         if (cell.kind, cell.seed) in ready
     ]  # fmt: skip

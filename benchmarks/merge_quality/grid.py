@@ -62,12 +62,17 @@ def cells(
     ratios: Sequence[str],
     shares: Sequence[float],
     objectives: Sequence[str],
+    healed_seeds: Sequence[int] | None = None,
 ) -> list[Cell]:
-    """What is asked for, with the originals and the controls it is compared with; best first."""
+    """What is asked for, with the originals and the controls it is compared with; best first.
+
+    Args:
+        healed_seeds: those that are trained as well; ``None``: all.
+    """
     found: list[Cell] = []
-    trained = [share for share in shares if share]
     for kind in kinds:
         for seed in seeds:
+            trained = [s for s in shares if s and (healed_seeds is None or seed in healed_seeds)]
             found.append(Cell(kind, seed, ORIGINAL, WHOLE, 0.0, NO_TRAINING))
             found += [Cell(kind, seed, ORIGINAL, WHOLE, share, "lm") for share in trained]
             for merge in merges:

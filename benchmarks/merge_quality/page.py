@@ -102,11 +102,14 @@ def _setup(preset: Mapping[str, Any], figures: Mapping[str, Any]) -> str:
     ]
     whole = cells(
         list(preset["kinds"]), preset["seeds"], preset["merges"], preset["ratios"],
-        preset["shares"], preset["objectives"],
+        preset["shares"], preset["objectives"], preset["healed_seeds"],
     )  # fmt: skip
     lines.append(
         f"- Measured so far: {len(figures['cells'])} of the grid's {len(whole)} cells; a run goes "
-        "on where the last was cut off. How many seeds a model has stands in the table of models."
+        "on where the last was cut off. With no training all seeds "
+        f"({', '.join(map(str, preset['seeds']))}), healed "
+        f"{', '.join(map(str, preset['healed_seeds']))} alone, unless `--seeds` asks for more. How "
+        "many seeds a model has stands in the table of models."
     )
     if absent:
         lines.append(f"- Not measured yet: {', '.join(f'`{merge}`' for merge in absent)}.")

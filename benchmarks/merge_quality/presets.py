@@ -16,6 +16,7 @@ class Preset:
     """How much is trained, calibrated on and held out; windows of `seq_len` tokens.
 
     Attributes:
+        healed_seeds: those of `seeds` that are healed, too.
         rates: merge → healing rate as a multiple of the project's default, where it is not 1.
     """
 
@@ -27,6 +28,7 @@ class Preset:
     held_out_windows: int
     entropy_rows: int
     seeds: tuple[int, ...]
+    healed_seeds: tuple[int, ...]
     merges: tuple[str, ...]
     ratios: tuple[str, ...]
     shares: tuple[float, ...]
@@ -98,7 +100,8 @@ _TINY = Kind(
 
 FULL = Preset(
     "full", {kind.name: kind for kind in _KINDS}, seq_len=512, batch_size=8,
-    calibration_windows=64, held_out_windows=96, entropy_rows=64, seeds=(0, 1, 2),
+    calibration_windows=64, held_out_windows=96, entropy_rows=64,
+    seeds=(0, 1, 2), healed_seeds=(0,),
     merges=("mean", "first", "aligned", "aligned_renorm", "optimal"),
     ratios=("2:1", "4:1", "MQA"), shares=(0.0, 0.01, 0.05), objectives=("lm", "distill"),
     # A model that lost little is thrown further by a large step than it has to go. Tried on qwen3,
@@ -111,7 +114,7 @@ FULL = Preset(
 )  # fmt: skip
 QUICK = Preset(
     "quick", {_TINY.name: _TINY}, seq_len=64, batch_size=4, calibration_windows=8,
-    held_out_windows=8, entropy_rows=16, seeds=(0,), merges=("mean", "first"), ratios=("4:1",),
-    shares=(0.0, 0.05), objectives=("lm", "distill"),
+    held_out_windows=8, entropy_rows=16, seeds=(0,), healed_seeds=(0,),
+    merges=("mean", "first"), ratios=("4:1",), shares=(0.0, 0.05), objectives=("lm", "distill"),
 )  # fmt: skip
 PRESETS = {preset.name: preset for preset in (FULL, QUICK)}

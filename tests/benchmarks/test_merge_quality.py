@@ -142,6 +142,11 @@ def test_the_grid_is_whole_and_begins_with_what_matters() -> None:
     then = healed[3 * 3 * 3 : 3 * 3 * 7]
     assert {(c.share, c.objective) for c in then} == {(0.05, "lm")}
     assert {c.merge for c in then} == {ORIGINAL, "mean", "optimal", "aligned_renorm"}
+    fewer = cells(
+        list(FULL.kinds), FULL.seeds, FULL.merges, FULL.ratios, FULL.shares, FULL.objectives,
+        FULL.healed_seeds,
+    )  # fmt: skip
+    assert [cell for cell in found if not cell.share or not cell.seed] == fewer
     assert [kv_heads(r, 8) for r in ("1:1", "2:1", "4:1", "MQA")] == [8, 4, 2, 1]
 
 
