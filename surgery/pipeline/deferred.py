@@ -80,12 +80,9 @@ def check_deferred(run: RunConfig, operation: PruneHeads) -> None:
         )  # fmt: skip
     if Stage.train not in run.stages:
         return
-    from surgery.importance.check import check_estimator
     from surgery.training.gating import refused_strategy
     from surgery.training.pruning_schedule import PruningSchedule
 
-    assert operation.estimator is not None
-    check_estimator(operation.key("estimator"), operation.estimator, run.importance.objective)
     strategy = str(run.trainer.get("strategy"))
     if strategy.startswith(("fsdp", "deepspeed")):
         raise refused_strategy(operation, strategy)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,15 @@ from surgery.config.schema import (
 )
 from surgery.console import is_terminal
 from surgery.errors import ConfigError
+from surgery.importance.check import check_estimator
 from surgery.models.source import ModelSource
 from surgery.operations import parse_operations
+from surgery.operations.prune_heads import PruneHeads
 from surgery.operations.prune_options import check_options
 from surgery.pipeline.deferred import Deferred, check_deferred, split
 from surgery.pipeline.session import Session, device_name
 from surgery.plan.make import make_plan
+from surgery.plan.operation import Operation
 from surgery.plan.plan import Plan
 from surgery.tasks.declare import EACH, check_tasks
 
@@ -72,10 +76,7 @@ def prepare(run: RunConfig, run_dir: Path, settings: dict[str, Any]) -> Session:
     calibrates = Stage.calibrate in wanted and (
         run.calibration.compare or any(operation.calibrated for operation in operations)
     )
-    if Stage.score in wanted:
-        from surgery.importance.check import check_estimator
-
-        check_estimator("importance.estimator", run.importance.estimator, run.importance.objective)
+    _check_estimators(run, operations)
     if wanted & _DATA or calibrates:
         from surgery.data.sources import check_source
 
@@ -132,6 +133,19 @@ def prepare(run: RunConfig, run_dir: Path, settings: dict[str, Any]) -> Session:
 
         prepare_tasks(session, tasks)
     return session
+
+
+def _check_estimators(run: RunConfig, operations: Sequence[Operation]) -> None:
+    """Of the stage `score`, and of every operation that has heads scored, whenever it does."""
+    asked = {
+        operation.key("estimator"): operation.estimator
+        for operation in operations
+        if isinstance(operation, PruneHeads) and operation.estimator is not None
+    }
+    if Stage.score in run.stages:
+        asked["importance.estimator"] = run.importance.estimator
+    for key, estimator in asked.items():
+        check_estimator(key, estimator, run.importance.objective)
 
 
 def _check_calibrated(run: RunConfig, plan: Plan, wanted: set[Stage]) -> None:

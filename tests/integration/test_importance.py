@@ -102,3 +102,17 @@ def test_what_cannot_be_scored_is_refused(
     assert outcome.code == 2
     assert key in outcome.err
     assert not (tmp_path / "importance.json").exists()
+
+
+def test_an_estimator_is_refused_before_anything_is_measured(
+    cli: Callable[..., Any], tmp_path: Path
+) -> None:
+    outcome = cli(
+        "attention=[prune_heads]", "attention.prune_heads.amount=0.5",
+        "attention.prune_heads.estimator=gate_gradient", "importance.objective=distill", *TINY,
+        "logger=none", f"hydra.run.dir={tmp_path}",
+    )  # fmt: skip
+    assert outcome.code == 2
+    assert "importance.objective" in outcome.err
+    assert "measure" not in outcome.out
+    assert not (tmp_path / "plan.json").exists()
