@@ -9,7 +9,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from surgery.anatomy import find_sites
-from surgery.calibration.case import Case, Scorer
+from surgery.calibration.case import Case
 from surgery.calibration.clone import sharing_copy
 from surgery.calibration.options import Calibration
 from surgery.calibration.resolve_gqa import resolve_gqa
@@ -17,6 +17,7 @@ from surgery.calibration.resolve_pruning import resolve_pruning
 from surgery.calibration.view import Batch
 from surgery.errors import ConfigError
 from surgery.execute.live import apply_
+from surgery.importance.estimate import Scorer
 from surgery.operations.gqa import GQA
 from surgery.operations.prune_heads import PruneHeads
 from surgery.plan.make import make_plan

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from transformers import PreTrainedModel
@@ -10,10 +10,7 @@ from transformers import PreTrainedModel
 from surgery.anatomy import Site
 from surgery.calibration.options import Calibration
 from surgery.calibration.view import Batch
-from surgery.importance import ScoreTable
-
-# Scores some sites of a model: (model, sites, estimator, unit) -> table; see `ScoreTable`.
-Scorer = Callable[[PreTrainedModel, Sequence[Site], str, str], ScoreTable]
+from surgery.importance.estimate import Scorer
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,9 @@ from surgery.importance.output_norm import OutputNorm
 from surgery.importance.table import GROUPS, HEADS, UNITS, ScoreTable, SiteScores
 from surgery.importance.work import Batch, BatchScores, Scores, Work
 
+# Scores some sites of a model: (model, sites, estimator, unit) → table.
+Scorer = Callable[[PreTrainedModel, Sequence[Site], str, str], ScoreTable]
+
 _MEASURED: dict[str, Callable[[Work], Callable[[Batch], BatchScores]]] = {
     "gate_gradient": GateGradient,
     "output_norm": OutputNorm,
@@ -113,7 +116,7 @@ def _measured(work: Work, estimator: str, batches: Sequence[Batch]) -> list[Batc
     measure = _MEASURED[estimator](work)
     device = next(work.model.parameters()).device
     found = []
-    with _at_rest(work.model), progress(f"importance, {estimator}", len(batches)) as steps:
+    with at_rest(work.model), progress(f"importance, {estimator}", len(batches)) as steps:
         for batch in batches:
             batch = {name: value.to(device) for name, value in batch.items()}
             if estimator != "output_norm":
@@ -139,7 +142,7 @@ def _check_labels(batch: Batch, estimator: str) -> None:
 
 
 @contextmanager
-def _at_rest(model: PreTrainedModel) -> Iterator[None]:
+def at_rest(model: PreTrainedModel) -> Iterator[None]:
     """Without dropout and without gradients of parameters; afterwards as it was."""
     training = [module for module in model.modules() if module.training]
     learning = [one for one in model.parameters() if one.requires_grad]

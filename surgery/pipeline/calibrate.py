@@ -14,12 +14,12 @@ from transformers import PreTrainedModel
 
 from surgery.anatomy import Site
 from surgery.calibration import Calibration, calibrated_plan
-from surgery.calibration.case import Scorer
 from surgery.config.schema import ExportFormat, RunConfig
 from surgery.console import is_rank_zero, say, show
 from surgery.errors import ConfigError, PlanError, SurgeryError
 from surgery.execute.live import apply_
 from surgery.importance import ScoreTable
+from surgery.importance.estimate import Scorer
 from surgery.measure.loss import held_out_loss
 from surgery.operations.gqa import GQA, Grouping, Merge
 from surgery.pipeline.deferred import performed

@@ -10,10 +10,10 @@ import torch
 from transformers import PreTrainedModel
 
 from surgery.anatomy import Site, find_sites
-from surgery.calibration.case import Scorer
 from surgery.config.schema import DataConfig, TaskMode
 from surgery.console import say
 from surgery.files import write_json
+from surgery.importance.estimate import Scorer
 from surgery.importance.table import ScoreTable
 from surgery.operations import parse_operations
 from surgery.pipeline.importance import importance_batches, score_on

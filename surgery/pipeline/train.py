@@ -122,10 +122,12 @@ def _closing(session: Session) -> dict[str, Any]:
         return {}
     from surgery.pipeline.importance import keep, scorer_of
 
+    scorer = scorer_of(session)
+
     def scored(
         model: PreTrainedModel, sites: Sequence[Site], estimator: str, unit: str
     ) -> ScoreTable:
-        table = scorer_of(session)(model, sites, estimator, unit)
+        table = scorer(model, sites, estimator, unit)
         if session.scores is None:  # the first: of the model with all its heads
             keep(session, table)
         return table

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +18,7 @@ from surgery.console import say
 from surgery.data.collate import Batch
 from surgery.errors import ConfigError, SurgeryError
 from surgery.importance import Gates, ScoreTable, score_heads
+from surgery.importance.estimate import Scorer, at_rest
 from surgery.operations import parse_operations
 from surgery.operations.layers import chosen
 from surgery.operations.prune_heads import PruneHeads, Schedule
@@ -26,9 +26,6 @@ from surgery.operations.scores import HeadScores
 from surgery.training.closing import Heads, closing
 from surgery.training.cut import check_cut
 from surgery.training.pruning_schedule import PruningSchedule
-
-# Scores some sites of a model: (model, sites, estimator, unit) → table.
-Scorer = Callable[[PreTrainedModel, Sequence[Site], str, str], ScoreTable]
 
 
 @dataclass(frozen=True)
@@ -164,7 +161,7 @@ class GatedPruning:
         assert isinstance(model, PreTrainedModel)
         assert estimator is not None
         sites = chosen(self.sites, self.operation.layers, self.operation.key("layers"))
-        with isolate_rng(include_cuda=torch.cuda.is_available()), _modes_kept(model):
+        with isolate_rng(include_cuda=torch.cuda.is_available()), at_rest(model):
             torch.manual_seed(self.options["seed"])
             scorer = self._scorer or self._scores_on(trainer)
             table = scorer(model, sites, estimator, self.operation.unit)
@@ -260,15 +257,3 @@ def refused_strategy(operation: PruneHeads, strategy: str) -> ConfigError:
         "heads of a whole one while it trains",
         given=strategy, valid=f"ddp, auto, or {operation.key('schedule')}=one_shot",
     )  # fmt: skip
-
-
-@contextmanager
-def _modes_kept(model: PreTrainedModel) -> Iterator[None]:
-    """In eval mode; afterwards each module is as it was."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
