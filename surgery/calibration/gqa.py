@@ -13,8 +13,8 @@ from surgery.calibration import solve
 from surgery.calibration.clone import sharing_copy
 from surgery.calibration.moments import SiteMoments
 from surgery.calibration.options import Calibration
+from surgery.calibration.output import solve_output
 from surgery.calibration.refine import refine
-from surgery.calibration.rows import widest
 from surgery.calibration.solve import Merge
 from surgery.calibration.text import SiteText
 from surgery.calibration.view import Batch
@@ -28,7 +28,6 @@ from surgery.calibration.wide import (
 )
 from surgery.errors import ConfigError
 from surgery.merging.grouping import Groups, contiguous
-from surgery.merging.refit import OutputMoments
 from surgery.operations.gqa import GQA, Grouping
 from surgery.operations.gqa import Merge as MergeName
 from surgery.plan.head_edits import Merging
@@ -172,32 +171,13 @@ def _moments(
 def _refitted(text: SiteText, merge: Merge, options: Calibration, advance: Advance) -> Merge:
     """The output projection by ridge least squares: what it is given then, what it gave before."""
     work, site = text.work, text.site
-    output, block = site.output, work.get_submodule(site.block)
     before = set_wide(work, site, merge)
-    module = work.get_submodule(output.path)
-    weight, bias = work.get_parameter(f"{output.path}.weight"), getattr(module, "bias", None)
-    now = weight.mT if output.transposed else weight
-    wide = torch.promote_types(weight.dtype, torch.float32)
-    moments = OutputMoments(output.in_features, output.out_features, weight.device)
-    for seen, target in text.targets():
-        assert seen.inputs is not None
-        inputs = seen.inputs
-        if seen.real is not None:
-            inputs, target = inputs[seen.real], target[seen.real]
-        # What is missing is far smaller than the whole, and so is what rounding does to it.
-        has = inputs.to(wide) @ now.mT.to(wide) + (0 if bias is None else bias.to(wide))
-        moments.add(inputs.flatten(0, -2), (target.to(wide) - has).flatten(0, -2))
-        advance(f"layer {site.layer}: output")
-    nothing = now.new_zeros(now.shape, dtype=moments.square.dtype)
-    made, made_bias = moments.solve(nothing, None if bias is None else nothing[:, 0], options.ridge)
-    made = widest(now) + made
-    if bias is not None and made_bias is not None:
-        made_bias = widest(bias) + made_bias
+    solved = solve_output(text, options.ridge, lambda: advance(f"layer {site.layer}: output"))
     for name, parameter in before.items():
-        put(block, name, parameter)
+        put(work.get_submodule(site.block), name, parameter)
     # Spread out, its columns lie as in the source; the result's heads lie group by group.
-    columns = made.unflatten(1, (-1, output.unit))[:, [head for (head,) in merge.query]]
+    columns = solved.weight.unflatten(1, (-1, site.output.unit))[:, [h for (h,) in merge.query]]
     tensors = {**merge.tensors, "output": columns.flatten(1)}
-    if made_bias is not None:
-        tensors["output_bias"] = made_bias
+    if solved.bias is not None:
+        tensors["output_bias"] = solved.bias
     return replace(merge, tensors=tensors)

@@ -19,14 +19,13 @@ from transformers import PreTrainedModel
 from surgery.anatomy import Site
 from surgery.calibration.clone import sharing_copy
 from surgery.calibration.options import Calibration
+from surgery.calibration.output import solve_output
 from surgery.calibration.refusals import refuse_repeated, refuse_shared
-from surgery.calibration.rows import widest
 from surgery.calibration.text import SiteText
 from surgery.calibration.view import Batch
 from surgery.calibration.wide import planned, put
 from surgery.console import progress
 from surgery.errors import ConfigError
-from surgery.merging.refit import OutputMoments
 
 
 @dataclass(frozen=True)
@@ -82,51 +81,16 @@ def refit_sites(
 def _refit(
     text: SiteText, heads: Sequence[int], ridge: float, advance: Callable[[], None]
 ) -> Refit:
-    work, site = text.work, text.site
-    output = site.output
-    columns = _columns(site, heads)
-    weight = work.get_parameter(f"{output.path}.weight")
-    bias = getattr(work.get_submodule(output.path), "bias", None)
-    now = (weight.mT if output.transposed else weight)[:, columns.to(weight.device)]
-    wide = torch.promote_types(weight.dtype, torch.float32)
-    moments = OutputMoments(len(columns), output.out_features, weight.device)
-    size = cut = 0.0
-    for seen, target in text.targets():
-        assert seen.inputs is not None
-        inputs = seen.inputs
-        if seen.real is not None:
-            inputs, target = inputs[seen.real], target[seen.real]
-        inputs = inputs[..., columns.to(inputs.device)].to(wide).flatten(0, -2)
-        has = inputs @ now.mT.to(wide) + (0 if bias is None else bias.to(wide))
-        target = target.to(wide).flatten(0, -2)
-        # What is missing is far smaller than the whole, and so is what rounding does to it.
-        missing = target - has
-        moments.add(inputs, missing)
-        size += float(widest(target).square().sum())
-        cut += float(widest(missing).square().sum())
-        advance()
-    nothing = now.new_zeros(now.shape, dtype=moments.square.dtype)
-    made, made_bias = moments.solve(nothing, None if bias is None else nothing[:, 0], ridge)
-    tensors = {"output": (widest(now) + made).float()}
-    if bias is not None and made_bias is not None:
-        tensors["output_bias"] = (widest(bias) + made_bias).float()
+    site = text.site
+    solved = solve_output(text, ridge, advance, _columns(site, heads))
+    tensors = {"output": solved.weight.float()}
+    if solved.bias is not None:
+        tensors["output_bias"] = solved.bias.float()
     figures = {
-        "output_error_cut": _share(cut, size),
-        "output_error_refit": _share(_remaining(moments, made, made_bias, cut), size),
+        "output_error_cut": _share(solved.before, solved.size),
+        "output_error_refit": _share(solved.after, solved.size),
     }
     return Refit({role: t.cpu() for role, t in planned(site, tensors).items()}, figures)
-
-
-def _remaining(
-    moments: OutputMoments, made: torch.Tensor, bias: torch.Tensor | None, before: float
-) -> float:
-    """The squared error that is left of `before`: |y - X u|² from the normal equations."""
-    square, across = moments.square, moments.across
-    if bias is None:
-        square, across = square[:-1, :-1], across[:-1]
-    else:
-        made = torch.cat([made, bias[:, None]], dim=1)
-    return before - float((made * (2 * across.mT - made @ square)).sum())
 
 
 def _share(error: float, size: float) -> float:
