@@ -109,6 +109,7 @@ class Stage(Enum):
     plan = "plan"
     measure = "measure"
     score = "score"
+    analyze = "analyze"
     calibrate = "calibrate"
     operate = "operate"
     train = "train"
@@ -217,6 +218,14 @@ class ImportanceConfig:
 
 
 @dataclass
+class AnalysisConfig:
+    windows: int = MISSING
+    batch_size: int = MISSING
+    rows: int | None = MISSING
+    probes: list[str] = MISSING
+
+
+@dataclass
 class TasksConfig:
     mode: TaskMode = MISSING
     # Name of each task → the keys of `data` in which it differs.
@@ -254,6 +263,7 @@ class RunConfig:
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     measure: MeasureConfig = field(default_factory=MeasureConfig)
     importance: ImportanceConfig = field(default_factory=ImportanceConfig)
+    analysis: AnalysisConfig = field(default_factory=AnalysisConfig)
     tasks: TasksConfig = field(default_factory=TasksConfig)
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
     export: ExportConfig = field(default_factory=ExportConfig)

@@ -35,8 +35,8 @@ from surgery.plan.operation import Operation
 from surgery.plan.plan import Plan
 from surgery.tasks.declare import EACH, check_tasks
 
-_WEIGHTS = {Stage.measure, Stage.score, Stage.operate, Stage.train, Stage.export}
-_DATA = {Stage.measure, Stage.score, Stage.train}
+_WEIGHTS = {Stage.measure, Stage.score, Stage.analyze, Stage.operate, Stage.train, Stage.export}
+_DATA = {Stage.measure, Stage.score, Stage.analyze, Stage.train}
 
 # Times 1 / hidden_size: the width rule of Yang et al. 2022 (arXiv:2203.03466) for Adam, anchored
 # where healing the embedded model went best.

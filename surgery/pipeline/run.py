@@ -87,6 +87,11 @@ def _stages(session: Session, run: RunConfig) -> None:
 
         with session.stage("score"):
             score(session)
+    if session.has(Stage.analyze):
+        from surgery.pipeline.analysis import analyze
+
+        with session.stage("analyze"):
+            analyze(session)
     if session.has(Stage.calibrate) and not session.plan.is_resolved:
         from surgery.pipeline.calibrate import calibrate
 

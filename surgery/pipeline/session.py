@@ -46,6 +46,7 @@ class Session:
             plan holds the operations before that one.
         measurements: by moment: before, after_surgery, after_training.
         scores: importance of every head, where it was measured.
+        analysis: what each head does, where it was asked.
         comparison: what another merge would have given, where that was asked for.
         task_data: the data of each task, where several are declared (`tasks.data`).
         task_runs: a run per task, where each has a model of its own; done in place of this one.
@@ -66,6 +67,7 @@ class Session:
     measurements: dict[str, Measurement] = field(default_factory=dict)
     comparison: dict[str, Any] | None = None
     scores: ScoreTable | None = None
+    analysis: dict[str, Any] = field(default_factory=dict)
     task_data: dict[str, TextData] = field(default_factory=dict)
     task_runs: dict[str, Session] = field(default_factory=dict)
     task_tables: dict[str, ScoreTable] = field(default_factory=dict)

@@ -28,6 +28,7 @@ def summarize(session: Session) -> dict[str, Any]:
         "gap_closed": gap_closed(figures),
         "calibration": session.plan.calibration,
         "importance": None if session.scores is None else session.scores.about(),
+        "analysis": session.analysis or None,
         "comparison": session.comparison,
         "tasks": session.tasks or None,
         "training": session.training or None,

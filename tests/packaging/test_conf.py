@@ -26,7 +26,7 @@ from .conftest import ROOT
 OPEN_GROUPS = {"attention", "trainer", "callbacks"}
 TYPED = {name: hint for name, hint in get_type_hints(RunConfig).items() if is_dataclass(hint)}
 # Sections of config.yaml itself, with no choice of files.
-SECTIONS = {"importance", "tasks", "calibration", "measure", "export"}
+SECTIONS = {"analysis", "importance", "tasks", "calibration", "measure", "export"}
 # What the files leave open with `???`; a number where it is not named here.
 FILLED = {"data.path": "x.txt"}
 

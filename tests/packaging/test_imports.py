@@ -25,6 +25,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "importance": {
         "observation", "data", "anatomy", "models", "config", "console", "errors", "files",
     },
+    "analysis": {
+        "importance", "observation", "data", "anatomy", "models", "config", "console", "errors",
+        "files",
+    },
     "rehouse": {"anatomy", "models", "errors"},
     "transforms": set(),
     "architecture": {"anatomy", "models", "errors"},
@@ -49,11 +53,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "measure": {"anatomy", "models", "plan", "data", "config", "console", "errors"},
     "report": {"errors", "files", "units"},
+    "dashboard": {"console", "errors"},
     "tasks": {
         "measure", "operations", "importance", "data", "anatomy", "config", "errors",
     },
     "pipeline": {
-        "tasks", "report", "measure", "training", "calibration", "importance", "execute",
+        "tasks", "report", "measure", "analysis", "training", "calibration", "importance", "execute",
         "operations", "plan", "anatomy", "data", "models", "config", "console", "errors", "files",
         "units",
     },

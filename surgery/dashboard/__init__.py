@@ -1,0 +1,1 @@
+"""The W&B workspace, as code."""

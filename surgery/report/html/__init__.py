@@ -1,0 +1,1 @@
+"""`report.html`: one file for the person who decides."""
