@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import torch
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from surgery.config.schema import Task
+from surgery.config.schema import MeasureConfig, Task
 from surgery.console import progress
 from surgery.data.collate import IGNORED, Batch
+from surgery.data.module import TextData
 from surgery.models.forward import no_cache
 
 
-@torch.inference_mode()
 def held_out_loss(
+    model: PreTrainedModel, data: TextData, cfg: MeasureConfig, task: Task, *, label: str
+) -> float:
+    """Mean negative log-likelihood in nats per token (or row) of the held-out windows.
+
+    `cfg.windows` of them, the same at every call.
+    """
+    total = math.ceil(min(cfg.windows, data.held_out_size) / cfg.batch_size)
+    batches = data.held_out_batches(cfg.windows, cfg.batch_size)
+    return mean_loss(model, batches, task, total=total, label=label)
+
+
+@torch.inference_mode()
+def mean_loss(
     model: PreTrainedModel, batches: Iterable[Batch], task: Task, *, total: int, label: str
 ) -> float:
     """Mean negative log-likelihood in nats over every labelled position (or row) of `batches`.

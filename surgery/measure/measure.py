@@ -40,9 +40,7 @@ def measure_model(
     """Measure `model` on the held-out half of `data`. Leaves it in the mode it was in."""
     training = model.training
     model.eval()
-    total = math.ceil(min(cfg.windows, data.held_out_size) / cfg.batch_size)
-    batches = data.held_out_batches(cfg.windows, cfg.batch_size)
-    loss = held_out_loss(model, batches, task, total=total, label=label)
+    loss = held_out_loss(model, data, cfg, task, label=label)
     prompt = _prompt(model, data, cfg.prefill_tokens, cfg.decode_tokens)
     speed = measure_speed(model, prompt, task, decode_tokens=cfg.decode_tokens, repeats=cfg.repeats)
     sites = find_sites(model).sites

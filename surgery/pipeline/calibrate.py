@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -67,12 +66,9 @@ def compare(session: Session) -> dict[str, Any] | None:
         except (ConfigError, PlanError) as error:
             say(f"  merge=optimal is not for this model: {error.args[0].splitlines()[0]}")
             return None
-        batches = session.data.held_out_batches(run.measure.windows, run.measure.batch_size)
-        windows = min(run.measure.windows, session.data.held_out_size)
         loss = held_out_loss(
-            model, batches, run.model.task, label="merge=optimal",
-            total=math.ceil(windows / run.measure.batch_size),
-        )  # fmt: skip
+            model, session.data, run.measure, run.model.task, label="merge=optimal"
+        )
     return {
         "merge": Merge.optimal.value,
         "grouping": Grouping.similarity.value,

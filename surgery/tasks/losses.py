@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,14 +21,10 @@ def task_losses(
     """Held-out loss of each task, nats per token, on the same windows at every call."""
     training = model.training
     model.eval()
-    size = run.measure.batch_size
-    losses = {}
-    for name, one in data.items():
-        total = math.ceil(min(run.measure.windows, one.held_out_size) / size)
-        batches = one.held_out_batches(run.measure.windows, size)
-        losses[name] = held_out_loss(
-            model, batches, run.model.task, total=total, label=f"{name}, {label}"
-        )
+    losses = {
+        name: held_out_loss(model, one, run.measure, run.model.task, label=f"{name}, {label}")
+        for name, one in data.items()
+    }
     model.train(training)
     return losses
 

@@ -58,9 +58,9 @@ MAY_IMPORT: dict[str, set[str]] = {
         "measure", "operations", "importance", "data", "anatomy", "config", "errors",
     },
     "pipeline": {
-        "tasks", "report", "measure", "analysis", "training", "calibration", "importance", "execute",
-        "operations", "plan", "anatomy", "data", "models", "config", "console", "errors", "files",
-        "units",
+        "tasks", "report", "measure", "analysis", "training", "calibration", "importance",
+        "execute", "operations", "plan", "anatomy", "data", "models", "config", "console",
+        "errors", "files", "units",
     },
     "refusals": {"operations", "config", "errors"},
     "__init__": {
