@@ -43,7 +43,9 @@ def calibrate(session: Session) -> None:
         return
     # Training draws the same numbers as without this stage.
     with torch.random.fork_rng():
-        session.plan = _calibrated(session, performed(session.run))
+        operations = performed(session.run)
+        scorer = _scorer(session, operations, kept=True)
+        session.plan = _calibrated(session, session.loaded(), operations, scorer)
     save_plan(session.plan, session.run_dir)
     show(plan_table(session.plan))
 
@@ -62,7 +64,8 @@ def compare(session: Session) -> dict[str, Any] | None:
     with torch.random.fork_rng():
         model = session.source.load().to(session.device)  # type: ignore[arg-type]
         try:
-            model = apply_(model, _calibrated(session, better, model))
+            scorer = _scorer(session, better, kept=False)
+            model = apply_(model, _calibrated(session, model, better, scorer))
         except (ConfigError, PlanError) as error:
             say(f"  merge=optimal is not for this model: {error.args[0].splitlines()[0]}")
             return None
@@ -85,15 +88,17 @@ def _optimal(operation: Operation) -> Operation:
     return operation
 
 
-def _calibrated(session: Session, operations: list[Operation], model: Any = None) -> Plan:
+def _calibrated(
+    session: Session, model: PreTrainedModel, operations: list[Operation], scorer: Scorer | None
+) -> Plan:
     run, plan = session.run, session.plan
     assert session.data is not None
     return calibrated_plan(
-        session.loaded() if model is None else model,
+        model,
         operations,
         session.data.calibration_batches(run.calibration.windows, run.calibration.batch_size),
         options_of(run),
-        _kept_scores(session),
+        scorer,
         name=session.source.name,
         seed=run.seed,
         tokens=plan.tokens,
@@ -103,22 +108,24 @@ def _calibrated(session: Session, operations: list[Operation], model: Any = None
     )
 
 
-def _kept_scores(session: Session) -> Scorer | None:
-    """Who scores heads, if any operation asks; the table it decides on is written down."""
-    if not any(getattr(op, "estimator", None) for op in performed(session.run)):
+def _scorer(session: Session, operations: list[Operation], *, kept: bool) -> Scorer | None:
+    """Who scores heads, if any operation asks; `kept`: the tables it makes are written down."""
+    if not any(getattr(operation, "estimator", None) for operation in operations):
         return None
     from surgery.pipeline.importance import keep, scorer_of
 
     scorer = scorer_of(session)
+    if not kept:
+        return scorer
 
-    def scored(
+    def keeping(
         model: PreTrainedModel, sites: Sequence[Site], estimator: str, unit: str
     ) -> ScoreTable:
         table = scorer(model, sites, estimator, unit)
         keep(session, table)
         return table
 
-    return scored
+    return keeping
 
 
 def options_of(run: RunConfig) -> Calibration:
