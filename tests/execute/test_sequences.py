@@ -149,7 +149,7 @@ def cache_bytes(model: PreTrainedModel) -> int:
 
 
 @settings(
-    max_examples=40, deadline=None, derandomize=True, phases=PHASES,
+    max_examples=25, deadline=None, derandomize=True, phases=PHASES,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )  # fmt: skip
 @given(cases())
