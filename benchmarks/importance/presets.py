@@ -72,12 +72,12 @@ _KINDS = {**merging.FULL.kinds, _GQA.name: _GQA, _BERT.name: _BERT}
 FULL = Preset(
     "full", _KINDS,
     units={kind: (GROUPS, HEADS) if kind == _GQA.name else (HEADS,) for kind in _KINDS},
-    seq_len=512, batch_size=8, score_windows=64, held_out_windows=96,
+    seq_len=512, batch_size=8, score_windows=32, held_out_windows=32,
     # Tried on a cut of 40% by gate_gradient. qwen3, KL afterwards (0.143 as cut): 0.089 at 0.05,
     # 0.081 at 0.1, 0.076 at 0.2, 0.095 at 0.5. bert, 1 - cosine (0.046 as cut): 0.025 at 1e-4,
     # 0.033 at 3e-4. What `random` cuts would want more (bert: 0.142 at 1e-4, 0.130 at 3e-4).
     healing_steps=26, healing_rate=0.2,
-    score_sentences=128, held_out_sentences=384, sentence_tokens=32, sentence_batch=32,
+    score_sentences=128, held_out_sentences=256, sentence_tokens=32, sentence_batch=32,
     sentence_rate=1e-4,
     seeds=(0, 1), amounts=(0.1, 0.2, 0.3, 0.4, 0.5, 0.6),
 )  # fmt: skip
