@@ -7,7 +7,6 @@ any time; `--render` draws the page and the pictures anew from what is there.
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import sys
 import time
@@ -23,15 +22,12 @@ from benchmarks.importance.presets import FULL, QUICK, Preset
 from benchmarks.importance.render import ROOT, Targets, render
 from benchmarks.importance.work import WEIGHTS_SEED, Work
 from benchmarks.shared import models
-from benchmarks.shared.command import without
+from benchmarks.shared.options import add_common, run_of, targets
 from benchmarks.shared.schedule import go
 from benchmarks.shared.store import Store
 from surgery.console import say
-from surgery.report.summary import machine, versions
 
 OUTPUTS = ROOT / "outputs/importance"
-# Options that say where things lie, not what is measured.
-PLACES = {"--store", "--models", *(f"--{name}" for name in Targets._fields)}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -47,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not options.render:
         _measure(options, given, preset, store, options.models or home / "models")
     if not options.models_only:
-        render(store, preset, _targets(options, home))
+        render(store, preset, targets(Targets, options, home))
 
 
 def _measure(
@@ -73,12 +69,7 @@ def _measure(
     say(f"{len(todo)} cells to measure")
     if not todo:
         return
-    command = " ".join(["python", "-m", "benchmarks.importance", *without(PLACES, given)])
-    run = {
-        "command": command, "workers": options.workers,
-        "machine": machine(), "versions": versions(),
-    }  # fmt: skip
-    store.append("run", run)
+    store.append("run", run_of("benchmarks.importance", given, options, Targets._fields))
     work = Work(preset.name, folder, store.path.parent / "scores", options.threads)
     refused = go(
         todo, store, work, change=_change, said=_said, workers=options.workers,
@@ -113,33 +104,14 @@ def _said(record: dict[str, Any]) -> str:
     return f"{record['seconds']['score'] / record['forward_seconds']:.1f} forward passes"
 
 
-def _targets(options: argparse.Namespace, home: Path) -> Targets:
-    usual = Targets()
-    if options.quick:  # a try-out overwrites no result
-        usual = Targets(*(home / path.name for path in usual))
-    return Targets(*(getattr(options, n) or getattr(usual, n) for n in Targets._fields))
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.importance", description=__doc__)
+    add_common(parser, [*FULL.kinds, *QUICK.kinds], Targets._fields)
     add = parser.add_argument
-    add("--quick", action="store_true", help="tiny models and few cells, kept apart")
-    add("--kinds", nargs="+", choices=dict.fromkeys([*FULL.kinds, *QUICK.kinds]))
     add("--estimators", nargs="+", choices=grid.ESTIMATORS)
-    add("--seeds", nargs="+", type=int)
     add("--scopes", nargs="+", choices=grid.SCOPES)
     add("--amounts", nargs="+", type=float, help="share of the heads")
     add("--no-healing", action="store_true", help="only what needs no training")
-    add("--models-only", action="store_true", help="train the models that are absent, then stop")
-    add("--again", action="store_true", help="measure anew what is chosen, though it is there")
-    add("--budget-minutes", type=float, default=math.inf, help="nothing begins after so long")
-    add("--workers", type=int, default=1, help="processes side by side")
-    add("--threads", type=int, default=1, help="of each process")
-    add("--render", action="store_true", help="draw only")
-    add("--store", type=Path, help="JSON lines, one per finished cell")
-    add("--models", type=Path, help="folder of the models that are trained here")
-    for name in Targets._fields:
-        add(f"--{name}", type=Path, help=f"where the {name} goes")
     return parser
 
 

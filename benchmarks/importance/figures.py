@@ -23,6 +23,7 @@ from typing import Any
 
 from benchmarks.importance.grid import ESTIMATORS, ORIGINAL, PRUNE, REFERENCE, SCORE, Cell
 from benchmarks.importance.ranks import overlap, spread
+from benchmarks.shared.weights import check_weights
 from surgery.tasks.agreement import spearman
 
 Record = Mapping[str, Any]
@@ -33,10 +34,6 @@ RUNS = {"global": ("global", False), "layer": ("layer", False), "healed": ("glob
 TOP = 0.25
 
 
-class MixedWeightsError(Exception):
-    """Cells of one model come from different weights."""
-
-
 def derive(records: Iterable[Record]) -> dict[str, Any]:
     """{"cases": […], "wins": …, "overall": …, "foresight": …}.
 
@@ -44,7 +41,7 @@ def derive(records: Iterable[Record]) -> dict[str, Any]:
         MixedWeightsError: see there.
     """
     found = {Cell.of(record): record for record in records}
-    _check_weights(found)
+    check_weights((cell.kind, record["weights"]) for cell, record in found.items())
     named = dict.fromkeys((c.kind, c.unit) for c in found if c.estimator != ORIGINAL)
     cases = [_case(found, kind, unit) for kind, unit in named]
     return {
@@ -255,17 +252,6 @@ def _overall(cases: Sequence[Mapping[str, Any]], name: str) -> dict[str, Any]:
 def _over_cases(values: Iterable[float | None]) -> dict[str, float] | None:
     there = [value for value in values if value is not None]
     return {"median": median(there), "cases": len(there)} if there else None
-
-
-def _check_weights(found: Mapping[Cell, Record]) -> None:
-    weights: dict[str, str] = {}
-    for cell, record in found.items():
-        first = weights.setdefault(cell.kind, record["weights"])
-        if record["weights"] != first:
-            raise MixedWeightsError(
-                f"cells of {cell.kind} come from different weights ({first}, "
-                f"{record['weights']}): begin a new store, or measure them again (--again)"
-            )
 
 
 def _flat(rows: Sequence[Sequence[float]]) -> list[float]:

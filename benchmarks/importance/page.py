@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,7 @@ from benchmarks.importance import sentences
 from benchmarks.importance.grid import ESTIMATORS, REFERENCE, cells
 from benchmarks.importance.names import RUN_NAMES, case_name, loss_name
 from benchmarks.importance.presets import BERT
-
-_NOTHING = "-"
+from benchmarks.shared.markdown import NOTHING, runs_said, table
 
 
 def page(figures: Mapping[str, Any], page_at: Path, picture: Path, scopes: Path) -> str:
@@ -31,7 +30,7 @@ def page(figures: Mapping[str, Any], page_at: Path, picture: Path, scopes: Path)
         _setup(preset, figures),
         "## What agrees with what\n",
         _AGREEMENT.format(reference=REFERENCE),
-        *_table(_AGREEMENT_HEAD, _agreement(figures)),
+        *table(_AGREEMENT_HEAD, _agreement(figures)),
         "\n## What pruning costs\n",
         f"![Loss above the original's against the share of heads that went]({shown[0]})\n",
         _PICTURE,
@@ -42,7 +41,7 @@ def page(figures: Mapping[str, Any], page_at: Path, picture: Path, scopes: Path)
         "\n## What this does not say\n",
         _limits(preset, figures),
         "## Runs\n",
-        _runs(figures["runs"]),
+        runs_said(figures["runs"], "importance.json"),
     ]  # fmt: skip
     return "\n".join(parts)
 
@@ -137,13 +136,13 @@ def _agreement(figures: Mapping[str, Any]) -> list[list[str]]:
             found = case["agreement"][name]
             row = [_spread(found[key]) for key in ("all", "within", "top", "low", "again")]
             row += [_spread(case["noise"][name]), _spread(case["cost"][name], 1)]
-            if any(value != _NOTHING for value in row):
+            if any(value != NOTHING for value in row):
                 rows.append([case_name(case), name, *row])
     for name in ESTIMATORS:
         found = figures["overall"][name]
         row = [_median(found[key]) for key in ("all", "within", "top", "low", "again", "noise")]
         row += [_median(found["cost"], 1)]
-        if len(figures["cases"]) > 1 and any(value != _NOTHING for value in row):
+        if len(figures["cases"]) > 1 and any(value != NOTHING for value in row):
             rows.append([f"**median of {len(figures['cases'])}**", name, *row])
     return rows
 
@@ -167,13 +166,13 @@ def _losses(case: Mapping[str, Any]) -> list[str]:
             for name in ESTIMATORS
             if by_name[name]
         ]
-        parts += [*_table(head, rows), ""]
+        parts += [*table(head, rows), ""]
     return parts if len(parts) > 1 else []
 
 
 def _gap(value: Mapping[str, float] | None, least: float) -> str:
     if value is None:
-        return _NOTHING
+        return NOTHING
     text = f"{value['median']:.4f}"
     return f"**{text}**" if value["median"] == least else text
 
@@ -199,28 +198,12 @@ def _limits(preset: Mapping[str, Any], figures: Mapping[str, Any]) -> str:
     return "\n".join([*lines, ""])
 
 
-def _runs(runs: Sequence[Mapping[str, Any]]) -> str:
-    lines = ["All cells are kept in `benchmarks/results/importance.json`, with these runs:", ""]
-    for run in runs:
-        machine, versions = run["machine"], run["versions"]
-        lines.append(
-            f"- `{run['command']}`: {machine['cpu']}, {machine['cpus']} CPUs, {run['workers']} "
-            f"process(es) of {machine['threads']} thread(s); Python {machine['python']}, torch "
-            f"{versions['torch']}, transformers {versions['transformers']}."
-        )
-    return "\n".join([*lines, ""])
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
-
-
 def _spread(value: Mapping[str, float] | None, digits: int = 2) -> str:
     if value is None:
-        return _NOTHING
+        return NOTHING
     middle, low, high = (f"{value[name]:.{digits}f}" for name in ("median", "low", "high"))
     return middle if low == high else f"{middle} ({low} to {high})"
 
 
 def _median(value: Mapping[str, float] | None, digits: int = 2) -> str:
-    return _NOTHING if value is None else f"{value['median']:.{digits}f}"
+    return NOTHING if value is None else f"{value['median']:.{digits}f}"

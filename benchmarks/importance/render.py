@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,11 +11,9 @@ from benchmarks.importance.page import page
 from benchmarks.importance.picture import draw_healing, draw_scopes
 from benchmarks.importance.presets import Preset
 from benchmarks.results_file import FOLDER
+from benchmarks.shared import results
+from benchmarks.shared.results import ROOT
 from benchmarks.shared.store import Store
-from surgery.console import say
-from surgery.files import write_text
-
-ROOT = Path(__file__).parents[2]
 
 
 class Targets(NamedTuple):
@@ -29,24 +27,12 @@ class Targets(NamedTuple):
 
 def render(store: Store, preset: Preset, targets: Targets) -> None:
     """From the store; where there is none, from the results file that is kept."""
-    if store.path.exists():
-        kept: dict[str, Any] = {
-            "runs": store.runs(),
-            "preset": json.loads(json.dumps(preset.to_json())),
-            "cells": list(store.cells().values()),
-        }
-    elif targets.results.exists():
-        kept = json.loads(targets.results.read_text(encoding="utf-8"))
-    else:
-        raise SystemExit(f"neither {store.path} nor {targets.results}: measure first")
-    if not kept["cells"]:
-        raise SystemExit(f"no cell in {store.path}: measure first")
+
+    def drawn(figures: Mapping[str, Any]) -> str:
+        draw_healing(figures, targets.picture)
+        draw_scopes(figures, targets.second_picture)
+        return page(figures, targets.page, targets.picture, targets.second_picture)
+
     what = "what importance estimators say of heads, and what pruning by them costs"
-    figures = {"what": what, **kept, **derive(kept["cells"])}
-    for path in targets:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(targets.results, json.dumps(figures, indent=1, allow_nan=False) + "\n")
-    draw_healing(figures, targets.picture)
-    draw_scopes(figures, targets.second_picture)
-    write_text(targets.page, page(figures, targets.page, targets.picture, targets.second_picture))
-    say(f"written: {', '.join(map(str, targets))}")
+    found = results.kept(store, preset.to_json(), targets.results)
+    results.write({"what": what, **found, **derive(found["cells"])}, targets, drawn)

@@ -7,7 +7,6 @@ at any time; `--render` draws the page and the picture anew from what is there.
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import sys
 import time
@@ -25,13 +24,10 @@ from benchmarks.merge_quality.schedule import go
 from benchmarks.merge_quality.store import Store
 from benchmarks.merge_quality.work import Work
 from benchmarks.shared import models
-from benchmarks.shared.command import without
+from benchmarks.shared.options import add_common, run_of, targets
 from surgery.console import say
-from surgery.report.summary import machine, versions
 
 OUTPUTS = ROOT / "outputs/merge_quality"
-# Options that say where things lie, not what is measured.
-PLACES = {"--store", "--models", *(f"--{name}" for name in Targets._fields)}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -43,13 +39,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if unknown:
         parser.error(f"no such models in this grid: {', '.join(sorted(unknown))}")
     home = OUTPUTS / "quick" if options.quick else OUTPUTS
-    targets = _targets(options, home)
     store = Store(options.store or home / "cells.jsonl")
     if not options.render:
         _measure(options, given, preset, store, options.models or home / "models")
     if options.models_only:
         return
-    render(store, preset, targets)
+    render(store, preset, targets(Targets, options, home))
 
 
 def _measure(
@@ -85,12 +80,7 @@ def _measure(
     say(f"{len(todo)} cells to measure")
     if not todo:
         return
-    command = " ".join(["python", "-m", "benchmarks.merge_quality", *without(PLACES, given)])
-    run = {
-        "command": command, "workers": options.workers,
-        "machine": machine(), "versions": versions(),
-    }  # fmt: skip
-    store.append("run", run)
+    store.append("run", run_of("benchmarks.merge_quality", given, options, Targets._fields))
     work = Work(preset.name, folder, store.path.parent / "plans", options.threads)
     refused = go(todo, store, work, workers=options.workers, deadline=deadline, again=options.again)
     left = sum(cell.key not in store.cells() for cell in todo)
@@ -120,36 +110,14 @@ def _train_absent(
             done.result()
 
 
-def _targets(options: argparse.Namespace, home: Path) -> Targets:
-    usual = Targets()
-    if options.quick:  # a try-out overwrites no result
-        usual = Targets(*(home / path.name for path in usual))
-    return Targets(
-        options.results or usual.results, options.page or usual.page,
-        options.picture or usual.picture,
-    )  # fmt: skip
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.merge_quality", description=__doc__)
+    add_common(parser, [*FULL.kinds, *QUICK.kinds], Targets._fields)
     add = parser.add_argument
-    add("--quick", action="store_true", help="a tiny model and few cells, kept apart")
-    add("--kinds", nargs="+", choices=[*FULL.kinds, *QUICK.kinds])
-    add("--seeds", nargs="+", type=int)
     add("--merges", nargs="+", choices=grid.MERGES)
     add("--ratios", nargs="+", choices=grid.RATIOS)
     add("--shares", nargs="+", type=float, choices=grid.SHARES, help="of the training tokens")
     add("--objectives", nargs="+", choices=grid.OBJECTIVES)
-    add("--models-only", action="store_true", help="train the models that are absent, then stop")
-    add("--again", action="store_true", help="measure anew what is chosen, though it is there")
-    add("--budget-minutes", type=float, default=math.inf, help="nothing begins after so long")
-    add("--workers", type=int, default=1, help="processes side by side")
-    add("--threads", type=int, default=1, help="of each process")
-    add("--render", action="store_true", help="draw only")
-    add("--store", type=Path, help="JSON lines, one per finished cell")
-    add("--models", type=Path, help="folder of the models that are trained here")
-    for name in Targets._fields:
-        add(f"--{name}", type=Path, help=f"where the {name} goes")
     return parser
 
 

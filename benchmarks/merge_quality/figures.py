@@ -18,6 +18,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks.merge_quality.grid import NO_TRAINING, ORIGINAL, WHOLE, Cell
+from benchmarks.shared.weights import check_weights
 
 Record = Mapping[str, Any]
 Figures = dict[str, float | None]
@@ -27,10 +28,6 @@ AGAINST = {"": "the original", "_control": "the control"}
 MAIN_RATIO, LONG = "4:1", 0.05
 
 
-class MixedWeightsError(Exception):
-    """Cells of one model come from different weights."""
-
-
 def derive(records: Iterable[Record]) -> dict[str, Any]:
     """{"groups": one per merge, ratio, share and objective, each with medians; "targets": …}.
 
@@ -38,7 +35,7 @@ def derive(records: Iterable[Record]) -> dict[str, Any]:
         MixedWeightsError: see there.
     """
     found = {Cell.of(record): record for record in records}
-    _check_weights(found)
+    check_weights((f"{cell.kind}-{cell.seed}", record["weights"]) for cell, record in found.items())
     per_group: dict[Cell, dict[str, dict[int, Figures]]] = {}
     for cell in found:
         group = replace(cell, kind="", seed=0)
@@ -153,17 +150,6 @@ def _group(group: Cell, per_kind: Mapping[str, Mapping[int, Figures]]) -> dict[s
         "kinds": kinds,
         "spread": spread,
     }  # fmt: skip
-
-
-def _check_weights(found: Mapping[Cell, Record]) -> None:
-    weights: dict[tuple[str, int], str] = {}
-    for cell, record in found.items():
-        first = weights.setdefault((cell.kind, cell.seed), record["weights"])
-        if record["weights"] != first:
-            raise MixedWeightsError(
-                f"cells of {cell.kind}-{cell.seed} come from different weights ({first}, "
-                f"{record['weights']}): begin a new store, or measure them again (--again)"
-            )
 
 
 def _minus(a: float | None, b: float | None) -> float | None:

@@ -9,10 +9,10 @@ from typing import Any
 
 from benchmarks.merge_quality.figures import find, times_smaller
 from benchmarks.merge_quality.grid import MERGES, NO_TRAINING, ORIGINAL, WHOLE, cells
+from benchmarks.shared.markdown import NOTHING, runs_said, table
 from benchmarks.shared.settings import warmup_steps
 
 Groups = Sequence[Mapping[str, Any]]
-_NOTHING = "-"
 
 
 def page(figures: Mapping[str, Any], page_at: Path, picture: Path) -> str:
@@ -28,7 +28,7 @@ def page(figures: Mapping[str, Any], page_at: Path, picture: Path) -> str:
         _originals(preset, groups),
         *(_ratio(preset, groups, ratio) for ratio in preset["ratios"]),
         "## Runs\n",
-        _runs(figures["runs"]),
+        runs_said(figures["runs"], "merge_quality.json"),
     ]
     return "\n".join(parts)
 
@@ -66,7 +66,7 @@ In words:
   what it is held against. Nothing is clamped.
 - Figures over seeds are medians, figures over models medians of those. A share of a gap that is
   zero or less is no number and left out ({nothing}).
-""".replace("{nothing}", _NOTHING)
+""".replace("{nothing}", NOTHING)
 
 
 def _setup(preset: Mapping[str, Any], figures: Mapping[str, Any]) -> str:
@@ -137,7 +137,7 @@ def _targets(targets: Sequence[Mapping[str, Any]]) -> str:
         row = [target["what"], _wanted(target), f"**{_as_asked(target, target['median'])}**"]
         row += [_as_asked(target, target["kinds"].get(kind)) for kind in kinds]
         rows.append([*row, {True: "yes", False: "no", None: "no figure"}[target["reached"]]])
-    return "\n".join([text, "", *_table(["", "wanted", "median", *kinds, "reached"], rows), ""])
+    return "\n".join([text, "", *table(["", "wanted", "median", *kinds, "reached"], rows), ""])
 
 
 def _wanted(target: Mapping[str, Any]) -> str:
@@ -148,7 +148,7 @@ def _wanted(target: Mapping[str, Any]) -> str:
 
 def _as_asked(target: Mapping[str, Any], value: float | None) -> str:
     if value is None:
-        return _NOTHING
+        return NOTHING
     if target["at_least"] is not None:
         return f"{value:.1%}"
     times = times_smaller(value)
@@ -170,7 +170,7 @@ def _originals(preset: Mapping[str, Any], groups: Groups) -> str:
             control = find(groups, ORIGINAL, WHOLE, share, "lm")
             row.append(_f(control["kinds"].get(kind, {}).get("loss") if control else None))
         rows.append(row)
-    return "\n".join([*_table(head, rows), ""])
+    return "\n".join([*table(head, rows), ""])
 
 
 def _ratio(preset: Mapping[str, Any], groups: Groups, ratio: str) -> str:
@@ -195,7 +195,7 @@ def _untrained(preset: Mapping[str, Any], groups: Groups, ratio: str) -> list[st
              _f(found["share_of_aligned_renorm"], 3), _f(found["kl"]), _p(found["agreement"]),
              _f(found["entropy"], 3)]
         )  # fmt: skip
-    return _table(head, rows) if rows else ["Nothing measured."]
+    return table(head, rows) if rows else ["Nothing measured."]
 
 
 def _healed(
@@ -212,7 +212,7 @@ def _healed(
         row += [_f(found["share_of_mean_control"], 3), _f(found["kl"])]
         row += [_f(found["kl_share_of_mean"], 3), _p(found["agreement"])]
         rows.append([*row, _f(found["entropy"], 3)])
-    return _table(head, rows) if rows else []
+    return table(head, rows) if rows else []
 
 
 def _lines(
@@ -231,32 +231,16 @@ def _lines(
     return found
 
 
-def _runs(runs: Sequence[Mapping[str, Any]]) -> str:
-    lines = ["All cells are kept in `benchmarks/results/merge_quality.json`, with these runs:", ""]
-    for run in runs:
-        machine, versions = run["machine"], run["versions"]
-        lines.append(
-            f"- `{run['command']}`: {machine['cpu']}, {machine['cpus']} CPUs, {run['workers']} "
-            f"process(es) of {machine['threads']} thread(s); Python {machine['python']}, torch "
-            f"{versions['torch']}, transformers {versions['transformers']}."
-        )
-    return "\n".join([*lines, ""])
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
-
-
 def _f(value: float | None, digits: int = 4) -> str:
-    return _NOTHING if value is None else f"{value:.{digits}f}"
+    return NOTHING if value is None else f"{value:.{digits}f}"
 
 
 def _p(value: float | None) -> str:
-    return _NOTHING if value is None else f"{value:.1%}"
+    return NOTHING if value is None else f"{value:.1%}"
 
 
 def _span(spread: Mapping[str, Any] | None, name: str) -> str:
     if spread is None or spread[name] is None:
-        return _NOTHING
+        return NOTHING
     low, high = spread[name]
     return f"{low:.4f} to {high:.4f}"

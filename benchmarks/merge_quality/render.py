@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,10 +12,8 @@ from benchmarks.merge_quality.picture import draw
 from benchmarks.merge_quality.presets import Preset
 from benchmarks.merge_quality.store import Store
 from benchmarks.results_file import FOLDER
-from surgery.console import say
-from surgery.files import write_text
-
-ROOT = Path(__file__).parents[2]
+from benchmarks.shared import results
+from benchmarks.shared.results import ROOT
 
 
 class Targets(NamedTuple):
@@ -28,23 +26,11 @@ class Targets(NamedTuple):
 
 def render(store: Store, preset: Preset, targets: Targets) -> None:
     """From the store; where there is none, from the results file that is kept."""
-    if store.path.exists():
-        kept: dict[str, Any] = {
-            "runs": store.runs(),
-            "preset": preset.to_json(),
-            "cells": list(store.cells().values()),
-        }
-    elif targets.results.exists():
-        kept = json.loads(targets.results.read_text(encoding="utf-8"))
-    else:
-        raise SystemExit(f"neither {store.path} nor {targets.results}: measure first")
-    if not kept["cells"]:
-        raise SystemExit(f"no cell in {store.path}: measure first")
+
+    def drawn(figures: Mapping[str, Any]) -> str:
+        draw(figures, targets.picture)
+        return page(figures, targets.page, targets.picture)
+
     what = "what merging KV heads costs and healing brings back; see docs/benchmarks"
-    figures = {"what": what, **kept, **derive(kept["cells"])}
-    for path in targets:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(targets.results, json.dumps(figures, indent=1, allow_nan=False) + "\n")
-    draw(figures, targets.picture)
-    write_text(targets.page, page(figures, targets.page, targets.picture))
-    say(f"written: {', '.join(map(str, targets))}")
+    found = results.kept(store, preset.to_json(), targets.results)
+    results.write({"what": what, **found, **derive(found["cells"])}, targets, drawn)

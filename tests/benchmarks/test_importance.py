@@ -17,13 +17,14 @@ from torch.nn import functional as F
 from transformers import AutoTokenizer, BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 
 from benchmarks.importance import sentences
-from benchmarks.importance.figures import MixedWeightsError, derive
+from benchmarks.importance.figures import derive
 from benchmarks.importance.grid import ESTIMATORS, ORIGINAL, PRUNE, SCORE, Cell, cells, original
 from benchmarks.importance.page import page
 from benchmarks.importance.presets import FULL, QUICK
 from benchmarks.importance.ranks import overlap
 from benchmarks.importance.sentence_model import JudgedBert, SentenceModel, embedding, rate_at
 from benchmarks.importance.work import chosen, cut
+from benchmarks.shared.weights import MixedWeightsError
 from surgery.anatomy import find_sites
 from surgery.config.schema import Task
 from surgery.importance.estimate import score_heads

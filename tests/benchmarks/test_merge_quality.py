@@ -13,12 +13,13 @@ import pytest
 import torch
 
 from benchmarks.merge_quality.evaluate import evaluate
-from benchmarks.merge_quality.figures import MixedWeightsError, derive, find, times_smaller
+from benchmarks.merge_quality.figures import derive, find, times_smaller
 from benchmarks.merge_quality.grid import NO_TRAINING, ORIGINAL, WHOLE, Cell, cells, kv_heads
 from benchmarks.merge_quality.presets import FULL
 from benchmarks.merge_quality.schedule import RefusedError, go
 from benchmarks.merge_quality.store import Store
 from benchmarks.shared.settings import warmup_steps
+from benchmarks.shared.weights import MixedWeightsError
 from surgery.config.schema import Task
 from surgery.measure.loss import mean_loss
 from tests.tiny_models import tiny_model

@@ -1,0 +1,25 @@
+"""What the pages of several grids say alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+NOTHING = "-"  # in a table, where nothing was measured
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
+
+
+def runs_said(runs: Sequence[Mapping[str, Any]], results: str) -> str:
+    """Which commands on which machines the cells of `results` come from."""
+    lines = [f"All cells are kept in `benchmarks/results/{results}`, with these runs:", ""]
+    for run in runs:
+        machine, versions = run["machine"], run["versions"]
+        lines.append(
+            f"- `{run['command']}`: {machine['cpu']}, {machine['cpus']} CPUs, {run['workers']} "
+            f"process(es) of {machine['threads']} thread(s); Python {machine['python']}, torch "
+            f"{versions['torch']}, transformers {versions['transformers']}."
+        )
+    return "\n".join([*lines, ""])
