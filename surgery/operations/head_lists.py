@@ -8,10 +8,12 @@ from typing import Any
 from surgery.anatomy import Site
 from surgery.errors import ConfigError
 
+# Layer → query heads, ascending.
+Heads = dict[int, list[int]]
 SHAPE = "a list of heads for every layer, or {layer: [heads]}"
 
 
-def named_heads(given: Any, sites: Sequence[Site], key: str) -> dict[int, list[int]]:
+def named_heads(given: Any, sites: Sequence[Site], key: str) -> Heads:
     """Layer → query heads, ascending, each once.
 
     Args:

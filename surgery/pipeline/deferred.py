@@ -11,6 +11,7 @@ from surgery.errors import ConfigError
 from surgery.execute.live import FUSE
 from surgery.execute.steps import run_step
 from surgery.operations import parse_operations
+from surgery.operations.head_lists import Heads
 from surgery.operations.prune_heads import PruneHeads
 from surgery.plan.make import make_plan
 from surgery.plan.operation import Operation
@@ -18,8 +19,6 @@ from surgery.plan.plan import Plan
 
 if TYPE_CHECKING:
     from surgery.pipeline.session import Session
-
-Heads = dict[int, list[int]]
 
 
 @dataclass

@@ -81,7 +81,7 @@ def combined_scorer(session: Session) -> Scorer:
     ) -> ScoreTable:
         tables = task_tables(session, model, sites, estimator, unit)
         cfg = session.run.tasks
-        return combined(tables, cfg.combine.value, cfg.weights)
+        return combined(tables, cfg.combine, cfg.weights)
 
     return scored
 

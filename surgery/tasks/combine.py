@@ -5,15 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+from surgery.config.schema import Combine
 from surgery.errors import SurgeryError
 from surgery.importance.table import ScoreTable, SiteScores
-
-WORST, WEIGHTED = "worst", "weighted"
 
 
 def combined(
     tables: Mapping[str, ScoreTable],
-    how: str = WORST,
+    how: Combine = Combine.worst,
     weights: Mapping[str, float] | None = None,
 ) -> ScoreTable:
     """One table: what each head is worth to all tasks together.
@@ -32,8 +31,6 @@ def combined(
     """
     if not tables:
         raise SurgeryError("there are no score tables to combine")
-    if how not in (WORST, WEIGHTED):
-        raise SurgeryError(f"scores are combined by {WORST} or {WEIGHTED}, not by {how!r}")
     given = dict.fromkeys(tables, 1.0) if weights is None else dict(weights)
     if set(given) != set(tables) or not sum(given.values()) > 0 or min(given.values()) < 0:
         raise SurgeryError(f"weights of {sorted(given)} for tables of {sorted(tables)}, or all 0")
@@ -41,7 +38,7 @@ def combined(
     every, first = list(tables.values()), next(iter(tables.values()))
     what = {table.estimator for table in every}
     return ScoreTable(
-        estimator=f"{how} of {', '.join(sorted(what))}",
+        estimator=f"{how.value} of {', '.join(sorted(what))}",
         objective=first.objective,
         heads=_sites([table.heads for table in every], how, share),
         groups=_sites([table.groups for table in every], how, share),
@@ -56,7 +53,7 @@ def combined(
 
 
 def _sites(
-    tables: Sequence[tuple[SiteScores, ...] | None], how: str, share: Sequence[float]
+    tables: Sequence[tuple[SiteScores, ...] | None], how: Combine, share: Sequence[float]
 ) -> tuple[SiteScores, ...] | None:
     found = [table for table in tables if table is not None]
     if not found:
@@ -73,13 +70,13 @@ def _sites(
 
 
 def _site(
-    sites: Sequence[SiteScores], scale: Sequence[float], how: str, share: Sequence[float]
+    sites: Sequence[SiteScores], scale: Sequence[float], how: Combine, share: Sequence[float]
 ) -> SiteScores:
     scores, errors = [], []
     for head in range(len(sites[0].scores)):
         values = [one.scores[head] * factor for one, factor in zip(sites, scale, strict=True)]
         spread = [one.errors[head] * factor for one, factor in zip(sites, scale, strict=True)]
-        if how == WORST:
+        if how is Combine.worst:
             needs = max(range(len(values)), key=values.__getitem__)
             scores.append(values[needs])
             errors.append(spread[needs])

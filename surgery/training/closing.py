@@ -8,11 +8,9 @@ from collections.abc import Mapping, Sequence
 from surgery.anatomy import Site
 from surgery.importance.table import GROUPS
 from surgery.operations.choice import Wanted, choose
+from surgery.operations.head_lists import Heads
 from surgery.operations.prune_heads import PruneHeads
 from surgery.operations.scores import HeadScores
-
-# Layer → query heads, ascending.
-Heads = dict[int, list[int]]
 
 
 def closing(

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from transformers import PreTrainedModel
 
 from surgery.anatomy import Site, find_sites
 from surgery.execute.fuse import is_fused, unfuse_qkv_
 from surgery.execute.live import apply_
+from surgery.operations.head_lists import Heads
 from surgery.operations.prune_heads import PruneHeads
 from surgery.plan.make import make_plan
 from surgery.plan.plan import Plan
-
-Heads = Mapping[int, Sequence[int]]
 
 
 def check_cut(

@@ -20,10 +20,11 @@ from surgery.errors import ConfigError, SurgeryError
 from surgery.importance import Gates, ScoreTable, score_heads
 from surgery.importance.estimate import Scorer, at_rest
 from surgery.operations import parse_operations
+from surgery.operations.head_lists import Heads
 from surgery.operations.layers import chosen
 from surgery.operations.prune_heads import PruneHeads, Schedule
 from surgery.operations.scores import HeadScores
-from surgery.training.closing import Heads, closing
+from surgery.training.closing import closing
 from surgery.training.cut import check_cut
 from surgery.training.pruning_schedule import PruningSchedule
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import surgery
-from surgery.config.schema import Part
+from surgery.config.schema import Combine, Part
 from surgery.data.parts import part_of
 from surgery.errors import SurgeryError
 from surgery.importance import ScoreTable
@@ -181,7 +181,7 @@ def test_one_mask(tasks: Callable[..., Any], tmp_path: Path, how: tuple[str, ...
     for moment, losses in found["losses"].items():
         assert losses["code"] == pytest.approx(summary[moment]["loss"], abs=1e-6)
     tables = {name: table_of(tmp_path, name) for name in TASKS}
-    table = combined(tables, found["combine"], found["weights"])
+    table = combined(tables, Combine(found["combine"]), found["weights"])
     assert ScoreTable.from_json(json.loads((tmp_path / "importance.json").read_text())) == table
     sites = summary["calibration"]["operations"][0]["sites"]
     for site in table.of("groups"):

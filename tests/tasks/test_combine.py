@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from surgery.config.schema import Combine
 from surgery.errors import SurgeryError
 from surgery.importance.table import ScoreTable, SiteScores
 from surgery.tasks import combined
@@ -42,24 +43,24 @@ def shares(scores: Sequence[float]) -> list[float]:
 
 @given(SCORES, SCORES)
 def test_the_worst_is_the_larger_share(a: list[float], b: list[float]) -> None:
-    found = combined({"a": table(a), "b": table(b)}, "worst")
+    found = combined({"a": table(a), "b": table(b)}, Combine.worst)
     assert flat(found) == pytest.approx(list(map(max, shares(a), shares(b))))
-    assert flat(found) == flat(combined({"b": table(b), "a": table(a)}, "worst"))
+    assert flat(found) == flat(combined({"b": table(b), "a": table(a)}, Combine.worst))
 
 
 @given(SCORES, SCORES, st.floats(0, 4), st.floats(0.1, 4))
 def test_weighted_is_a_mean_of_shares(a: list[float], b: list[float], v: float, w: float) -> None:
-    found = combined({"a": table(a), "b": table(b)}, "weighted", {"a": v, "b": w})
+    found = combined({"a": table(a), "b": table(b)}, Combine.weighted, {"a": v, "b": w})
     wanted = [(v * x + w * y) / (v + w) for x, y in zip(shares(a), shares(b), strict=True)]
     assert flat(found) == pytest.approx(wanted)
     spread = [v / sum(map(abs, a)) / 2, w / sum(map(abs, b)) / 2]
     assert flat(found, "errors") == pytest.approx([math.hypot(*spread) / (v + w)] * sum(SHAPE))
 
 
-@pytest.mark.parametrize("how", ["worst", "weighted"])
+@pytest.mark.parametrize("how", Combine)
 @given(a=SCORES, b=SCORES, scale=st.floats(0.01, 100))
 def test_the_size_of_a_tasks_scores_is_no_vote(
-    how: str, a: list[float], b: list[float], scale: float
+    how: Combine, a: list[float], b: list[float], scale: float
 ) -> None:
     larger = table([score * scale for score in a], [0.5 * scale] * sum(SHAPE))
     one, other = (combined({"a": t, "b": table(b)}, how) for t in (table(a), larger))
@@ -68,15 +69,15 @@ def test_the_size_of_a_tasks_scores_is_no_vote(
 
 def test_errors_go_with_the_task_that_decides() -> None:
     a, b = table([1, 0, 0, 0, 1], [0.2] * 5), table([0, 2, 2, 0, 0], [0.4] * 5)
-    found = combined({"a": a, "b": b}, "worst")
+    found = combined({"a": a, "b": b}, Combine.worst)
     assert flat(found) == [0.5, 0.5, 0.5, 0, 0.5]
     assert flat(found, "errors") == pytest.approx([0.1, 0.1, 0.1, 0.1, 0.1])
-    alone = combined({"a": a, "b": b}, "weighted", {"a": 0, "b": 3})
+    alone = combined({"a": a, "b": b}, Combine.weighted, {"a": 0, "b": 3})
     assert flat(alone) == [0, 0.5, 0.5, 0, 0]
 
 
 def test_says_what_it_is() -> None:
-    found = combined({"code": table([1] * 5), "prose": table([1] * 5)}, "weighted")
+    found = combined({"code": table([1] * 5), "prose": table([1] * 5)}, Combine.weighted)
     assert found.estimator == "weighted of leave_one_out"
     assert (found.data, found.model, found.batches, found.tokens) == ("code, prose", "m", 4, 128)
     assert ScoreTable.from_json(found.to_json()) == found
@@ -98,8 +99,6 @@ def test_refusals() -> None:
     one = table([1] * 5)
     with pytest.raises(SurgeryError, match="no score tables"):
         combined({})
-    with pytest.raises(SurgeryError, match="not by 'best'"):
-        combined({"a": one}, "best")
     for weights in ({"a": 1.0}, {"a": 1.0, "c": 1.0}, {"a": 0.0, "b": 0.0}, {"a": 2.0, "b": -1.0}):
         with pytest.raises(SurgeryError, match="weights"):
-            combined({"a": one, "b": one}, "weighted", weights)
+            combined({"a": one, "b": one}, Combine.weighted, weights)
