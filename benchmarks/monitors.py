@@ -23,7 +23,7 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import WandbLogger
-from surgery.callbacks import AttentionEntropy, HeadImportance
+from surgery.callbacks import AttentionStatistics, HeadImportance
 
 import surgery.hydra  # noqa: F401
 from benchmarks.results_file import keep
@@ -66,7 +66,7 @@ def main() -> None:
     source = ModelSource(run.model)
     plan = make_plan(source.skeleton(), [], name=source.name)
     clock = Clock()
-    monitors = [HeadImportance(2, 2 * HEATMAPS), AttentionEntropy(2, 2 * HEATMAPS)]
+    monitors = [HeadImportance(2, 2 * HEATMAPS), AttentionStatistics(2, 2 * HEATMAPS)]
     with tempfile.TemporaryDirectory() as folder:
         trainer = pl.Trainer(
             max_steps=WARM_UP_STEPS + 2 * options.pairs,
@@ -89,7 +89,7 @@ def main() -> None:
     keep(
         "monitors",
         {
-            "what": "a training step with HeadImportance and AttentionEntropy / one without",
+            "what": "a training step with HeadImportance and AttentionStatistics / one without",
             "pairs": options.pairs,
             "batch_size": run.data.batch_size,
             "seq_len": run.data.seq_len,

@@ -1,7 +1,8 @@
 """Lightning callbacks that watch heads. They never change the model."""
 
-from .attention_entropy import AttentionEntropy
+from .attention_statistics import AttentionStatistics
+from .head_alarms import HeadAlarms
 from .head_importance import HeadImportance
 from .head_table import HeadTable
 
-__all__ = ["AttentionEntropy", "HeadImportance", "HeadTable"]
+__all__ = ["AttentionStatistics", "HeadAlarms", "HeadImportance", "HeadTable"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import pytorch_lightning as pl
@@ -29,6 +30,7 @@ class HeadImportance(HeadMonitor):
 
     name = "head_importance"
     metrics = ("head_importance",)
+    by_layer = MappingProxyType({"head_importance": ("mean", "min")})
     blind = "no gradient came back to it: is all of it frozen?"
 
     def __init__(self, every_n_steps: int = 25, heatmap_every_n_steps: int = 100) -> None:

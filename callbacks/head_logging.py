@@ -1,21 +1,25 @@
 """Sending per-head figures to whatever loggers a run has, without a chart per head.
 
-A 32×32 model has a thousand heads: as scalars they freeze a dashboard. So: mean and minimum per
-layer as scalars, all heads as one picture now and then, and every figure in one table at the end.
+A 32×32 model has a thousand heads: as scalars they freeze a dashboard. So: one scalar per metric
+over all heads, a few metrics per layer as well, all heads as one picture now and then, and every
+figure in one table at the end.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
 
-import matplotlib
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
+
+from .head_picture import heatmap
+
+_OF_HEADS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "mean": torch.mean, "min": torch.amin, "max": torch.amax
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -34,46 +38,47 @@ class HeadGrid:
             grid[index, : len(layer)] = layer.numpy()
         return grid
 
+    def scalars(self, overall: str, by_layer: Iterable[str]) -> dict[str, float]:
+        """`<metric>/<overall>` over all heads, and `<metric>/layer_NN/<each of by_layer>`.
 
-def log_scalars(trainer: pl.Trainer, grid: HeadGrid) -> None:
-    """`<metric>/mean` over all heads, and `<metric>/layer_NN/mean` and `…/min`.
+        Where nothing was seen there is no scalar.
 
-    A layer of which nothing was seen has no scalars.
-    """
-    scalars = {f"{grid.metric}/mean": float(torch.cat(grid.layers).nanmean())}
-    for index, layer in enumerate(grid.layers):
-        seen = layer[~layer.isnan()]
+        Args:
+            overall, by_layer: mean, min or max.
+        """
+        scalars = {}
+        seen = torch.cat(self.layers)
+        seen = seen[~seen.isnan()]
         if len(seen):
-            scalars[f"{grid.metric}/layer_{index:02d}/mean"] = float(seen.mean())
-            scalars[f"{grid.metric}/layer_{index:02d}/min"] = float(seen.min())
+            scalars[f"{self.metric}/{overall}"] = _OF_HEADS[overall](seen).item()
+        for index, layer in enumerate(self.layers):
+            seen = layer[~layer.isnan()]
+            if len(seen):
+                for name in by_layer:
+                    key = f"{self.metric}/layer_{index:02d}/{name}"
+                    scalars[key] = _OF_HEADS[name](seen).item()
+        return scalars
+
+
+def log_scalars(trainer: pl.Trainer, scalars: dict[str, float], step: int) -> None:
     for logger in trainer.loggers:
-        logger.log_metrics(scalars, step=grid.step)
+        logger.log_metrics(scalars, step=step)
 
 
 def log_heatmap(trainer: pl.Trainer, grid: HeadGrid) -> None:
-    """The picture, to the loggers that take pictures; its title says the step."""
-    for logger in trainer.loggers:
-        key = f"{grid.metric}/heads"
+    """The picture, to the loggers that take pictures; its title says the step.
+
+    None of a metric of which nothing was seen.
+    """
+    takers = [x for x in trainer.loggers if isinstance(x, WandbLogger | TensorBoardLogger)]
+    if not takers or torch.cat(grid.layers).isnan().all():
+        return
+    key = f"{grid.metric}/heads"
+    picture = heatmap(grid.array(), f"{grid.metric.replace('_', ' ')}, step {grid.step}")
+    for logger in takers:
         if isinstance(logger, WandbLogger):
             # Lightning makes this step a value, `trainer/global_step`, as it does for scalars.
-            logger.log_image(key, [heatmap(grid)], step=grid.step, caption=[f"step {grid.step}"])
-        elif isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_figure(key, heatmap(grid), global_step=grid.step)
-
-
-def heatmap(grid: HeadGrid) -> Any:
-    """A figure with layers downwards and heads across."""
-    array = grid.array()
-    layers, heads = array.shape
-    figure = Figure(figsize=(2.2 + 0.35 * min(heads, 32), 1.4 + 0.3 * min(layers, 40)))
-    figure.set_layout_engine("constrained")
-    axes = figure.add_subplot()
-    colours = matplotlib.colormaps["viridis"].with_extremes(bad="#d0d0d0")
-    image = axes.imshow(array, aspect="auto", cmap=colours, interpolation="nearest")
-    axes.set_xlabel("head")
-    axes.set_ylabel("layer")
-    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
-    axes.yaxis.set_major_locator(MaxNLocator("auto", integer=True))
-    axes.set_title(f"{grid.metric.replace('_', ' ')}, step {grid.step}", fontsize=10)
-    figure.colorbar(image, ax=axes)
-    return figure
+            logger.log_image(key, [picture], step=grid.step, caption=[f"step {grid.step}"])
+        else:
+            pixels = np.asarray(picture)
+            logger.experiment.add_image(key, pixels, global_step=grid.step, dataformats="HWC")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from types import MappingProxyType
 from typing import Any, TypedDict
 
 import pytorch_lightning as pl
@@ -37,8 +38,13 @@ class Observation(TypedDict):
 class HeadMonitor(Callback):
     """Observes every `every_n_steps`-th optimizer step, the first included.
 
-    Subclasses name their `metrics` (the first one is drawn and logged per layer) and say how one
-    attention call adds to them.
+    Subclasses name their `metrics` and say how one attention call adds to them.
+
+    Attributes:
+        metrics: each is one scalar over all heads and one picture, and a column of the table.
+        maxima: those whose figure is a largest one, and that over all heads their largest.
+        roots: those whose figure is the root of a mean.
+        by_layer: metric → what of it is a scalar per layer as well: mean, min, max.
 
     Args:
         every_n_steps: cadence of observation; between two observed steps nothing is in the way.
@@ -47,6 +53,9 @@ class HeadMonitor(Callback):
 
     name: str
     metrics: tuple[str, ...]
+    maxima: Collection[str] = ()
+    roots: Collection[str] = ()
+    by_layer: Mapping[str, tuple[str, ...]] = MappingProxyType({})
     blind: str = "nothing could be seen of it"
 
     def __init__(self, every_n_steps: int, heatmap_every_n_steps: int) -> None:
@@ -69,7 +78,7 @@ class HeadMonitor(Callback):
         self.every_n_steps = every_n_steps
         self.heatmap_every_n_steps = heatmap_every_n_steps
         self.observations: list[Observation] = []
-        self._sums = HeadSums(self.metrics)
+        self._sums = HeadSums(self.metrics, self.maxima, self.roots)
         self._tap: Tap | None = None
         self._step: int | None = None
 
@@ -82,6 +91,7 @@ class HeadMonitor(Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         model = watched_model(pl_module)
+        self._model = model
         self._tap = Tap(model, self._see)
         self._order = {path: index for index, (path, _) in enumerate(model.named_modules())}
         self._sums.clear()
@@ -102,7 +112,7 @@ class HeadMonitor(Callback):
         assert self._tap is not None
         self._step = step
         self.start_step(trainer, batch, step)
-        self._tap.open(*_query_masks(batch))
+        self._tap.open(*_query_masks(batch), *_tokens(batch, self._model))
 
     def on_train_batch_end(
         self,
@@ -133,7 +143,7 @@ class HeadMonitor(Callback):
     def _flush(self, trainer: pl.Trainer) -> None:
         if trainer.world_size > 1:
             self._sums.gather()
-        step, empty, means = self._step, self._sums.empty, self._sums.means()
+        step, empty, figures = self._step, self._sums.empty, self._sums.figures()
         self._sums.clear()
         self._step = None
         assert step is not None
@@ -143,17 +153,28 @@ class HeadMonitor(Callback):
                 raise TapError(text)
             rank_zero_warn(text)
             return
-        sites = sorted(means, key=self._order.__getitem__)
-        layers = [means[site][self.metrics[0]] for site in sites]
-        metrics = {name: torch.cat([means[site][name] for site in sites]) for name in self.metrics}
-        heads = [len(layer) for layer in layers]
+        sites = sorted(figures, key=self._order.__getitem__)
+        heads = [len(figures[site][self.metrics[0]]) for site in sites]
+        metrics = {
+            name: torch.cat([figures[site][name] for site in sites]) for name in self.metrics
+        }
         self.observations.append({"step": step, "heads": heads, "metrics": metrics})
-        if not trainer.is_global_zero:
-            return
-        grid = HeadGrid(self.metrics[0], step, layers)
-        log_scalars(trainer, grid)
-        if step % self.heatmap_every_n_steps == 0:
-            log_heatmap(trainer, grid)
+        if trainer.is_global_zero:
+            self._log(trainer, self.observations[-1])
+
+    def _log(self, trainer: pl.Trainer, seen: Observation) -> None:
+        grids = [
+            HeadGrid(name, seen["step"], list(figures.split(seen["heads"])))
+            for name, figures in seen["metrics"].items()
+        ]
+        scalars: dict[str, float] = {}
+        for grid in grids:
+            overall = "max" if grid.metric in self.maxima else "mean"
+            scalars |= grid.scalars(overall, self.by_layer.get(grid.metric, ()))
+        log_scalars(trainer, scalars, seen["step"])
+        if seen["step"] % self.heatmap_every_n_steps == 0:
+            for grid in grids:
+                log_heatmap(trainer, grid)
 
     def state_dict(self) -> dict[str, Any]:
         return {"observations": self.observations}
@@ -183,6 +204,17 @@ def _query_masks(batch: Any) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     if decoder is None and batch.get("labels") is not None:
         decoder = batch["labels"] != IGNORED
     return _rows_only(batch.get("attention_mask")), _rows_only(decoder)
+
+
+def _tokens(batch: Any, model: PreTrainedModel) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Ids of the tokens that the model, and its decoder if that is apart, will see."""
+    if not isinstance(batch, Mapping):
+        return None, None
+    decoder = batch.get("decoder_input_ids")
+    shifted = getattr(model, "prepare_decoder_input_ids_from_labels", None)
+    if decoder is None and batch.get("labels") is not None and shifted is not None:
+        decoder = shifted(labels=batch["labels"])
+    return batch.get("input_ids"), decoder
 
 
 def _rows_only(mask: torch.Tensor | None) -> torch.Tensor | None:

@@ -14,7 +14,8 @@ ROOT = Path(__file__).parents[2]
 TRAINED_TOKENS = 10_649_600  # of the embedded model: surgery/models/embedded/README.md
 _ENOUGH = 2000  # characters of a failed run's output
 _QUIET = (
-    "logger=none", "callbacks.head_importance=null", "callbacks.attention_entropy=null",
+    "logger=none", "callbacks.head_importance=null", "callbacks.attention_statistics=null",
+    "callbacks.head_alarms=null",
     "callbacks.head_table=null", "callbacks.checkpoint=null", "measure.windows=512",
     "measure.repeats=1", "measure.decode_tokens=2",
 )  # fmt: skip

@@ -72,7 +72,8 @@ def training_command(
     return [
         sys.executable, "train.py", "+recipe=pretrain_tiny", f"seed={seed}", f"threads={threads}",
         "stages=[train,export]", "logger=none", "export.dtype=auto",
-        "callbacks.head_importance=null", "callbacks.attention_entropy=null",
+        "callbacks.head_importance=null", "callbacks.attention_statistics=null",
+        "callbacks.head_alarms=null",
         f"data.seq_len={preset.seq_len}", f"data.batch_size={preset.batch_size}",
         f"trainer.max_steps={kind.steps}",
         f"hydra.run.dir={folder(kind, seed, models.resolve()).parent}",

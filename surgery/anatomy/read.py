@@ -54,7 +54,7 @@ def read_site(
             (value, value_dim),
         )
     )
-    cross = _is_cross(module, path)
+    cross = is_cross(module, path)
     return Site(
         path=path,
         block=path if output.path.startswith(f"{path}.") else path.rpartition(".")[0],
@@ -205,7 +205,8 @@ def _norm(
     return Norm(f"{path}.{name}", size, tuple(tensors))
 
 
-def _is_cross(module: nn.Module, path: str) -> bool:
+def is_cross(module: nn.Module, path: str) -> bool:
+    """Whether the attention block at `path` takes its keys and values from elsewhere."""
     own = path.rpartition(".")[2]
     named = any(part in (own, path.split(".")[-2] if "." in path else "") for part in names.CROSS)
     return (

@@ -1,19 +1,30 @@
-"""Running weighted sums per head: all that monitors keep between two log lines."""
+"""Running figures per head: all that monitors keep between two log lines."""
 
 from __future__ import annotations
+
+from collections.abc import Collection
 
 import torch
 import torch.distributed as dist
 
 
 class HeadSums:
-    """Weighted sums of named per-head values, by site.
+    """Weighted sums of named per-head values, or their maxima, by site.
 
     Every value has a weight of its own, so values over different rows or examples stay means.
+
+    Args:
+        names: of the values.
+        maxima: those of which the largest is kept; a weight of zero says that there is none.
+        roots: those whose figure is the square root of the mean.
     """
 
-    def __init__(self, names: tuple[str, ...]) -> None:
+    def __init__(
+        self, names: tuple[str, ...], maxima: Collection[str] = (), roots: Collection[str] = ()
+    ) -> None:
         self.names = names
+        self.roots = frozenset(roots)
+        self._maxima = [i for i, name in enumerate(names) if name in maxima]
         self._sums: dict[str, torch.Tensor] = {}
 
     def start(self, site: str, heads: int, device: torch.device) -> None:
@@ -21,42 +32,56 @@ class HeadSums:
         if site not in self._sums:
             # MPS has no float64.
             dtype = torch.float32 if device.type == "mps" else torch.float64
-            self._sums[site] = torch.zeros(2 * len(self.names), heads, dtype=dtype, device=device)
+            sums = torch.zeros(2, len(self.names), heads, dtype=dtype, device=device)
+            sums[0, self._maxima] = float("-inf")
+            self._sums[site] = sums
 
     def add(self, site: str, values: dict[str, tuple[torch.Tensor, torch.Tensor]]) -> None:
-        """Add for `site`: name → (sum [H], weight [H] or scalar)."""
-        rows = []
-        for name in self.names:
-            total, weight = values[name]
-            rows += [total.detach(), weight.detach().expand_as(total)]
-        self.start(site, len(rows[0]), rows[0].device)
+        """Add for `site`: name → (sum or maximum [H], weight [H] or scalar)."""
+        totals = torch.stack([values[name][0].detach() for name in self.names])
+        weights = [values[name][1].detach().expand(totals.shape[1]) for name in self.names]
+        self.start(site, totals.shape[1], totals.device)
         sums = self._sums[site]
-        self._sums[site] = sums + torch.stack([row.to(sums.dtype) for row in rows])
+        added = torch.stack([totals.to(sums.dtype), torch.stack(weights).to(sums.dtype)])
+        self._sums[site] = self._merged(sums, added)
 
     def gather(self) -> None:
-        """Add up over the processes of a distributed run. All must call; one may lack any site."""
+        """Unite those of the processes of a run. All must call; one may lack any site."""
         mine = {site: sums.cpu() for site, sums in self._sums.items()}
         everyone: list[dict[str, torch.Tensor]] = [{}] * dist.get_world_size()
         dist.all_gather_object(everyone, mine)
         self._sums = {}
         for theirs in everyone:
             for site, sums in theirs.items():
-                self._sums[site] = self._sums[site] + sums if site in self._sums else sums
+                known = self._sums.get(site)
+                self._sums[site] = sums if known is None else self._merged(known, sums)
 
     @property
     def empty(self) -> bool:
         """Whether no value of any head was added."""
-        return all(bool((sums[1::2] == 0).all()) for sums in self._sums.values())
+        return all(bool((sums[1] == 0).all()) for sums in self._sums.values())
 
-    def means(self) -> dict[str, dict[str, torch.Tensor]]:
-        """site → name → mean [H], on the CPU; NaN where nothing was added."""
-        return {
-            site: {
-                name: (sums[2 * i] / sums[2 * i + 1]).float().cpu()
-                for i, name in enumerate(self.names)
+    def figures(self) -> dict[str, dict[str, torch.Tensor]]:
+        """site → name → mean, maximum or root mean [H], on the CPU; NaN where nothing was added."""
+        figures = {}
+        for site, sums in self._sums.items():
+            total, weight = sums.cpu()
+            values = total / weight
+            values[self._maxima] = total[self._maxima].where(
+                weight[self._maxima] > 0, torch.tensor(float("nan"), dtype=total.dtype)
+            )
+            values = values.float()
+            figures[site] = {
+                name: value.sqrt() if name in self.roots else value
+                for name, value in zip(self.names, values, strict=True)
             }
-            for site, sums in self._sums.items()
-        }
+        return figures
 
     def clear(self) -> None:
         self._sums.clear()
+
+    def _merged(self, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        merged = one + other
+        for i in self._maxima:
+            merged[0, i] = torch.maximum(one[0, i], other[0, i])
+        return merged

@@ -3,11 +3,17 @@
 Every attention block of transformers asks `AttentionInterface.get_interface` for the function to
 call. While a tap is open that method hands out the same function with an observer behind it: the
 backend, its masks and its results stay what they are, to the bit. Closed, nothing is left behind.
+
+Compiled code asks nobody any more. So while a tap is open, what was compiled runs as it was written
+(`torch.compiler.set_stance("force_eager")`), and as compiled again afterwards. Not so under flex
+attention, which would build the N×N map without its compiler.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +21,7 @@ import torch
 from torch import nn
 from transformers import AttentionInterface
 
+from surgery.anatomy.read import is_cross
 from surgery.errors import TapError
 
 
@@ -33,6 +40,9 @@ class AttentionCall:
         options: keyword arguments: scaling, dropout, softcap, sliding_window, …
         output: [B, N, Hq, D], the input of the output projection.
         query_mask: [B, N], which queries are real; None: all.
+        tokens: [B, T], ids of the text whose places are the keys; None where that is not known,
+            as in cross-attention.
+        cross: whether keys and values come from elsewhere than queries.
     """
 
     site: str
@@ -45,6 +55,8 @@ class AttentionCall:
     options: Mapping[str, Any]
     output: torch.Tensor
     query_mask: torch.Tensor | None
+    tokens: torch.Tensor | None = None
+    cross: bool = False
 
 
 Observer = Callable[[AttentionCall], None]
@@ -62,45 +74,68 @@ class Tap:
 
     _open: list[Tap] = []  # noqa: RUF012  (shared on purpose: one method is replaced for all)
     _untapped: Callable[..., Callable[..., Any]] | None = None
+    _stance = ExitStack()
 
     def __init__(self, model: nn.Module, observer: Observer) -> None:
         self.model_class = type(model).__name__
         self.observer = observer
         self.calls = 0
         self._calls_before = 0
+        self._paused = False
         self.query_mask: torch.Tensor | None = None
         self.decoder_mask: torch.Tensor | None = None
+        self.tokens: torch.Tensor | None = None
+        self.decoder_tokens: torch.Tensor | None = None
         config = getattr(model, "config", None)
         self._encoder_decoder = bool(getattr(config, "is_encoder_decoder", False))
         self._paths = {id(module): path for path, module in model.named_modules()}
+        self._model = model
 
     def open(
-        self, query_mask: torch.Tensor | None = None, decoder_mask: torch.Tensor | None = None
+        self,
+        query_mask: torch.Tensor | None = None,
+        decoder_mask: torch.Tensor | None = None,
+        tokens: torch.Tensor | None = None,
+        decoder_tokens: torch.Tensor | None = None,
     ) -> None:
         """Start observing.
 
         Args:
             query_mask: [B, N], which queries of the next batch are real; ``None``: all.
             decoder_mask: the same for the decoder of an encoder-decoder, whose queries are others.
+            tokens, decoder_tokens: [B, T], token ids of the next batch, with what lies in a cache.
         """
         self.query_mask, self.decoder_mask = query_mask, decoder_mask
+        self.tokens, self.decoder_tokens = tokens, decoder_tokens
+        self._paused = False
         if self in Tap._open:
             return
         self._calls_before = self.calls
         if not Tap._open:
             Tap._untapped = AttentionInterface.get_interface
             AttentionInterface.get_interface = _get_tapped  # type: ignore[method-assign, assignment]
+            if "torch._dynamo" in sys.modules and not _uses_flex(self._model):
+                Tap._stance.enter_context(torch.compiler.set_stance("force_eager"))
         Tap._open.append(self)
+
+    def pause(self) -> None:
+        """Stop observing until it is opened again or closed.
+
+        For the backward pass: under gradient checkpointing it runs attention once more, and that
+        has to run the same code as the first time.
+        """
+        self._paused = True
 
     def close(self) -> None:
         """Stop observing. Harmless when closed already."""
         if self not in Tap._open:
             return
         Tap._open.remove(self)
-        self.query_mask = self.decoder_mask = None
+        self.query_mask = self.decoder_mask = self.tokens = self.decoder_tokens = None
         if not Tap._open:
             AttentionInterface.get_interface = Tap._untapped  # type: ignore[method-assign, assignment]
             Tap._untapped = None
+            Tap._stance.close()
 
     def __enter__(self) -> Tap:
         self.open()
@@ -119,23 +154,31 @@ class Tap:
             raise TapError(
                 f"the tap on {self.model_class} was never called: its attention does not go "
                 "through transformers' AttentionInterface, or was compiled past it, so its heads "
-                "cannot be watched; set callbacks.head_importance=null and "
-                "callbacks.attention_entropy=null"
+                "cannot be watched; set callbacks.head_importance=null, "
+                "callbacks.attention_statistics=null and callbacks.head_alarms=null"
             )
 
     def _take(self, module: nn.Module, implementation: str, arguments: _Arguments) -> None:
         path = self._paths.get(id(module))
-        if path is None:
+        if path is None or self._paused:
             return
         self.calls += 1
         query, key, value, mask, options, output = arguments
         in_decoder = self._encoder_decoder and getattr(module, "is_decoder", False)
+        cross = is_cross(module, path)
+        tokens = self.decoder_tokens if in_decoder else self.tokens
         self.observer(
             AttentionCall(
                 path, module, implementation, query, key, value, mask, options, output,
                 self.decoder_mask if in_decoder else self.query_mask,
+                None if cross else tokens, cross,
             )
         )  # fmt: skip
+
+
+def _uses_flex(model: nn.Module) -> bool:
+    configs = {id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None}
+    return any("flex" in str(getattr(c, "_attn_implementation", "")) for c in configs.values())
 
 
 _Arguments = tuple[torch.Tensor, torch.Tensor, torch.Tensor, Any, Mapping[str, Any], torch.Tensor]

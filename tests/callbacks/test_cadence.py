@@ -9,7 +9,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
-from surgery.callbacks import AttentionEntropy, HeadImportance
+from surgery.callbacks import AttentionStatistics, HeadAlarms, HeadImportance
 from transformers import AttentionInterface
 
 from surgery.errors import ConfigError
@@ -23,7 +23,7 @@ def batches(count: int) -> list[Any]:
     return [unpadded(tokens(2, 6, seed=i)) for i in range(count)]
 
 
-def steps(monitor: AttentionEntropy | HeadImportance) -> list[int]:
+def steps(monitor: AttentionStatistics | HeadImportance) -> list[int]:
     return [observation["step"] for observation in monitor.observations]
 
 
@@ -38,7 +38,7 @@ class Watch(Callback):
             self.tapped.append(trainer.global_step)
 
 
-@pytest.mark.parametrize("monitor_class", [AttentionEntropy, HeadImportance])
+@pytest.mark.parametrize("monitor_class", [AttentionStatistics, HeadImportance])
 def test_every_nth_step(monitor_class: Any, tmp_path: Path) -> None:
     monitor = monitor_class(every_n_steps=3, heatmap_every_n_steps=3)
     fit(OwnModule(tiny_model("llama"), lr=0.1), batches(8), [monitor], tmp_path)
@@ -68,7 +68,7 @@ def test_steps_are_optimizer_steps(tmp_path: Path) -> None:
 
 
 def test_the_count_goes_on_over_epochs(tmp_path: Path) -> None:
-    monitor = AttentionEntropy(every_n_steps=2, heatmap_every_n_steps=2)
+    monitor = AttentionStatistics(every_n_steps=2, heatmap_every_n_steps=2)
     fit(OwnModule(tiny_model("llama")), batches(3), [monitor], tmp_path, max_epochs=2)
     assert steps(monitor) == [0, 2, 4]
 
@@ -100,14 +100,14 @@ def test_an_error_in_training_leaves_the_tap_closed(tmp_path: Path) -> None:
         fit(
             Failing(tiny_model("llama")),
             batches(2),
-            [HeadImportance(1, 1), AttentionEntropy(1, 1)],
+            [HeadImportance(1, 1), AttentionStatistics(1, 1)],
             tmp_path,
         )
     assert AttentionInterface.get_interface is ORIGINAL
 
 
 def test_training_again_starts_afresh(tmp_path: Path) -> None:
-    monitor = AttentionEntropy(1, 1)
+    monitor = AttentionStatistics(1, 1)
     fit(OwnModule(tiny_model("llama")), batches(2), [monitor], tmp_path)
     fit(OwnModule(tiny_model("gpt2")), batches(2), [monitor], tmp_path)
     assert steps(monitor) == [0, 1, 0, 1]
@@ -119,10 +119,23 @@ BAD: list[tuple[Any, dict[str, Any], str]] = [
     (HeadImportance, {"every_n_steps": "often"}, "head_importance.every_n_steps"),
     (HeadImportance, {"heatmap_every_n_steps": 30}, "head_importance.heatmap_every_n_steps"),
     (HeadImportance, {"heatmap_every_n_steps": 0}, "head_importance.heatmap_every_n_steps"),
-    (AttentionEntropy, {"every_n_steps": -1}, "attention_entropy.every_n_steps"),
-    (AttentionEntropy, {"heatmap_every_n_steps": 24}, "attention_entropy.heatmap_every_n_steps"),
-    (AttentionEntropy, {"rows": 0}, "attention_entropy.rows"),
-    (AttentionEntropy, {"rows": 1.5}, "attention_entropy.rows"),
+    (AttentionStatistics, {"every_n_steps": -1}, "attention_statistics.every_n_steps"),
+    (
+        AttentionStatistics,
+        {"heatmap_every_n_steps": 24},
+        "attention_statistics.heatmap_every_n_steps",
+    ),
+    (AttentionStatistics, {"rows": 0}, "attention_statistics.rows"),
+    (AttentionStatistics, {"rows": 1.5}, "attention_statistics.rows"),
+    (AttentionStatistics, {"rows": "some"}, "attention_statistics.rows"),
+    (AttentionStatistics, {"metrics": "entropy"}, "attention_statistics.metrics"),
+    (HeadAlarms, {"collapse": 1.5}, "head_alarms.collapse"),
+    (HeadAlarms, {"uniform": "high"}, "head_alarms.uniform"),
+    (HeadAlarms, {"logits": -1}, "head_alarms.logits"),
+    (HeadAlarms, {"dead": True}, "head_alarms.dead"),
+    (HeadAlarms, {"patience": 0}, "head_alarms.patience"),
+    (HeadAlarms, {"warmup_steps": 0.5}, "head_alarms.warmup_steps"),
+    (HeadAlarms, {"action": "shout"}, "head_alarms.action"),
 ]
 
 
@@ -132,3 +145,10 @@ def test_options_that_cannot_be(monitor_class: Any, options: dict[str, Any], key
         monitor_class(**options)
     assert caught.value.key == key
     assert caught.value.given == next(iter(options.values()))
+
+
+def test_unknown_metrics_are_named_and_the_valid_ones_with_them() -> None:
+    with pytest.raises(ConfigError) as caught:
+        AttentionStatistics(metrics=["max_logit", "entropy", "sink"])
+    assert caught.value.given == "entropy, sink"
+    assert "attention_entropy" in str(caught.value.valid)

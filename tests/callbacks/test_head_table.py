@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 import torch
-from surgery.callbacks import AttentionEntropy, HeadImportance, HeadTable
+from surgery.callbacks import AttentionStatistics, HeadImportance, HeadTable
 
 from tests.callbacks.fitting import OwnModule, by_layer, fit, unpadded
 from tests.tiny_models import tiny_model, tokens
 
 BATCHES = [unpadded(tokens(2, 6, seed=i)) for i in range(5)]
 COLUMNS = [
-    "step", "layer", "head", "head_importance", "attention_entropy", "normalized_entropy"
+    "step", "layer", "head", "head_importance", "attention_entropy", "normalized_entropy",
+    "max_logit", "saturation", "confidence", "first_token", "previous_token", "own_token",
+    "same_token", "induction", "distance", "output_norm",
 ]  # fmt: skip
 
 
 def test_monitors_of_unlike_cadence_share_a_table(tmp_path: Path) -> None:
-    importance, entropy = HeadImportance(2, 2), AttentionEntropy(3, 3)
+    importance, entropy = HeadImportance(2, 2), AttentionStatistics(3, 3)
     root = tmp_path / "not" / "there" / "yet"
     fit(OwnModule(tiny_model("llama")), BATCHES, [importance, HeadTable(), entropy], root)
     table = pq.read_table(root / "heads.parquet")
@@ -34,7 +37,8 @@ def test_monitors_of_unlike_cadence_share_a_table(tmp_path: Path) -> None:
             for name in names:
                 if row["step"] in seen:
                     layers = by_layer(seen[row["step"]], name)
-                    assert row[name] == layers[row["layer"]][row["head"]].item()
+                    value = layers[row["layer"]][row["head"]].item()
+                    assert row[name] == (None if math.isnan(value) else value)
                 else:
                     assert row[name] is None
 
@@ -46,7 +50,7 @@ def test_what_could_not_be_seen_is_null(tmp_path: Path) -> None:
     fit(
         OwnModule(model),
         BATCHES[:1],
-        [HeadImportance(1, 1), AttentionEntropy(1, 1), HeadTable()],
+        [HeadImportance(1, 1), AttentionStatistics(1, 1), HeadTable()],
         tmp_path,
     )
     rows = pq.read_table(tmp_path / "heads.parquet").to_pylist()
@@ -57,10 +61,13 @@ def test_what_could_not_be_seen_is_null(tmp_path: Path) -> None:
 
 def test_column_types(tmp_path: Path) -> None:
     fit(
-        OwnModule(tiny_model("llama")), BATCHES[:1], [AttentionEntropy(1, 1), HeadTable()], tmp_path
+        OwnModule(tiny_model("llama")),
+        BATCHES[:1],
+        [AttentionStatistics(1, 1), HeadTable()],
+        tmp_path,
     )
     schema = pq.read_schema(tmp_path / "heads.parquet")
-    assert [str(field.type) for field in schema] == ["int64"] * 3 + ["float"] * 2
+    assert [str(field.type) for field in schema] == ["int64"] * 3 + ["float"] * 12
 
 
 @pytest.mark.parametrize("callbacks", [[HeadTable()], [HeadTable(), HeadImportance(1, 1)]])
@@ -75,7 +82,7 @@ def test_layers_of_unlike_width(tmp_path: Path) -> None:
     attention.q_proj = torch.nn.Linear(32, 16, bias=False)
     attention.k_proj, attention.v_proj = (torch.nn.Linear(32, 8, bias=False) for _ in range(2))
     attention.o_proj = torch.nn.Linear(16, 32, bias=False)
-    fit(OwnModule(model), BATCHES[:1], [AttentionEntropy(1, 1), HeadTable()], tmp_path)
+    fit(OwnModule(model), BATCHES[:1], [AttentionStatistics(1, 1), HeadTable()], tmp_path)
     rows = pq.read_table(tmp_path / "heads.parquet").to_pylist()
     assert [(row["layer"], row["head"]) for row in rows] == [
         (0, 0), (0, 1), (1, 0), (1, 1), (1, 2), (1, 3)

@@ -11,10 +11,10 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
-from surgery.callbacks import AttentionEntropy, HeadImportance
+from surgery.callbacks import AttentionStatistics, HeadImportance
 
 from tests.callbacks.fitting import OwnModule, fit
-from tests.callbacks.two_ranks import STEPS, batch
+from tests.callbacks.two_ranks import STEPS, alarms, batch
 from tests.tiny_models import tiny_model
 
 ROOT = Path(__file__).parents[2]
@@ -40,14 +40,21 @@ def test_figures_equal_those_of_one_process(
     ranks: tuple[Path, list[dict[str, Any]]], tmp_path: Path
 ) -> None:
     """One process that accumulates both ranks' batches takes the same steps, so all stay equal."""
-    monitors = [HeadImportance(1, 1), AttentionEntropy(1, 1, rows=None)]
+    monitors = [HeadImportance(1, 1), AttentionStatistics(1, 1, rows=None)]
+    judge = alarms()
     fit(
         OwnModule(tiny_model("llama"), lr=0.1),
         [batch(step, rank) for step in range(STEPS) for rank in (0, 1)],
-        [*monitors],
+        [*monitors, judge],
         tmp_path,
         accumulate_grad_batches=2,
     )
+    assert judge.alarms
+    for of_rank in ranks[1]:  # all of them come to the same conclusion, and stop
+        assert [(a["alarm"], a["step"], a["layer"], a["head"]) for a in of_rank["alarms"]] == [
+            (a["alarm"], a["step"], a["layer"], a["head"]) for a in judge.alarms
+        ]
+        assert of_rank["stop"]
     for monitor in monitors:
         for of_rank in ranks[1]:
             observed = of_rank["observed"][type(monitor).__name__]
@@ -55,7 +62,9 @@ def test_figures_equal_those_of_one_process(
             for got, expected in zip(observed, monitor.observations, strict=True):
                 assert got["heads"] == expected["heads"] == [4, 4]
                 for name, figures in expected["metrics"].items():
-                    torch.testing.assert_close(got["metrics"][name], figures, rtol=1e-4, atol=1e-6)
+                    torch.testing.assert_close(
+                        got["metrics"][name], figures, rtol=1e-4, atol=1e-6, equal_nan=True
+                    )
 
 
 def test_the_table_is_written_once_and_whole(

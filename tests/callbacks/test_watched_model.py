@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import pytorch_lightning as pl
 import torch
-from surgery.callbacks import AttentionEntropy, HeadImportance
+from surgery.callbacks import AttentionStatistics, HeadImportance
 from torch import nn
 from transformers import AttentionInterface
 
@@ -19,9 +19,9 @@ from tests.tiny_models import tiny_model, tokens
 ORIGINAL = AttentionInterface.get_interface
 
 
-@pytest.mark.parametrize("monitor", [AttentionEntropy(1, 1), HeadImportance(1, 1)])
+@pytest.mark.parametrize("monitor", [AttentionStatistics(1, 1), HeadImportance(1, 1)])
 def test_attention_that_never_comes_by_ends_the_training(
-    monitor: AttentionEntropy | HeadImportance, tmp_path: Path
+    monitor: AttentionStatistics | HeadImportance, tmp_path: Path
 ) -> None:
     with pytest.raises(TapError, match="BloomForCausalLM was never called"):
         fit(
@@ -39,7 +39,7 @@ def test_no_transformers_model_at_all(tmp_path: Path) -> None:
             super().__init__(nn.Linear(2, 2))  # type: ignore[arg-type]
 
     with pytest.raises(TapError, match="Linear holds no transformers model"):
-        fit(Linear(), [unpadded(tokens(2, 6))], [AttentionEntropy(1, 1)], tmp_path)
+        fit(Linear(), [unpadded(tokens(2, 6))], [AttentionStatistics(1, 1)], tmp_path)
 
 
 class Distilled(OwnModule):
@@ -72,7 +72,7 @@ def test_batches_need_not_be_dictionaries(tmp_path: Path) -> None:
             return self.net(input_ids=batch[0], labels=batch[1]).loss
 
     ids = tokens(2, 6)
-    importances, entropy = HeadImportance(1, 1), AttentionEntropy(1, 1)
+    importances, entropy = HeadImportance(1, 1), AttentionStatistics(1, 1)
     fit(Tuples(tiny_model("llama")), [(ids, ids)], [importances, entropy], tmp_path)
     expected = importance(tiny_model("llama"), unpadded(ids))
     got = torch.stack(by_layer(importances.observations[0], "head_importance"))
@@ -86,8 +86,8 @@ def test_layers_may_differ_in_their_number_of_heads(tmp_path: Path) -> None:
     attention.q_proj = nn.Linear(32, 16, bias=False)  # two heads of eight
     attention.k_proj, attention.v_proj = (nn.Linear(32, 8, bias=False) for _ in range(2))
     attention.o_proj = nn.Linear(16, 32, bias=False)
-    importances, entropy = HeadImportance(1, 1), AttentionEntropy(1, 1)
-    fit(OwnModule(model), [padded(tokens(2, 6), 6, 3)], [importances, entropy], tmp_path)
+    importances, entropy = HeadImportance(1, 1), AttentionStatistics(1, 1)
+    fit(OwnModule(model), [padded(torch.full((2, 6), 5), 6, 3)], [importances, entropy], tmp_path)
     for monitor in (importances, entropy):
         observation = monitor.observations[0]
         assert observation["heads"] == [4, 2]
@@ -117,6 +117,6 @@ def test_lightning_modules_are_not_changed(tmp_path: Path) -> None:
         return module.state_dict()
 
     plain = trained([])
-    watched = trained([HeadImportance(1, 1), AttentionEntropy(1, 1, rows=3)])
+    watched = trained([HeadImportance(1, 1), AttentionStatistics(1, 1, rows=3)])
     assert plain.keys() == watched.keys()
     assert all(torch.equal(plain[name], watched[name]) for name in plain)

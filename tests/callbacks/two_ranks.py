@@ -8,7 +8,7 @@ from pathlib import Path
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
-from surgery.callbacks import AttentionEntropy, HeadImportance, HeadTable
+from surgery.callbacks import AttentionStatistics, HeadAlarms, HeadImportance, HeadTable
 from torch.utils.data import DataLoader
 
 from surgery.observation.head_sums import HeadSums
@@ -24,6 +24,11 @@ def batch(step: int, rank: int) -> Batch:
     return padded(tokens(len(lengths), 9, seed=2 * step + rank), *lengths)
 
 
+def alarms() -> HeadAlarms:
+    """They fire at the last step, so that all steps are there to be compared."""
+    return HeadAlarms(uniform=0.1, patience=STEPS, action="stop")
+
+
 class TwoRanks(OwnModule):
     def train_dataloader(self) -> DataLoader[Batch]:
         return DataLoader([batch(step, self.global_rank) for step in range(STEPS)], batch_size=None)
@@ -34,10 +39,16 @@ class WriteDown(Callback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         monitors = [
-            c for c in trainer.callbacks if isinstance(c, AttentionEntropy | HeadImportance)
+            c for c in trainer.callbacks if isinstance(c, AttentionStatistics | HeadImportance)
         ]
         observed = {type(monitor).__name__: monitor.observations for monitor in monitors}
-        known = {"observed": observed, "means": unlike_sites(trainer.global_rank)}
+        judge = next(c for c in trainer.callbacks if isinstance(c, HeadAlarms))
+        known = {
+            "observed": observed,
+            "means": unlike_sites(trainer.global_rank),
+            "alarms": judge.alarms,
+            "stop": trainer.should_stop,
+        }
         torch.save(known, Path(trainer.default_root_dir) / f"rank{trainer.global_rank}.pt")
 
 
@@ -51,7 +62,7 @@ def unlike_sites(rank: int) -> dict[str, list[float]]:
         alone.add("w", {"a": (torch.tensor([3.0]), one)})
     both.gather()
     alone.gather()
-    means = both.means() | alone.means()
+    means = both.figures() | alone.figures()
     return {site: means[site]["a"].tolist() for site in means}
 
 
@@ -68,7 +79,8 @@ def main(root: Path) -> None:
         use_distributed_sampler=False,
         default_root_dir=root,
         callbacks=[
-            HeadImportance(1, 1), AttentionEntropy(1, 1, rows=None), HeadTable(), WriteDown()
+            HeadImportance(1, 1), AttentionStatistics(1, 1, rows=None), alarms(), HeadTable(),
+            WriteDown(),
         ],
     )  # fmt: skip
     trainer.fit(TwoRanks(tiny_model("llama"), lr=0.1))

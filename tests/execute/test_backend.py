@@ -281,7 +281,7 @@ def test_in_a_lightning_fit_beside_a_monitor(
     tmp_path: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import pytorch_lightning as pl
-    from surgery.callbacks import AttentionEntropy
+    from surgery.callbacks import AttentionStatistics
 
     class Module(pl.LightningModule):
         def __init__(self) -> None:
@@ -295,7 +295,7 @@ def test_in_a_lightning_fit_beside_a_monitor(
         def configure_optimizers(self) -> Any:
             return torch.optim.SGD(self.parameters(), lr=0.1)
 
-    monitor = AttentionEntropy(every_n_steps=1, heatmap_every_n_steps=100)
+    monitor = AttentionStatistics(every_n_steps=1, heatmap_every_n_steps=100)
     module = Module()
     trainer = pl.Trainer(
         max_steps=2, accelerator="cpu", logger=False, enable_checkpointing=False,
