@@ -84,14 +84,15 @@ def calibrate_site(
     """
     runs = contiguous(site.kv_heads, count)
     optimal = operation.merge is MergeName.optimal
-    similar = operation.grouping is Grouping.similarity and count > 1
+    given = operation.given_groups(site, count)
+    similar = operation.grouping is Grouping.similarity and count > 1 and given is None
     text = SiteText(model, work, site, batches, options.keep_batches if optimal else 0)
-    groups: Groups = runs
+    groups: Groups = runs if given is None else given
     if similar:
         first = _moments(text, (), options, advance, "statistics")
         groups = solve.similar_groups(work, site, first, count)
-        if groups != runs:
-            _refuse_order(text, groups)
+    if groups != runs:
+        _refuse_order(text, groups, operation)
     query = solve.heads_in_groups(site, groups)
     figures = {"kv_heads": count, "groups": [list(group) for group in groups]}
     if not operation.rewrites:
@@ -115,7 +116,7 @@ def calibrate_site(
 
 
 @torch.no_grad()
-def _refuse_order(text: SiteText, groups: Groups) -> None:
+def _refuse_order(text: SiteText, groups: Groups, operation: GQA) -> None:
     """Whether the site computes the same with its heads in the order of `groups`.
 
     Some hold something for every head, a position bias for one, that does not move with it.
@@ -136,11 +137,14 @@ def _refuse_order(text: SiteText, groups: Groups) -> None:
         made, expected = made[seen.real], expected[seen.real]
     rounding = max(torch.finfo(seen.output.dtype).eps, torch.finfo(torch.float32).eps)
     if not (made - expected).norm() <= rounding**0.5 * expected.norm():
+        given = operation.groups
         raise ConfigError(
-            "attention.gqa.grouping", f"the heads of {site.path} cannot change places: something "
-            "besides its projections belongs to each of them",
-            given=Grouping.similarity.value, valid=Grouping.contiguous.value,
-        )  # fmt: skip
+            operation.key("groups" if given else "grouping"),
+            f"the heads of {site.path} cannot change places: something besides its projections "
+            "belongs to each of them",
+            given=given or Grouping.similarity.value,
+            valid="null" if given else Grouping.contiguous.value,
+        )
 
 
 def _resolution(site: Site, merge: Merge, figures: dict[str, object]) -> SiteResolution:

@@ -185,6 +185,7 @@ class LoggerConfig:
     entity: str | None = MISSING
     group: str | None = MISSING
     tags: list[str] = MISSING
+    upload_export: bool = MISSING
 
 
 @dataclass
@@ -218,11 +219,37 @@ class ImportanceConfig:
 
 
 @dataclass
+class RoleThresholdsConfig:
+    """See `surgery.analysis.roles.Thresholds`."""
+
+    induction: float = MISSING
+    duplicate_token: float = MISSING
+    previous_token: float = MISSING
+    positional: float = MISSING
+    syntactic: float = MISSING
+    first_token: float = MISSING
+    broadcast: float = MISSING
+
+
+@dataclass
+class MapsConfig:
+    # ``best``, or a list of "layer.head".
+    heads: Any = MISSING
+    texts: list[str] = MISSING
+
+
+@dataclass
 class AnalysisConfig:
     windows: int = MISSING
     batch_size: int = MISSING
     rows: int | None = MISSING
+    repeats: int = MISSING
+    repeat_length: int = MISSING
     probes: list[str] = MISSING
+    probe_texts: int = MISSING
+    cluster_distance: float = MISSING
+    maps: MapsConfig = field(default_factory=MapsConfig)
+    thresholds: RoleThresholdsConfig = field(default_factory=RoleThresholdsConfig)
 
 
 @dataclass

@@ -108,6 +108,8 @@ def check_ranges(run: RunConfig) -> None:
         ("analysis.windows", run.analysis.windows),
         ("analysis.batch_size", run.analysis.batch_size),
         ("analysis.rows", 1 if run.analysis.rows is None else run.analysis.rows),
+        ("analysis.repeats", run.analysis.repeats),
+        ("analysis.probe_texts", run.analysis.probe_texts),
         ("importance.windows", run.importance.windows),
         ("importance.batch_size", run.importance.batch_size),
         ("importance.memory_windows", run.importance.memory_windows),
@@ -127,6 +129,8 @@ def check_ranges(run: RunConfig) -> None:
         ("data.mlm_probability", run.data.mlm_probability),
         ("objective.label_weight", run.objective.label_weight),
         ("optim.final_lr_fraction", run.optim.final_lr_fraction),
+        ("analysis.cluster_distance", run.analysis.cluster_distance),
+        *((f"analysis.thresholds.{k}", v) for k, v in vars(run.analysis.thresholds).items()),
     ]
     for key, value in fractions:
         if not 0 <= value <= 1:
@@ -147,6 +151,10 @@ def check_ranges(run: RunConfig) -> None:
     if len(run.optim.betas) != 2 or not all(0 <= beta < 1 for beta in run.optim.betas):
         raise ConfigError(
             "optim.betas", "needs two numbers, each at least 0 and below 1", given=run.optim.betas
+        )
+    if run.analysis.repeat_length < 2:
+        raise ConfigError(
+            "analysis.repeat_length", "must be at least 2", given=run.analysis.repeat_length
         )
     if run.data.seq_len < 2:
         raise ConfigError("data.seq_len", "must be at least 2", given=run.data.seq_len)

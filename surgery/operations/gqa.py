@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 from omegaconf import MISSING
@@ -19,6 +21,7 @@ from surgery.plan.resolution import Parts, SiteResolution
 
 _COUNTS = "a whole number, a list with one number per layer, or {average: number}"
 AVERAGE = "average"
+_GROUPS = "{layer: [[KV heads of one group], …]}"
 
 
 class Merge(Enum):
@@ -58,12 +61,16 @@ class GQA(Operation):
         merge: see `Merge`; those after random are calibrated.
         grouping: see `Grouping`; similarity is calibrated.
         layers: sites to change, by number from 0; ``None`` for all.
+        groups: layer → groups of KV heads that share, in place of `grouping` there; or a file of
+            them by number of KV heads, as the stage `analyze` writes. On data is checked that these
+            heads can change places.
     """
 
     kv_heads: Any = field(default=MISSING, metadata={"valid": _COUNTS})
     merge: Merge = Merge.mean
     layers: list[int] | None = None
     grouping: Grouping = Grouping.contiguous
+    groups: Any = None
 
     def __post_init__(self) -> None:
         given = self.kv_heads
@@ -77,6 +84,13 @@ class GQA(Operation):
             raise ConfigError(
                 self.key("kv_heads"), "is no number of heads", given=repr(given), valid=_COUNTS
             )
+        if isinstance(self.groups, str):
+            self.groups = self._read_groups(self.groups)
+        if self.groups is not None and (not isinstance(self.groups, Mapping) or self.average):
+            problem = (
+                "leave no number of KV heads to be chosen" if self.average else "are no groups"
+            )
+            raise ConfigError(self.key("groups"), problem, given=self.groups, valid=_GROUPS)
 
     @property
     def average(self) -> float | None:
@@ -90,7 +104,10 @@ class GQA(Operation):
 
     @property
     def calibrated(self) -> bool:
-        return self.rewrites or self.grouping is Grouping.similarity or self.average is not None
+        return (
+            self.rewrites or self.grouping is Grouping.similarity or self.average is not None
+            or self.groups is not None
+        )  # fmt: skip
 
     def chosen_sites(self, sites: Sequence[Site], removed: set[str] | None = None) -> list[Site]:
         """The sites that `layers` names."""
@@ -120,12 +137,62 @@ class GQA(Operation):
             self._check(site, count)
         return counts
 
+    def _read_groups(self, path: str) -> Any:
+        try:
+            found = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            problem = getattr(error, "strerror", None) or "it is no JSON"
+            raise ConfigError(
+                self.key("groups"), f"cannot be read: {problem}", given=path
+            ) from None
+        counts = found if isinstance(found, dict) else {}
+        if str(self.kv_heads) not in counts:
+            raise ConfigError(
+                self.key("groups"), f"this file has no groups for {self.kv_heads} KV heads",
+                given=path, valid=sorted(counts),
+            )  # fmt: skip
+        return counts[str(self.kv_heads)]
+
+    def given_groups(self, site: Site, count: int) -> Parts | None:
+        """What `groups` says of a site, ascending; ``None`` where it says nothing.
+
+        Raises:
+            ConfigError: no `count` equal groups that hold each of its KV heads once.
+        """
+        found = {str(layer): groups for layer, groups in (self.groups or {}).items()}
+        groups = found.get(str(site.layer))
+        if groups is None:
+            return None
+        lists = isinstance(groups, (list, tuple)) and all(
+            isinstance(group, (list, tuple)) and all(type(head) is int for head in group)
+            for group in groups
+        )
+        made = tuple(sorted(tuple(sorted(group)) for group in groups)) if lists else ()
+        members = sorted(head for group in made for head in group)
+        equal = {len(group) for group in made} == {site.kv_heads // count}
+        if members != list(range(site.kv_heads)) or len(made) != count or not equal:
+            raise ConfigError(
+                self.key("groups"), f"does not put the {site.kv_heads} KV heads of {site.path} "
+                f"into {count} equal groups", given=groups, valid=_GROUPS,
+            )  # fmt: skip
+        return made
+
+    def _check_groups(self, sites: Sequence[Site], counts: Sequence[int]) -> None:
+        known = {str(site.layer) for site in sites}
+        for layer in self.groups or {}:
+            if str(layer) not in known:
+                raise ConfigError(self.key("groups"), "there is no such layer to change",
+                                  given=layer, valid=sorted(map(int, known)))  # fmt: skip
+        for site, count in zip(sites, counts, strict=True):
+            self.given_groups(site, count)
+
     def plan(self, draft: Draft) -> None:
         sites = self.chosen_sites(draft.sites, draft.removed)
         counts = self.counts(sites)
+        self._check_groups(sites, counts)
         changing = [(s, n) for s, n in zip(sites, counts, strict=True) if s.kv_heads != n]
         for site, _ in changing:
-            if self.rewrites or self.grouping is Grouping.similarity:
+            if self.rewrites or self.grouping is Grouping.similarity or self.groups:
                 self._check_gates(site)
             if self.rewrites:
                 self._check_norms(site)
@@ -161,6 +228,8 @@ class GQA(Operation):
             return
         if self.grouping is Grouping.similarity:
             draft.open_decisions.append("gqa: which KV heads share one (assumed here: neighbours)")
+        if self.groups:
+            draft.open_decisions.append("gqa: whether the KV heads of `groups` can change places")
         if self.rewrites:
             draft.open_decisions.append(f"gqa: the coefficients of merge={self.merge.value}")
 
@@ -186,10 +255,10 @@ class GQA(Operation):
     def _check_gates(self, site: Site) -> None:
         if site.projection("query").unit != site.projection("key").unit:
             raise ConfigError(
-                self.key("merge" if self.rewrites else "grouping"),
+                self.key("merge" if self.rewrites else "groups" if self.groups else "grouping"),
                 f"{site.query.path} makes a gate beside each query, which no calibration knows",
-                given=self.merge.value if self.rewrites else self.grouping.value,
-                valid="mean, first, random" if self.rewrites else "contiguous",
+                given=self.merge.value if self.rewrites else self.groups or self.grouping.value,
+                valid="mean, first, random" if self.rewrites else "contiguous, no groups",
             )  # fmt: skip
 
     def _check(self, site: Site, count: int) -> None:

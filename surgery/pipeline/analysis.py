@@ -2,9 +2,209 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from surgery.analysis.behaviour import observe_text
+from surgery.analysis.clusters import clusters, tree, what_is_its_own
+from surgery.analysis.draw_maps import draw_map
+from surgery.analysis.draw_probes import draw_probes
+from surgery.analysis.draw_roles import draw_roles
+from surgery.analysis.draw_similarity import draw_similarity
+from surgery.analysis.groups import shared_groups
+from surgery.analysis.maps import (
+    BEST,
+    Head,
+    attention_maps,
+    best_heads,
+    check_heads,
+    check_maps,
+    parsed,
+)
+from surgery.analysis.probes import Judged, run_probes
+from surgery.analysis.repeats import Repeats, observe_repeats, random_repeats
+from surgery.analysis.result import FORMAT, heads_of, in_short, probes_json, save_heads
+from surgery.analysis.roles import Thresholds
+from surgery.analysis.similarity import Similarity, compare_heads
+from surgery.analysis.sources import check_probes, probe_name, probe_texts
+from surgery.analysis.table import probes_table, roles_table
+from surgery.analysis.watch import Batch, self_attention, unmasked
+from surgery.anatomy import Site
+from surgery.config.schema import AnalysisConfig, Task
+from surgery.console import is_rank_zero, say, show
+from surgery.data.windows import frame
+from surgery.files import write_json
 from surgery.pipeline.session import Session
+
+FOLDER = "analysis"
+
+
+def check_analysis(cfg: AnalysisConfig, skeleton: PreTrainedModel) -> None:
+    """Raises: ConfigError, for what the stage could not do with this model."""
+    sites = self_attention(skeleton)
+    check_probes(cfg.probes)
+    check_maps(cfg.maps.heads, cfg.maps.texts)
+    check_heads(cfg.maps.heads, sites)
 
 
 def analyze(session: Session) -> None:
-    """Look at every head of the model as it is; write tables and pictures."""
-    raise NotImplementedError
+    """Look at every head of the model as it is; write tables and pictures.
+
+    Raises:
+        TapError: attention that cannot be observed.
+    """
+    if not is_rank_zero():
+        return
+    cfg, run = session.run.analysis, session.run
+    model = session.loaded()
+    sites = self_attention(model)
+    folder = session.run_dir / FOLDER
+    folder.mkdir(exist_ok=True)
+    thresholds = Thresholds(**vars(cfg.thresholds))
+    batches = _batches(session)
+    behaviour = observe_text(model, batches, sites, cfg.rows, run.seed)
+    sites = _seen(sites, behaviour)
+    repeats = observe_repeats(model, _repeats(session, batches), sites)
+    judged = _probes(session, sites)
+    similarity = compare_heads(model, batches, sites, cfg.rows, run.seed)
+    links = tree(similarity.divergence)
+    families = clusters(links, cfg.cluster_distance)
+    heads = heads_of(sites, behaviour, repeats, judged, similarity, families, thresholds)
+    result = {
+        "format": FORMAT,
+        "model": session.source.name,
+        "data": run.data.kind.value,
+        "windows": sum(len(batch["input_ids"]) for batch in batches),
+        "rows": behaviour[sites[0].path].rows,
+        "thresholds": thresholds.to_json(),
+        "heads": heads,
+        "probes": probes_json(judged),
+        "clusters": _clusters(similarity, links.tolist(), families, cfg.cluster_distance),
+    }
+    save_heads(result, folder / "heads.json")
+    what_is_its_own(
+        similarity, sites, model=session.source.name, data=run.data.kind.value,
+        batches=len(batches), seed=run.seed,
+    ).save(folder / "redundancy.json")  # fmt: skip
+    files = ["heads.json", "heads.parquet", "redundancy.json", "redundancy.parquet"]
+    groups = shared_groups(similarity, sites)
+    if groups:
+        write_json(folder / "groups.json", groups)
+        files.append("groups.json")
+    draw_roles(result, folder / "roles.png")
+    draw_similarity(result, similarity, links, folder / "similarity.png")
+    files += ["roles.png", "similarity.png"]
+    if judged:
+        draw_probes(result, folder / "probes.png")
+        files.append("probes.png")
+    files += _maps(session, sites, heads, folder)
+    session.analysis = in_short(result, [f"{FOLDER}/{name}" for name in files])
+    show(roles_table(result))
+    if judged:
+        show(probes_table(result))
+    say(f"  analysis of {len(heads)} heads: {FOLDER}/ ({', '.join(files)})")
+
+
+def _batches(session: Session) -> list[Batch]:
+    """Windows of the run's training text, nothing masked out."""
+    assert session.data is not None
+    cfg = session.run.analysis
+    batches = session.data.importance_batches(cfg.windows, cfg.batch_size)
+    masked = session.run.model.task is Task.masked_lm
+    return [unmasked(batch) if masked else batch for batch in batches]
+
+
+def _seen(sites: Sequence[Site], behaviour: Mapping[str, Any]) -> list[Site]:
+    missing = [site for site in sites if site.path not in behaviour]
+    for site in missing:
+        say(f"  {site.path}: its attention did not come by, so its heads are left out")
+    return [site for site in sites if site.path in behaviour]
+
+
+def _repeats(session: Session, batches: Sequence[Batch]) -> Repeats:
+    """Drawn from the tokens of the text that was looked at: none is special, none was never met."""
+    assert session.tokenizer is not None
+    cfg, run = session.run.analysis, session.run
+    special = torch.tensor(session.tokenizer.all_special_ids)
+    real = [
+        batch["input_ids"][batch["attention_mask"] > 0] if "attention_mask" in batch
+        else batch["input_ids"].flatten()
+        for batch in batches
+    ]  # fmt: skip
+    vocabulary = torch.cat(real).unique()
+    vocabulary = vocabulary[~torch.isin(vocabulary, special)]
+    before, after = _frame(session)
+    room = (run.data.seq_len - len(before) - len(after)) // 2
+    return random_repeats(
+        vocabulary, cfg.repeats, min(cfg.repeat_length, room), cfg.batch_size, run.seed,
+        (before, after),
+    )  # fmt: skip
+
+
+def _frame(session: Session) -> tuple[list[int], list[int]]:
+    """Special tokens around a text; what ends it says nothing to a model that looks back."""
+    assert session.tokenizer is not None
+    before, after = frame(session.tokenizer)
+    return before, [] if session.run.model.task is Task.causal_lm else after
+
+
+def _probes(session: Session, sites: Sequence[Site]) -> dict[str, Judged]:
+    assert session.tokenizer is not None
+    cfg, run = session.run.analysis, session.run
+    found: dict[str, Judged] = {}
+    for probe in cfg.probes:
+        texts = probe_texts(
+            probe, session.tokenizer, count=cfg.probe_texts, seq_len=run.data.seq_len,
+            seed=run.seed, val_fraction=run.data.val_fraction,
+        )  # fmt: skip
+        name = probe_name(probe)
+        judged, few = run_probes(session.loaded(), texts, sites, name)
+        found |= {f"{name}:{relation}": one for relation, one in judged.items()}
+        if few:
+            say(f"  too few pairs in {name} to judge: {', '.join(few)}")
+    return found
+
+
+def _clusters(
+    similarity: Similarity, links: list[list[float]], families: Sequence[int], distance: float
+) -> dict[str, Any]:
+    members: list[list[list[int]]] = [[] for _ in range(max(families) + 1)]
+    for head, family in zip(similarity.heads, families, strict=True):
+        members[family].append(list(head))
+    return {
+        "measure": "mean Jensen-Shannon divergence of attention rows, in bits",
+        "method": "average linkage",
+        "distance": distance,
+        "rows": similarity.rows,
+        "members": members,
+        "tree": links,
+    }
+
+
+def _maps(
+    session: Session, sites: Sequence[Site], heads: Sequence[Mapping[str, Any]], folder: Path
+) -> list[str]:
+    asked = session.run.analysis.maps
+    if not asked.heads:
+        return []
+    assert session.tokenizer is not None
+    chosen: list[Head]
+    roles = {(head["layer"], head["head"]): head["role"] for head in heads}
+    if asked.heads == BEST:
+        scores = {(h["layer"], h["head"]): h["scores"].get(h["role"]) or 0.0 for h in heads}
+        chosen = best_heads(roles, scores)
+    else:
+        chosen = parsed(asked.heads)
+    files = []
+    for found in attention_maps(
+        session.loaded(), session.tokenizer, sites, chosen, list(asked.texts), _frame(session)
+    ):
+        layer, head = found.head
+        name = f"map-{layer}.{head}-{found.text + 1}.png"
+        draw_map(found, roles.get(found.head, ""), folder / name)
+        files.append(name)
+    return files

@@ -16,7 +16,7 @@ TYPES = "a whole number, a list with one number per layer, or {average: number}"
 MERGES = "mean, first, random, aligned, aligned_renorm, optimal"
 LAYERS = "list[int] | None"
 GROUPINGS = "contiguous, similarity"
-FIELDS = "kv_heads, merge, layers, grouping"
+FIELDS = "kv_heads, merge, layers, grouping, groups"
 
 
 def test_options_become_a_typed_spec() -> None:
@@ -60,7 +60,7 @@ def test_a_spec_written_as_json_parses_to_itself() -> None:
 def test_names_and_fields_are_those_of_the_registry() -> None:
     assert {"gqa", "prune_heads"} <= set(operation_names())
     assert operation_names() == sorted(operation_names())
-    assert operation_fields("gqa") == ["kv_heads", "merge", "layers", "grouping"]
+    assert operation_fields("gqa") == ["kv_heads", "merge", "layers", "grouping", "groups"]
     assert operation_fields("prune_heads") == [
         "heads", "amount", "count", "scores", "estimator", "scope", "uniform", "protect", "cut",
         "layers", "remove_attention", "refit", "schedule", "rounds", "until",

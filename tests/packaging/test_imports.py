@@ -17,6 +17,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "console": set(),
     "files": set(),
     "units": set(),
+    "login": set(),
     "config": {"errors"},
     "models": {"config", "console", "errors"},
     "data": {"config", "errors"},
@@ -25,9 +26,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "importance": {
         "observation", "data", "anatomy", "models", "config", "console", "errors", "files",
     },
+    "merging": set(),
     "analysis": {
-        "importance", "observation", "data", "anatomy", "models", "config", "console", "errors",
-        "files",
+        "merging", "importance", "observation", "data", "anatomy", "models", "config", "console",
+        "errors", "files",
     },
     "rehouse": {"anatomy", "models", "errors"},
     "transforms": set(),
@@ -42,18 +44,17 @@ MAY_IMPORT: dict[str, set[str]] = {
         "errors",
     },
     "reload": {"execute", "record", "plan", "architecture", "models", "errors"},
-    "merging": set(),
     "calibration": {
         "merging", "importance", "observation", "execute", "operations", "plan", "transforms",
         "anatomy", "models", "config", "console", "errors",
     },
     "training": {
         "importance", "execute", "operations", "plan", "anatomy", "data", "models", "config",
-        "console", "errors",
+        "console", "errors", "login",
     },
     "measure": {"anatomy", "models", "plan", "data", "config", "console", "errors"},
     "report": {"errors", "files", "units"},
-    "dashboard": {"console", "errors"},
+    "dashboard": {"console", "errors", "login"},
     "tasks": {
         "measure", "operations", "importance", "data", "anatomy", "config", "errors",
     },
