@@ -1,1 +1,1 @@
-"""The W&B workspace, as code."""
+"""The W&B workspace, as code: what is logged (`names`) and how it is laid out (`workspace`)."""

@@ -29,6 +29,7 @@ from surgery.operations import parse_operations
 from surgery.operations.prune_heads import PruneHeads
 from surgery.operations.prune_options import check_options
 from surgery.pipeline.deferred import Deferred, check_deferred, split
+from surgery.pipeline.log import is_logged
 from surgery.pipeline.session import Session, device_name
 from surgery.plan.make import make_plan
 from surgery.plan.operation import Operation
@@ -81,11 +82,15 @@ def prepare(run: RunConfig, run_dir: Path, settings: dict[str, Any]) -> Session:
         from surgery.data.sources import check_source
 
         check_source(run.data)
-    if wanted & {Stage.train, Stage.score}:
+    if is_logged(wanted):
         from surgery.training.loggers import check_loggers
 
         check_loggers(run.logger)
     skeleton = source.skeleton(config)
+    if Stage.analyze in wanted:
+        from surgery.pipeline.analysis import check_analysis
+
+        check_analysis(run.analysis, skeleton)
     making: dict[str, Any] = {
         "name": source.name,
         "seed": run.seed,

@@ -14,6 +14,7 @@ from surgery.config.validate import checked
 from surgery.console import is_rank_zero
 from surgery.execute.live import apply_
 from surgery.files import write_json, write_text
+from surgery.pipeline.log import closing_loggers, send_results
 from surgery.pipeline.prepare import check_writable, prepare
 from surgery.pipeline.report import report, report_again
 from surgery.pipeline.session import Session
@@ -49,23 +50,27 @@ def perform(session: Session, start: float) -> None:
     Args:
         start: when it began, by `time.perf_counter`.
     """
-    _stages(session, session.run)
-    if session.scores is not None and not session.has(Stage.train) and is_rank_zero():
-        from surgery.pipeline.train import log_without_training
+    with closing_loggers(session):
+        _stages(session, session.run)
+        session.timings["total"] = time.perf_counter() - start
+        if is_rank_zero():
+            _keep(session)
 
-        log_without_training(session)
-    session.timings["total"] = time.perf_counter() - start
-    if is_rank_zero():
-        if session.tasks:
-            from surgery.pipeline.tasks import keep_tasks
 
-            keep_tasks(session)
-        write_text(session.run_dir / SCHEMA, schema_text())
-        write_json(session.run_dir / SUMMARY, summarize(session))
-        if session.has(Stage.report):
-            report(session.run_dir)
-        if session.comparison is not None:
-            _say_comparison(session)
+def _keep(session: Session) -> None:
+    """Everything that is written, sent and said at the end."""
+    if session.tasks:
+        from surgery.pipeline.tasks import keep_tasks
+
+        keep_tasks(session)
+    summary = summarize(session)
+    write_text(session.run_dir / SCHEMA, schema_text())
+    write_json(session.run_dir / SUMMARY, summary)
+    if session.has(Stage.report):
+        report(session.run_dir)
+    send_results(session, summary)
+    if session.comparison is not None:
+        _say_comparison(session)
 
 
 def _stages(session: Session, run: RunConfig) -> None:

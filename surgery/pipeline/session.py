@@ -19,6 +19,7 @@ from surgery.plan.plan import Plan
 
 if TYPE_CHECKING:  # Lightning and datasets take seconds to import; a plan needs neither
     from pytorch_lightning.callbacks import Callback
+    from pytorch_lightning.loggers import Logger
 
     from surgery.data.module import TextData
     from surgery.importance import ScoreTable
@@ -44,6 +45,7 @@ class Session:
         model: loaded by the first stage that needs weights, operated by `operate`.
         deferred: what training decides on; ``None`` where nothing is left to it. Until it has, the
             plan holds the operations before that one.
+        loggers: empty until the first figure is sent; open until the run ends.
         measurements: by moment: before, after_surgery, after_training.
         scores: importance of every head, where it was measured.
         analysis: what each head does, where it was asked.
@@ -63,6 +65,7 @@ class Session:
     tokenizer: PreTrainedTokenizerBase | None = None
     data: TextData | None = None
     callbacks: list[Callback] = field(default_factory=list)
+    loggers: list[Logger] = field(default_factory=list)
     model: PreTrainedModel | None = None
     measurements: dict[str, Measurement] = field(default_factory=dict)
     comparison: dict[str, Any] | None = None

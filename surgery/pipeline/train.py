@@ -11,7 +11,6 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.loggers import Logger, WandbLogger
 from pytorch_lightning.strategies import DeepSpeedStrategy, FSDPStrategy
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from transformers import PreTrainedModel
@@ -23,12 +22,11 @@ from surgery.errors import ConfigError
 from surgery.importance import ScoreTable
 from surgery.models.source import ModelSource
 from surgery.pipeline.healing import matched
+from surgery.pipeline.log import open_loggers
 from surgery.pipeline.session import Session
 from surgery.plan.plan import Plan
 from surgery.training.curve import LossCurve
-from surgery.training.loggers import build_loggers
 from surgery.training.module import SurgeryModule
-from surgery.training.score_artifact import log_scores
 from surgery.training.trainer import build_trainer
 
 
@@ -41,11 +39,12 @@ def train(session: Session) -> None:
         module.adopt(session.model)
     pl.seed_everything(run.seed, verbose=False)
     curve = LossCurve()
+    open_loggers(session)
     trainer = build_trainer(
         dict(run.trainer),
         run_dir=session.run_dir,
         callbacks=[*session.callbacks, curve],
-        loggers=build_loggers(run.logger, session.run_dir, session.settings),
+        loggers=session.loggers,
     )
     with warnings.catch_warnings():
         # The data module itself knows where to go on; Lightning asks the loader.
@@ -55,9 +54,6 @@ def train(session: Session) -> None:
             trainer.fit(module, datamodule=session.data, ckpt_path=run.resume, weights_only=True)
         except MisconfigurationException as error:  # options or callbacks that do not go together
             raise ConfigError("trainer", str(error).splitlines()[0]) from None
-    if trainer.is_global_zero:
-        send_scores(session, trainer.loggers)
-    _finish_wandb(trainer.loggers)
     session.model = _whole(module, trainer, session)
     session.training = {
         "steps": trainer.global_step,
@@ -74,6 +70,7 @@ def train(session: Session) -> None:
         "final_train_loss": _scalar(trainer.callback_metrics.get("train/loss")),
         "checkpoint": _last_checkpoint(trainer),
         "curve": curve.points,
+        "alarms": [alarm for c in trainer.callbacks for alarm in getattr(c, "alarms", ())],  # type: ignore[attr-defined]
         "pruning": None,
     }
     if session.training["steps"] == 0:
@@ -83,24 +80,6 @@ def train(session: Session) -> None:
         session.deferred.closed = module.pruning.chosen
         session.training["pruning"] = module.pruning.to_json()
     say(f"  trained {trainer.global_step} steps")
-
-
-def log_without_training(session: Session) -> None:
-    """Send what a run without training found to its loggers."""
-    loggers = build_loggers(session.run.logger, session.run_dir, session.settings)
-    send_scores(session, loggers)
-    _finish_wandb(loggers)
-
-
-def send_scores(session: Session, loggers: Sequence[Logger]) -> None:
-    """The score table that the run made, if it made one."""
-    from surgery.pipeline.importance import FILE, PICTURE
-
-    if session.scores is None:
-        return
-    file = session.run_dir / FILE
-    files = [file, file.with_suffix(".parquet")]
-    log_scores(loggers, files, session.run_dir / PICTURE, session.scores.about())
 
 
 def _whole(module: SurgeryModule, trainer: pl.Trainer, session: Session) -> PreTrainedModel | None:
@@ -196,9 +175,3 @@ def _last_checkpoint(trainer: pl.Trainer) -> str | None:
     callback = trainer.checkpoint_callback
     path = getattr(callback, "last_model_path", "") or getattr(callback, "best_model_path", "")
     return os.path.relpath(path, trainer.default_root_dir) if path else None
-
-
-def _finish_wandb(loggers: Sequence[Logger]) -> None:
-    for logger in loggers:
-        if isinstance(logger, WandbLogger):
-            logger.experiment.finish()

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import netrc
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
 from surgery.config.schema import LoggerConfig, LoggerKind, LoggerMode
 from surgery.errors import ConfigError
+from surgery.login import logged_in
 
 _staging: dict[str, str] = {}
 
@@ -22,7 +22,7 @@ def check_loggers(cfg: LoggerConfig) -> None:
     Raises:
         ConfigError: online W&B without a login, or TensorBoard that is not installed.
     """
-    if LoggerKind.wandb in cfg.kinds and cfg.mode is LoggerMode.online and not _logged_in():
+    if LoggerKind.wandb in cfg.kinds and cfg.mode is LoggerMode.online and not logged_in():
         raise ConfigError(
             "logger.mode",
             "Weights & Biases is not logged in on this machine",
@@ -39,24 +39,6 @@ def check_loggers(cfg: LoggerConfig) -> None:
                 given="tensorboard",
                 valid='pip install "attention-surgery[tensorboard]", or wandb, csv',
             ) from None
-
-
-def _logged_in() -> bool:
-    """Whether an API key is to be found where wandb looks for one, without asking the network."""
-    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
-        return True
-    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).netloc
-    named = os.environ.get("NETRC")
-    files = [Path(named)] if named else [Path.home() / name for name in (".netrc", "_netrc")]
-    return any(_password(file.expanduser(), host) for file in files)
-
-
-def _password(file: Path, host: str) -> str | None:
-    try:
-        login = netrc.netrc(str(file)).authenticators(host)
-    except (OSError, netrc.NetrcParseError):
-        return None
-    return login[2] if login else None
 
 
 def build_loggers(cfg: LoggerConfig, run_dir: Path, settings: dict[str, Any]) -> list[Logger]:
@@ -95,3 +77,19 @@ def _wandb(cfg: LoggerConfig, run_dir: Path, settings: dict[str, Any]) -> WandbL
     # Lightning 2.6 hands over anonymous=None, of which wandb warns at every start.
     getattr(logger, "_wandb_init", {}).pop("anonymous", None)
     return logger
+
+
+def wandb_runs(loggers: Sequence[Logger], *, started: bool = False) -> list[Any]:
+    """The W&B runs behind `loggers`; elsewhere than on rank zero, stand-ins that take anything.
+
+    Args:
+        started: only those that something was sent to; else they are started now.
+    """
+    found = [logger for logger in loggers if isinstance(logger, WandbLogger)]
+    return [logger.experiment for logger in found if not started or logger.version is not None]
+
+
+def finish(loggers: Sequence[Logger], *, failed: bool = False) -> None:
+    """End the W&B runs that were started; one that failed is marked so."""
+    for run in wandb_runs(loggers, started=True):
+        run.finish(exit_code=int(failed))

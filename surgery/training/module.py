@@ -72,7 +72,8 @@ class SurgeryModule(pl.LightningModule):
         scorer: Scorer | None = None,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(ignore=["tensors", "scorer"])
+        # No logger: the plan of a large model would fill a dashboard's table of runs.
+        self.save_hyperparameters(ignore=["tensors", "scorer"], logger=False)
         self.plan = Plan.from_json(plan, tensors)
         self.objective = _typed(ObjectiveConfig, objective)
         self.optim = _typed(OptimConfig, optim)

@@ -49,8 +49,8 @@ def test_the_recipe_leaves_a_table_for_scripts_people_and_dashboards(
     command = [sys.executable, "-m", "wandb", "leet", "inspect", str(file), "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     records = [json.loads(line) for line in done.stdout.splitlines()]
-    (artifact,) = [record["artifact"] for record in records if record["type"] == "artifact"]
-    assert artifact["type"] == "head-scores"
+    artifacts = [record["artifact"] for record in records if record["type"] == "artifact"]
+    (artifact,) = [one for one in artifacts if one["type"] == "head-scores"]
     held = {entry["path"] for entry in artifact["manifest"]["contents"]}
     assert held == {"importance.json", "importance.parquet"}
     assert json.loads(artifact["metadata"]) == table.about()

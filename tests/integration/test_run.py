@@ -116,7 +116,10 @@ def test_surgery_opens_a_gap_and_healing_closes_some(summary: dict[str, Any]) ->
 def test_composed_config_is_kept(run: Path) -> None:
     kept = yaml.safe_load((run / "config.yaml").read_text())
     assert kept["attention"] == {
-        "gqa": {"kv_heads": 2, "merge": "mean", "grouping": "contiguous", "layers": None}
+        "gqa": {
+            "kv_heads": 2, "merge": "mean", "grouping": "contiguous", "groups": None,
+            "layers": None,
+        }
     }
     assert kept["trainer"]["max_steps"] == 12
     assert kept["run_dir"] == str(run)

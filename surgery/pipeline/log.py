@@ -1,0 +1,102 @@
+"""What a run sends to its loggers beside its training curves: the result, and what it made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from surgery.config.schema import LoggerKind, Stage
+from surgery.pipeline.session import Session
+from surgery.plan.store import PLAN, TENSORS
+
+# A run of these alone has nothing to show on a dashboard.
+_SILENT = {Stage.plan, Stage.report}
+
+
+def is_logged(stages: set[Stage]) -> bool:
+    """Whether a run of these stages has anything to send."""
+    return bool(stages - _SILENT)
+
+
+def open_loggers(session: Session) -> None:
+    """One logger per `logger.kinds`, unless they are there already."""
+    from surgery.training.loggers import build_loggers
+
+    if session.loggers:
+        return
+    # A rate that the config left open is known by now, and runs are compared by it.
+    optim = dict(session.settings.get("optim") or {}) | {"lr": session.run.optim.lr}
+    settings = {**session.settings, "optim": optim}
+    session.loggers = build_loggers(session.run.logger, session.run_dir, settings)
+
+
+@contextmanager
+def closing_loggers(session: Session) -> Iterator[None]:
+    """End the W&B run when the pipeline ends, as a failed one where that raises."""
+    failed = True
+    try:
+        yield
+        failed = False
+    finally:
+        if session.loggers:
+            from surgery.training.loggers import finish
+
+            finish(session.loggers, failed=failed)
+
+
+def send_results(session: Session, summary: Mapping[str, Any]) -> None:
+    """Figures to compare runs by, and artifacts. Call it on rank zero, with all files written.
+
+    Args:
+        summary: what `summary.json` holds.
+    """
+    wanted = LoggerKind.wandb in session.run.logger.kinds and is_logged(set(session.run.stages))
+    if not wanted or session.task_runs:  # each task's run has sent its own
+        return
+    from surgery.training.loggers import wandb_runs
+    from surgery.training.results import comparable
+
+    open_loggers(session)
+    for run in wandb_runs(session.loggers):
+        _send_lineage(session, run)
+        _send_tables(session, run)
+        run.summary.update(comparable(summary))
+
+
+def _send_lineage(session: Session, run: Any) -> None:
+    from surgery.training.artifacts import log_export, log_original, log_plan
+    from surgery.training.identity import fingerprint, identity
+
+    about: dict[str, Any] = {"operations": [dict(one) for one in session.whole_plan.operations]}
+    about["made_from"] = [log_original(run, identity(session.source))]
+    upload = session.run.logger.upload_export
+    files = [session.run_dir / name for name in (PLAN, TENSORS)]
+    files = [file for file in files if file.is_file()]
+    if files and session.whole_plan.changes_anything:
+        plan = log_plan(run, about, files, upload=upload)
+        about["made_from"] = [*about["made_from"], plan]
+    if session.export:
+        folder = session.run_dir / session.export["path"]
+        about |= session.export | {"fingerprint": fingerprint(folder)}
+        log_export(run, about, folder, upload=upload)
+
+
+def _send_tables(session: Session, run: Any) -> None:
+    from surgery.pipeline import importance, tasks
+    from surgery.training.artifacts import log_tables, show_picture, show_scores
+
+    folder = session.run_dir
+    tables = {f"importance-{name}": table for name, table in session.task_tables.items()}
+    if session.scores is not None:
+        tables["importance"] = session.scores
+        show_scores(run, session.scores.to_arrow())
+        show_picture(run, "head_scores", folder / importance.PICTURE, session.scores.estimator)
+    for name, table in tables.items():
+        files = [folder / f"{name}{end}" for end in (".json", ".parquet")]
+        log_tables(run, name, table.about(), files)
+    if session.tasks.get("losses"):
+        show_picture(run, "tasks", folder / tasks.PICTURE, session.run.tasks.mode.value)
+    heads = [folder / "analysis" / f"heads{end}" for end in (".json", ".parquet")]
+    if session.analysis and all(file.is_file() for file in heads):
+        log_tables(run, "analysis", {"model": session.source.name}, heads)
