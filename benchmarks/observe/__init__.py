@@ -1,0 +1,1 @@
+"""What watching heads costs a training step, in time and in memory."""

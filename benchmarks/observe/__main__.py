@@ -1,0 +1,140 @@
+"""What watching heads costs a training step: time in turn, memory in fresh processes.
+
+`python -m benchmarks.observe`. The page and the picture are drawn from the JSON that is kept;
+`--render` draws them anew. TransformerLens is looked for here, or by the Python that the
+environment variable OBSERVE_LENS_PYTHON names.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from benchmarks.observe import measure
+from benchmarks.observe.page import PAGE, page
+from benchmarks.observe.picture import PICTURE, draw
+from benchmarks.observe.subject import PRESETS, Preset
+from benchmarks.observe.targets import judged
+from benchmarks.observe.variants import ROWS, VARIANTS
+from benchmarks.results_file import FOLDER, keep
+from surgery.console import progress, say
+
+NAME = "observe"
+ROOT = Path(__file__).parents[2]
+_LENS = ("plain", "TransformerLens")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{NAME}", description=__doc__)
+    parser.add_argument("--rounds", type=int, help="of the longest; shorter ones have more")
+    parser.add_argument("--lengths", type=int, nargs="+")
+    parser.add_argument("--quick", action="store_true", help="a tiny model; nothing is kept")
+    parser.add_argument("--render", action="store_true", help="draw only")
+    options = parser.parse_args()
+    os.environ["WANDB_SILENT"] = "true"
+    if options.quick:
+        print(page(_named(run(PRESETS["quick"]))))
+        return
+    path = FOLDER / f"{NAME}.json"
+    if not options.render:
+        preset = PRESETS["cpu"]
+        lengths = tuple(sorted(options.lengths or preset.lengths))
+        preset = replace(preset, lengths=lengths, rounds=options.rounds or preset.rounds)
+        path = keep(NAME, run(preset))
+    figures = json.loads(path.read_text(encoding="utf-8"))
+    draw(figures, PICTURE)
+    PAGE.write_text(page(figures), encoding="utf-8")
+    say(f"drawn: {PAGE}, {PICTURE}")
+
+
+def run(preset: Preset) -> dict[str, Any]:
+    """All figures."""
+    lens = Lens(preset)
+    cells: dict[str, Any] = {}
+    with progress("lengths", total=len(preset.lengths)) as steps:
+        for length in preset.lengths:
+            steps.describe(f"{length} tokens")
+            cell: dict[str, Any] = {"time": fresh(measure.timed, preset, length)}
+            cell["default"] = {"derived": measure.at_default(cell["time"])}
+            if length in preset.block_lengths and preset.blocks:
+                cell["default"] |= {"direct": fresh(measure.blocks, preset, length)}
+            cell["memory"] = {
+                name: fresh(measure.memory, preset, length, name) for name in VARIANTS
+            }
+            cell["lens"] = lens.cell(length)
+            cells[str(length)] = cell
+            steps.advance()
+            _say(length, cell)
+    figures = {
+        "what": "a training step with heads watched, as a ratio to the same step unwatched",
+        "preset": preset.to_json(),
+        "rows": ROWS,
+        "lens": {"version": lens.version, "absent": lens.absent},
+        "lengths": cells,
+    }
+    return figures | {"targets": judged(figures)}
+
+
+class Lens:
+    """TransformerLens, wherever it is; the reason where it is not."""
+
+    def __init__(self, preset: Preset) -> None:
+        self.preset = preset
+        self.version: str | None = None
+        self.absent: str | None = None
+
+    def cell(self, length: int) -> dict[str, Any] | None:
+        """Times of both variants, and the memory of each."""
+        times = self._ask(str(length))
+        if times is None:
+            return None
+        memory = {name: self._ask(str(length), name) for name in _LENS}
+        return {"time": measure.spread(times["wall"], times["cpu"]), "memory": memory}
+
+    def _ask(self, *arguments: str) -> dict[str, Any] | None:
+        if self.absent is not None:
+            return None
+        python = os.environ.get("OBSERVE_LENS_PYTHON", sys.executable)
+        command = [python, "-m", "benchmarks.observe.lens", self.preset.name, *arguments]
+        env = {**os.environ, "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(
+            command, cwd=ROOT, env=env, capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            self.absent = (done.stderr.strip().splitlines() or ["it ended without a word"])[-1]
+            say(f"TransformerLens: {self.absent}")
+            return None
+        found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        self.version = found.pop("version")
+        return found
+
+
+def fresh(function: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
+    """What `function` returns in a process of its own."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def _named(figures: dict[str, Any]) -> dict[str, Any]:
+    from surgery.report.summary import machine, versions
+
+    command = f"python -m benchmarks.{NAME} --quick"
+    return {"command": command, **figures, "machine": machine(), "versions": versions()}
+
+
+def _say(length: int, cell: dict[str, Any]) -> None:
+    ratios = ", ".join(f"{name} {one['ratio']:.3f}" for name, one in cell["time"].items())
+    say(f"{length} tokens: {ratios}; at the default cadence {cell['default']['derived']:+.2%}")
+
+
+if __name__ == "__main__":
+    main()
