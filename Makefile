@@ -6,6 +6,9 @@
 #   make test PYTEST_ARGS="tests/plan -x"      WORKERS=0 for one process, with all threads
 #   make demo PYTHON=/opt/python3.12/bin/python3
 #
+# Tests of report.html need Chromium and its driver (Debian: chromium, chromium-driver), and are
+# skipped without; with REQUIRE_CHROMIUM=1 they fail.
+#
 # Packages come from pip's configured index. On Linux, PyPI's torch brings several GB of CUDA
 # libraries; `make demo PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu` avoids them.
 

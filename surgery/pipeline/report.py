@@ -1,4 +1,4 @@
-"""The report stage: the final table and its picture, from `summary.json` alone."""
+"""The report stage: a table, a picture and `report.html`, from the run's files alone."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PICTURE = "result.png"
 
 
 def report(run_dir: Path) -> None:
-    """Print the table, and draw the picture where anything was measured."""
+    """Print the table, draw the picture where anything was measured, and write `report.html`."""
     summary = json.loads((run_dir / SUMMARY).read_text(encoding="utf-8"))
     if any(summary.get(moment) for moment in MOMENTS):
         from surgery.report.picture import draw_result
@@ -30,6 +30,10 @@ def report(run_dir: Path) -> None:
             show(losses_table(summary["tasks"]))
         for warning in warnings(summary["tasks"]):
             say(warning)
+    from surgery.report.html import write_report
+
+    path = write_report(run_dir)
+    say(f"  {path}: {path.stat().st_size / 1e6:.2f} MB")
     say(f"everything is in {run_dir}")
 
 

@@ -1,0 +1,80 @@
+"""Numbers and options as the page shows them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from surgery.units import in_bytes, in_count
+
+# Letters of an operation's options; a list of heads can be long, and the plan's table has it.
+_OPTIONS = 400
+MINUS = "\N{MINUS SIGN}"
+MOMENT_NAMES = {
+    "before": "before",
+    "after_surgery": "after surgery",
+    "after_training": "after healing",
+}
+# field → label, how it is shown
+ROWS: dict[str, tuple[str, Callable[[float], str]]] = {
+    "loss": ("held-out loss (nats/token)", "{:.4f}".format),
+    "perplexity": ("perplexity", "{:.3f}".format),
+    "parameters": ("parameters", in_count),
+    "kv_bytes_per_token": ("KV cache per token", in_bytes),
+    "attention_flops": ("attention FLOPs per window", in_count),
+    "prefill_ms": ("prefill (ms)", "{:.2f}".format),
+    "decode_ms": ("decode (ms/token)", "{:.2f}".format),
+}
+
+
+def signed(value: float, digits: int = 3) -> str:
+    """0.0512 → ``+0.051``, with a real minus sign."""
+    return f"{value:+.{digits}f}".replace("-", MINUS)
+
+
+def change(before: float | None, after: float | None) -> str:
+    """8, 2 → ``−75%``; nothing where there is nothing to compare."""
+    if not before or after is None:
+        return ""
+    share = after / before - 1
+    if abs(share) < 0.0005:
+        return "same"
+    return f"{share:+.{0 if abs(share) >= 0.0995 else 1}%}".replace("-", MINUS)
+
+
+def options(spec: Mapping[str, Any]) -> str:
+    """An operation's options, those left open not named."""
+    given = {k: v for k, v in spec.items() if k != "operation" and v is not None}
+    text = ", ".join(f"{key}={_value(value)}" for key, value in given.items())
+    return text if len(text) <= _OPTIONS else f"{text[:_OPTIONS]}\N{HORIZONTAL ELLIPSIS}"
+
+
+def runs(numbers: list[int]) -> str:
+    """[0, 1, 2, 5] → ``0–2, 5``."""
+    parts: list[list[int]] = []
+    for number in numbers:
+        if parts and parts[-1][1] == number - 1:
+            parts[-1][1] = number
+        else:
+            parts.append([number, number])
+    return ", ".join(str(a) if a == b else f"{a}\N{EN DASH}{b}" for a, b in parts)
+
+
+def duration(seconds: float) -> str:
+    """93.2 → ``1 min 33 s``."""
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds >= 0.1 else f"{seconds * 1000:.0f} ms"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_value, value)) + "]"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {_value(part)}" for key, part in value.items()) + "}"
+    return str(value)
