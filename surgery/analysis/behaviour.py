@@ -1,8 +1,9 @@
-"""How heads attend in real text: sums over sampled rows, one line per head."""
+"""How heads attend in real text: the tap's statistics, and where their highest weights lie."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedModel
@@ -11,59 +12,53 @@ from surgery.analysis.pattern import Pattern, pattern
 from surgery.analysis.watch import Batch, passes
 from surgery.anatomy import Site
 from surgery.observation import AttentionCall
-from surgery.observation.entropy import row_entropy
+from surgery.observation.head_sums import HeadSums
 from surgery.observation.rows import sample_rows
+from surgery.observation.statistics import (
+    BLOCK_ROWS,
+    MAXIMA,
+    ROOTS,
+    STATISTICS,
+    head_statistics,
+)
 
-# Means over rows, weighted by whether the row has such a key at all.
-STATISTICS = (
-    "attention_entropy", "normalized_entropy", "confidence", "first_token", "previous_token",
-    "own_token", "distance",
-)  # fmt: skip
 # An offset counts where this share of the rows reaches so far; else few rows decide.
 REACHED = 0.5
 
 
+@dataclass(frozen=True)
 class Behaviour:
-    """Running sums for one site.
+    """One site.
 
     Attributes:
+        statistics: of `surgery.observation.statistics`, a number per head; ``None`` where no row
+            had it.
+        shares: per head, of the rows that reach so far, how many have their highest weight at
+            its best offset. Offsets that fewer than half of all rows reach are left out.
+        offsets: which one that is.
         rows: query rows that were looked at.
     """
 
+    statistics: dict[str, list[float | None]]
+    shares: list[float]
+    offsets: list[int]
+    rows: int
+
+
+class _Offsets:
+    """Where highest weights lie, as sums over rows, by distance from the query."""
+
     def __init__(self, heads: int) -> None:
         self.rows = 0
-        self._sums = {name: torch.zeros(heads, dtype=torch.float64) for name in STATISTICS}
-        self._weights = dict.fromkeys(STATISTICS, 0.0)
-        # Keyed by distance from the query: how often a head's highest weight lies there, and how
-        # often the row sees that far.
+        self._heads = heads
         self._most: dict[int, torch.Tensor] = {}
+        # How often a row sees that far.
         self._seen: dict[int, float] = {}
 
     def add(self, seen: Pattern) -> None:
-        weight, p = seen.weight, seen.keys
-        index = torch.arange(p.shape[-1], device=p.device)
-        offset = index - seen.rows[:, None]  # [R, S]
-        entropy, normalized, _ = row_entropy(seen.logits)
-        self._mean("attention_entropy", entropy, weight)
-        self._mean("normalized_entropy", normalized, weight)
-        self._mean("confidence", p.amax(-1), weight)
-        self._mean("distance", (p * offset.abs()).sum(-1), weight)
-        for name, where in (
-            ("first_token", (index == 0).expand_as(offset)),
-            ("previous_token", offset == -1),
-            ("own_token", offset == 0),
-        ):
-            # The first token is no sink for its own row, which sees nothing else.
-            self._mean(name, (p * where).sum(-1), weight * (seen.visible & where).any(-1))
-        self._offsets(p.argmax(-1) - seen.rows, offset, seen)
-        self.rows += int(weight.sum())
-
-    def _mean(self, name: str, values: torch.Tensor, weight: torch.Tensor) -> None:
-        """Add values [B, H, R] with weights [B, R]."""
-        self._sums[name] += (values * weight[:, None]).sum((0, 2)).double().cpu()
-        self._weights[name] += float(weight.sum())
-
-    def _offsets(self, highest: torch.Tensor, offset: torch.Tensor, seen: Pattern) -> None:
+        self.rows += int(seen.weight.sum())
+        highest = seen.keys.argmax(-1) - seen.rows
+        offset = torch.arange(seen.keys.shape[-1], device=seen.rows.device) - seen.rows[:, None]
         least, count = int(offset.min()), int(offset.max() - offset.min()) + 1
         heads = highest.shape[1]
         lines = (highest - least) + count * torch.arange(heads, device=offset.device)[:, None]
@@ -81,24 +76,10 @@ class Behaviour:
                 self._most[key] = self._most.get(key, 0.0) + found
                 self._seen[key] = self._seen.get(key, 0.0) + there
 
-    def means(self) -> dict[str, list[float | None]]:
-        """Statistic → one number per head; ``None`` where no row had it."""
-        return {
-            name: [x if self._weights[name] else None for x in (sums / self._total(name)).tolist()]
-            for name, sums in self._sums.items()
-        }
-
-    def _total(self, name: str) -> float:
-        return self._weights[name] or 1.0
-
-    def positions(self) -> tuple[list[float], list[int]]:
-        """Per head: the share of rows whose highest weight lies at its best offset, and which.
-
-        Of the rows that reach so far. Offsets that fewer than half of all rows reach are left out.
-        """
+    def best(self) -> tuple[list[float], list[int]]:
         offsets = [k for k, there in self._seen.items() if there >= REACHED * self.rows]
         if not offsets:
-            return [0.0] * len(self._sums["distance"]), [0] * len(self._sums["distance"])
+            return [0.0] * self._heads, [0] * self._heads
         shares = torch.stack([self._most[k] / self._seen[k] for k in offsets])
         best = shares.max(0)
         return best.values.tolist(), [offsets[n] for n in best.indices.tolist()]
@@ -115,7 +96,8 @@ def observe_text(
 
     A site that took no part is left out.
     """
-    found: dict[str, Behaviour] = {}
+    sums = HeadSums(STATISTICS, MAXIMA, ROOTS)
+    found: dict[str, _Offsets] = {}
     generator = torch.Generator().manual_seed(seed)
     drawn: dict[int, torch.Tensor] = {}  # the same rows in every layer of a pass
 
@@ -123,8 +105,23 @@ def observe_text(
         length = call.query.shape[2]
         if length not in drawn:
             drawn[length] = sample_rows(length, rows, generator)
-        found.setdefault(site.path, Behaviour(site.q_heads)).add(pattern(call, drawn[length]))
+        sums.add(site.path, head_statistics(call, drawn[length]))
+        offsets = found.setdefault(site.path, _Offsets(site.q_heads))
+        for block in drawn[length].split(BLOCK_ROWS):
+            offsets.add(pattern(call, block))
 
     for _ in passes(model, batches, sites, seen, "analysis, text"):
         drawn.clear()
-    return found
+    figures = sums.figures()
+    return {
+        path: Behaviour(
+            {name: _known(values) for name, values in figures[path].items()},
+            *offsets.best(),
+            offsets.rows,
+        )
+        for path, offsets in found.items()
+    }
+
+
+def _known(values: torch.Tensor) -> list[float | None]:
+    return [value if value == value else None for value in values.tolist()]

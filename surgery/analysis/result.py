@@ -41,19 +41,18 @@ def heads_of(
     for site in sites:
         if site.path not in behaviour:
             continue
-        means = behaviour[site.path].means()
-        shares, offsets = behaviour[site.path].positions()
+        seen = behaviour[site.path]
         for head in range(site.q_heads):
             here = (site.layer, head)
             margins = {n: one.margin[here] for n, one in judged.items() if here in one.margin}
             relation = max(margins, key=margins.__getitem__, default=None)
             scores = {
                 **{name: row[head] for name, row in repeats.get(site.path, {}).items()},
-                "previous_token": means["previous_token"][head],
-                "positional": shares[head],
+                "previous_token": seen.statistics["previous_token"][head],
+                "positional": seen.shares[head],
                 "syntactic": None if relation is None else margins[relation],
-                "first_token": means["first_token"][head],
-                "broadcast": means["normalized_entropy"][head],
+                "first_token": seen.statistics["first_token"][head],
+                "broadcast": seen.statistics["normalized_entropy"][head],
             }
             entry: dict[str, Any] = {
                 "layer": site.layer,
@@ -61,16 +60,16 @@ def heads_of(
                 "kv_head": head // site.group_size,
                 "role": role_of(scores, thresholds),
                 "scores": {role: scores.get(role) for role in ROLES},
-                "offset": offsets[head],
+                "offset": seen.offsets[head],
                 "relation": relation,
-                "statistics": {name: row[head] for name, row in means.items()},
+                "statistics": {name: row[head] for name, row in seen.statistics.items()},
                 "redundancy": None, "nearest": None, "cluster": None,
                 "probes": {name: one.accuracy.get((site.layer, head))
                            for name, one in judged.items()},
             }  # fmt: skip
             if extra is not None and similarity is not None:
                 number = len(found)
-                entry["statistics"]["output_norm"] = extra[2][number]
+                entry["statistics"]["contribution_norm"] = extra[2][number]
                 entry["redundancy"] = extra[0][number]
                 entry["nearest"] = list(similarity.heads[extra[1][number]])
                 entry["cluster"] = families[number]

@@ -67,7 +67,7 @@ def passes(
         for given in batches:
             batch = {k: v.to(device) for k, v in given.items() if k != "labels"}
             met.clear()
-            tap.open(batch.get("attention_mask"))
+            tap.open(batch.get("attention_mask"), tokens=batch.get("input_ids"))
             try:
                 model(**batch, **no_cache(model))
             finally:

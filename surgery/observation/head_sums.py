@@ -62,12 +62,17 @@ class HeadSums:
         return all(bool((sums[1] == 0).all()) for sums in self._sums.values())
 
     def figures(self) -> dict[str, dict[str, torch.Tensor]]:
-        """site → name → mean, maximum or root mean [H], on the CPU; NaN where nothing was added."""
+        """site → name → mean, maximum or root mean [H], on the CPU; NaN where nothing was added.
+
+        A maximum over anything that is no number is infinite.
+        """
         figures = {}
         for site, sums in self._sums.items():
             total, weight = sums.cpu()
             values = total / weight
-            values[self._maxima] = total[self._maxima].where(
+            # A largest value that is no number is out of all bounds, not unseen.
+            largest = total[self._maxima].nan_to_num(nan=float("inf"), posinf=float("inf"))
+            values[self._maxima] = largest.where(
                 weight[self._maxima] > 0, torch.tensor(float("nan"), dtype=total.dtype)
             )
             values = values.float()

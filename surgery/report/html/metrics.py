@@ -17,7 +17,8 @@ _KNOWN = {
     "same_token": ("mass on equal tokens", "", "share of attention"),
     "induction": ("mass on the induction target", "", "share of attention"),
     "distance": ("distance", "tokens", "mean distance attended over"),
-    "output_norm": ("output norm", "", "of the head's part of the output"),
+    "output_norm": ("output norm", "", "of the head's part of the output projection's input"),
+    "contribution_norm": ("contribution", "", "norm of what the head adds to the residual stream"),
     "redundancy": ("redundancy", "", "share of its output that the layer's other heads could say"),
 }
 

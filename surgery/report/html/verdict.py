@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from surgery.report.html.data import RunFiles
@@ -71,9 +71,17 @@ def explanation(run: RunFiles) -> str:
             parts.append(f"Surgery opened a gap of {gap:.3f} nats per token.")
     export = summary.get("export") or {}
     if export:
-        who = ", ".join(export["runtimes"])
-        parts.append(f"The export is {_FORMATS[export['format']]}; it is served by {who}.")
+        parts.append(f"The export is {_FORMATS[export['format']]}{_served(export['runtimes'])}.")
     return " ".join(parts)
+
+
+def _served(runtimes: Sequence[str]) -> str:
+    """Who loads it: transformers did, of the others it is what their sources say."""
+    others = [name for name in runtimes if name != "transformers"]
+    listed = f"{' and '.join(others)} list{'' if len(others) > 1 else 's'} it (not run here)"
+    own = "transformers loads it" if "transformers" in runtimes else ""
+    said = [one for one in (own, listed if others else "") if one]
+    return f"; {', '.join(said)}" if said else ""
 
 
 _FORMATS = {
