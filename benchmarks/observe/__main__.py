@@ -30,6 +30,8 @@ from surgery.console import progress, say
 
 NAME = "observe"
 ROOT = Path(__file__).parents[2]
+# Of the C library: tensors above so many bytes are given back as they are freed.
+_EXACT = "MALLOC_MMAP_THRESHOLD_"
 _LENS = ("plain", "TransformerLens")
 
 
@@ -37,6 +39,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{NAME}", description=__doc__)
     parser.add_argument("--rounds", type=int, help="of the longest; shorter ones have more")
     parser.add_argument("--lengths", type=int, nargs="+")
+    parser.add_argument("--memory", action="store_true", help="only this, beside times kept before")
     parser.add_argument("--quick", action="store_true", help="a tiny model; nothing is kept")
     parser.add_argument("--render", action="store_true", help="draw only")
     options = parser.parse_args()
@@ -45,7 +48,10 @@ def main() -> None:
         print(page(_named(run(PRESETS["quick"]))))
         return
     path = FOLDER / f"{NAME}.json"
-    if not options.render:
+    if options.memory:
+        figures = memory_again(json.loads(path.read_text(encoding="utf-8")), PRESETS["cpu"])
+        path.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    elif not options.render:
         preset = PRESETS["cpu"]
         lengths = tuple(sorted(options.lengths or preset.lengths))
         preset = replace(preset, lengths=lengths, rounds=options.rounds or preset.rounds)
@@ -67,9 +73,7 @@ def run(preset: Preset) -> dict[str, Any]:
             cell["default"] = {"derived": measure.at_default(cell["time"])}
             if length in preset.block_lengths and preset.blocks:
                 cell["default"] |= {"direct": fresh(measure.blocks, preset, length)}
-            cell["memory"] = {
-                name: fresh(measure.memory, preset, length, name) for name in VARIANTS
-            }
+            cell["memory"] = memories(preset, length)
             cell["lens"] = lens.cell(length)
             cells[str(length)] = cell
             steps.advance()
@@ -116,6 +120,35 @@ class Lens:
         found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
         self.version = found.pop("version")
         return found
+
+
+def memories(preset: Preset, length: int) -> dict[str, Any]:
+    """What each variant takes, in processes whose memory is what their tensors take."""
+    kept = os.environ.get(_EXACT)
+    os.environ[_EXACT] = "65536"
+    try:
+        return {
+            name: measure.middle(
+                [fresh(measure.memory, preset, length, name) for _ in range(preset.memory_rounds)]
+            )
+            for name in VARIANTS
+        }
+    finally:
+        os.environ.pop(_EXACT)
+        if kept is not None:
+            os.environ[_EXACT] = kept
+
+
+def memory_again(figures: dict[str, Any], preset: Preset) -> dict[str, Any]:
+    """Kept figures, with the memory of this project's variants measured anew."""
+    with progress("lengths", total=len(figures["lengths"])) as steps:
+        for length, cell in figures["lengths"].items():
+            steps.describe(f"{length} tokens")
+            cell["memory"] = memories(preset, int(length))
+            steps.advance()
+    figures["preset"]["memory_rounds"] = preset.memory_rounds
+    figures["memory_command"] = f"python -m benchmarks.{NAME} --memory"
+    return figures | {"targets": judged(figures)}
 
 
 def fresh(function: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:

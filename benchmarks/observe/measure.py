@@ -77,6 +77,13 @@ def memory(preset: Preset, length: int, variant: str) -> dict[str, int]:
     return {"peak_bytes": peak(), "before_bytes": before}
 
 
+def middle(found: Sequence[Mapping[str, int]]) -> dict[str, Any]:
+    """Of several processes the one that took a middling lot, and what each of them took."""
+    taken = sorted((one["peak_bytes"] - one["before_bytes"], n) for n, one in enumerate(found))
+    chosen = found[taken[len(taken) // 2][1]]
+    return {**chosen, "all_bytes": [bytes_ for bytes_, _ in taken]}
+
+
 def _turned(names: Sequence[str], by: int) -> list[str]:
     at = by % len(names)
     return [*names[at:], *names[:at]]

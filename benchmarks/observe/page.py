@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.observe.targets import RESOLUTION, extra_bytes
+from benchmarks.observe.targets import RESOLUTION, TIME_RESOLUTION, extra_bytes
 from benchmarks.observe.variants import ALL, EAGER, EXPLICIT, PICTURED, WATCHED
 from benchmarks.shared.markdown import NOTHING, table
 from surgery.units import in_bytes
@@ -78,7 +78,12 @@ def page(figures: Mapping[str, Any]) -> str:
         "- Explicit map: ten of the statistics, in fp32, head by head, so that they take little "
         "memory beside the map; largest logits and output norms are not to be had from it.",
         f"- Memory: the most that a fresh process takes in three steps (VmHWM), less that of a "
-        f"process of plain steps. Differences below {in_bytes(RESOLUTION)} say nothing.",
+        f"process of plain steps; medians of {preset['memory_rounds']} processes each. The C "
+        "library gives every large tensor back at once here (MALLOC_MMAP_THRESHOLD_=65536): what "
+        "it would keep for later differs from process to process by tens of MiB. Differences below "
+        f"{in_bytes(RESOLUTION)} say nothing.",
+        f"- Less than {TIME_RESOLUTION:.0%} of a step counts as {TIME_RESOLUTION:.0%} where extra "
+        "times are divided.",
         f"- {_lens(figures['lens'])}",
     ]
     return "\n".join(lines) + "\n"

@@ -20,6 +20,7 @@ class Preset:
         rounds: of the longest; shorter ones have up to `more` times as many (`rounds_of`).
         blocks: pairs of 25 steps, with the default cadence and without; 4 have one picture.
         block_lengths: where there is time for those.
+        memory_rounds: fresh processes per variant, of which the median counts.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Preset:
     rounds: int
     blocks: int
     block_lengths: tuple[int, ...]
+    memory_rounds: int
     head_dim: int = 64
     more: int = 4
 
@@ -47,8 +49,8 @@ class Preset:
 PRESETS = {
     preset.name: preset
     for preset in (
-        Preset("cpu", 2, 8, 4, (512, 1024, 2048, 4096), 5, 4, (512, 1024)),
-        Preset("quick", 2, 2, 1, (64,), 1, 1, (64,), head_dim=16, more=1),
+        Preset("cpu", 2, 8, 4, (512, 1024, 2048, 4096), 5, 4, (512, 1024), 3),
+        Preset("quick", 2, 2, 1, (64,), 1, 1, (64,), 1, head_dim=16, more=1),
     )
 }
 

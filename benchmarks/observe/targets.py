@@ -9,6 +9,8 @@ from benchmarks.observe.variants import EXPLICIT, PLAIN, WATCHED
 
 # Peak memory of a process is not known better than this.
 RESOLUTION = 4 * 2**20
+# Nor is a step's time, as a share of the plain one.
+TIME_RESOLUTION = 0.01
 LONG = 2048
 
 
@@ -42,7 +44,7 @@ def judged(figures: Mapping[str, Any]) -> list[dict[str, Any]]:
     memory = longest["memory"]
     less = extra_bytes(memory, EXPLICIT) / max(RESOLUTION, extra_bytes(memory, WATCHED))
     slower = longest["time"][EXPLICIT]["ratio"] - 1
-    quicker = slower / max(1e-3, watched[max(watched)])
+    quicker = slower / max(TIME_RESOLUTION, watched[max(watched)])
     grown = growth(cells, WATCHED)
     default = max(cell["default"]["derived"] for cell in cells.values())
     return [

@@ -11,7 +11,7 @@ from PIL import Image
 
 from benchmarks.observe.__main__ import run
 from benchmarks.observe.explicit import NAMES, statistics
-from benchmarks.observe.measure import at_default, spread
+from benchmarks.observe.measure import at_default, middle, spread
 from benchmarks.observe.page import page
 from benchmarks.observe.picture import draw
 from benchmarks.observe.subject import PRESETS, batch, build
@@ -110,6 +110,11 @@ def _made(watched: float, share: float, rate: float, explicit: float = 3.0) -> d
 )
 def test_targets_are_judged(made: dict[str, Any], reached: list[bool]) -> None:
     assert [one["reached"] for one in judged(made)] == reached
+
+
+def test_memory_is_that_of_the_middling_process() -> None:
+    found = [{"peak_bytes": peak, "before_bytes": 10} for peak in (90, 30, 40)]
+    assert middle(found) == {"peak_bytes": 40, "before_bytes": 10, "all_bytes": [20, 30, 80]}
 
 
 def test_growth_needs_two_lengths() -> None:
