@@ -185,8 +185,8 @@ def _limits(preset: Mapping[str, Any], figures: Mapping[str, Any]) -> str:
         f"- Models so far: {len(kinds)}, of which {len(small)} language models of a few million "
         "parameters and three or four layers. In a large model single heads matter less, and more "
         "of them do the same work.",
-        "- One text, Python source, and one set of weights per model: seeds are draws of windows, "
-        f"{len(preset['seeds'])} of them.",
+        "- One text, Python source, and one set of weights per model; draws of windows: "
+        f"{len(preset['seeds'])}.",
         "- Healing is short, and its rate is one for all, tried on a cut that lost little: what "
         "lost more heals better at a larger one. A longer healing may order the estimators in "
         "another way.",

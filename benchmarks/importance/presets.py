@@ -79,7 +79,7 @@ FULL = Preset(
     healing_steps=26, healing_rate=0.2,
     score_sentences=128, held_out_sentences=256, sentence_tokens=32, sentence_batch=32,
     sentence_rate=1e-4,
-    seeds=(0, 1), amounts=(0.1, 0.2, 0.3, 0.4, 0.5, 0.6),
+    seeds=(0,), amounts=(0.1, 0.2, 0.3, 0.4, 0.5, 0.6),
 )  # fmt: skip
 
 _TINY = merging.QUICK.kinds["tiny"]

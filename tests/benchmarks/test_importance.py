@@ -156,7 +156,7 @@ def test_overlap() -> None:
 
 
 def test_the_grid_is_whole_and_begins_with_what_matters() -> None:
-    found = cells(FULL.units, FULL.estimators, FULL.seeds, FULL.scopes, FULL.amounts)
+    found = cells(FULL.units, FULL.estimators, (0, 1), FULL.scopes, FULL.amounts)
     cases = sum(map(len, FULL.units.values()))
     assert len(found) == len({cell.key for cell in found}) == 5 + cases * 4 * 2 * (1 + 6 * 3)
     assert found[:5] == [original(kind) for kind in FULL.kinds]
