@@ -117,7 +117,10 @@ def test_composed_config_is_kept(run: Path) -> None:
     kept = yaml.safe_load((run / "config.yaml").read_text())
     assert kept["attention"] == {
         "gqa": {
-            "kv_heads": 2, "merge": "mean", "grouping": "contiguous", "groups": None,
+            "kv_heads": 2,
+            "merge": "mean",
+            "grouping": "contiguous",
+            "groups": None,
             "layers": None,
         }
     }
