@@ -57,6 +57,8 @@ def main() -> None:
         preset = replace(preset, lengths=lengths, rounds=options.rounds or preset.rounds)
         path = keep(NAME, run(preset))
     figures = json.loads(path.read_text(encoding="utf-8"))
+    figures["targets"] = judged(figures)
+    path.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     draw(figures, PICTURE)
     PAGE.write_text(page(figures), encoding="utf-8")
     say(f"drawn: {PAGE}, {PICTURE}")

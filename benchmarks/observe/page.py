@@ -80,7 +80,8 @@ def page(figures: Mapping[str, Any]) -> str:
         f"- Memory: the most that a fresh process takes in three steps (VmHWM), less that of a "
         f"process of plain steps; medians of {preset['memory_rounds']} processes each. The C "
         "library gives every large tensor back at once here (MALLOC_MMAP_THRESHOLD_=65536): what "
-        "it would keep for later differs from process to process by tens of MiB. Differences below "
+        "it would keep for later differs from process to process by tens of MiB. TransformerLens's "
+        "processes ran once each, without that. Differences below "
         f"{in_bytes(RESOLUTION)} say nothing.",
         f"- Less than {TIME_RESOLUTION:.0%} of a step counts as {TIME_RESOLUTION:.0%} where extra "
         "times are divided.",

@@ -8,7 +8,7 @@ from typing import Any
 from benchmarks.observe.variants import EXPLICIT, PLAIN, WATCHED
 
 # Peak memory of a process is not known better than this.
-RESOLUTION = 4 * 2**20
+RESOLUTION = 2**20
 # Nor is a step's time, as a share of the plain one.
 TIME_RESOLUTION = 0.01
 LONG = 2048
