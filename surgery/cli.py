@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 from pathlib import Path
-from typing import NoReturn
-
-EXIT_USER_ERROR = 2
 
 
 def main() -> None:
@@ -22,7 +18,7 @@ def main() -> None:
     from omegaconf.errors import OmegaConfBaseException
 
     import surgery.hydra  # noqa: F401
-    from surgery.errors import ConfigError, SurgeryError
+    from surgery.errors import ConfigError, SurgeryError, refuse
 
     composed = False
 
@@ -38,20 +34,20 @@ def main() -> None:
             execute(cfg)
         except (SurgeryError, OmegaConfBaseException) as error:
             _forget(Path(HydraConfig.get().runtime.output_dir))
-            _refuse(error)
+            refuse(error)
 
     try:
         train()
     except (HydraException, OmegaConfBaseException) as error:
         from surgery.refusals import explained
 
-        _refuse(explained(error))
+        refuse(explained(error))
     except OSError as error:
         if composed:
             raise
         # All Hydra does with files before our first line is to make the run directory.
         where = error.filename or "the run directory"
-        _refuse(ConfigError("hydra.run.dir", f"cannot be made: {error.strerror}", given=where))
+        refuse(ConfigError("hydra.run.dir", f"cannot be made: {error.strerror}", given=where))
 
 
 def _chosen(group: str) -> list[str]:
@@ -80,8 +76,3 @@ def _forget(run_dir: Path) -> None:
     names = {entry.name for entry in run_dir.iterdir()} if run_dir.is_dir() else set()
     if ".hydra" in names and all(n == ".hydra" or n.endswith(".log") for n in names):
         shutil.rmtree(run_dir, ignore_errors=True)
-
-
-def _refuse(error: Exception) -> NoReturn:
-    print(f"error: {error}", file=sys.stderr)
-    sys.exit(EXIT_USER_ERROR)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NoReturn
+
+EXIT_USER_ERROR = 2
 
 
 class SurgeryError(Exception):
@@ -56,3 +59,9 @@ class PlanError(SurgeryError):
 
 class TapError(SurgeryError):
     """Attention could not be observed where it was asked to be."""
+
+
+def refuse(error: Exception) -> NoReturn:
+    """End the process as every command of this project does: one message, exit status 2."""
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(EXIT_USER_ERROR)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 
 from surgery.console import say
-from surgery.errors import ConfigError, SurgeryError
+from surgery.errors import ConfigError, SurgeryError, refuse
 from surgery.login import logged_in
 
-EXIT_USER_ERROR = 2
 COMMAND = "python -m surgery.dashboard"
 
 
@@ -24,8 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         run(options.project, options.name, print_only=options.json)
     except SurgeryError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(EXIT_USER_ERROR)
+        refuse(error)
 
 
 def run(where: str, name: str | None, *, print_only: bool) -> None:

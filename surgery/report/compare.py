@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from surgery.errors import ConfigError, SurgeryError
-
-EXIT_USER_ERROR = 2
+from surgery.errors import ConfigError, SurgeryError, refuse
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -26,10 +23,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     given = parser.parse_args(arguments)
     try:
-        print(f"{compare(given.folders, given.out)}")
+        print(compare(given.folders, given.out))
     except SurgeryError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(EXIT_USER_ERROR)
+        refuse(error)
 
 
 def compare(folders: Sequence[Path], out: Path) -> str:
