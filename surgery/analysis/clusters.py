@@ -7,7 +7,7 @@ import torch
 from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
 
-from surgery.analysis.similarity import Similarity
+from surgery.analysis.similarity import Similarity, cosines
 from surgery.anatomy import Site
 from surgery.importance.table import ScoreTable, SiteScores
 
@@ -47,11 +47,9 @@ def redundancy(gram: torch.Tensor) -> torch.Tensor:
         gram: [H, H], inner products of the heads of one layer.
     """
     found = torch.ones(len(gram), dtype=torch.float64)
-    norms = gram.diagonal().clamp(min=0).sqrt()
-    scale = torch.where(norms > 0, 1 / norms, torch.zeros_like(norms))
-    cosine = (gram * scale * scale[:, None]).double()
+    cosine = cosines(gram).double()
     for head in range(len(gram)):
-        if norms[head] == 0:
+        if gram[head, head] <= 0:
             continue
         others = [other for other in range(len(gram)) if other != head]
         with_head = cosine[others, head]

@@ -28,19 +28,11 @@ def heads_of(
     behaviour: Mapping[str, Behaviour],
     repeats: Mapping[str, Mapping[str, Sequence[float | None]]],
     judged: Mapping[str, Judged],
-    similarity: Similarity | None,
-    families: Sequence[int],
     thresholds: Thresholds,
 ) -> list[dict[str, Any]]:
-    """One entry per head, site after site, as docs/analysis.md describes it."""
+    """One entry per head, site after site: what it does, by itself; see docs/analysis.md."""
     found: list[dict[str, Any]] = []
-    extra = None if similarity is None else (
-        redundancies(similarity).tolist(), nearest(similarity.divergence),
-        similarity.gram.diagonal().clamp(min=0).sqrt().tolist(),
-    )  # fmt: skip
     for site in sites:
-        if site.path not in behaviour:
-            continue
         seen = behaviour[site.path]
         for head in range(site.q_heads):
             here = (site.layer, head)
@@ -54,27 +46,38 @@ def heads_of(
                 "first_token": seen.statistics["first_token"][head],
                 "broadcast": seen.statistics["normalized_entropy"][head],
             }
-            entry: dict[str, Any] = {
-                "layer": site.layer,
-                "head": head,
-                "kv_head": head // site.group_size,
-                "role": role_of(scores, thresholds),
-                "scores": {role: scores.get(role) for role in ROLES},
-                "offset": seen.offsets[head],
-                "relation": relation,
-                "statistics": {name: row[head] for name, row in seen.statistics.items()},
-                "redundancy": None, "nearest": None, "cluster": None,
-                "probes": {name: one.accuracy.get((site.layer, head))
-                           for name, one in judged.items()},
-            }  # fmt: skip
-            if extra is not None and similarity is not None:
-                number = len(found)
-                entry["statistics"]["contribution_norm"] = extra[2][number]
-                entry["redundancy"] = extra[0][number]
-                entry["nearest"] = list(similarity.heads[extra[1][number]])
-                entry["cluster"] = families[number]
-            found.append(entry)
+            found.append(
+                {
+                    "layer": site.layer,
+                    "head": head,
+                    "kv_head": head // site.group_size,
+                    "role": role_of(scores, thresholds),
+                    "scores": {role: scores.get(role) for role in ROLES},
+                    "offset": seen.offsets[head],
+                    "relation": relation,
+                    "statistics": {name: row[head] for name, row in seen.statistics.items()},
+                    "probes": {name: one.accuracy.get(here) for name, one in judged.items()},
+                }
+            )
     return found
+
+
+def beside_others(
+    heads: Sequence[Mapping[str, Any]], similarity: Similarity, families: Sequence[int]
+) -> list[dict[str, Any]]:
+    """The same heads, with how they compare: `redundancy`, `nearest`, `cluster`, and their size."""
+    sizes = similarity.gram.diagonal().clamp(min=0).sqrt().tolist()
+    shares, others = redundancies(similarity).tolist(), nearest(similarity.divergence)
+    return [
+        {
+            **head,
+            "statistics": head["statistics"] | {"contribution_norm": sizes[number]},
+            "redundancy": shares[number],
+            "nearest": list(similarity.heads[others[number]]),
+            "cluster": families[number],
+        }
+        for number, head in enumerate(heads)
+    ]
 
 
 def probes_json(judged: Mapping[str, Judged]) -> dict[str, Any]:
@@ -100,7 +103,7 @@ def to_arrow(heads: Sequence[Mapping[str, Any]]) -> pa.Table:
     """Columns: those of a head, ``score_ROLE``, each statistic, ``probe_RELATION``."""
     lines = []
     for head in heads:
-        near = head["nearest"] or (None, None)
+        near = head["nearest"]
         lines.append(
             {
                 **{name: head[name] for name in ("layer", "head", "kv_head", "role", "offset",

@@ -43,9 +43,14 @@ class Similarity:
     @property
     def cosine(self) -> torch.Tensor:
         """[T, T], of the heads' outputs over all rows; 0 beside a head that adds nothing."""
-        norms = self.gram.diagonal().clamp(min=0).sqrt()
-        scale = torch.where(norms > 0, 1 / norms, torch.zeros_like(norms))
-        return (self.gram * scale * scale[:, None]).clamp(-1, 1)
+        return cosines(self.gram).clamp(-1, 1)
+
+
+def cosines(gram: torch.Tensor) -> torch.Tensor:
+    """Inner products [T, T] scaled to unit norms; 0 beside what has none."""
+    norms = gram.diagonal().clamp(min=0).sqrt()
+    scale = torch.where(norms > 0, 1 / norms, torch.zeros_like(norms))
+    return gram * scale * scale[:, None]
 
 
 def compare_heads(

@@ -27,7 +27,14 @@ from surgery.analysis.maps import (
 )
 from surgery.analysis.probes import Judged, run_probes
 from surgery.analysis.repeats import Repeats, observe_repeats, random_repeats
-from surgery.analysis.result import FORMAT, heads_of, in_short, probes_json, save_heads
+from surgery.analysis.result import (
+    FORMAT,
+    beside_others,
+    heads_of,
+    in_short,
+    probes_json,
+    save_heads,
+)
 from surgery.analysis.roles import Thresholds
 from surgery.analysis.similarity import Similarity, compare_heads
 from surgery.analysis.sources import check_probes, probe_name, probe_texts
@@ -73,7 +80,8 @@ def analyze(session: Session) -> None:
     similarity = compare_heads(model, batches, sites, cfg.rows, run.seed)
     links = tree(similarity.divergence)
     families = clusters(links, cfg.cluster_distance)
-    heads = heads_of(sites, behaviour, repeats, judged, similarity, families, thresholds)
+    heads = heads_of(sites, behaviour, repeats, judged, thresholds)
+    heads = beside_others(heads, similarity, families)
     result = {
         "format": FORMAT,
         "model": session.source.name,

@@ -28,7 +28,7 @@ def found(
     behaviour = observe_text(model, [{"input_ids": part} for part in text.split(4)], sites, None, 0)
     repeats = observe_repeats(model, random_repeats(vocabulary, 8, 30, 4, 0), sites)
     judged = run_probes(model, probes, sites, "test")[0] if probes else {}
-    heads = heads_of(sites, behaviour, repeats, judged, None, (), Thresholds())
+    heads = heads_of(sites, behaviour, repeats, judged, Thresholds())
     return {(head["layer"], head["head"]): head for head in heads}
 
 
