@@ -1,6 +1,6 @@
 """The names under which a run logs its figures. Tests hold them against what runs really log.
 
-The callbacks that log heads, the objectives and `surgery.training.results` make these names; this
+The callbacks that log heads, the objectives and `surgery.report.comparable` make these names; this
 is where a dashboard, a document and a test look them up.
 """
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from surgery.report.comparable import comparable
 from surgery.training.identity import fingerprint
-from surgery.training.results import comparable
 
 MIB = 1 << 20
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from surgery.report.summary import MOMENTS
+
 # W&B's name → key of a moment in summary.json; of the last moment that was measured.
 _LAST = {
     "result/loss": "loss",
@@ -14,7 +16,6 @@ _LAST = {
     "result/prefill_ms": "prefill_ms",
     "result/decode_ms": "decode_ms",
 }
-_MOMENTS = ("before", "after_surgery", "after_training")
 # The plan says these before anything is measured.
 _PLANNED = ("parameters", "kv_bytes_per_token", "attention_flops")
 
@@ -27,11 +28,11 @@ def comparable(summary: Mapping[str, Any]) -> dict[str, float | int | str]:
     """
     found: dict[str, Any] = {
         f"result/loss_{moment}": summary[moment]["loss"]
-        for moment in _MOMENTS
+        for moment in MOMENTS
         if summary.get(moment)
     }
     last: Mapping[str, Any] = next(
-        (summary[moment] for moment in reversed(_MOMENTS) if summary.get(moment)), {}
+        (summary[moment] for moment in reversed(MOMENTS) if summary.get(moment)), {}
     )
     planned = summary["planned"]["after"]
     for name, key in _LAST.items():
