@@ -8,11 +8,11 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from surgery.report.figures import MOMENT_NAMES
 from surgery.report.summary import MOMENTS
 from surgery.units import in_bytes
 
 _COLOURS = {"before": "#4c6a92", "after_surgery": "#c8553d", "after_training": "#588157"}
-_NAMES = {"before": "before", "after_surgery": "after\nsurgery", "after_training": "after\nhealing"}
 
 
 def draw_result(summary: Mapping[str, Any], path: Path) -> None:
@@ -51,7 +51,7 @@ def _bars(
     axes.set_title(title, fontsize=10)
     present = [m for m in moments if summary[m].get(field) is not None]
     bars = axes.bar(
-        [_NAMES[m] for m in present],
+        [MOMENT_NAMES[m].replace(" ", "\n") for m in present],
         [summary[m][field] for m in present],
         color=[_COLOURS[m] for m in present],
         width=0.6,

@@ -16,13 +16,16 @@ import pytest
 import torch
 from transformers import GPT2Tokenizer
 
+import surgery.analysis.result
+import surgery.importance.table
+import surgery.plan.plan
 from surgery.execute.live import apply_
 from surgery.operations import parse_operations
 from surgery.pipeline.report import report_again
 from surgery.plan.make import make_plan
 from surgery.plan.store import save_plan
 from surgery.report.html import write_report
-from surgery.report.html.data import read_run
+from surgery.report.html.data import FORMATS, read_run
 from surgery.report.html.layers import layers_table
 from surgery.report.html.loading import snippet
 from surgery.report.html.markup import tag
@@ -34,6 +37,12 @@ from surgery.report.summary import schema_text
 from tests.report.making import alarm, plan, summary, write_full_run, write_run
 from tests.tiny_models import tiny_model, tokens
 
+# The page goes by files alone; who writes them says in which format.
+WRITTEN = {
+    "plan.json": surgery.plan.plan.FORMAT,
+    "importance.json": surgery.importance.table.FORMAT,
+    "analysis/heads.json": surgery.analysis.result.FORMAT,
+}
 SMALLER = f"KV cache {MINUS}75%, parameters {MINUS}11%"
 NASTY = "</script><b>bold</b><script>window.hacked = 1</script>\"'&amp;"
 
@@ -66,6 +75,10 @@ def cells(markup: str) -> list[list[str]]:
     lines = re.findall(r"<tr>(.*?)</tr>", markup)
     return [[re.sub("<.*?>", "", c) for c in re.findall(r"<t[hd].*?>(.*?)</t[hd]>", line)]
             for line in lines]  # fmt: skip
+
+
+def test_files_are_read_in_the_format_they_are_written_in() -> None:
+    assert FORMATS == WRITTEN
 
 
 def test_made_up_summaries_are_such_as_runs_write() -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from surgery.report.figures import MOMENT_NAMES
 from surgery.report.html.data import RunFiles
 from surgery.report.html.maps import by_layer, fixed_maps, observed_maps
-from surgery.report.html.quantities import MOMENT_NAMES
 from surgery.report.html.roles import roles
 from surgery.report.summary import MOMENTS
 

@@ -14,7 +14,7 @@ HEADS = "heads.parquet"
 # Letters of config.yaml that are kept.
 _CONFIG = 200_000
 # file → the format that is read
-_TABLES = {"plan.json": 3, "importance.json": 1, "analysis/heads.json": 1}
+FORMATS = {"plan.json": 3, "importance.json": 1, "analysis/heads.json": 1}
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def read_run(directory: Path) -> RunFiles:
     problems: list[str] = []
     summary = _json(directory / SUMMARY, FORMAT, problems)
     plan, importance, analysis = (
-        _json(directory / name, known, problems) for name, known in _TABLES.items()
+        _json(directory / name, known, problems) for name, known in FORMATS.items()
     )
     heads, config = directory / HEADS, directory / "config.yaml"
     return RunFiles(

@@ -2,29 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
-
-from surgery.units import in_bytes, in_count
 
 # Letters of an operation's options; a list of heads can be long, and the plan's table has it.
 _OPTIONS = 400
 MINUS = "\N{MINUS SIGN}"
-MOMENT_NAMES = {
-    "before": "before",
-    "after_surgery": "after surgery",
-    "after_training": "after healing",
-}
-# field → label, how it is shown
-ROWS: dict[str, tuple[str, Callable[[float], str]]] = {
-    "loss": ("held-out loss (nats/token)", "{:.4f}".format),
-    "perplexity": ("perplexity", "{:.3f}".format),
-    "parameters": ("parameters", in_count),
-    "kv_bytes_per_token": ("KV cache per token", in_bytes),
-    "attention_flops": ("attention FLOPs per window", in_count),
-    "prefill_ms": ("prefill (ms)", "{:.2f}".format),
-    "decode_ms": ("decode (ms/token)", "{:.2f}".format),
-}
 
 
 def signed(value: float, digits: int = 3) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,11 +37,15 @@ class Remark:
     detail: str = ""
 
 
-def remarks(run: RunFiles) -> list[Remark]:
-    """All of them, the gravest first."""
+def remarks(run: RunFiles, undrawn: Sequence[str] = ()) -> list[Remark]:
+    """All of them, the gravest first.
+
+    Args:
+        undrawn: a sentence for whatever the page has no picture of.
+    """
     found = [
         *_alarms(run), *_losses(run), *_sizes(run), *_export(run), *_tasks(run), *_plan(run),
-        *(Remark(CAUTION, problem) for problem in run.problems),
+        *(Remark(CAUTION, problem) for problem in (*run.problems, *undrawn)),
     ]  # fmt: skip
     return sorted(found, key=lambda remark: (ALARM, CAUTION, NOTE).index(remark.kind))
 

@@ -13,7 +13,7 @@ from surgery.report.html.loading import loading
 from surgery.report.html.markup import Markup, join, section, tag
 from surgery.report.html.page import page
 from surgery.report.html.quantities import options
-from surgery.report.html.remarks import CAUTION, Remark, anchor, remarks, remarks_list
+from surgery.report.html.remarks import Remark, anchor, remarks, remarks_list
 
 REPORT = "report.html"
 # What a page may weigh, in bytes; and what is first tried for the figures of heads.
@@ -43,10 +43,8 @@ def report_page(run: RunFiles, limit: int = LIMIT) -> str:
 
 
 def _page(run: RunFiles, room: int) -> str:
-    drawn, problems = charts(run, room)
-    found = remarks(run)
-    found += [Remark(CAUTION, problem) for problem in problems]
-    found.sort(key=lambda remark: remark.kind)  # alarm, caution, note
+    drawn, undrawn = charts(run, room)
+    found = remarks(run, undrawn)
     body = join(_header(run, found), tag("main", _sections(run, drawn, found)), _footer())
     return page(f"{run.name}: attention surgery", body, drawn)
 

@@ -5,17 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from surgery.report.figures import MOMENT_NAMES, ROWS
 from surgery.report.html.data import RunFiles
 from surgery.report.html.layers import layers_table
 from surgery.report.html.markup import Markup, bar, fold, join, table, tag
-from surgery.report.html.quantities import (
-    MOMENT_NAMES,
-    ROWS,
-    change,
-    duration,
-    options,
-    signed,
-)
+from surgery.report.html.quantities import change, duration, options, signed
 from surgery.report.summary import MOMENTS
 
 
@@ -156,7 +150,7 @@ def training(run: RunFiles) -> Markup | None:
         "steps": f"{found['steps']:,}",
         "tokens": f"{found['tokens']:,} in windows of {found['seq_len']:,}",
         "trained": f"{found['parameters']} ({found['trainable_parameters']:,} parameters)",
-        "optimizer": f"{found['optimizer']}, peak learning rate {found['lr']:g}",
+        "optimizer": f"{found['optimizer']}, peak learning rate {found['lr']:.3g}",
         "seed": run.summary.get("seed"),
     }
     return _facts(facts)

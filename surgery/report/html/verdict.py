@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from surgery.report.figures import MOMENT_NAMES, ROWS
 from surgery.report.html.data import RunFiles
 from surgery.report.html.markup import Markup, bar, tag
-from surgery.report.html.quantities import MOMENT_NAMES, ROWS, change, signed
+from surgery.report.html.quantities import change, signed
 from surgery.report.summary import MOMENTS
 
 # Nats per token that no one would notice.
