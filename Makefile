@@ -45,7 +45,7 @@ demo: $(VENV)/.installed  ## convert the embedded model to grouped queries and h
 # With several workers, one thread each: torch's own threads would fight over the cores.
 THREADS = $(if $(filter-out 0,$(WORKERS)),OMP_NUM_THREADS=1 )
 test: $(VENV)/.installed-dev  ## every test
-	$(SOME_HOME)$(THREADS)$(BIN) -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
+	$(SOME_HOME)$(THREADS)$(BIN) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-dev  ## style and format
 	$(BIN) -m ruff check .

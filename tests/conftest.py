@@ -11,6 +11,13 @@ import pytest
 # Read once, when huggingface_hub is imported: later it would still try, for a minute each time.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+# Files of these have few tests that take long each; last, one process would wait for the other.
+FIRST = {"integration", "benchmarks", "packaging"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: FIRST.isdisjoint(item.path.parts))
+
 
 @pytest.fixture(autouse=True, scope="session")
 def _own_datasets_cache(tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -141,16 +141,3 @@ def test_a_model_that_optimal_is_not_for_is_averaged_all_the_same(
     summary = _summary(tmp_path)
     assert summary["comparison"] is None
     assert summary["after_training"] is not None
-
-
-def test_the_processes_of_a_run_share_one_calibration(
-    process: Callable[..., Any], tmp_path: Path
-) -> None:
-    outcome = process(
-        "+recipe=gqa_optimal", *SMALL, "trainer=ddp", "trainer.devices=2", "trainer.max_steps=2",
-        "data.batch_size=2", "stages=[calibrate,operate,train,export]", f"hydra.run.dir={tmp_path}",
-        cwd=tmp_path, OMP_NUM_THREADS="1",
-    )  # fmt: skip
-    assert outcome.code == 0, outcome.err
-    assert outcome.out.count("calibration: done") == 1
-    assert _summary(tmp_path)["training"]["steps"] == 2

@@ -20,18 +20,23 @@ from transformers import (
 
 from surgery.models.source import byte_tokenizer
 
+MEASURED = (
+    "measure.windows=8",
+    "measure.prefill_tokens=32",
+    "measure.decode_tokens=2",
+    "measure.repeats=1",
+)
 QUICK = (
     "data=text",
     "data.seq_len=48",
     "data.batch_size=4",
     "trainer.max_steps=3",
-    "measure.windows=8",
-    "measure.prefill_tokens=32",
-    "measure.decode_tokens=2",
-    "measure.repeats=1",
+    *MEASURED,
     "logger=csv",
     "callbacks.checkpoint=null",
 )
+# What merge=optimal would have given is asked in test_run.py.
+ALONE = "calibration.compare=false"
 
 
 def bert_dir() -> str:
@@ -106,10 +111,9 @@ def test_attention_that_cannot_share_is_refused(cli: Callable[..., Any], tmp_pat
 
 def test_distillation_heals_too(cli: Callable[..., Any], tmp_path: Path) -> None:
     outcome = cli(
-        "+recipe=gqa_convert", "objective=distill", "objective.label_weight=0.5",
-        "data.seq_len=128", "data.batch_size=4", "trainer.max_steps=10", "measure.windows=8",
-        "measure.repeats=1", "logger=csv", "callbacks.checkpoint=null",
-        f"hydra.run.dir={tmp_path}",
+        "+recipe=gqa_convert", ALONE, "objective=distill", "objective.label_weight=0.5",
+        "data.seq_len=128", "data.batch_size=4", "trainer.max_steps=10", *MEASURED,
+        "logger=csv", "callbacks.checkpoint=null", f"hydra.run.dir={tmp_path}",
     )  # fmt: skip
     assert outcome.code == 0, outcome.err
     summary = json.loads((tmp_path / "summary.json").read_text())
@@ -122,7 +126,7 @@ def test_without_a_logger_and_from_a_stream(
 ) -> None:
     """Nothing to log to is no error: the figures are in the run directory all the same."""
     outcome = cli(
-        "+recipe=gqa_convert", *QUICK, "logger=none", "data.layout=padded",
+        "+recipe=gqa_convert", ALONE, *QUICK, "logger=none", "data.layout=padded",
         "data.streaming=always", f"data.path={sentences}", "data.text_column=sentence",
         f"hydra.run.dir={tmp_path}",
     )  # fmt: skip
@@ -141,22 +145,6 @@ def test_options_that_do_not_go_together(cli: Callable[..., Any], tmp_path: Path
     assert outcome.code == 2, outcome.err
     assert outcome.err.startswith("error: trainer: ")
     assert not (tmp_path / "run").exists()
-
-
-def test_two_processes_train_one_model(process: Callable[..., Any], tmp_path: Path) -> None:
-    """DDP on gloo: Lightning starts the second process; the first one speaks and writes."""
-    outcome = process(
-        "+recipe=gqa_convert", "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2",
-        "data.seq_len=64", "data.batch_size=2", "trainer.max_steps=4", "measure.windows=8",
-        "measure.prefill_tokens=32", "measure.repeats=1", "logger=csv", "threads=1",
-        f"hydra.run.dir={tmp_path}", cwd=tmp_path, OMP_NUM_THREADS="1",
-    )  # fmt: skip
-    assert outcome.code == 0, outcome.err
-    summary = json.loads((tmp_path / "summary.json").read_text())
-    assert summary["training"]["tokens"] == 4 * 2 * 2 * 64
-    assert outcome.out.count("Result for embedded") == 1
-    assert (tmp_path / "export/model.safetensors").exists()
-    assert (tmp_path / "heads.parquet").exists()
 
 
 def test_a_sweep_leaves_one_directory_per_run(cli: Callable[..., Any], tmp_path: Path) -> None:
@@ -183,7 +171,7 @@ def test_learned_positions_become_rotary_ones(cli: Callable[..., Any], tmp_path:
     tokenizer.save_pretrained(tmp_path / "gpt2")
     outcome = cli(
         "+recipe=absolute_to_rope", f"model.path={tmp_path / 'gpt2'}", "data.seq_len=64",
-        "trainer.max_steps=2", "measure.windows=4", "measure.repeats=1", "logger=none",
+        "trainer.max_steps=2", *MEASURED, "logger=none",
         "callbacks.checkpoint=null", f"hydra.run.dir={tmp_path / 'run'}",
     )  # fmt: skip
     assert outcome.code == 0, outcome.err
@@ -195,8 +183,8 @@ def test_learned_positions_become_rotary_ones(cli: Callable[..., Any], tmp_path:
 
 def test_heads_that_differ_by_layer_go_all_the_way(cli: Callable[..., Any], tmp_path: Path) -> None:
     outcome = cli(
-        "+recipe=gqa_convert", "attention.gqa.kv_heads=[8,4,2,1]", "data.seq_len=128",
-        "trainer.max_steps=2", "measure.windows=4", "measure.repeats=1", "logger=none",
+        "+recipe=gqa_convert", ALONE, "attention.gqa.kv_heads=[8,4,2,1]", "data.seq_len=128",
+        "trainer.max_steps=2", *MEASURED, "logger=none",
         "callbacks.checkpoint=null", f"hydra.run.dir={tmp_path}",
     )  # fmt: skip
     assert outcome.code == 0, outcome.err
