@@ -1,86 +1,37 @@
-"""`prune_heads` decided by calibration: which heads go, and what the others make up for."""
+"""`prune_heads` decided by calibration: which heads go, and when that is known."""
 
 from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM
 
-from surgery.anatomy import Site, find_sites
-from surgery.calibration import Calibration, calibrated_plan
-from surgery.calibration.view import see
+from surgery.anatomy import find_sites
+from surgery.calibration import calibrated_plan
 from surgery.errors import ConfigError, PlanError
 from surgery.execute.live import apply_
-from surgery.importance import ScoreTable, SiteScores
+from surgery.importance import ScoreTable
 from surgery.operations import parse_operations
 from surgery.plan.make import make_plan
 from surgery.plan.plan import Plan
 from surgery.plan.store import load_plan, save_plan
-from surgery.transforms import run_transform
 from tests.calibration.models import made, unseen
+from tests.calibration.pruned import (
+    OPTIONS,
+    SCORES,
+    assert_equal,
+    batches,
+    parsed,
+    planned,
+    table_of,
+)
 from tests.calibration.rewriting import Heads
 from tests.families import logits, tokens
-
-OPTIONS = Calibration(refine_steps=0)
-# [layer][head]; the lowest of each layer are 2 5 0, and 7 1 6.
-SCORES = [[0.3, 0.8, 0.1, 0.7, 0.9, 0.2, 0.6, 0.5], [0.9, 0.3, 0.8, 0.7, 0.6, 0.9, 0.4, 0.2]]
-
-
-def batches(count: int = 2, size: int = 4) -> list[dict[str, torch.Tensor]]:
-    found = [tokens(size, 20, 100 + n) for n in range(count)]
-    return [{"input_ids": ids, "labels": ids.clone()} for ids in found]
-
-
-def planned(
-    model: PreTrainedModel, prune: dict[str, Any], *more: dict[str, Any], data: Any = None,
-    options: Calibration = OPTIONS, **making: Any,
-) -> Plan:  # fmt: skip
-    operations = [o for one in ({"prune_heads": prune}, *more) for o in parse_operations(one)]
-    return calibrated_plan(model, operations, batches() if data is None else data, options,
-                           **making)  # fmt: skip
-
-
-def table_of(scores: Sequence[Sequence[float]] = SCORES) -> Any:
-    """A scorer that knows the scores of heads already, and sums them for groups."""
-
-    def scorer(
-        model: PreTrainedModel, sites: Sequence[Site], estimator: str, unit: str
-    ) -> ScoreTable:
-        found = []
-        for site in sites:
-            row, size = scores[site.layer], site.group_size
-            if unit == "groups":
-                row = [sum(row[n : n + size]) for n in range(0, len(row), size)]
-            errors = (0.1,) * (len(row) - 1) + (float("nan"),)
-            found.append(SiteScores(site.layer, site.path, tuple(row), errors))
-        both: dict[str, Any] = {"heads": None, "groups": None, unit: tuple(found)}
-        return ScoreTable(estimator, "lm", **both)
-
-    return scorer
-
-
-def assert_equal(one: PreTrainedModel, two: PreTrainedModel) -> None:
-    state = two.state_dict()
-    assert one.state_dict().keys() == state.keys()
-    for name, tensor in one.state_dict().items():
-        assert torch.equal(tensor, state[name]), name
-
-
-def assert_same(model: PreTrainedModel, expected: torch.Tensor, share: float = 1e-5) -> None:
-    atol = share * float(expected.abs().max())
-    torch.testing.assert_close(
-        logits(model, unseen()).double(), expected.double(), rtol=0, atol=atol
-    )
-
 
 # Model, its KV heads, options; the heads that go, by the scores above.
 CHOSEN: dict[str, tuple[str, int, dict[str, Any], dict[int, list[int]]]] = {
@@ -177,7 +128,7 @@ def test_a_plan_from_disk_needs_no_data(tmp_path: Path) -> None:
 def test_an_earlier_operation_leaves_fewer_layers() -> None:
     model = made("llama", dtype=torch.float32)
     first = {"heads": {0: list(range(8))}, "remove_attention": True}
-    operations = [*_named(first), *_named({"count": 2, "estimator": "random"})]
+    operations = [*parsed(first), *parsed({"count": 2, "estimator": "random"})]
     plan = calibrated_plan(model, operations, batches(), OPTIONS, table_of())
     one = apply_(copy.deepcopy(model), plan)
     two = apply_(model, make_plan(model, parse_operations({"prune_heads": first})))
@@ -236,165 +187,6 @@ class TestAgain:
         assert torch.equal(logits(loaded, unseen()), logits(model.eval(), unseen()))
 
 
-def site_errors(
-    model: PreTrainedModel, changed: PreTrainedModel, layer: int, data: Any = None
-) -> float:
-    """Of what the site puts out on the calibration data, as a share of its size."""
-    off = size = 0.0
-    for batch in batches() if data is None else data:
-        found = []
-        for one in (model, changed):
-            view = see(one, find_sites(one).sites[layer], batch, attention=False)
-            assert view.output is not None
-            found.append(view.output if view.real is None else view.output[view.real])
-        size += float(found[0].double().square().sum())
-        off += float((found[1] - found[0]).double().square().sum())
-    return (off / size) ** 0.5
-
-
-class TestRefit:
-    # Closed-form, so exact where nothing is lost.
-    EXACT = replace(OPTIONS, ridge=1e-10)
-    KINDS = ("llama", "gpt2", "phi3", "bert", "opt")
-
-    @pytest.mark.parametrize("kind", KINDS)
-    def test_a_head_that_another_can_stand_for_costs_nothing(self, kind: str) -> None:
-        model = made(kind)
-        with torch.no_grad():
-            for site in find_sites(model).sites:
-                for role in ("query", "key", "value"):  # each is read in its own way
-                    Heads(model, site).copy_(role, 2, 5)
-        expected = logits(model, unseen())
-        data = batches(8 if kind == "bert" else 4, 8)
-        cut = apply_(copy.deepcopy(model), make_plan(model, _named({"heads": [5]})))
-        plan = planned(model, {"heads": [5], "refit": True}, data=data, options=self.EXACT)
-        assert set(plan.wanted) == set(plan.resolved)
-        assert float((logits(cut, unseen()) - expected).abs().max()) > 0.01
-        assert_same(apply_(model, plan), expected)
-
-    # A Phi-3's layers all have as many heads.
-    @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "phi3"])
-    @pytest.mark.parametrize("layer", [0, 1])
-    def test_the_sites_own_output_is_never_further_off(self, kind: str, layer: int) -> None:
-        """Least squares, so the heads as they were are one of the solutions it may choose."""
-        model = made(kind, dtype=torch.float32)
-        data = batches()
-        data[0]["attention_mask"] = torch.ones_like(data[0]["input_ids"])
-        data[0]["attention_mask"][1, 12:] = 0
-        named = {"heads": {layer: [1, 4, 6]}}
-        plan = planned(model, {**named, "refit": True}, data=data)
-        cut = apply_(copy.deepcopy(model), make_plan(model, _named(named)))
-        refit = apply_(copy.deepcopy(model), plan)
-        errors = [site_errors(model, one, layer, data) for one in (cut, refit)]
-        assert errors[1] < 0.95 * errors[0]
-        assert plan.calibration is not None
-        figures = list(plan.calibration["operations"][0]["sites"].values())[layer]
-        assert errors == pytest.approx(
-            [figures["output_error_cut"], figures["output_error_refit"]], rel=1e-3
-        )
-
-    def test_later_layers_are_fitted_on_the_stream_of_those_below(self) -> None:
-        """Fitted layer by layer by hand: the second on a model whose first is done."""
-        model = made("llama")
-        one = apply_(copy.deepcopy(model), planned(model, {"heads": {0: [1, 2]}, "refit": True}))
-        both = apply_(copy.deepcopy(model),
-                      planned(model, {"heads": [1, 2], "refit": True}))  # fmt: skip
-        for name, tensor in both.state_dict().items():
-            if "layers.0." in name:
-                assert torch.equal(tensor, one.state_dict()[name])
-        path = find_sites(model).sites[1].output
-        kept = [n for n in range(64) if n // 8 not in (1, 2)]
-        rows, aims = [], []
-        for batch in batches():
-            seen = see(one, find_sites(one).sites[1], batch, attention=False)
-            aim = see(model, find_sites(model).sites[1], batch, attention=False)
-            assert seen.inputs is not None
-            assert aim.output is not None
-            rows.append(seen.inputs.flatten(0, 1)[:, kept])
-            aims.append(aim.output.flatten(0, 1))
-        x, y = torch.cat(rows), torch.cat(aims)
-        weight = model.get_parameter(f"{path.path}.weight")[:, kept].detach()
-        bias = model.get_parameter(f"{path.path}.bias").detach()
-        wide, prior = (
-            torch.cat([x, torch.ones(len(x), 1)], 1),
-            torch.cat([weight, bias[:, None]], 1),
-        )
-        square = wide.T @ wide
-        ridge = OPTIONS.ridge * square.diagonal()[:-1].mean()
-        solved = torch.linalg.solve(
-            square + ridge * torch.eye(len(square)), wide.T @ y + ridge * prior.T
-        ).T
-        torch.testing.assert_close(
-            both.get_parameter(f"{path.path}.weight"), solved[:, :-1], rtol=0, atol=1e-4
-        )
-
-    @pytest.mark.parametrize(
-        ("prune", "kv_heads"),
-        [({"heads": [1, 4]}, 8), ({"scores": "FILE", "count": 2}, 8),
-         ({"estimator": "random", "amount": 0.25}, 8),
-         ({"estimator": "random", "count": 4, "cut": "queries"}, 4),
-         ({"heads": {0: list(range(8)), 1: [0]}, "remove_attention": True}, 8)],
-    )  # fmt: skip
-    def test_whoever_chose_the_heads(
-        self, prune: dict[str, Any], kv_heads: int, tmp_path: Path
-    ) -> None:
-        path = tmp_path / "scores.json"
-        path.write_text(json.dumps({"scores": SCORES}))
-        if "scores" in prune:
-            prune = prune | {"scores": str(path)}
-        model = made("llama", dtype=torch.float32, num_key_value_heads=kv_heads)
-        plain = planned(model, prune, scorer=table_of())
-        assert plain.resolved == {}
-        plan = planned(model, {**prune, "refit": True}, scorer=table_of())
-        assert plan.after == plain.after
-        assert plan.is_resolved
-        fitted = [change.before.path for change in plan.changes]
-        assert set(plan.resolved) == {f"0.{p}.{what}" for p in fitted
-                                      for what in ("output", "output_bias")}  # fmt: skip
-        cut, refit = (apply_(copy.deepcopy(model), one) for one in (plain, plan))
-        for name, tensor in refit.state_dict().items():
-            assert torch.equal(tensor, cut.state_dict()[name]) == ("self_attn.o_proj" not in name
-                or not any(name.startswith(one) for one in fitted)), name  # fmt: skip
-
-    @pytest.mark.parametrize("kind", ["llama", "gpt2", "phi3"])
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-    def test_a_model_and_a_file_get_the_same_bits(
-        self, kind: str, dtype: torch.dtype, tmp_path: Path
-    ) -> None:
-        model = made(kind, dtype=dtype)
-        prune = {"count": 2, "estimator": "random", "refit": True}
-        plan = planned(model, prune, scorer=table_of())
-        again = planned(made(kind, dtype=dtype), prune, scorer=table_of())
-        assert again.to_json() == plan.to_json()
-        save_plan(plan, tmp_path)
-        loaded = load_plan(tmp_path)
-        assert loaded == plan
-        named = {n: t.contiguous() for n, t in model.named_parameters()}
-        save_file(named, tmp_path / "model.safetensors")
-        apply_(model, plan)
-        made_of_it: dict[str, torch.Tensor] = {}
-        with safe_open(tmp_path / "model.safetensors", "pt") as file:
-            for edit in loaded.edits:
-                sources = [file.get_tensor(spec.name) for spec in edit.sources]
-                results = run_transform(
-                    edit.transform, [*sources, *loaded.inputs(edit)], edit.arguments
-                )
-                made_of_it |= {s.name: t for s, t in zip(edit.results, results, strict=True)}
-        assert made_of_it
-        for name, tensor in made_of_it.items():
-            assert torch.equal(tensor, model.get_parameter(name)), name
-
-    def test_the_model_itself_is_left_as_it_was(self) -> None:
-        model = made("llama")
-        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        planned(model, {"count": 2, "estimator": "random", "refit": True}, scorer=table_of())
-        assert all(torch.equal(tensor, before[n]) for n, tensor in model.state_dict().items())
-
-
-def _named(prune: dict[str, Any]) -> Any:
-    return parse_operations({"prune_heads": prune})
-
-
 @pytest.mark.parametrize(
     ("prune", "said"),
     [
@@ -407,7 +199,7 @@ def _named(prune: dict[str, Any]) -> Any:
 )
 def test_open_decisions_are_no_plan_to_perform(prune: dict[str, Any], said: list[str]) -> None:
     model = made("llama")
-    plan = make_plan(model, _named(prune))
+    plan = make_plan(model, parsed(prune))
     assert len(plan.open_decisions) == len(said)
     assert all(one in found for one, found in zip(said, plan.open_decisions, strict=True))
     with pytest.raises(PlanError, match="not calibrated yet"):
@@ -415,13 +207,13 @@ def test_open_decisions_are_no_plan_to_perform(prune: dict[str, Any], said: list
     assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
     if "schedule" in prune:  # calibration leaves it to training
         assert planned(model, prune).open_decisions == plan.open_decisions
-        assert not _named(prune)[0].calibrated
+        assert not parsed(prune)[0].calibrated
 
 
 def test_what_is_assumed_meanwhile_is_even() -> None:
     model = made("llama", num_hidden_layers=3)
     for scope in ("layer", "global"):
-        plan = make_plan(model, _named({"amount": 0.375, "estimator": "random", "scope": scope}))
+        plan = make_plan(model, parsed({"amount": 0.375, "estimator": "random", "scope": scope}))
         assert [site.q_heads for site in plan.after] == [5, 5, 5]
         calibrated = planned(model, {"amount": 0.375, "estimator": "random", "scope": scope})
         assert calibrated.sizes_after == plan.sizes_after
@@ -462,13 +254,3 @@ def test_no_labels_are_needed_where_no_loss_is_measured() -> None:
     model = made("llama", dtype=torch.float32)
     assert planned(model, {"count": 1, "estimator": "output_norm"},
                    data=[{"input_ids": tokens()}]).is_resolved  # fmt: skip
-
-
-def test_layers_that_share_their_weights_are_not_refitted() -> None:
-    model = made("llama")
-    one, two = (find_sites(model).sites[n].output.path for n in (0, 1))
-    model.get_submodule(two).weight = model.get_submodule(one).weight
-    with pytest.raises(ConfigError, match="shares its weights with") as caught:
-        planned(model, {"heads": [1], "refit": True})
-    assert caught.value.key == f"{PRUNE}.refit"
-    assert caught.value.valid == "false"
