@@ -28,7 +28,8 @@ for directory in sys.argv[1:]:
     ids, expected = torch.load(f"{directory}/expected.pt")
     with torch.no_grad():
         difference = (model(input_ids=ids, use_cache=False).logits - expected).abs().max()
-    result[directory] = [float(difference), model.config.num_key_value_heads]
+    share = difference / expected.abs().max().clamp(min=1)
+    result[directory] = [float(share), model.config.num_key_value_heads]
 assert "surgery" not in sys.modules
 print(json.dumps(result))
 """
@@ -36,7 +37,8 @@ print(json.dumps(result))
 
 @pytest.fixture(scope="module")
 def reloaded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Family → largest difference of logits after reloading, and the config's KV heads."""
+    """Family → largest difference of logits after reloading, as a share of the largest logit (or
+    of 1), and the config's KV heads."""
     root = tmp_path_factory.mktemp("exports")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # here and there: sums over experts depend on how they are split
