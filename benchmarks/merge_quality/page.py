@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.merge_quality.figures import find, times_smaller
-from benchmarks.merge_quality.grid import MERGES, NO_TRAINING, ORIGINAL, WHOLE, cells
+from benchmarks.merge_quality.grid import MERGES, NO_TRAINING, ORIGINAL, cells
 from benchmarks.shared.markdown import NOTHING, runs_said, table
 from benchmarks.shared.settings import warmup_steps
 
@@ -25,7 +25,7 @@ def page(figures: Mapping[str, Any], page_at: Path, picture: Path) -> str:
         "## Targets\n",
         _targets(figures["targets"]),
         "## The models, and how far they come without surgery\n",
-        _originals(preset, groups),
+        _originals(preset, figures["cells"]),
         *(_ratio(preset, groups, ratio) for ratio in preset["ratios"]),
         "## Runs\n",
         runs_said(figures["runs"], "merge_quality.json"),
@@ -109,7 +109,7 @@ def _setup(preset: Mapping[str, Any], figures: Mapping[str, Any]) -> str:
         "on where the last was cut off. With no training all seeds "
         f"({', '.join(map(str, preset['seeds']))}), healed "
         f"{', '.join(map(str, preset['healed_seeds']))} alone, unless `--seeds` asks for more. How "
-        "many seeds a model has stands in the table of models."
+        "many seeds a model has shows in the table of models."
     )
     if absent:
         lines.append(f"- Not measured yet: {', '.join(f'`{merge}`' for merge in absent)}.")
@@ -155,21 +155,27 @@ def _as_asked(target: Mapping[str, Any], value: float | None) -> str:
     return f"{value:.3f}" + (f" ({times:.1f}x smaller)" if times is not None else " (none left)")
 
 
-def _originals(preset: Mapping[str, Any], groups: Groups) -> str:
+def _originals(preset: Mapping[str, Any], measured: Groups) -> str:
+    """Seed by seed: a control is no better or worse than the model of another seed."""
     shares = [share for share in preset["shares"] if share]
-    original = find(groups, ORIGINAL, WHOLE, 0.0, NO_TRAINING)
-    head = ["model", "seeds", "loss", "entropy"]
+    found = {
+        (cell["kind"], cell["seed"], cell["share"], cell["objective"]): cell
+        for cell in measured
+        if cell["merge"] == ORIGINAL
+    }
+    head = ["model", "seed", "loss", "entropy"]
     head += [f"control's loss, {share:.0%}" for share in shares]
     rows = []
     for kind in preset["kinds"]:
-        if original is None or kind not in original["kinds"]:
-            continue
-        found = original["kinds"][kind]
-        row = [kind, str(len(original["seeds"][kind])), _f(found["loss"]), _f(found["entropy"], 3)]
-        for share in shares:
-            control = find(groups, ORIGINAL, WHOLE, share, "lm")
-            row.append(_f(control["kinds"].get(kind, {}).get("loss") if control else None))
-        rows.append(row)
+        for seed in preset["seeds"]:
+            cell = found.get((kind, seed, 0.0, NO_TRAINING))
+            if cell is None:
+                continue
+            controls = [found.get((kind, seed, share, "lm"), {}) for share in shares]
+            rows.append(
+                [kind, str(seed), _f(cell["loss"]), _f(cell["entropy"], 3)]
+                + [_f(control.get("loss")) for control in controls]
+            )
     return "\n".join([*table(head, rows), ""])
 
 
