@@ -25,11 +25,12 @@ from transformers import AutoModelForCausalLM
 result = {}
 for directory in sys.argv[1:]:
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    if hasattr(model, "set_experts_implementation"):
+        model.set_experts_implementation("eager")  # as there: other kernels sum in other orders
     ids, expected = torch.load(f"{directory}/expected.pt")
     with torch.no_grad():
         difference = (model(input_ids=ids, use_cache=False).logits - expected).abs().max()
-    share = difference / expected.abs().max().clamp(min=1)
-    result[directory] = [float(share), model.config.num_key_value_heads]
+    result[directory] = [float(difference), model.config.num_key_value_heads]
 assert "surgery" not in sys.modules
 print(json.dumps(result))
 """
@@ -37,8 +38,7 @@ print(json.dumps(result))
 
 @pytest.fixture(scope="module")
 def reloaded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Family → largest difference of logits after reloading, as a share of the largest logit (or
-    of 1), and the config's KV heads."""
+    """Family → largest difference of logits after reloading, and the config's KV heads."""
     root = tmp_path_factory.mktemp("exports")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # here and there: sums over experts depend on how they are split
