@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
@@ -22,8 +21,8 @@ from surgery.operations import parse_operations
 from surgery.plan.make import make_plan
 from surgery.plan.plan import Plan
 from surgery.plan.store import TENSORS, load_plan, save_plan
-from surgery.transforms import run_transform
 from tests.calibration.models import made, plan_for
+from tests.calibration.on_file import performed
 from tests.families import logits
 
 ROOT = Path(__file__).parents[2]
@@ -81,17 +80,7 @@ def test_a_plan_from_disk_gives_the_same_bits_to_a_model_and_to_a_file(
     apply_(model, plan)
     apply_(other, loaded)
     assert_equal(bits(model), bits(other))
-    with safe_open(tmp_path / "model.safetensors", "pt") as file:
-        made_of_it: dict[str, torch.Tensor] = {}
-        for edit in loaded.edits:
-            sources = [
-                made_of_it[spec.name] if spec.name in made_of_it else file.get_tensor(spec.name)
-                for spec in edit.sources
-            ]
-            results = run_transform(
-                edit.transform, [*sources, *loaded.inputs(edit)], edit.arguments
-            )
-            made_of_it |= {s.name: t for s, t in zip(edit.results, results, strict=True)}
+    made_of_it = performed(loaded, tmp_path / "model.safetensors")
     assert made_of_it
     for tensor_name, tensor in made_of_it.items():
         assert torch.equal(tensor, model.get_parameter(tensor_name)), tensor_name

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
@@ -20,8 +19,8 @@ from surgery.errors import ConfigError
 from surgery.execute.live import apply_
 from surgery.plan.make import make_plan
 from surgery.plan.store import load_plan, save_plan
-from surgery.transforms import run_transform
 from tests.calibration.models import made, unseen
+from tests.calibration.on_file import performed
 from tests.calibration.pruned import (
     OPTIONS,
     SCORES,
@@ -174,14 +173,7 @@ def test_a_model_and_a_file_get_the_same_bits(
     named = {n: t.contiguous() for n, t in model.named_parameters()}
     save_file(named, tmp_path / "model.safetensors")
     apply_(model, plan)
-    made_of_it: dict[str, torch.Tensor] = {}
-    with safe_open(tmp_path / "model.safetensors", "pt") as file:
-        for edit in loaded.edits:
-            sources = [file.get_tensor(spec.name) for spec in edit.sources]
-            results = run_transform(
-                edit.transform, [*sources, *loaded.inputs(edit)], edit.arguments
-            )
-            made_of_it |= {s.name: t for s, t in zip(edit.results, results, strict=True)}
+    made_of_it = performed(loaded, tmp_path / "model.safetensors")
     assert made_of_it
     for name, tensor in made_of_it.items():
         assert torch.equal(tensor, model.get_parameter(name)), name
