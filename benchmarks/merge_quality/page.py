@@ -156,7 +156,7 @@ def _as_asked(target: Mapping[str, Any], value: float | None) -> str:
 
 
 def _originals(preset: Mapping[str, Any], measured: Groups) -> str:
-    """Seed by seed: a control is no better or worse than the model of another seed."""
+    """Seed by seed, for a control is held against the very model that it was."""
     shares = [share for share in preset["shares"] if share]
     found = {
         (cell["kind"], cell["seed"], cell["share"], cell["objective"]): cell
