@@ -154,13 +154,23 @@ def _files(key: str, given: Any) -> list[Path]:
     paths = [Path(str(name)).expanduser() for name in names]
     for path in paths:
         if not path.is_file():
-            raise ConfigError(key, "there is no such file", given=str(path))
+            raise ConfigError(
+                key,
+                "there is no such file",
+                given=str(path),
+                valid=f"a file: {', '.join(_READERS)}",
+            )
         if path.suffix not in _READERS:
             raise ConfigError(key, "this file type is not read", given=str(path), valid=_READERS)
         if path.stat().st_size == 0:
-            raise ConfigError(key, "the file is empty", given=str(path))
+            raise ConfigError(
+                key, "the file is empty", given=str(path), valid="a file with text in it"
+            )
     if len({_READERS[path.suffix] for path in paths}) > 1:
-        raise ConfigError(key, "files of one list must be of one type", given=list(map(str, paths)))
+        raise ConfigError(
+            key, "files of one list must be of one type", given=list(map(str, paths)),
+            valid=f"all of them one of {', '.join(_READERS)}",
+        )  # fmt: skip
     return paths
 
 

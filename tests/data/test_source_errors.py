@@ -70,6 +70,7 @@ def test_files_that_cannot_be(path: Any, problem: str) -> None:
     error = _refused(path)
     assert error.key == "data.path"
     assert problem in error.problem
+    assert error.valid
     # Known without reading the data, so a run refuses it at once.
     with pytest.raises(ConfigError, match=error.problem):
         check_source(data_config(path=path))
