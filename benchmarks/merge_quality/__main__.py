@@ -72,6 +72,10 @@ def _measure(
             options.shares or preset.shares, options.objectives or preset.objectives,
             None if options.seeds else preset.healed_seeds,
         )
+        + grid.rated(
+            kinds, options.seeds or preset.healed_seeds, options.merges or grid.MAIN_MERGES,
+            options.objectives or preset.objectives, options.rates or (),
+        )
         if (cell.kind, cell.seed) in ready
     ]  # fmt: skip
     if not options.again:
@@ -118,6 +122,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--ratios", nargs="+", choices=grid.RATIOS)
     add("--shares", nargs="+", type=float, choices=grid.SHARES, help="of the training tokens")
     add("--objectives", nargs="+", choices=grid.OBJECTIVES)
+    add("--rates", nargs="+", type=float, help="after the grid, what the targets are about at "
+        "these healing rates, multiples of the project's default")  # fmt: skip
     return parser
 
 

@@ -17,7 +17,8 @@ from dataclasses import replace
 from statistics import median
 from typing import Any
 
-from benchmarks.merge_quality.grid import NO_TRAINING, ORIGINAL, WHOLE, Cell
+from benchmarks.merge_quality.grid import LONG, MAIN_RATIO, NO_TRAINING, ORIGINAL, WHOLE, Cell
+from benchmarks.merge_quality.rates import best
 from benchmarks.shared.weights import check_weights
 
 Record = Mapping[str, Any]
@@ -25,17 +26,28 @@ Figures = dict[str, float | None]
 
 MEASURED = ("loss", "kl", "agreement", "entropy")
 AGAINST = {"": "the original", "_control": "the control"}
-MAIN_RATIO, LONG = "4:1", 0.05
 
 
 def derive(records: Iterable[Record]) -> dict[str, Any]:
     """{"groups": one per merge, ratio, share and objective, each with medians; "targets": …}.
+
+    Where healing rates were tried, "at_best" holds the same of every merge, and of the control, at
+    the rate that suits it best.
 
     Raises:
         MixedWeightsError: see there.
     """
     found = {Cell.of(record): record for record in records}
     check_weights((f"{cell.kind}-{cell.seed}", record["weights"]) for cell, record in found.items())
+    rated = {cell: record for cell, record in found.items() if cell.rate is not None}
+    plain = {cell: record for cell, record in found.items() if cell.rate is None}
+    if not rated:
+        return _derived(plain)
+    untrained = {cell: record for cell, record in plain.items() if not cell.share}
+    return _derived(plain) | {"at_best": _derived(untrained | best(rated))}
+
+
+def _derived(found: Mapping[Cell, Record]) -> dict[str, Any]:
     per_group: dict[Cell, dict[str, dict[int, Figures]]] = {}
     for cell in found:
         group = replace(cell, kind="", seed=0)

@@ -13,8 +13,9 @@ MERGES = ("mean", "first", "aligned", "aligned_renorm", "optimal")
 RATIOS = ("2:1", "4:1", "MQA")
 SHARES = (0.0, 0.01, 0.05)
 OBJECTIVES = ("lm", "distill")
+MAIN_MERGES = ("mean", "optimal")  # what the targets compare
 
-_MAIN_RATIO = "4:1"
+MAIN_RATIO, LONG = "4:1", 0.05  # where the targets are
 _FIRST = (ORIGINAL, "mean", "optimal", "aligned_renorm")
 
 
@@ -27,6 +28,7 @@ class Cell:
         ratio: query heads per KV head, or MQA for one KV head.
         share: of the model's own training tokens, spent on healing.
         objective: of healing; `NO_TRAINING` where `share` is 0.
+        rate: of healing, as a multiple of the project's default; ``None``: the preset's.
     """
 
     kind: str
@@ -35,12 +37,12 @@ class Cell:
     ratio: str
     share: float
     objective: str
+    rate: float | None = None
 
     @property
     def key(self) -> str:
-        return (
-            f"{self.kind}-{self.seed} {self.merge} {self.ratio} {self.share:.0%} {self.objective}"
-        )
+        name = f"{self.kind}-{self.seed} {self.merge} {self.ratio} {self.share:.0%}"
+        return f"{name} {self.objective}" + (f" at {self.rate:g}" if self.rate else "")
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -48,7 +50,7 @@ class Cell:
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> Cell:
         """The cell that a record of the store is about."""
-        return cls(**{name: record[name] for name in cls.__dataclass_fields__})
+        return cls(**{name: record[name] for name in cls.__dataclass_fields__ if name in record})
 
 
 def kv_heads(ratio: str, heads: int) -> int:
@@ -87,10 +89,28 @@ def cells(
     return sorted(found, key=lambda cell: _rank(cell, kinds))
 
 
+def rated(
+    kinds: Sequence[str],
+    seeds: Sequence[int],
+    merges: Sequence[str],
+    objectives: Sequence[str],
+    rates: Sequence[float],
+) -> list[Cell]:
+    """What the targets are about, healed at every one of `rates`, and the controls as well."""
+    return [
+        Cell(kind, seed, merge, WHOLE if merge == ORIGINAL else MAIN_RATIO, LONG, objective, rate)
+        for seed in seeds
+        for kind in kinds
+        for merge in (ORIGINAL, *merges)
+        for objective in (("lm",) if merge == ORIGINAL else objectives)
+        for rate in rates
+    ]
+
+
 def _rank(cell: Cell, kinds: Sequence[str]) -> tuple[int, ...]:
     """No training; then 4:1, 5% before 1%, distill before lm; then the rest alike."""
-    main = cell.ratio in (_MAIN_RATIO, WHOLE)
-    ratio = (_MAIN_RATIO, "2:1", "MQA").index(cell.ratio) if cell.ratio != WHOLE else 0
+    main = cell.ratio in (MAIN_RATIO, WHOLE)
+    ratio = (MAIN_RATIO, "2:1", "MQA").index(cell.ratio) if cell.ratio != WHOLE else 0
     merge = (ORIGINAL, "mean", "optimal", "aligned_renorm", "aligned", "first").index(cell.merge)
     model = (cell.seed, kinds.index(cell.kind))
     if not cell.share:

@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.merge_quality.figures import find, times_smaller
+from benchmarks.merge_quality.figures import find
 from benchmarks.merge_quality.grid import MERGES, NO_TRAINING, ORIGINAL, cells
+from benchmarks.merge_quality.rates_page import rates_section
+from benchmarks.merge_quality.targets_page import targets_table
 from benchmarks.shared.markdown import NOTHING, runs_said, table
 from benchmarks.shared.settings import warmup_steps
 
@@ -18,14 +20,16 @@ Groups = Sequence[Mapping[str, Any]]
 def page(figures: Mapping[str, Any], page_at: Path, picture: Path) -> str:
     """Markdown of the derived `figures`."""
     preset, groups = figures["preset"], figures["groups"]
+    measured = [cell for cell in figures["cells"] if cell.get("rate") is None]
     shown = os.path.relpath(picture, page_at.parent)
     parts = [
         _HEAD.format(picture=shown, entropy_rows=preset["entropy_rows"]),
-        _setup(preset, figures),
+        _setup(preset, measured),
         "## Targets\n",
-        _targets(figures["targets"]),
+        targets_table(figures["targets"]),
         "## The models, and how far they come without surgery\n",
-        _originals(preset, figures["cells"]),
+        _originals(preset, measured),
+        *(rates_section(figures) if "at_best" in figures else ()),
         *(_ratio(preset, groups, ratio) for ratio in preset["ratios"]),
         "## Runs\n",
         runs_said(figures["runs"], "merge_quality.json"),
@@ -69,7 +73,7 @@ In words:
 """.replace("{nothing}", NOTHING)
 
 
-def _setup(preset: Mapping[str, Any], figures: Mapping[str, Any]) -> str:
+def _setup(preset: Mapping[str, Any], measured: Groups) -> str:
     batch, length = preset["batch_size"], preset["seq_len"]
     lines = ["How it is measured:", ""]
     for kind in preset["kinds"].values():
@@ -84,8 +88,8 @@ def _setup(preset: Mapping[str, Any], figures: Mapping[str, Any]) -> str:
             f"- `{kind['name']}`: {kind['what']}; trained for {kind['steps']} steps, "
             f"{tokens:,} tokens; {healing}."
         )
-    measured = {cell["merge"] for cell in figures["cells"]}
-    absent = [merge for merge in preset["merges"] if merge not in measured]
+    merges = {cell["merge"] for cell in measured}
+    absent = [merge for merge in preset["merges"] if merge not in merges]
     lines += [
         f"- Healing: batches of {batch} x {length} tokens, bf16-mixed, the project's AdamW. Its "
         f"rate as a share of 0.75 / hidden size: {_rates(preset)}, what was best of a few tried on "
@@ -105,7 +109,7 @@ def _setup(preset: Mapping[str, Any], figures: Mapping[str, Any]) -> str:
         preset["shares"], preset["objectives"], preset["healed_seeds"],
     )  # fmt: skip
     lines.append(
-        f"- Measured so far: {len(figures['cells'])} of the grid's {len(whole)} cells; a run goes "
+        f"- Measured so far: {len(measured)} of the grid's {len(whole)} cells; a run goes "
         "on where the last was cut off. With no training all seeds "
         f"({', '.join(map(str, preset['seeds']))}), healed "
         f"{', '.join(map(str, preset['healed_seeds']))} alone, unless `--seeds` asks for more. How "
@@ -122,37 +126,6 @@ def _rates(preset: Mapping[str, Any]) -> str:
     for name, rate in rates.items():
         by_rate.setdefault(rate, []).append(f"`{name}`")
     return "; ".join(f"{rate:g} for {', '.join(names)}" for rate, names in by_rate.items())
-
-
-def _targets(targets: Sequence[Mapping[str, Any]]) -> str:
-    reached = sum(target["reached"] is True for target in targets)
-    known = sum(target["reached"] is not None for target in targets)
-    text = (
-        f"For `optimal` at {targets[0]['ratio']}, medians over models: {reached} of {known} "
-        f"reached, {len(targets) - known} without a figure."
-    )
-    kinds = sorted({kind for target in targets for kind in target["kinds"]})
-    rows = []
-    for target in targets:
-        row = [target["what"], _wanted(target), f"**{_as_asked(target, target['median'])}**"]
-        row += [_as_asked(target, target["kinds"].get(kind)) for kind in kinds]
-        rows.append([*row, {True: "yes", False: "no", None: "no figure"}[target["reached"]]])
-    return "\n".join([text, "", *table(["", "wanted", "median", *kinds, "reached"], rows), ""])
-
-
-def _wanted(target: Mapping[str, Any]) -> str:
-    if target["at_least"] is not None:
-        return f"at least {target['at_least']:.0%}"
-    return f"at most 1/{1 / target['at_most']:.0f}"
-
-
-def _as_asked(target: Mapping[str, Any], value: float | None) -> str:
-    if value is None:
-        return NOTHING
-    if target["at_least"] is not None:
-        return f"{value:.1%}"
-    times = times_smaller(value)
-    return f"{value:.3f}" + (f" ({times:.1f}x smaller)" if times is not None else " (none left)")
 
 
 def _originals(preset: Mapping[str, Any], measured: Groups) -> str:

@@ -22,7 +22,9 @@ from benchmarks.merge_quality.presets import HEADS, PRESETS
 from benchmarks.shared import models, settings
 from benchmarks.shared.heal import heal
 from benchmarks.shared.settings import warmup_steps
+from surgery.config.schema import Task
 from surgery.data.module import TextData
+from surgery.measure.loss import mean_loss
 from surgery.models.source import ModelSource
 
 
@@ -52,7 +54,7 @@ class Work:
         objective = cell.objective if steps else "lm"
         run = settings.run_config(
             path, preset, cell.seed, objective=objective, steps=max(1, steps),
-            rate=preset.rates.get(cell.merge, 1.0),
+            rate=cell.rate or preset.rates.get(cell.merge, 1.0),
         )  # fmt: skip
         run.trainer["accelerator"] = "cpu"
         original, data = _original(path, self.preset), _text(path, self.preset, cell.seed)
@@ -73,6 +75,11 @@ class Work:
             seconds["heal"] = time.perf_counter() - started
         started = time.perf_counter()
         figures = evaluate(model, original, settings.held_out(data, preset), preset.entropy_rows)
+        if cell.rate is not None:
+            figures["tuning_loss"] = mean_loss(
+                model, settings.tuning(data, preset), Task.causal_lm,
+                total=preset.held_out_windows // preset.batch_size, label="tuning",
+            )  # fmt: skip
         seconds["evaluate"] = time.perf_counter() - started
         return cell.to_json() | {
             "kv_heads": heads,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator
 from functools import lru_cache
 from itertools import islice
@@ -87,3 +88,16 @@ def calibration(data: TextData, windows: int) -> Iterator[Batch]:
 def held_out(data: TextData, preset: Windows) -> Iterator[Batch]:
     """The same windows for every model, seed and cell."""
     return data.held_out_batches(preset.held_out_windows, preset.batch_size)
+
+
+def tuning(data: TextData, preset: Windows) -> Iterator[Batch]:
+    """As many other windows of the same files, to choose options by; no figure comes from them.
+
+    Raises:
+        ValueError: fewer are there.
+    """
+    windows = preset.held_out_windows
+    if data.held_out_size < 2 * windows:
+        raise ValueError(f"{data.held_out_size} held-out windows, {2 * windows} are needed")
+    batches = data.held_out_batches(2 * windows, preset.batch_size)
+    return islice(batches, math.ceil(windows / preset.batch_size), None)

@@ -16,6 +16,7 @@ from benchmarks.merge_quality.evaluate import evaluate
 from benchmarks.merge_quality.figures import derive, find, times_smaller
 from benchmarks.merge_quality.grid import NO_TRAINING, ORIGINAL, WHOLE, Cell, cells, kv_heads
 from benchmarks.merge_quality.presets import FULL
+from benchmarks.merge_quality.rates_page import rates_section
 from benchmarks.merge_quality.schedule import RefusedError, go
 from benchmarks.merge_quality.store import Store
 from benchmarks.shared.settings import warmup_steps
@@ -158,6 +159,36 @@ def test_healing_is_a_share_of_the_training() -> None:
     assert [warmup_steps(steps) for steps in (7, 26, 35, 130)] == [2, 2, 3, 10]
 
 
+def _rated(merge: str, rate: float, loss: float, tuning_loss: float) -> dict[str, Any]:
+    cell = Cell("a", 0, merge, WHOLE if merge == ORIGINAL else "4:1", 0.05, "lm", rate)
+    return record(cell, loss) | {"tuning_loss": tuning_loss}
+
+
+def test_rates_are_chosen_on_windows_that_no_figure_is_taken_from() -> None:
+    tried = [
+        _rated(ORIGINAL, 1.0, loss=0.95, tuning_loss=0.8),
+        _rated(ORIGINAL, 0.2, loss=0.9, tuning_loss=0.7),
+        _rated("mean", 1.0, loss=1.5, tuning_loss=1.5),
+        _rated("mean", 0.2, loss=1.4, tuning_loss=1.6),  # better, where it must not count
+        _rated("optimal", 1.0, loss=1.3, tuning_loss=1.2),
+        _rated("optimal", 0.2, loss=1.05, tuning_loss=1.1),
+    ]
+    grid = made_up("a", 0, losses(optimal=1.2, optimal_healed=1.02))
+    derived = derive([*grid, *tried])
+    without = derive(grid)
+    assert {name: derived[name] for name in without} == without
+    group = find(derived["at_best"]["groups"], "optimal", "4:1", 0.05, "lm")
+    assert group is not None
+    assert group["all"]["gap"] == pytest.approx(0.05)
+    assert group["all"]["share_of_mean"] == pytest.approx(0.05 / 0.5)
+    assert group["all"]["share_of_mean_control"] == pytest.approx(0.15 / 0.6)
+    assert group["all"]["closed"] == pytest.approx(1 - 0.05 / 2)  # of mean's with no training
+    assert find(derived["at_best"]["groups"], "mean", "4:1", 0.05, "distill") is None
+    section = "\n".join(rates_section(derived | {"cells": [*grid, *tried]}))
+    assert "| a | mean | lm | **0.5000** | 0.4000 |" in section
+    assert "| a | optimal | lm | 0.3000 | **0.0500** |" in section
+
+
 CUT_OFF = """
 import os, signal, sys
 from pathlib import Path
@@ -244,13 +275,14 @@ def test_a_tiny_grid_from_end_to_end(tmp_path: Path) -> None:
     out = {name: tmp_path / file for name, file in names.items()}
     command = [
         sys.executable, "-m", "benchmarks.merge_quality", "--quick", "--merges", "mean",
+        "--rates", "1", "0.5",
         "--store", str(tmp_path / "cells.jsonl"), "--models", str(tmp_path / "models"),
         *(part for name, path in out.items() for part in (f"--{name}", str(path))),
     ]  # fmt: skip
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     subprocess.run(command, cwd=ROOT, env=environment, check=True)
     kept = json.loads(out["results"].read_text())
-    assert len(kept["cells"]) == 5
+    assert len(kept["cells"]) == 5 + 6  # a control and mean by two objectives, at two rates
     (run,) = kept["runs"]
     assert run["command"].startswith("python -m benchmarks.merge_quality --quick")
     assert {"machine", "versions"} <= run.keys()
@@ -262,12 +294,18 @@ def test_a_tiny_grid_from_end_to_end(tmp_path: Path) -> None:
         assert cell["tokens"] == (2 * 4 * 64 if cell["share"] else 0)
         assert cell is original or cell["kl"] > 0
         assert cell["weights"] == original["weights"]
+        assert ("tuning_loss" in cell) is (cell["rate"] is not None)
+    # Rates are multiples of the default, which is what this preset heals at; and the cells agree.
+    same, usual = by_key["tiny-0 mean 4:1 5% lm at 1"], by_key["tiny-0 mean 4:1 5% lm"]
+    assert (same["loss"], same["lr"]) == (usual["loss"], usual["lr"])
+    assert by_key["tiny-0 mean 4:1 5% lm at 0.5"]["lr"] == pytest.approx(usual["lr"] / 2)
+    assert same["tuning_loss"] != same["loss"]
     mean = find(kept["groups"], "mean", "4:1", 0.0, NO_TRAINING)
     assert mean is not None
     gap = by_key["tiny-0 mean 4:1 0% none"]["loss"] - original["loss"]
     assert mean["kinds"]["tiny"]["gap"] == pytest.approx(gap)
     page = out["page"].read_text()
     assert "| tiny | mean |" in page
-    assert "0 of 0 reached" in page
+    assert page.count("0 of 0 reached") == 2  # the grid's, and those at the best rates
     assert "(../images/picture.png)" in page
     assert out["picture"].read_bytes().startswith(b"\x89PNG")

@@ -1,0 +1,45 @@
+"""The page's section on healing rates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from benchmarks.merge_quality.grid import LONG, MAIN_RATIO, NO_TRAINING, ORIGINAL, WHOLE, Cell
+from benchmarks.merge_quality.rates import best
+from benchmarks.merge_quality.targets_page import targets_table
+from benchmarks.shared.markdown import NOTHING, table
+
+_HEAD = f"""\
+## At the healing rate that suits each best
+
+One rate for a merge on all models need not be what suits it best on each. So the cells that the
+targets are about ({MAIN_RATIO}, {LONG:.0%}) were healed at other rates too; of each merge, and of
+the control, the one with the least loss on as many *other* held-out windows is taken, per model and
+objective. Its gap is in bold: the figures, as everywhere, from the windows that chose nothing.
+
+    python -m benchmarks.merge_quality --rates {{rates}}
+"""
+
+
+def rates_section(figures: Mapping[str, Any]) -> list[str]:
+    """Gaps by rate, then the targets of healing with the best of them."""
+    found = {Cell.of(record): record for record in figures["cells"]}
+    rated = {cell: record for cell, record in found.items() if cell.rate is not None}
+    rates = sorted({cell.rate for cell in rated if cell.rate is not None}, reverse=True)
+    rows = []
+    for plain, chosen in best(rated).items():
+        original = found[Cell(plain.kind, plain.seed, ORIGINAL, WHOLE, 0.0, NO_TRAINING)]
+        row = [plain.kind, plain.merge, plain.objective]
+        for rate in rates:
+            record = rated.get(replace(plain, rate=rate))
+            gap = NOTHING if record is None else f"{record['loss'] - original['loss']:.4f}"
+            row.append(f"**{gap}**" if record is chosen else gap)
+        rows.append(row)
+    return [
+        _HEAD.format(rates=" ".join(f"{rate:g}" for rate in rates)),
+        *table(["model", "merge", "objective", *(f"gap at {rate:g}" for rate in rates)], rows),
+        "",
+        targets_table([target for target in figures["at_best"]["targets"] if target["share"]]),
+    ]
