@@ -24,12 +24,15 @@ def main() -> None:
 
     @hydra.main(version_base="1.3", config_path="pkg://surgery.conf", config_name="config")
     def train(cfg: DictConfig) -> None:
-        from surgery.pipeline.run import execute
-        from surgery.refusals import refuse_doubles
+        from surgery.config.validate import checked
 
         nonlocal composed
         composed = True
         try:
+            checked(cfg)  # before imports that take seconds: most mistakes are answered at once
+            from surgery.pipeline.run import execute
+            from surgery.refusals import refuse_doubles
+
             refuse_doubles(_chosen("attention"))
             execute(cfg)
         except (SurgeryError, OmegaConfBaseException) as error:

@@ -12,7 +12,6 @@ from omegaconf import OmegaConf
 
 from surgery.config.schema import RunConfig
 from surgery.errors import ConfigError
-from surgery.operations import operation_fields, operation_names
 
 _UNKNOWN_KEY = re.compile(r"Could not override '([^']+)'\.")
 _NO_OPTION = re.compile(r"Could not (?:find|load) '([^'/]+)/([^']*)'")
@@ -70,7 +69,11 @@ def refuse_doubles(chosen: Iterable[str]) -> None:
 def _undeclared(key: str) -> ConfigError | None:
     """An option of an operation that exists, and is not in the list."""
     parts = key.split(".")
-    if len(parts) != 3 or parts[0] != "attention" or parts[2] not in operation_fields(parts[1]):
+    if len(parts) != 3 or parts[0] != "attention":
+        return None
+    from surgery.operations import operation_fields  # seconds, for torch and transformers
+
+    if parts[2] not in operation_fields(parts[1]):
         return None
     return ConfigError(
         key, "this operation is not among those declared", given=parts[1],
@@ -102,5 +105,7 @@ def _keys_beside(key: str) -> list[str] | str | None:
 
 
 def _operation_keys(key: str) -> list[str] | None:
+    from surgery.operations import operation_fields, operation_names
+
     parts = key.split(".")
     return operation_fields(parts[1]) or None if len(parts) > 2 else operation_names()

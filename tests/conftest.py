@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -10,6 +11,10 @@ import pytest
 
 # Read once, when huggingface_hub is imported: later it would still try, for a minute each time.
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+# Composing makes cycles by the ten thousand beside the half million objects of the libraries, which
+# the usual thresholds look through again and again: a tenth of the whole time.
+gc.set_threshold(20_000, 20)
 
 # Files of these have few tests that take long each; last, one process would wait for the other.
 FIRST = {"integration", "benchmarks", "packaging"}

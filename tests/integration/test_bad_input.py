@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -294,6 +296,31 @@ def test_as_a_process(process: Callable[..., object], tmp_path: Path) -> None:
     assert outcome.err.startswith("error: recipe: ")
     assert outcome.out == ""
     assert list(tmp_path.iterdir()) == []
+
+
+LIGHT = """
+import sys
+from surgery.cli import main
+sys.argv = ["train.py", *sys.argv[1:]]
+try:
+    main()
+except SystemExit as stop:
+    heavy = {"torch", "transformers", "pytorch_lightning"} & set(sys.modules)
+    sys.exit(f"{stop.code} {sorted(heavy)}")
+"""
+
+
+@pytest.mark.parametrize(
+    "mistake", [("+recipe=gqa_covnert",), (RECIPE, "model.pth=x"), (RECIPE, "optim.lr=-1")]
+)
+def test_a_mistake_of_the_config_alone_is_answered_at_once(
+    mistake: tuple[str, ...], tmp_path: Path
+) -> None:
+    """Not after the seconds that importing torch and transformers takes."""
+    command = [sys.executable, "-c", LIGHT, *mistake]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.stderr.splitlines()[-1] == "2 []"
+    assert done.stderr.startswith("error: ")
 
 
 def test_earlier_results_survive_a_mistake(cli: Callable[..., object], tmp_path: Path) -> None:

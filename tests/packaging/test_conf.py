@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
+from functools import cache
 from typing import Any, get_type_hints
 
 import pytest
@@ -51,8 +53,13 @@ def hydra() -> Iterator[None]:
         yield
 
 
-def composed(*overrides: str) -> DictConfig:
+@cache
+def _composed(*overrides: str) -> DictConfig:
     return compose("config", overrides=[*overrides, "run_dir=somewhere"])
+
+
+def composed(*overrides: str) -> DictConfig:
+    return copy.deepcopy(_composed(*overrides))
 
 
 def chosen(group: str, name: str) -> DictConfig:
