@@ -44,7 +44,9 @@ def derive(records: Iterable[Record]) -> dict[str, Any]:
     if not rated:
         return _derived(plain)
     untrained = {cell: record for cell, record in plain.items() if not cell.share}
-    return _derived(plain) | {"at_best": _derived(untrained | best(rated))}
+    at_best = _derived(untrained | best(rated))
+    at_best = {name: [x for x in found if x["share"]] for name, found in at_best.items()}
+    return _derived(plain) | {"at_best": at_best}
 
 
 def _derived(found: Mapping[Cell, Record]) -> dict[str, Any]:

@@ -41,5 +41,5 @@ def rates_section(figures: Mapping[str, Any]) -> list[str]:
         _HEAD.format(rates=" ".join(f"{rate:g}" for rate in rates)),
         *table(["model", "merge", "objective", *(f"gap at {rate:g}" for rate in rates)], rows),
         "",
-        targets_table([target for target in figures["at_best"]["targets"] if target["share"]]),
+        targets_table(figures["at_best"]["targets"]),
     ]

@@ -14,12 +14,16 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 def runs_said(runs: Sequence[Mapping[str, Any]], results: str) -> str:
     """Which commands on which machines the cells of `results` come from."""
-    lines = [f"All cells are kept in `benchmarks/results/{results}`, with these runs:", ""]
+    by_machine: dict[str, list[str]] = {}
     for run in runs:
         machine, versions = run["machine"], run["versions"]
-        lines.append(
-            f"- `{run['command']}`: {machine['cpu']}, {machine['cpus']} CPUs, {run['workers']} "
-            f"process(es) of {machine['threads']} thread(s); Python {machine['python']}, torch "
-            f"{versions['torch']}, transformers {versions['transformers']}."
+        where = (
+            f"{machine['cpu']}, {machine['cpus']} CPUs, {run['workers']} process(es) of "
+            f"{machine['threads']} thread(s); Python {machine['python']}, torch "
+            f"{versions['torch']}, transformers {versions['transformers']}:"
         )
-    return "\n".join([*lines, ""])
+        by_machine.setdefault(where, []).append(f"    {run['command']}")
+    lines = [f"All cells are kept in `benchmarks/results/{results}`, with these runs.", ""]
+    for where, commands in by_machine.items():
+        lines += [where, "", *commands, ""]
+    return "\n".join(lines)
