@@ -27,9 +27,9 @@ def page(figures: Mapping[str, Any], page_at: Path, picture: Path) -> str:
         _setup(preset, measured),
         "## Targets\n",
         targets_table(figures["targets"]),
+        *(rates_section(figures) if "at_best" in figures else ()),
         "## The models, and how far they come without surgery\n",
         _originals(preset, measured),
-        *(rates_section(figures) if "at_best" in figures else ()),
         *(_ratio(preset, groups, ratio) for ratio in preset["ratios"]),
         "## Runs\n",
         runs_said(figures["runs"], "merge_quality.json"),
@@ -47,6 +47,7 @@ A model's KV heads are merged in one of several ways, to several ratios, and hea
 
     python -m benchmarks.merge_quality                # what is missing, best first; may be cut off
     python -m benchmarks.merge_quality --workers 2    # two processes side by side
+    python -m benchmarks.merge_quality --rates 1 0.5 0.2   # other healing rates, after the grid
     python -m benchmarks.merge_quality --quick        # a tiny model, in a minute
     python -m benchmarks.merge_quality --render       # this page and the picture, from the cells
 
@@ -93,8 +94,8 @@ def _setup(preset: Mapping[str, Any], measured: Groups) -> str:
     lines += [
         f"- Healing: batches of {batch} x {length} tokens, bf16-mixed, the project's AdamW. Its "
         f"rate as a share of 0.75 / hidden size: {_rates(preset)}, what was best of a few tried on "
-        "one model; the control's is that of `optimal`. Linear warm-up over a tenth of the steps "
-        "(2 to 10), cosine to 5% of the rate; each length is a run of its own with its own "
+        "one model (`--rates` tries others on all); the control's is that of `optimal`. Linear "
+        "warm-up over a tenth of the steps (2 to 10), cosine to 5% of the rate; each length is a run of its own with its own "
         "schedule. `distill`: temperature 1, no label loss.",
         "- Text: the standard library's source, one token per byte. A model of seed s was trained "
         "on windows in the order of seed s, and heals on the first of that order: text it has "

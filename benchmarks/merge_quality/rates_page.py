@@ -15,9 +15,10 @@ _HEAD = f"""\
 ## At the healing rate that suits each best
 
 One rate for a merge on all models need not be what suits it best on each. So the cells that the
-targets are about ({MAIN_RATIO}, {LONG:.0%}) were healed at other rates too; of each merge, and of
-the control, the one with the least loss on as many *other* held-out windows is taken, per model and
-objective. Its gap is in bold: the figures, as everywhere, from the windows that chose nothing.
+targets are about ({MAIN_RATIO}, {LONG:.0%}) were healed at other rates too. Of each merge, and of
+the control, that rate counts which leaves the least loss on as many *other* held-out windows, per
+model and objective. The gaps to the original below, and the targets, are on the windows that all
+figures come from and that chose nothing; so the one in bold, which counts, need not be the least.
 
     python -m benchmarks.merge_quality --rates {{rates}}
 """
@@ -29,7 +30,9 @@ def rates_section(figures: Mapping[str, Any]) -> list[str]:
     rated = {cell: record for cell, record in found.items() if cell.rate is not None}
     rates = sorted({cell.rate for cell in rated if cell.rate is not None}, reverse=True)
     rows = []
-    for plain, chosen in best(rated).items():
+    chosen_ones = best(rated)
+    for plain in sorted(chosen_ones, key=lambda cell: (cell.kind, cell.merge, cell.objective)):
+        chosen = chosen_ones[plain]
         original = found[Cell(plain.kind, plain.seed, ORIGINAL, WHOLE, 0.0, NO_TRAINING)]
         row = [plain.kind, plain.merge, plain.objective]
         for rate in rates:
