@@ -95,8 +95,9 @@ def _setup(preset: Mapping[str, Any], measured: Groups) -> str:
         f"- Healing: batches of {batch} x {length} tokens, bf16-mixed, the project's AdamW. Its "
         f"rate as a share of 0.75 / hidden size: {_rates(preset)}, what was best of a few tried on "
         "one model (`--rates` tries others on all); the control's is that of `optimal`. Linear "
-        "warm-up over a tenth of the steps (2 to 10), cosine to 5% of the rate; each length is a run of its own with its own "
-        "schedule. `distill`: temperature 1, no label loss.",
+        "warm-up over a tenth of the steps (2 to 10), cosine to 5% of the rate; each "
+        "length is a run of its own with its own schedule. `distill`: temperature 1, no label "
+        "loss.",
         "- Text: the standard library's source, one token per byte. A model of seed s was trained "
         "on windows in the order of seed s, and heals on the first of that order: text it has "
         "seen. The model that ships has one set of weights; its seeds are orders of healing and "

@@ -69,7 +69,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "anatomy", "errors",
     },
     "hydra": {"config"},
-    "cli": {"hydra", "refusals", "pipeline", "errors"},
+    "cli": {"hydra", "config", "refusals", "pipeline", "errors"},
     "__main__": {"cli"},
     "callbacks": {"observation", "data", "console", "errors", "files", "units"},
 }  # fmt: skip
