@@ -30,19 +30,18 @@ def rates_section(figures: Mapping[str, Any]) -> list[str]:
     rated = {cell: record for cell, record in found.items() if cell.rate is not None}
     rates = sorted({cell.rate for cell in rated if cell.rate is not None}, reverse=True)
     rows = []
-    chosen_ones = best(rated)
-    for plain in sorted(chosen_ones, key=lambda cell: (cell.kind, cell.merge, cell.objective)):
-        chosen = chosen_ones[plain]
+    for plain, chosen in sorted(best(rated).items(), key=lambda found: found[0].key):
         original = found[Cell(plain.kind, plain.seed, ORIGINAL, WHOLE, 0.0, NO_TRAINING)]
-        row = [plain.kind, plain.merge, plain.objective]
+        row = [plain.kind, str(plain.seed), plain.merge, plain.objective]
         for rate in rates:
             record = rated.get(replace(plain, rate=rate))
             gap = NOTHING if record is None else f"{record['loss'] - original['loss']:.4f}"
             row.append(f"**{gap}**" if record is chosen else gap)
         rows.append(row)
+    head = ["model", "seed", "merge", "objective", *(f"gap at {rate:g}" for rate in rates)]
     return [
         _HEAD.format(rates=" ".join(f"{rate:g}" for rate in rates)),
-        *table(["model", "merge", "objective", *(f"gap at {rate:g}" for rate in rates)], rows),
+        *table(head, rows),
         "",
         targets_table(figures["at_best"]["targets"]),
     ]

@@ -185,8 +185,8 @@ def test_rates_are_chosen_on_windows_that_no_figure_is_taken_from() -> None:
     assert group["all"]["closed"] == pytest.approx(1 - 0.05 / 2)  # of mean's with no training
     assert find(derived["at_best"]["groups"], "mean", "4:1", 0.05, "distill") is None
     section = "\n".join(rates_section(derived | {"cells": [*grid, *tried]}))
-    assert "| a | mean | lm | **0.5000** | 0.4000 |" in section
-    assert "| a | optimal | lm | 0.3000 | **0.0500** |" in section
+    assert "| a | 0 | mean | lm | **0.5000** | 0.4000 |" in section
+    assert "| a | 0 | optimal | lm | 0.3000 | **0.0500** |" in section
 
 
 CUT_OFF = """
