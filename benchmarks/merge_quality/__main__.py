@@ -38,6 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     unknown = set(options.kinds or ()) - set(preset.kinds)
     if unknown:
         parser.error(f"no such models in this grid: {', '.join(sorted(unknown))}")
+    if any(rate <= 0 for rate in options.rates or ()):
+        parser.error("--rates: a healing rate is greater than zero")
     home = OUTPUTS / "quick" if options.quick else OUTPUTS
     store = Store(options.store or home / "cells.jsonl")
     if not options.render:

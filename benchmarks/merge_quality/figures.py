@@ -32,7 +32,7 @@ def derive(records: Iterable[Record]) -> dict[str, Any]:
     """{"groups": one per merge, ratio, share and objective, each with medians; "targets": …}.
 
     Where healing rates were tried, "at_best" holds the same of every merge, and of the control, at
-    the rate that suits it best.
+    the rate that suits it best; "chosen" in it are the cells with their rates.
 
     Raises:
         MixedWeightsError: see there.
@@ -44,8 +44,10 @@ def derive(records: Iterable[Record]) -> dict[str, Any]:
     if not rated:
         return _derived(plain)
     untrained = {cell: record for cell, record in plain.items() if not cell.share}
-    at_best = _derived(untrained | best(rated))
+    chosen = best(rated)
+    at_best = _derived(untrained | chosen)
     at_best = {name: [x for x in found if x["share"]] for name, found in at_best.items()}
+    at_best["chosen"] = [Cell.of(record).to_json() for record in chosen.values()]
     return _derived(plain) | {"at_best": at_best}
 
 

@@ -42,7 +42,7 @@ class Cell:
     @property
     def key(self) -> str:
         name = f"{self.kind}-{self.seed} {self.merge} {self.ratio} {self.share:.0%}"
-        return f"{name} {self.objective}" + (f" at {self.rate:g}" if self.rate else "")
+        return f"{name} {self.objective}" + ("" if self.rate is None else f" at {self.rate:g}")
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -54,7 +54,7 @@ class Work:
         objective = cell.objective if steps else "lm"
         run = settings.run_config(
             path, preset, cell.seed, objective=objective, steps=max(1, steps),
-            rate=cell.rate or preset.rates.get(cell.merge, 1.0),
+            rate=preset.rates.get(cell.merge, 1.0) if cell.rate is None else cell.rate,
         )  # fmt: skip
         run.trainer["accelerator"] = "cpu"
         original, data = _original(path, self.preset), _text(path, self.preset, cell.seed)

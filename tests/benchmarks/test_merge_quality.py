@@ -19,6 +19,7 @@ from benchmarks.merge_quality.presets import FULL
 from benchmarks.merge_quality.rates_page import rates_section
 from benchmarks.merge_quality.schedule import RefusedError, go
 from benchmarks.merge_quality.store import Store
+from benchmarks.shared import settings
 from benchmarks.shared.settings import warmup_steps
 from benchmarks.shared.weights import MixedWeightsError
 from surgery.config.schema import Task
@@ -184,9 +185,21 @@ def test_rates_are_chosen_on_windows_that_no_figure_is_taken_from() -> None:
     assert group["all"]["share_of_mean_control"] == pytest.approx(0.15 / 0.6)
     assert group["all"]["closed"] == pytest.approx(1 - 0.05 / 2)  # of mean's with no training
     assert find(derived["at_best"]["groups"], "mean", "4:1", 0.05, "distill") is None
+    chosen = {(c["merge"], c["rate"]) for c in derived["at_best"]["chosen"]}
+    assert chosen == {(ORIGINAL, 0.2), ("mean", 1.0), ("optimal", 0.2)}
     section = "\n".join(rates_section(derived | {"cells": [*grid, *tried]}))
     assert "| a | 0 | mean | lm | **0.5000** | 0.4000 |" in section
     assert "| a | 0 | optimal | lm | 0.3000 | **0.0500** |" in section
+
+
+def test_the_windows_that_choose_a_rate_are_not_those_that_figures_come_from() -> None:
+    data = settings.text(settings.run_config("embedded", FULL, 0))
+    apart = [
+        {tuple(row) for batch in batches for row in batch["input_ids"].tolist()}
+        for batches in (settings.held_out(data, FULL), settings.tuning(data, FULL))
+    ]
+    assert [len(windows) for windows in apart] == [FULL.held_out_windows] * 2
+    assert not apart[0] & apart[1]
 
 
 CUT_OFF = """
