@@ -52,9 +52,10 @@ class AttentionStatistics(HeadMonitor):
         rows = None if rows == "all" else rows
         if rows is not None and (type(rows) is not int or rows < 1):
             raise ConfigError(
-                f"{self.name}.rows", "must be a whole number, at least 1, or null for all",
+                f"{self.name}.rows",
+                "must be a whole number, at least 1, or null for all",
                 given=rows,
-            )  # fmt: skip
+            )
         self.sampled_rows = rows
         self.seed = seed
         self._row_seed = seed

@@ -64,9 +64,7 @@ class HeadAlarms(Callback):
         warmup_steps: int = 0,
         action: str = "log",
     ) -> None:
-        self.thresholds = {
-            "collapse": collapse, "uniform": uniform, "logits": logits, "dead": dead
-        }  # fmt: skip
+        self.thresholds = {"collapse": collapse, "uniform": uniform, "logits": logits, "dead": dead}
         self.patience = patience
         self.warmup_steps = warmup_steps
         self.action = action
@@ -84,16 +82,19 @@ class HeadAlarms(Callback):
             if threshold is not None and not (number and 0 <= threshold <= top):
                 valid = "a number from 0" if kind == "logits" else "a number from 0 to 1"
                 raise ConfigError(
-                    f"{self.name}.{kind}", "is no threshold", given=threshold,
+                    f"{self.name}.{kind}",
+                    "is no threshold",
+                    given=threshold,
                     valid=f"{valid}, or null for no such alarm",
-                )  # fmt: skip
+                )
         for option, least in (("patience", 1), ("warmup_steps", 0)):
             value = getattr(self, option)
             if type(value) is not int or value < least:
                 raise ConfigError(
-                    f"{self.name}.{option}", f"must be a whole number, at least {least}",
+                    f"{self.name}.{option}",
+                    f"must be a whole number, at least {least}",
                     given=value,
-                )  # fmt: skip
+                )
         if self.action not in ACTIONS:
             raise ConfigError(
                 f"{self.name}.action", "is no action", given=self.action, valid=ACTIONS
@@ -161,11 +162,15 @@ class HeadAlarms(Callback):
         value = judged.value.nan_to_num()  # JSON knows no infinity
         raised = [
             Alarm(
-                alarm=kind, step=step, layer=places[index][0], head=places[index][1],
-                value=value[index].item(), threshold=judged.threshold[index].item(),
+                alarm=kind,
+                step=step,
+                layer=places[index][0],
+                head=places[index][1],
+                value=value[index].item(),
+                threshold=judged.threshold[index].item(),
             )
             for index in fresh.nonzero().flatten().tolist()
-        ]  # fmt: skip
+        ]
         self.alarms += raised
         text = _sentence(kind, raised)
         say(f"{self.name}: step {step}: {text}")

@@ -18,8 +18,10 @@ from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 from .head_picture import heatmap
 
 _OF_HEADS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "mean": torch.mean, "min": torch.amin, "max": torch.amax
-}  # fmt: skip
+    "mean": torch.mean,
+    "min": torch.amin,
+    "max": torch.amax,
+}
 
 
 @dataclass(frozen=True)

@@ -36,8 +36,10 @@ def heatmap(array: np.ndarray, title: str) -> Image.Image:
     picture = Image.new("RGB", (right + MARGIN, top + height + 2 * LINE + MARGIN), PAPER)
     draw = ImageDraw.Draw(picture)
     draw.text((left, MARGIN), title, TEXT, font)
-    picture.paste(_cells(array, low, high).resize((width, layers * side), Image.Resampling.NEAREST),
-                  (left, top))  # fmt: skip
+    picture.paste(
+        _cells(array, low, high).resize((width, layers * side), Image.Resampling.NEAREST),
+        (left, top),
+    )
     ramp = np.linspace(1, 0, height)[:, None]
     picture.paste(_cells(ramp, 0, 1).resize((BAR, height)), (scale, top))
     for number, place in zip(numbers, (0, height // 2 - 7, height - 14), strict=True):

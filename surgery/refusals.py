@@ -76,9 +76,11 @@ def _undeclared(key: str) -> ConfigError | None:
     if parts[2] not in operation_fields(parts[1]):
         return None
     return ConfigError(
-        key, "this operation is not among those declared", given=parts[1],
+        key,
+        "this operation is not among those declared",
+        given=parts[1],
         valid=f"attention=[{parts[1]}], or +recipe= one that has it",
-    )  # fmt: skip
+    )
 
 
 def _options(group: str) -> list[str]:

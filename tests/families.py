@@ -17,10 +17,17 @@ VOCAB = 61
 HEADS = 8
 
 _BASE = {
-    "vocab_size": VOCAB, "hidden_size": 64, "intermediate_size": 48, "num_hidden_layers": 2,
-    "num_attention_heads": HEADS, "num_key_value_heads": HEADS, "max_position_embeddings": 64,
-    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
-}  # fmt: skip
+    "vocab_size": VOCAB,
+    "hidden_size": 64,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": HEADS,
+    "num_key_value_heads": HEADS,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
 _WIDE = {"hidden_size": 32, "head_dim": 16}  # heads * head_dim is not hidden_size
 _MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 _LOCAL = {"num_local_experts": 4, "num_experts_per_tok": 2}
@@ -38,8 +45,15 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma2": ("gemma2", _WIDE | {"query_pre_attn_scalar": 16, "sliding_window": 6}),
     "gemma3": ("gemma3_text", _WIDE | {"query_pre_attn_scalar": 16, "sliding_window": 6}),
     "glm4": ("glm4", {"head_dim": 8, "attention_bias": True}),
-    "gpt_oss": ("gpt_oss", _LOCAL | {"head_dim": 8, "sliding_window": 6,
-                "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}),
+    "gpt_oss": (
+        "gpt_oss",
+        _LOCAL
+        | {
+            "head_dim": 8,
+            "sliding_window": 6,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+        },
+    ),
     "granite": ("granite", {}),
     "granitemoe": ("granitemoe", _LOCAL),
     "helium": ("helium", {"head_dim": 8}),
@@ -60,14 +74,25 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "smollm3": ("smollm3", {}),
     "stablelm": ("stablelm", {"use_qkv_bias": True}),
     "starcoder2": ("starcoder2", {"sliding_window": None}),
-}  # fmt: skip
+}
 # Hybrids: only some layers have keys to share.
 FAMILIES |= {
-    "falcon_h1": ("falcon_h1", {"head_dim": 8, "mamba_d_ssm": 64, "mamba_n_heads": 8,
-                  "mamba_d_head": 8, "mamba_d_state": 4}),
-    "minimax": ("minimax", _LOCAL | {"head_dim": 8, "block_size": 8,
-                "layer_types": ["linear_attention", "full_attention"]}),
-}  # fmt: skip
+    "falcon_h1": (
+        "falcon_h1",
+        {
+            "head_dim": 8,
+            "mamba_d_ssm": 64,
+            "mamba_n_heads": 8,
+            "mamba_d_head": 8,
+            "mamba_d_state": 4,
+        },
+    ),
+    "minimax": (
+        "minimax",
+        _LOCAL
+        | {"head_dim": 8, "block_size": 8, "layer_types": ["linear_attention", "full_attention"]},
+    ),
+}
 SEPARATE = list(FAMILIES)
 
 

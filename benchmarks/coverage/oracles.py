@@ -36,8 +36,9 @@ def first_heads_shared(
     def get(self: AttentionInterface, implementation: str, default: Callable[..., Any]) -> Any:
         attend = untouched(self, implementation, default)
 
-        def shared(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any,
-                   **options: Any) -> Any:  # fmt: skip
+        def shared(
+            module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **options: Any
+        ) -> Any:
             if id(module) in wanted:
                 path, count = wanted[id(module)]
                 calls[path] += 1

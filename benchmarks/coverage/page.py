@@ -53,14 +53,18 @@ def page(found: Mapping[str, Any]) -> str:
 
 
 def _counts(kinds: Mapping[str, Any], operations: list[str]) -> str:
-    lines = ["| kind | types | " + " | ".join(operations) + " |",
-             "| --- | --- |" + " --- |" * len(operations)]  # fmt: skip
+    lines = [
+        "| kind | types | " + " | ".join(operations) + " |",
+        "| --- | --- |" + " --- |" * len(operations),
+    ]
     for kind, types in kinds.items():
         for label, chosen in (
             ("all", types),
-            ("ordinary softmax attention",
-             {t: o for t, o in types.items() if t not in OTHER_ATTENTION}),
-        ):  # fmt: skip
+            (
+                "ordinary softmax attention",
+                {t: o for t, o in types.items() if t not in OTHER_ATTENTION},
+            ),
+        ):
             cells = []
             for operation in operations:
                 count = Counter(o[operation]["status"] for o in chosen.values() if operation in o)
@@ -70,8 +74,12 @@ def _counts(kinds: Mapping[str, Any], operations: list[str]) -> str:
 
 
 def _table(kind: str, types: Mapping[str, Any], operations: list[str]) -> str:
-    lines = [f"## {kind}", "", "| type | " + " | ".join(operations) + " |",
-             "| --- |" + " --- |" * len(operations)]  # fmt: skip
+    lines = [
+        f"## {kind}",
+        "",
+        "| type | " + " | ".join(operations) + " |",
+        "| --- |" + " --- |" * len(operations),
+    ]
     for name, outcomes in types.items():
         if "unbuildable" in outcomes:
             lines.append(f"| {name} | cannot be built here |" + " |" * (len(operations) - 1))

@@ -107,9 +107,17 @@ TINY: dict[str, int] = (
 )
 
 TOKENS = {
-    "pad": 0, "bos": 1, "eos": 2, "cls": 3, "sep": 4, "mask": 5, "decoder_start": 1, "unk": 6,
-    "forced_eos": 2, "forced_bos": 1,
-}  # fmt: skip
+    "pad": 0,
+    "bos": 1,
+    "eos": 2,
+    "cls": 3,
+    "sep": 4,
+    "mask": 5,
+    "decoder_start": 1,
+    "unk": 6,
+    "forced_eos": 2,
+    "forced_bos": 1,
+}
 # Fields that look like sizes of something else in these configs are left to EXCEPTIONS.
 
 

@@ -59,10 +59,12 @@ def _measure(
         return
     todo = grid.cells(
         {kind: preset.units[kind] for kind in ready},
-        options.estimators or preset.estimators, options.seeds or preset.seeds,
-        options.scopes or preset.scopes, options.amounts or preset.amounts,
+        options.estimators or preset.estimators,
+        options.seeds or preset.seeds,
+        options.scopes or preset.scopes,
+        options.amounts or preset.amounts,
         healed=not options.no_healing,
-    )  # fmt: skip
+    )
     if not options.again:
         kept = store.cells()
         todo = [cell for cell in todo if cell.key not in kept]
@@ -72,9 +74,15 @@ def _measure(
     store.append("run", run_of("benchmarks.importance", given, options, Targets._fields))
     work = Work(preset.name, folder, store.path.parent / "scores", options.threads)
     refused = go(
-        todo, store, work, change=_change, said=_said, workers=options.workers,
-        deadline=deadline, again=options.again,
-    )  # fmt: skip
+        todo,
+        store,
+        work,
+        change=_change,
+        said=_said,
+        workers=options.workers,
+        deadline=deadline,
+        again=options.again,
+    )
     left = sum(cell.key not in store.cells() for cell in todo)
     say(f"{len(todo) - left} cells measured, {left} left, {len(refused)} changes refused")
 

@@ -88,8 +88,10 @@ def foresight(cases: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             and case["agreement"][name]["all"] is not None
             and case["share_of_random"][run][name] is not None
         ]
-        found[run] = {"pairs": len(pairs), "spearman": spearman(*zip(*pairs, strict=True))
-                      if len(pairs) > 2 else None}  # fmt: skip
+        found[run] = {
+            "pairs": len(pairs),
+            "spearman": spearman(*zip(*pairs, strict=True)) if len(pairs) > 2 else None,
+        }
     return found
 
 
@@ -189,13 +191,15 @@ def _curve(
             == (name, scope, amount, healed)
         ]
         if records and base is not None:
-            points.append({
-                "amount": amount,
-                "removed": median(record["removed"] / record["heads"] for record in records),
-                "seeds": sorted(record["seed"] for record in records),
-                "loss": spread(record["loss"] for record in records),
-                "gap": spread(record["loss"] - base for record in records),
-            })  # fmt: skip
+            points.append(
+                {
+                    "amount": amount,
+                    "removed": median(record["removed"] / record["heads"] for record in records),
+                    "seeds": sorted(record["seed"] for record in records),
+                    "loss": spread(record["loss"] for record in records),
+                    "gap": spread(record["loss"] - base for record in records),
+                }
+            )
     return points
 
 

@@ -54,9 +54,13 @@ class LanguageModel:
     def heal(self, model: PreTrainedModel, seed: int) -> PreTrainedModel:
         preset = self.preset
         run = settings.run_config(
-            self.path, preset, seed, objective="distill", steps=preset.healing_steps,
+            self.path,
+            preset,
+            seed,
+            objective="distill",
+            steps=preset.healing_steps,
             rate=preset.healing_rate,
-        )  # fmt: skip
+        )
         run.trainer["accelerator"] = "cpu"
         return heal(model.requires_grad_(True), self.original, run, self._text(seed))
 

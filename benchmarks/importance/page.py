@@ -21,11 +21,16 @@ def page(figures: Mapping[str, Any], page_at: Path, picture: Path, scopes: Path)
     parts = [
         _HEAD,
         "## In short\n",
-        said.joined([
-            *said.agreement(figures), *said.cost(figures),
-            *said.losses(figures, "global", "As cut"), *said.losses(figures, "healed", "Healed"),
-            *said.healing(figures), *said.foresight(figures),
-        ]),
+        said.joined(
+            [
+                *said.agreement(figures),
+                *said.cost(figures),
+                *said.losses(figures, "global", "As cut"),
+                *said.losses(figures, "healed", "Healed"),
+                *said.healing(figures),
+                *said.foresight(figures),
+            ]
+        ),
         "\n## How it was asked\n",
         _setup(preset, figures),
         "## What agrees with what\n",
@@ -42,7 +47,7 @@ def page(figures: Mapping[str, Any], page_at: Path, picture: Path, scopes: Path)
         _limits(preset, figures),
         "## Runs\n",
         runs_said(figures["runs"], "importance.json"),
-    ]  # fmt: skip
+    ]
     return "\n".join(parts)
 
 
@@ -86,8 +91,9 @@ def _setup(preset: Mapping[str, Any], figures: Mapping[str, Any]) -> str:
     originals = {case["kind"]: case["original"] for case in figures["cases"]}
     lines = []
     for name, kind in preset["kinds"].items():
-        units = " and ".join("query heads" if u == "heads" else "KV groups"
-                             for u in preset["units"][name])  # fmt: skip
+        units = " and ".join(
+            "query heads" if u == "heads" else "KV groups" for u in preset["units"][name]
+        )
         trained = (
             f" Trained here for {kind['steps']} steps of {batch} x {length} tokens."
             if kind["steps"]
@@ -151,9 +157,9 @@ def _losses(case: Mapping[str, Any]) -> list[str]:
     parts = [f"### {case_name(case)[0].upper()}{case_name(case)[1:]}\n"]
     for run, title in RUN_NAMES.items():
         curves = case["pruning"][run]
-        amounts = sorted({
-            point["amount"] for curve in curves.values() for point in curve if point["removed"]
-        })  # fmt: skip
+        amounts = sorted(
+            {point["amount"] for curve in curves.values() for point in curve if point["removed"]}
+        )
         if not amounts:
             continue
         went = {p["amount"]: p["removed"] for curve in curves.values() for p in curve}

@@ -50,9 +50,13 @@ def _draw(figures: Mapping[str, Any], path: Path, runs: Mapping[str, tuple[str, 
     looks: list[Any] = [style for _, style in runs.values()]
     styles = [Line2D([], [], color="#333333", linestyle=look) for look in looks]
     figure.legend(
-        [*handles, *styles], [*ESTIMATORS, *(text for text, _ in runs.values())],
-        loc="outside upper center", ncols=len(handles) + len(styles), frameon=False, fontsize=8,
-    )  # fmt: skip
+        [*handles, *styles],
+        [*ESTIMATORS, *(text for text, _ in runs.values())],
+        loc="outside upper center",
+        ncols=len(handles) + len(styles),
+        frameon=False,
+        fontsize=8,
+    )
     figure.savefig(path)
 
 

@@ -70,25 +70,45 @@ _BERT = Kind(
 _KINDS = {**merging.FULL.kinds, _GQA.name: _GQA, _BERT.name: _BERT}
 
 FULL = Preset(
-    "full", _KINDS,
+    "full",
+    _KINDS,
     units={kind: (GROUPS, HEADS) if kind == _GQA.name else (HEADS,) for kind in _KINDS},
-    seq_len=512, batch_size=8, score_windows=32, held_out_windows=32,
+    seq_len=512,
+    batch_size=8,
+    score_windows=32,
+    held_out_windows=32,
     # Tried on a cut of 40% by gate_gradient. qwen3, KL afterwards (0.143 as cut): 0.089 at 0.05,
     # 0.081 at 0.1, 0.076 at 0.2, 0.095 at 0.5. bert, 1 - cosine (0.046 as cut): 0.025 at 1e-4,
     # 0.033 at 3e-4. What `random` cuts would want more (bert: 0.142 at 1e-4, 0.130 at 3e-4).
-    healing_steps=26, healing_rate=0.2,
-    score_sentences=128, held_out_sentences=256, sentence_tokens=32, sentence_batch=32,
+    healing_steps=26,
+    healing_rate=0.2,
+    score_sentences=128,
+    held_out_sentences=256,
+    sentence_tokens=32,
+    sentence_batch=32,
     sentence_rate=1e-4,
-    seeds=(0,), amounts=(0.1, 0.2, 0.3, 0.4, 0.5, 0.6),
-)  # fmt: skip
+    seeds=(0,),
+    amounts=(0.1, 0.2, 0.3, 0.4, 0.5, 0.6),
+)
 
 _TINY = merging.QUICK.kinds["tiny"]
 QUICK = Preset(
-    "quick", {_TINY.name: _TINY, BERT: _BERT}, units={_TINY.name: (HEADS,), BERT: (HEADS,)},
-    seq_len=64, batch_size=4, score_windows=8, held_out_windows=8,
-    healing_steps=2, healing_rate=0.5,
-    score_sentences=4, held_out_sentences=8, sentence_tokens=12, sentence_batch=4,
+    "quick",
+    {_TINY.name: _TINY, BERT: _BERT},
+    units={_TINY.name: (HEADS,), BERT: (HEADS,)},
+    seq_len=64,
+    batch_size=4,
+    score_windows=8,
+    held_out_windows=8,
+    healing_steps=2,
+    healing_rate=0.5,
+    score_sentences=4,
+    held_out_sentences=8,
+    sentence_tokens=12,
+    sentence_batch=4,
     sentence_rate=3e-4,
-    seeds=(0,), amounts=(0.4,), scopes=("global",),
-)  # fmt: skip
+    seeds=(0,),
+    amounts=(0.4,),
+    scopes=("global",),
+)
 PRESETS = {preset.name: preset for preset in (FULL, QUICK)}

@@ -60,9 +60,13 @@ class SentenceModel:
                 judged["target"] = target
             batches.append(judged)
         return score_heads(
-            self._judged, batches, estimator, units=(unit,), seed=seed,
+            self._judged,
+            batches,
+            estimator,
+            units=(unit,),
+            seed=seed,
             task=Task.sequence_classification,
-        )  # fmt: skip
+        )
 
     @torch.inference_mode()
     def measure(self, model: PreTrainedModel) -> dict[str, float]:
@@ -109,10 +113,13 @@ class SentenceModel:
         for start in range(0, len(texts), size):
             found.append(
                 self._tokenizer(
-                    texts[start : start + size], padding=True, truncation=True,
-                    max_length=self.preset.sentence_tokens, return_tensors="pt",
+                    texts[start : start + size],
+                    padding=True,
+                    truncation=True,
+                    max_length=self.preset.sentence_tokens,
+                    return_tensors="pt",
                 ).data
-            )  # fmt: skip
+            )
         return found
 
     @torch.inference_mode()

@@ -82,10 +82,13 @@ class Work:
             else ("scores", "standard_errors")
         )
         return {
-            "scores": kept[rows], "standard_errors": kept[errors], "batches": table.batches,
-            "unit_of_scores": table.unit_of_scores, "forward_seconds": (before + after) / 2,
+            "scores": kept[rows],
+            "standard_errors": kept[errors],
+            "batches": table.batches,
+            "unit_of_scores": table.unit_of_scores,
+            "forward_seconds": (before + after) / 2,
             "seconds": {"score": score, "forward": before + after},
-        }  # fmt: skip
+        }
 
     def _prune(self, cell: Cell, it: Subject, weights: str) -> dict[str, Any]:
         seconds: dict[str, float] = {}
@@ -132,12 +135,16 @@ def chosen(sites: Sequence[Site], cell: Cell, scores: Path) -> dict[int, list[in
     Where query heads share KV heads, `heads` goes by one query head of every KV head at a time.
     """
     shared = any(site.group_size > 1 for site in sites)
-    (operation,) = parse_operations({
-        "prune_heads": {
-            "amount": cell.amount, "scores": str(scores), "scope": cell.scope,
-            "cut": "queries" if shared and cell.unit != GROUPS else "groups",
+    (operation,) = parse_operations(
+        {
+            "prune_heads": {
+                "amount": cell.amount,
+                "scores": str(scores),
+                "scope": cell.scope,
+                "cut": "queries" if shared and cell.unit != GROUPS else "groups",
+            }
         }
-    })  # fmt: skip
+    )
     assert isinstance(operation, PruneHeads)
     return {layer: heads for layer, heads in operation.choose(sites).items() if heads}
 

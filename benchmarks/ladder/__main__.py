@@ -54,15 +54,21 @@ def main(arguments: list[str] | None = None) -> None:
     if options.malloc == "keep":
         timing.keep_pages()
     figures = run(
-        preset, options.lengths or preset.lengths, options.workloads, options.rounds,
+        preset,
+        options.lengths or preset.lengths,
+        options.workloads,
+        options.rounds,
         60 * options.budget_minutes,
-    )  # fmt: skip
+    )
     given = sys.argv[1:] if arguments is None else arguments
     command = " ".join(["python", "-m", "benchmarks.ladder", *given])
     whole = {
-        "command": command, "malloc": options.malloc, **figures,
-        "machine": machine(), "versions": versions(),
-    }  # fmt: skip
+        "command": command,
+        "malloc": options.malloc,
+        **figures,
+        "machine": machine(),
+        "versions": versions(),
+    }
     path = options.out or FOLDER / f"ladder-{_place(preset, options.malloc)}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
@@ -82,9 +88,10 @@ def run(
     copied = timing.bandwidth(preset.device, preset.probe_bytes)
     models = climb(preset, max(lengths))
     tokens = torch.randint(
-        preset.vocabulary, (preset.batch, max(lengths)),
+        preset.vocabulary,
+        (preset.batch, max(lengths)),
         generator=torch.Generator().manual_seed(1),
-    ).to(preset.device)  # fmt: skip
+    ).to(preset.device)
     errors = differences(models, tokens[:, : min(_COMPARED_TOKENS, max(lengths))])
     wrong = {pair: error for pair, error in errors.items() if error > TOLERANCE[preset.dtype]}
     if wrong:
@@ -137,13 +144,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--workloads", nargs="+", choices=list(WORKLOADS), default=list(WORKLOADS))
     parser.add_argument(
-        "--budget-minutes", type=float, default=60.0,
+        "--budget-minutes",
+        type=float,
+        default=60.0,
         help=f"fewer rounds, though {timing.MIN_ROUNDS} at least, where it would take longer",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--malloc", choices=["default", "keep"], default="default",
+        "--malloc",
+        choices=["default", "keep"],
+        default="default",
         help="keep: freed memory is reused, so that no time goes into fresh pages (glibc)",
-    )  # fmt: skip
+    )
     parser.add_argument("--out", type=Path, help="where the JSON goes; nothing is drawn then")
     parser.add_argument("--render", action="store_true", help="draw only")
     return parser
@@ -168,10 +179,13 @@ def _add_bound(rung: dict[str, Any], seconds: float) -> None:
 
 def _line(cell: Mapping[str, Any]) -> str:
     return ", ".join(
-        f"{name} {rung['speedup']['median']:.2f}x" if "speedup" in rung
-        else f"{name} {rung['median']:.4g} ms" if "median" in rung else f"{name} {rung['failed']}"
+        f"{name} {rung['speedup']['median']:.2f}x"
+        if "speedup" in rung
+        else f"{name} {rung['median']:.4g} ms"
+        if "median" in rung
+        else f"{name} {rung['failed']}"
         for name, rung in cell.items()
-    )  # fmt: skip
+    )
 
 
 def _better(results: Mapping[str, Any]) -> str:

@@ -61,14 +61,40 @@ class Preset:
 PRESETS = {
     preset.name: preset
     for preset in (
-        Preset("cpu", 1024, 2752, 2, 32, 8, 2048, "float32", "cpu", 1, 16, 2**30,
-               (512, 1024, 2048, 4096)),
+        Preset(
+            "cpu",
+            1024,
+            2752,
+            2,
+            32,
+            8,
+            2048,
+            "float32",
+            "cpu",
+            1,
+            16,
+            2**30,
+            (512, 1024, 2048, 4096),
+        ),
         # Layers of Llama-2-7B, eight of its 32.
-        Preset("gpu", 4096, 11008, 8, 32, 8, 2048, "bfloat16", "cuda", 1, 32, 2**32,
-               (512, 1024, 2048, 4096, 8192, 16384, 32768)),
+        Preset(
+            "gpu",
+            4096,
+            11008,
+            8,
+            32,
+            8,
+            2048,
+            "bfloat16",
+            "cuda",
+            1,
+            32,
+            2**32,
+            (512, 1024, 2048, 4096, 8192, 16384, 32768),
+        ),
         Preset("tiny", 64, 176, 2, 8, 2, 64, "float32", "cpu", 1, 2, 2**24, (32, 64)),
     )
-}  # fmt: skip
+}
 
 
 def operations(preset: Preset) -> dict[str, dict[str, Any]]:

@@ -59,9 +59,13 @@ def draw(runs: Sequence[Mapping[str, Any]], path: Path) -> None:
         row[0].set_ylabel(f"speed-up\n{_machine(run)}", fontsize=8)
     handles, labels = grid[0][0].get_legend_handles_labels()
     figure.legend(
-        handles, labels, loc="outside upper center", ncols=5 if wide > 2 else 2, frameon=False,
+        handles,
+        labels,
+        loc="outside upper center",
+        ncols=5 if wide > 2 else 2,
+        frameon=False,
         fontsize=8,
-    )  # fmt: skip
+    )
     figure.savefig(path)
 
 
@@ -73,15 +77,21 @@ def _panel(axes: Any, run: Mapping[str, Any], cells: Mapping[str, Any], *, ladde
         speedups = [cell[rung].get("speedup") for cell in cells.values()]
         shown = [
             (place, s["median"], s["median"] - s["min"], s["max"] - s["median"])
-            for place, s in zip(places, speedups, strict=True) if s
-        ]  # fmt: skip
+            for place, s in zip(places, speedups, strict=True)
+            if s
+        ]
         if not shown:
             continue
         at, heights, below, above = zip(*shown, strict=True)
         bars = axes.bar(
-            at, heights, width * 0.92, color=_COLOURS[number], label=_LABELS[number],
-            yerr=(below, above), error_kw={"linewidth": 0.7, "ecolor": "#333333"},
-        )  # fmt: skip
+            at,
+            heights,
+            width * 0.92,
+            color=_COLOURS[number],
+            label=_LABELS[number],
+            yerr=(below, above),
+            error_kw={"linewidth": 0.7, "ecolor": "#333333"},
+        )
         if number:
             texts = [f"{height:.1f}" for height in heights]
             axes.bar_label(bars, texts, fontsize=6, padding=1)

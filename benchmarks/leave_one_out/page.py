@@ -64,6 +64,8 @@ def _line(one: Mapping[str, Any]) -> str:
 
 
 def _memory(one: Mapping[str, Any]) -> str:
-    taken = [one["memory"][way]["peak_bytes"] - one["memory"][way]["before_bytes"]
-             for way in ("plain", "shared")]  # fmt: skip
+    taken = [
+        one["memory"][way]["peak_bytes"] - one["memory"][way]["before_bytes"]
+        for way in ("plain", "shared")
+    ]
     return f"| {one['name']} | " + " | ".join(f"{size / 1e6:.0f} MB" for size in taken) + " |"

@@ -60,10 +60,16 @@ def build(subject: Subject) -> PreTrainedModel:
     torch.manual_seed(SEED)
     heads = subject.hidden // 32
     config = LlamaConfig(
-        vocab_size=259, hidden_size=subject.hidden, intermediate_size=subject.hidden * 11 // 4,
-        num_hidden_layers=subject.layers, num_attention_heads=heads, num_key_value_heads=heads,
-        max_position_embeddings=2048, pad_token_id=0, tie_word_embeddings=True,
-    )  # fmt: skip
+        vocab_size=259,
+        hidden_size=subject.hidden,
+        intermediate_size=subject.hidden * 11 // 4,
+        num_hidden_layers=subject.layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        max_position_embeddings=2048,
+        pad_token_id=0,
+        tie_word_embeddings=True,
+    )
     return LlamaForCausalLM(config).eval()
 
 

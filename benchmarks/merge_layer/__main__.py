@@ -74,11 +74,14 @@ def run(preset: Preset, repeats: int) -> dict[str, Any]:
         "collecting": collected,
         "file_bytes": on_disk,
         "alternatives": {
-            "mean": {**pooled, "seconds_ratio": optimal["seconds"] / pooled["seconds"],
-                     "peak_ratio": optimal["peak_bytes"] / pooled["peak_bytes"]},
+            "mean": {
+                **pooled,
+                "seconds_ratio": optimal["seconds"] / pooled["seconds"],
+                "peak_ratio": optimal["peak_bytes"] / pooled["peak_bytes"],
+            },
             "hidden x hidden per head": {"kept_bytes": naive, "kept_ratio": naive / kept},
         },
-    }  # fmt: skip
+    }
 
 
 def fresh(function: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:

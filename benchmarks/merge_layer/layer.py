@@ -42,8 +42,11 @@ class Preset:
         return min(self.length, -(-self.windows * self.rows // self.measured))
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "head_dim": self.hidden // self.heads,
-                "measured_rows": self.measured_rows}  # fmt: skip
+        return {
+            **asdict(self),
+            "head_dim": self.hidden // self.heads,
+            "measured_rows": self.measured_rows,
+        }
 
 
 PRESETS = {

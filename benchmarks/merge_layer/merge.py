@@ -39,15 +39,16 @@ def optimal(path: Path, kv_heads: int) -> dict[str, Any]:
     with _timed(phases, "refit solve"):
         made, _ = refit.solve(weight.double(), None, Calibration().ridge)
     return {
-        "phases_s": {name: phases[name] for name in
-                     ("grouping", "keys", "values", "assembly", "refit solve")},
+        "phases_s": {
+            name: phases[name] for name in ("grouping", "keys", "values", "assembly", "refit solve")
+        },
         "seconds": sum(phases.values()),
         "peak_bytes": peak(),
         "peak_bytes_after": {**peaks, "refit solve": peak()},
         "resident_before_bytes": before,
         "losses": merge.losses,
         "finite": bool(made.isfinite().all()),
-    }  # fmt: skip
+    }
 
 
 @torch.no_grad()

@@ -70,16 +70,23 @@ def _measure(
     todo = [
         cell
         for cell in grid.cells(
-            kinds, seeds, options.merges or preset.merges, options.ratios or preset.ratios,
-            options.shares or preset.shares, options.objectives or preset.objectives,
+            kinds,
+            seeds,
+            options.merges or preset.merges,
+            options.ratios or preset.ratios,
+            options.shares or preset.shares,
+            options.objectives or preset.objectives,
             None if options.seeds else preset.healed_seeds,
         )
         + grid.rated(
-            kinds, options.seeds or preset.healed_seeds, options.merges or grid.MAIN_MERGES,
-            options.objectives or preset.objectives, options.rates or (),
+            kinds,
+            options.seeds or preset.healed_seeds,
+            options.merges or grid.MAIN_MERGES,
+            options.objectives or preset.objectives,
+            options.rates or (),
         )
         if (cell.kind, cell.seed) in ready
-    ]  # fmt: skip
+    ]
     if not options.again:
         kept = store.cells()
         todo = [cell for cell in todo if cell.key not in kept]
@@ -124,8 +131,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--ratios", nargs="+", choices=grid.RATIOS)
     add("--shares", nargs="+", type=float, choices=grid.SHARES, help="of the training tokens")
     add("--objectives", nargs="+", choices=grid.OBJECTIVES)
-    add("--rates", nargs="+", type=float, help="after the grid, what the targets are about at "
-        "these healing rates, multiples of the project's default")  # fmt: skip
+    add(
+        "--rates",
+        nargs="+",
+        type=float,
+        help="after the grid, what the targets are about at "
+        "these healing rates, multiples of the project's default",
+    )
     return parser
 
 

@@ -92,21 +92,43 @@ def of_cell(found: Mapping[Cell, Record], cell: Cell) -> Figures:
 def targets(groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The claims made for `optimal`, each with what came out; `reached` is None if nothing did."""
     found = [
-        _target(groups, "gap with no training, as a share of mean's",
-                "share_of_mean", 0.0, NO_TRAINING, at_most=1 / 6),
-        _target(groups, "gap with no training, as a share of aligned_renorm's",
-                "share_of_aligned_renorm", 0.0, NO_TRAINING, at_most=1 / 3),
-    ]  # fmt: skip
+        _target(
+            groups,
+            "gap with no training, as a share of mean's",
+            "share_of_mean",
+            0.0,
+            NO_TRAINING,
+            at_most=1 / 6,
+        ),
+        _target(
+            groups,
+            "gap with no training, as a share of aligned_renorm's",
+            "share_of_aligned_renorm",
+            0.0,
+            NO_TRAINING,
+            at_most=1 / 3,
+        ),
+    ]
     for objective in ("distill", "lm"):
         for suffix, against in AGAINST.items():
             found += [
-                _target(groups, f"of mean's untrained gap closed after 5%, {objective}, "
-                        f"against {against}",
-                        f"closed{suffix}", LONG, objective, at_least=0.97),
-                _target(groups, f"gap left after 5%, as a share of mean's, {objective}, "
-                        f"against {against}",
-                        f"share_of_mean{suffix}", LONG, objective, at_most=1 / 5),
-            ]  # fmt: skip
+                _target(
+                    groups,
+                    f"of mean's untrained gap closed after 5%, {objective}, against {against}",
+                    f"closed{suffix}",
+                    LONG,
+                    objective,
+                    at_least=0.97,
+                ),
+                _target(
+                    groups,
+                    f"gap left after 5%, as a share of mean's, {objective}, against {against}",
+                    f"share_of_mean{suffix}",
+                    LONG,
+                    objective,
+                    at_most=1 / 5,
+                ),
+            ]
     return found
 
 
@@ -142,10 +164,17 @@ def _target(
     if value is not None:
         reached = value <= at_most if at_most is not None else value >= (at_least or 0)
     return {
-        "what": what, "figure": figure, "ratio": MAIN_RATIO, "share": share,
-        "objective": objective, "at_most": at_most, "at_least": at_least,
-        "kinds": per_kind, "median": value, "reached": reached,
-    }  # fmt: skip
+        "what": what,
+        "figure": figure,
+        "ratio": MAIN_RATIO,
+        "share": share,
+        "objective": objective,
+        "at_most": at_most,
+        "at_least": at_least,
+        "kinds": per_kind,
+        "median": value,
+        "reached": reached,
+    }
 
 
 def _group(group: Cell, per_kind: Mapping[str, Mapping[int, Figures]]) -> dict[str, Any]:
@@ -159,13 +188,15 @@ def _group(group: Cell, per_kind: Mapping[str, Mapping[int, Figures]]) -> dict[s
         for kind, seeds in per_kind.items()
     }
     return {
-        "merge": group.merge, "ratio": group.ratio, "share": group.share,
+        "merge": group.merge,
+        "ratio": group.ratio,
+        "share": group.share,
         "objective": group.objective,
         "seeds": {kind: sorted(seeds) for kind, seeds in per_kind.items()},
         "all": {name: _median(figures[name] for figures in kinds.values()) for name in names},
         "kinds": kinds,
         "spread": spread,
-    }  # fmt: skip
+    }
 
 
 def _minus(a: float | None, b: float | None) -> float | None:

@@ -107,9 +107,14 @@ def _setup(preset: Mapping[str, Any], measured: Groups) -> str:
         f"{preset['held_out_windows']} windows of other files.",
     ]
     whole = cells(
-        list(preset["kinds"]), preset["seeds"], preset["merges"], preset["ratios"],
-        preset["shares"], preset["objectives"], preset["healed_seeds"],
-    )  # fmt: skip
+        list(preset["kinds"]),
+        preset["seeds"],
+        preset["merges"],
+        preset["ratios"],
+        preset["shares"],
+        preset["objectives"],
+        preset["healed_seeds"],
+    )
     lines.append(
         f"- Measured so far: {len(measured)} of the grid's {len(whole)} cells; a run goes "
         "on where the last was cut off. With no training all seeds "
@@ -172,10 +177,18 @@ def _untrained(preset: Mapping[str, Any], groups: Groups, ratio: str) -> list[st
     rows = []
     for merge, kind, found, spread in _lines(preset, groups, ratio, 0.0, NO_TRAINING):
         rows.append(
-            [kind, merge, _f(found["gap"]), _span(spread, "gap"), _f(found["share_of_mean"], 3),
-             _f(found["share_of_aligned_renorm"], 3), _f(found["kl"]), _p(found["agreement"]),
-             _f(found["entropy"], 3)]
-        )  # fmt: skip
+            [
+                kind,
+                merge,
+                _f(found["gap"]),
+                _span(spread, "gap"),
+                _f(found["share_of_mean"], 3),
+                _f(found["share_of_aligned_renorm"], 3),
+                _f(found["kl"]),
+                _p(found["agreement"]),
+                _f(found["entropy"], 3),
+            ]
+        )
     return table(head, rows) if rows else ["Nothing measured."]
 
 

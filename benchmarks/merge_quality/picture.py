@@ -46,9 +46,13 @@ def draw(figures: Mapping[str, Any], path: Path) -> None:
         for handle, text in zip(*axes.get_legend_handles_labels(), strict=True)
     }
     figure.legend(
-        list(handles.values()), list(handles), loc="outside upper center",
-        ncols=len(MERGES), frameon=False, fontsize=8,
-    )  # fmt: skip
+        list(handles.values()),
+        list(handles),
+        loc="outside upper center",
+        ncols=len(MERGES),
+        frameon=False,
+        fontsize=8,
+    )
     figure.savefig(path)
 
 

@@ -47,9 +47,14 @@ class Preset:
 
 
 _LLAMA_KEYS = (
-    "rope_parameters", "hidden_size", "intermediate_size", "num_hidden_layers",
-    "num_attention_heads", "num_key_value_heads", "max_position_embeddings",
-)  # fmt: skip
+    "rope_parameters",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "max_position_embeddings",
+)
 
 _KINDS = (
     Kind(EMBEDDED, "Llama: RoPE, hidden 256, 4 layers, 8 heads of 32", 2600),
@@ -99,22 +104,44 @@ _TINY = Kind(
 )
 
 FULL = Preset(
-    "full", {kind.name: kind for kind in _KINDS}, seq_len=512, batch_size=8,
-    calibration_windows=64, held_out_windows=96, entropy_rows=64,
-    seeds=(0, 1, 2), healed_seeds=(0,),
+    "full",
+    {kind.name: kind for kind in _KINDS},
+    seq_len=512,
+    batch_size=8,
+    calibration_windows=64,
+    held_out_windows=96,
+    entropy_rows=64,
+    seeds=(0, 1, 2),
+    healed_seeds=(0,),
     merges=("mean", "first", "aligned", "aligned_renorm", "optimal"),
-    ratios=("2:1", "4:1", "MQA"), shares=(0.0, 0.01, 0.05), objectives=("lm", "distill"),
+    ratios=("2:1", "4:1", "MQA"),
+    shares=(0.0, 0.01, 0.05),
+    objectives=("lm", "distill"),
     # A model that lost little is thrown further by a large step than it has to go. Tried on qwen3,
     # 4:1, distilled on 5%, KL afterwards: optimal 0.102 at 1, 0.056 at 0.3, 0.053 at 0.1; mean
     # 0.514 at 1, 0.374 at 0.5.
     rates={
-        "original": 0.2, "optimal": 0.2,
-        "mean": 0.5, "first": 0.5, "aligned": 0.5, "aligned_renorm": 0.5,
+        "original": 0.2,
+        "optimal": 0.2,
+        "mean": 0.5,
+        "first": 0.5,
+        "aligned": 0.5,
+        "aligned_renorm": 0.5,
     },
-)  # fmt: skip
+)
 QUICK = Preset(
-    "quick", {_TINY.name: _TINY}, seq_len=64, batch_size=4, calibration_windows=8,
-    held_out_windows=8, entropy_rows=16, seeds=(0,), healed_seeds=(0,),
-    merges=("mean", "first"), ratios=("4:1",), shares=(0.0, 0.05), objectives=("lm", "distill"),
-)  # fmt: skip
+    "quick",
+    {_TINY.name: _TINY},
+    seq_len=64,
+    batch_size=4,
+    calibration_windows=8,
+    held_out_windows=8,
+    entropy_rows=16,
+    seeds=(0,),
+    healed_seeds=(0,),
+    merges=("mean", "first"),
+    ratios=("4:1",),
+    shares=(0.0, 0.05),
+    objectives=("lm", "distill"),
+)
 PRESETS = {preset.name: preset for preset in (FULL, QUICK)}

@@ -53,9 +53,13 @@ class Work:
         steps = preset.healing_steps(cell.kind, cell.share)
         objective = cell.objective if steps else "lm"
         run = settings.run_config(
-            path, preset, cell.seed, objective=objective, steps=max(1, steps),
+            path,
+            preset,
+            cell.seed,
+            objective=objective,
+            steps=max(1, steps),
             rate=preset.rates.get(cell.merge, 1.0) if cell.rate is None else cell.rate,
-        )  # fmt: skip
+        )
         run.trainer["accelerator"] = "cpu"
         original, data = _original(path, self.preset), _text(path, self.preset, cell.seed)
         heads = kv_heads(cell.ratio, HEADS)
@@ -77,9 +81,12 @@ class Work:
         figures = evaluate(model, original, settings.held_out(data, preset), preset.entropy_rows)
         if cell.rate is not None:
             figures["tuning_loss"] = mean_loss(
-                model, settings.tuning(data, preset), Task.causal_lm,
-                total=preset.held_out_windows // preset.batch_size, label="tuning",
-            )  # fmt: skip
+                model,
+                settings.tuning(data, preset),
+                Task.causal_lm,
+                total=preset.held_out_windows // preset.batch_size,
+                label="tuning",
+            )
         seconds["evaluate"] = time.perf_counter() - started
         return cell.to_json() | {
             "kv_heads": heads,

@@ -6,8 +6,18 @@ import torch
 
 # As `surgery.observation` defines them. The largest logit and the norm of a head's output are not
 # to be had from a map.
-NAMES = ("attention_entropy", "normalized_entropy", "saturation", "confidence", "first_token",
-         "previous_token", "own_token", "same_token", "induction", "distance")  # fmt: skip
+NAMES = (
+    "attention_entropy",
+    "normalized_entropy",
+    "saturation",
+    "confidence",
+    "first_token",
+    "previous_token",
+    "own_token",
+    "same_token",
+    "induction",
+    "distance",
+)
 _SATURATED = 0.99
 
 
@@ -36,12 +46,20 @@ def _of_head(
     # The first row sees one key alone: it has no choice.
     rows, reach = weights[1:], places.to(weights.dtype)
     largest = rows.amax(-1)
-    return torch.stack([
-        entropy.mean(), (entropy[1:] / (reach[1:] + 1).log()).mean(),
-        (largest > _SATURATED).float().mean(), largest.mean(), rows[:, 0].mean(),
-        weights.diagonal(-1).mean(), weights.diagonal()[1:].mean(),
-        _mass(weights, equal), _mass(weights, follows), (reach[1:] - rows @ reach).mean(),
-    ])  # fmt: skip
+    return torch.stack(
+        [
+            entropy.mean(),
+            (entropy[1:] / (reach[1:] + 1).log()).mean(),
+            (largest > _SATURATED).float().mean(),
+            largest.mean(),
+            rows[:, 0].mean(),
+            weights.diagonal(-1).mean(),
+            weights.diagonal()[1:].mean(),
+            _mass(weights, equal),
+            _mass(weights, follows),
+            (reach[1:] - rows @ reach).mean(),
+        ]
+    )
 
 
 def _mass(weights: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:

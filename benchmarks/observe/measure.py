@@ -35,10 +35,13 @@ def spread(
     for name, values in wall.items():
         ratios = _ratios(values, wall[PLAIN])
         result[name] = {
-            "seconds": median(values), "all": list(values), "ratio": median(ratios),
-            "ratio_range": [min(ratios), max(ratios)], "cpu_all": list(cpu[name]),
+            "seconds": median(values),
+            "all": list(values),
+            "ratio": median(ratios),
+            "ratio_range": [min(ratios), max(ratios)],
+            "cpu_all": list(cpu[name]),
             "cpu_ratio": median(_ratios(cpu[name], cpu[PLAIN])),
-        }  # fmt: skip
+        }
     return result
 
 

@@ -22,9 +22,12 @@ def page(figures: Mapping[str, Any]) -> str:
     machine, versions = figures["machine"], figures["versions"]
     cells = figures["lengths"]
     names = {
-        WATCHED: f"every step, {rows} rows", PICTURED: "the same, pictures drawn",
-        ALL: "every step, all rows", EAGER: "eager, not watched", EXPLICIT: "explicit map",
-    }  # fmt: skip
+        WATCHED: f"every step, {rows} rows",
+        PICTURED: "the same, pictures drawn",
+        ALL: "every step, all rows",
+        EAGER: "eager, not watched",
+        EXPLICIT: "explicit map",
+    }
     head = ["tokens", "plain step", "default cadence", *(names[one] for one in SHOWN), LENS]
     times = [_times(length, cell) for length, cell in cells.items()]
     memory_head = ["tokens", *(names[one] for one in SHOWN if one != PICTURED), LENS]
@@ -102,9 +105,12 @@ def _times(length: str, cell: Mapping[str, Any]) -> list[str]:
     found = cell["time"]
     lens = NOTHING if cell["lens"] is None else _ratio(cell["lens"]["time"][LENS])
     return [
-        length, f"{found['plain']['seconds']:.3g} s", f"{cell['default']['derived']:+.2%}",
-        *(_ratio(found[one]) for one in SHOWN), lens,
-    ]  # fmt: skip
+        length,
+        f"{found['plain']['seconds']:.3g} s",
+        f"{cell['default']['derived']:+.2%}",
+        *(_ratio(found[one]) for one in SHOWN),
+        lens,
+    ]
 
 
 def _cpu(length: str, cell: Mapping[str, Any]) -> list[str]:
@@ -131,8 +137,9 @@ def _size(value: int) -> str:
 def _direct(cells: Mapping[str, Any]) -> str:
     found = [
         f"{cell['default']['direct']['overhead']:+.1%} at {length}"
-        for length, cell in cells.items() if "direct" in cell["default"]
-    ]  # fmt: skip
+        for length, cell in cells.items()
+        if "direct" in cell["default"]
+    ]
     return f"Measured directly, in blocks of 25 steps: {', '.join(found)}." if found else ""
 
 

@@ -32,8 +32,13 @@ def draw(figures: Mapping[str, Any], path: Path) -> None:
     figure.set_layout_engine("constrained")
     left, right = figure.subplots(1, 2)
     for name, (label, colour, marker) in _LINES.items():
-        look = {"color": colour, "marker": marker, "label": label.format(rows=figures["rows"]),
-                "linewidth": 1.4, "markersize": 5}  # fmt: skip
+        look = {
+            "color": colour,
+            "marker": marker,
+            "label": label.format(rows=figures["rows"]),
+            "linewidth": 1.4,
+            "markersize": 5,
+        }
         if name == LENS and any(cell["lens"] is None for cell in cells.values()):
             continue
         times = [max(_LEAST, _time(cell, name)) for cell in cells.values()]

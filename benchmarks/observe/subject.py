@@ -59,11 +59,17 @@ def build(preset: Preset, length: int, implementation: str) -> LlamaForCausalLM:
     """In fp32 on the CPU, in training mode; the same weights at every call."""
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=preset.hidden, num_hidden_layers=preset.layers,
-        intermediate_size=preset.hidden * 11 // 4, num_attention_heads=preset.heads,
-        num_key_value_heads=preset.kv_heads, head_dim=preset.head_dim,
-        max_position_embeddings=length, attn_implementation=implementation, use_cache=False,
-    )  # fmt: skip
+        vocab_size=VOCABULARY,
+        hidden_size=preset.hidden,
+        num_hidden_layers=preset.layers,
+        intermediate_size=preset.hidden * 11 // 4,
+        num_attention_heads=preset.heads,
+        num_key_value_heads=preset.kv_heads,
+        head_dim=preset.head_dim,
+        max_position_embeddings=length,
+        attn_implementation=implementation,
+        use_cache=False,
+    )
     return LlamaForCausalLM(config).train()
 
 

@@ -49,15 +49,31 @@ def judged(figures: Mapping[str, Any]) -> list[dict[str, Any]]:
     default = max(cell["default"]["derived"] for cell in cells.values())
     return [
         _target("time at the default cadence, any length", "at most 2%", default, default <= 0.02),
-        _target(f"time, every step, {figures['rows']} rows, from {LONG} tokens", "at most 10%",
-                max(long, default=None), max(long, default=1.0) <= 0.1),
-        _target("growth of extra memory when the length doubles", "at most 2.5 times", grown,
-                grown is not None and grown <= 2.5),
-        _target("extra memory at the longest, explicit map / every step", "at least 10", less,
-                less >= 10),
-        _target("extra time at the longest, explicit map / every step", "at least 5", quicker,
-                quicker >= 5),
-    ]  # fmt: skip
+        _target(
+            f"time, every step, {figures['rows']} rows, from {LONG} tokens",
+            "at most 10%",
+            max(long, default=None),
+            max(long, default=1.0) <= 0.1,
+        ),
+        _target(
+            "growth of extra memory when the length doubles",
+            "at most 2.5 times",
+            grown,
+            grown is not None and grown <= 2.5,
+        ),
+        _target(
+            "extra memory at the longest, explicit map / every step",
+            "at least 10",
+            less,
+            less >= 10,
+        ),
+        _target(
+            "extra time at the longest, explicit map / every step",
+            "at least 5",
+            quicker,
+            quicker >= 5,
+        ),
+    ]
 
 
 def _target(what: str, wanted: str, value: float | None, reached: bool) -> dict[str, Any]:

@@ -25,8 +25,13 @@ ROWS = 64
 # A multiple of any step count here: pictures are drawn at step 0, and not again.
 NEVER = 10**9
 PLAIN, WATCHED, PICTURED, ALL, EAGER, EXPLICIT = (
-    "plain", "watched", "pictured", "all rows", "eager", "explicit map"
-)  # fmt: skip
+    "plain",
+    "watched",
+    "pictured",
+    "all rows",
+    "eager",
+    "explicit map",
+)
 VARIANTS = (PLAIN, WATCHED, PICTURED, ALL, EAGER, EXPLICIT)
 
 
@@ -126,10 +131,16 @@ def fit(
             logger._wandb_init.pop("anonymous", None)
         logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
         trainer = pl.Trainer(
-            accelerator="cpu", max_steps=len(schedule), max_epochs=1, logger=logger or False,
-            callbacks=[*turns, clock], enable_checkpointing=False, enable_progress_bar=False,
-            enable_model_summary=False, default_root_dir=Path(folder),
-        )  # fmt: skip
+            accelerator="cpu",
+            max_steps=len(schedule),
+            max_epochs=1,
+            logger=logger or False,
+            callbacks=[*turns, clock],
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            default_root_dir=Path(folder),
+        )
         module = Trained(preset, length, schedule)
         trainer.fit(module, _Rows(batch(length), len(schedule)))
         if logger is not None:

@@ -60,8 +60,16 @@ def _runs(options: argparse.Namespace) -> list[dict[str, Any]]:
             if time.monotonic() > deadline and not (folder / "summary.json").is_file():
                 continue
             summary = perform(run, options.steps, seed, options.threads, folder)
-            found.append({"name": run.name, "group": run.group, "what": run.what, "seed": seed,
-                          "overrides": list(run.overrides), **_figures(summary)})  # fmt: skip
+            found.append(
+                {
+                    "name": run.name,
+                    "group": run.group,
+                    "what": run.what,
+                    "seed": seed,
+                    "overrides": list(run.overrides),
+                    **_figures(summary),
+                }
+            )
             say(f"{run.name}, seed {seed}: {found[-1]['after']['loss']:.4f}")
     return found
 

@@ -46,14 +46,16 @@ def paired(
     first, last = found[next(iter(found))], found[next(reversed(found))]
     ratios = {part: [a / b for a, b in zip(first[part], last[part], strict=True)] for part in first}
     return {
-        "batch": batch, "tokens": length, "rounds": rounds,
+        "batch": batch,
+        "tokens": length,
+        "rounds": rounds,
         "ms": {
             name: {part: median(v) for part, v in parts.items()} for name, parts in found.items()
         },
         "speedup": {
             part: {"median": median(v), "min": min(v), "max": max(v)} for part, v in ratios.items()
         },
-    }  # fmt: skip
+    }
 
 
 @contextmanager

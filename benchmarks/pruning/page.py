@@ -80,8 +80,11 @@ def _verdict(runs: Sequence[Mapping[str, Any]]) -> list[str]:
     if not recipe:
         return []
     worst = max(run["after"]["loss"] / run["before"]["loss"] - 1 for run in recipe)
-    same = all(run["after"][field] == run["planned"][field] for run in recipe
-               for field in ("parameters", "attention_flops"))  # fmt: skip
+    same = all(
+        run["after"][field] == run["planned"][field]
+        for run in recipe
+        for field in ("parameters", "attention_flops")
+    )
     return [
         "",
         f"The recipe ends {worst:+.2%} from the original"

@@ -70,15 +70,23 @@ def training_command(
 ) -> list[str]:
     """The project's own recipe, from random weights; nothing but the export is wanted."""
     return [
-        sys.executable, "train.py", "+recipe=pretrain_tiny", f"seed={seed}", f"threads={threads}",
-        "stages=[train,export]", "logger=none", "export.dtype=auto",
-        "callbacks.head_importance=null", "callbacks.attention_statistics=null",
+        sys.executable,
+        "train.py",
+        "+recipe=pretrain_tiny",
+        f"seed={seed}",
+        f"threads={threads}",
+        "stages=[train,export]",
+        "logger=none",
+        "export.dtype=auto",
+        "callbacks.head_importance=null",
+        "callbacks.attention_statistics=null",
         "callbacks.head_alarms=null",
-        f"data.seq_len={preset.seq_len}", f"data.batch_size={preset.batch_size}",
+        f"data.seq_len={preset.seq_len}",
+        f"data.batch_size={preset.batch_size}",
         f"trainer.max_steps={kind.steps}",
         f"hydra.run.dir={folder(kind, seed, models.resolve()).parent}",
         *kind.overrides,
-    ]  # fmt: skip
+    ]
 
 
 def train(kind: Kind, seed: int, preset: Windows, models: Path, threads: int) -> None:
@@ -88,7 +96,11 @@ def train(kind: Kind, seed: int, preset: Windows, models: Path, threads: int) ->
     say(f"{kind.name}-{seed}: training for {kind.steps} steps")
     done = subprocess.run(
         training_command(kind, seed, preset, models, threads),
-        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
-    )  # fmt: skip
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
     if done.returncode or not there(kind, seed, models):
         raise RuntimeError(f"{kind.name}-{seed} was not trained:\n{done.stdout[-_ENOUGH:]}")

@@ -50,5 +50,7 @@ def run_of(
     hidden = {"--store", "--models", *(f"--{name}" for name in places)}
     return {
         "command": " ".join(["python", "-m", module, *without(hidden, given)]),
-        "workers": options.workers, "machine": machine(), "versions": versions(),
-    }  # fmt: skip
+        "workers": options.workers,
+        "machine": machine(),
+        "versions": versions(),
+    }

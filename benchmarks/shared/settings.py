@@ -53,12 +53,20 @@ def run_config(
         rate: learning rate as a multiple of the project's default.
     """
     overrides = [
-        "run_dir=unused", f"model.path={path}", f"seed={seed}", f"objective={objective}",
-        f"data.seq_len={preset.seq_len}", f"data.batch_size={preset.batch_size}",
-        f"optim.warmup_steps={warmup_steps(steps)}", f"trainer.max_steps={steps}",
-        "trainer.limit_val_batches=0", "trainer.enable_checkpointing=false",
-        "trainer.enable_progress_bar=false", "logger=none", "trainer.precision=bf16-mixed",
-    ]  # fmt: skip
+        "run_dir=unused",
+        f"model.path={path}",
+        f"seed={seed}",
+        f"objective={objective}",
+        f"data.seq_len={preset.seq_len}",
+        f"data.batch_size={preset.batch_size}",
+        f"optim.warmup_steps={warmup_steps(steps)}",
+        f"trainer.max_steps={steps}",
+        "trainer.limit_val_batches=0",
+        "trainer.enable_checkpointing=false",
+        "trainer.enable_progress_bar=false",
+        "logger=none",
+        "trainer.precision=bf16-mixed",
+    ]
     run = copy.deepcopy(_composed(tuple(overrides)))
     run.optim.lr = rate * HEALING_RATE / text_config(ModelSource(run.model).config()).hidden_size
     return run

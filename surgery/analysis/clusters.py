@@ -82,11 +82,19 @@ def what_is_its_own(
     for (layer, _), score in zip(similarity.heads, scores, strict=True):
         rows.setdefault(layer, []).append(score)
     return ScoreTable(
-        estimator="redundancy", objective="lm", groups=None, unit_of_scores="norm",
+        estimator="redundancy",
+        objective="lm",
+        groups=None,
+        unit_of_scores="norm",
         heads=tuple(
-            SiteScores(site.layer, site.path, tuple(rows[site.layer]),
-                       (float("nan"),) * site.q_heads)
+            SiteScores(
+                site.layer, site.path, tuple(rows[site.layer]), (float("nan"),) * site.q_heads
+            )
             for site in sites
         ),
-        model=model, data=data, batches=batches, tokens=similarity.rows, seed=seed,
-    )  # fmt: skip
+        model=model,
+        data=data,
+        batches=batches,
+        tokens=similarity.rows,
+        seed=seed,
+    )

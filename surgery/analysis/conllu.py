@@ -96,5 +96,9 @@ def _append(found: Related, form: str, columns: list[str]) -> tuple[int, int]:
 
 
 def _broken(path: Path, number: int, problem: str) -> ConfigError:
-    return ConfigError(KEY, f"line {number} {problem}", given=f"{path}:{number}",
-                       valid="a CoNLL-U file of Universal Dependencies")  # fmt: skip
+    return ConfigError(
+        KEY,
+        f"line {number} {problem}",
+        given=f"{path}:{number}",
+        valid="a CoNLL-U file of Universal Dependencies",
+    )

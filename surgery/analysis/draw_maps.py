@@ -23,8 +23,9 @@ def draw_map(found: Map, role: str, path: Path) -> None:
     size = max(4.5, min(8.0, 340 / count))
     # Byte tokens are narrow enough to stand upright.
     upright = max(map(len, names)) <= 2
-    axes.set_xticks(range(count), names, fontsize=size, rotation=0 if upright else 90,
-                    family="monospace")  # fmt: skip
+    axes.set_xticks(
+        range(count), names, fontsize=size, rotation=0 if upright else 90, family="monospace"
+    )
     axes.set_yticks(range(count), names, fontsize=size, family="monospace")
     axes.xaxis.tick_top()
     axes.tick_params(length=0, pad=2)

@@ -26,9 +26,14 @@ def draw_probes(result: Mapping[str, Any], path: Path) -> None:
         axes.plot(offset["accuracy"], row, "D", color=_OFFSET, markersize=5, zorder=2)
         axes.plot(best["accuracy"], row, "o", color=_HEAD, markersize=7, zorder=3)
         axes.annotate(
-            f"{best['layer']}.{best['head']}", (best["accuracy"], row), xytext=(0, 6),
-            textcoords="offset points", ha="center", fontsize=7, color=_HEAD,
-        )  # fmt: skip
+            f"{best['layer']}.{best['head']}",
+            (best["accuracy"], row),
+            xytext=(0, 6),
+            textcoords="offset points",
+            ha="center",
+            fontsize=7,
+            color=_HEAD,
+        )
     names = [f"{name}   {probe['offset']['offset']:+d}" for name, probe in lines]
     axes.set_yticks(range(len(lines)), [name.replace("-", "\u2212") for name in names])
     right = axes.twinx()

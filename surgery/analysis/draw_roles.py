@@ -26,9 +26,15 @@ COLOURS = {
     MIXED: "#ecece6",
 }
 LETTERS = {
-    "induction": "I", "duplicate_token": "D", "previous_token": "P", "positional": "",
-    "syntactic": "S", "first_token": "F", "broadcast": "B", MIXED: "",
-}  # fmt: skip
+    "induction": "I",
+    "duplicate_token": "D",
+    "previous_token": "P",
+    "positional": "",
+    "syntactic": "S",
+    "first_token": "F",
+    "broadcast": "B",
+    MIXED: "",
+}
 _DARK = ("induction", "previous_token", "first_token")
 # With more heads letters would overlap.
 LETTERED = 40
@@ -67,26 +73,38 @@ def draw_roles(result: Mapping[str, Any], path: Path) -> None:
     counts = Counter(head["role"] for head in heads)
     patches = [
         Patch(color=COLOURS[role], label=f"{_mark(role)}{role_name(role)}  {counts[role]}")
-        for role in (*ROLES, MIXED) if counts[role]
-    ]  # fmt: skip
-    figure.legend(handles=patches, loc="outside right upper", frameon=False, fontsize=8.5,
-                  handlelength=1.1, handleheight=1.1)  # fmt: skip
+        for role in (*ROLES, MIXED)
+        if counts[role]
+    ]
+    figure.legend(
+        handles=patches,
+        loc="outside right upper",
+        frameon=False,
+        fontsize=8.5,
+        handlelength=1.1,
+        handleheight=1.1,
+    )
     figure.savefig(path, bbox_inches="tight", pad_inches=0.15)  # the label of an equal axis is cut
 
 
 def _cell(axes: Axes, head: Mapping[str, Any], row: int, *, lettered: bool, size: float) -> None:
     role, column = head["role"], head["head"]
     box = FancyBboxPatch(
-        (column - 0.41, row - 0.41), 0.82, 0.82, boxstyle="round,pad=0,rounding_size=0.14",
-        facecolor=COLOURS[role], edgecolor="none",
-    )  # fmt: skip
+        (column - 0.41, row - 0.41),
+        0.82,
+        0.82,
+        boxstyle="round,pad=0,rounding_size=0.14",
+        facecolor=COLOURS[role],
+        edgecolor="none",
+    )
     axes.add_patch(box)
     if lettered:
         text = f"{head['offset']:+d}" if role == "positional" else LETTERS[role]
         text = text.replace("-", "\u2212").replace("+0", "0")
         colour = "white" if role in _DARK else "#333333"
-        axes.text(column, row, text, ha="center", va="center", color=colour,
-                  fontsize=min(10.0, 19 * size))  # fmt: skip
+        axes.text(
+            column, row, text, ha="center", va="center", color=colour, fontsize=min(10.0, 19 * size)
+        )
 
 
 def _mark(role: str) -> str:

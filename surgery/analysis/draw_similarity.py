@@ -50,9 +50,13 @@ def draw_similarity(
 def _tree(axes: Axes, links: np.ndarray, distance: float) -> list[int]:
     set_link_color_palette(_BRANCHES)
     drawn = dendrogram(
-        links, ax=axes, orientation="left", no_labels=True, color_threshold=distance,
+        links,
+        ax=axes,
+        orientation="left",
+        no_labels=True,
+        color_threshold=distance,
         above_threshold_color="#9a9a92",
-    )  # fmt: skip
+    )
     set_link_color_palette(None)
     axes.axvline(distance, color="#9a9a92", linewidth=0.8, linestyle=":")
     axes.set_title("families", fontsize=10)
@@ -64,11 +68,16 @@ def _tree(axes: Axes, links: np.ndarray, distance: float) -> list[int]:
 
 
 def _matrix(
-    figure: Figure, axes: Axes, grid: np.ndarray, colours: str, ends: tuple[float, float],
+    figure: Figure,
+    axes: Axes,
+    grid: np.ndarray,
+    colours: str,
+    ends: tuple[float, float],
     labels: list[str],
-) -> None:  # fmt: skip
-    image = axes.imshow(grid, cmap=colours, vmin=ends[0], vmax=ends[1], interpolation="nearest",
-                        aspect="auto")  # fmt: skip
+) -> None:
+    image = axes.imshow(
+        grid, cmap=colours, vmin=ends[0], vmax=ends[1], interpolation="nearest", aspect="auto"
+    )
     bar = figure.colorbar(image, ax=axes, location="bottom", shrink=0.7, aspect=30, pad=0.02)
     bar.ax.tick_params(labelsize=7)
     axes.set_xticks([])

@@ -27,10 +27,15 @@ def shared_groups(similarity: Similarity, sites: Sequence[Site]) -> dict[str, di
         shape = (site.kv_heads, site.group_size, site.kv_heads, site.group_size)
         costs[site.layer] = table.reshape(shape).mean((1, 3))
     most = min(site.kv_heads for site in sites)
-    counts = [n for n in range(2, most + 1)
-              if all(site.kv_heads % n == 0 and site.kv_heads > n for site in sites)]  # fmt: skip
-    return {str(count): {str(layer): _lists(cost, count) for layer, cost in costs.items()}
-            for count in counts}  # fmt: skip
+    counts = [
+        n
+        for n in range(2, most + 1)
+        if all(site.kv_heads % n == 0 and site.kv_heads > n for site in sites)
+    ]
+    return {
+        str(count): {str(layer): _lists(cost, count) for layer, cost in costs.items()}
+        for count in counts
+    }
 
 
 def _lists(cost: torch.Tensor, count: int) -> list[list[int]]:

@@ -39,13 +39,21 @@ def check_maps(heads: object, texts: Sequence[str]) -> None:
     """Raises: ConfigError, for what names no heads or no texts, or only one of them."""
     named = isinstance(heads, (list, tuple)) and all(_NAME.fullmatch(str(h)) for h in heads)
     if heads not in (None, BEST) and not named:
-        raise ConfigError(f"{KEY}.heads", "is no list of heads", given=heads,
-                          valid=f'["2.3", …] (layer.head, from 0), {BEST}, or null')  # fmt: skip
+        raise ConfigError(
+            f"{KEY}.heads",
+            "is no list of heads",
+            given=heads,
+            valid=f'["2.3", …] (layer.head, from 0), {BEST}, or null',
+        )
     if heads and not texts:
         raise ConfigError(f"{KEY}.texts", "a text is required here", valid='["…", …]')
     if texts and not heads:
-        raise ConfigError(f"{KEY}.heads", "names no head for the texts", given=heads,
-                          valid=f'["2.3", …] or {BEST}')  # fmt: skip
+        raise ConfigError(
+            f"{KEY}.heads",
+            "names no head for the texts",
+            given=heads,
+            valid=f'["2.3", …] or {BEST}',
+        )
     if not all(isinstance(text, str) and text for text in texts):
         raise ConfigError(f"{KEY}.texts", "holds no text", given=list(texts))
 
@@ -61,8 +69,9 @@ def check_heads(heads: object, sites: Sequence[Site]) -> None:
                     if layer in counts
                     else (f"layers {min(counts)} to {max(counts)}")
                 )
-                raise ConfigError(f"{KEY}.heads", "there is no such head",
-                                  given=f"{layer}.{head}", valid=valid)  # fmt: skip
+                raise ConfigError(
+                    f"{KEY}.heads", "there is no such head", given=f"{layer}.{head}", valid=valid
+                )
 
 
 def parsed(heads: Sequence[object]) -> list[Head]:
@@ -104,8 +113,9 @@ def attention_maps(
         ids = [*before, *inner[:room], *after]
         tokens = tuple(_shown(tokenizer, token) for token in ids)
 
-        def seen(site: Site, call: AttentionCall, number: int = number,
-                 tokens: tuple[str, ...] = tokens) -> None:  # fmt: skip
+        def seen(
+            site: Site, call: AttentionCall, number: int = number, tokens: tuple[str, ...] = tokens
+        ) -> None:
             p = pattern(call, torch.arange(len(tokens))).keys[0]
             for layer, head in heads:
                 if layer == site.layer:

@@ -133,9 +133,10 @@ def run_probes(
         if turn < len(texts):
             ask()
     enough = {
-        name: pair for name, pair in halves.items()
+        name: pair
+        for name, pair in halves.items()
         if min(half.offsets.total() for half in pair) >= FEWEST
-    }  # fmt: skip
+    }
     judged = {name: _judged(pair, source) for name, pair in enough.items()}
     return judged, sorted(set(halves) - set(enough))
 
@@ -179,11 +180,15 @@ def _judged(halves: tuple[_Half, _Half], source: str) -> Judged:
     baselines = [halves[n].offsets[offsets[1 - n]] / halves[n].offsets.total() for n in range(2)]
     best = max(accuracies[0], key=lambda head: accuracies[0][head])
     return Judged(
-        source, sum(half.offsets.total() for half in halves), halves[1].offsets.total(),
+        source,
+        sum(half.offsets.total() for half in halves),
+        halves[1].offsets.total(),
         accuracies[1],
         {head: min(accuracies[n][head] - baselines[n] for n in range(2)) for head in accuracies[1]},
-        best, offsets[0], baselines[1],
-    )  # fmt: skip
+        best,
+        offsets[0],
+        baselines[1],
+    )
 
 
 def _accuracies(half: _Half) -> dict[tuple[int, int], float]:

@@ -52,8 +52,9 @@ def random_repeats(
     vocabulary = vocabulary.unique()
     length = min(length, len(vocabulary))
     if length < 2:
-        raise ConfigError("analysis.repeat_length", "there are not two tokens to repeat",
-                          given=length)  # fmt: skip
+        raise ConfigError(
+            "analysis.repeat_length", "there are not two tokens to repeat", given=length
+        )
     generator = torch.Generator().manual_seed(seed)
     before, after = (torch.tensor(list(part), dtype=torch.long) for part in frame)
     made = []

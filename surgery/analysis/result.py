@@ -106,14 +106,26 @@ def to_arrow(heads: Sequence[Mapping[str, Any]]) -> pa.Table:
         near = head["nearest"]
         lines.append(
             {
-                **{name: head[name] for name in ("layer", "head", "kv_head", "role", "offset",
-                                                 "relation", "redundancy", "cluster")},
-                "nearest_layer": near[0], "nearest_head": near[1],
+                **{
+                    name: head[name]
+                    for name in (
+                        "layer",
+                        "head",
+                        "kv_head",
+                        "role",
+                        "offset",
+                        "relation",
+                        "redundancy",
+                        "cluster",
+                    )
+                },
+                "nearest_layer": near[0],
+                "nearest_head": near[1],
                 **{f"score_{role}": head["scores"][role] for role in ROLES},
                 **head["statistics"],
                 **{f"probe_{name}": value for name, value in head["probes"].items()},
             }
-        )  # fmt: skip
+        )
     return pa.Table.from_pylist(lines)
 
 

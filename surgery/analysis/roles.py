@@ -9,9 +9,14 @@ from dataclasses import dataclass
 # there is something to copy comes first, since such heads rest on other tokens most of the time;
 # then what says most about where a head looks; last, where it looks when it looks nowhere.
 ROLES = (
-    "induction", "duplicate_token", "previous_token", "positional", "syntactic", "first_token",
+    "induction",
+    "duplicate_token",
+    "previous_token",
+    "positional",
+    "syntactic",
+    "first_token",
     "broadcast",
-)  # fmt: skip
+)
 MIXED = "mixed"
 
 

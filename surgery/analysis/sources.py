@@ -25,13 +25,19 @@ def check_probes(probes: Sequence[str]) -> None:
     names = [probe_name(probe) for probe in probes]
     for probe, name in zip(probes, names, strict=True):
         if names.count(name) > 1:
-            raise ConfigError(KEY, "two probes have one name", given=list(probes),
-                              valid="files with different names")  # fmt: skip
+            raise ConfigError(
+                KEY,
+                "two probes have one name",
+                given=list(probes),
+                valid="files with different names",
+            )
         if probe != PYTHON and not Path(probe).expanduser().is_file():
             raise ConfigError(
-                KEY, "there is no such file", given=probe,
+                KEY,
+                "there is no such file",
+                given=probe,
                 valid="python, or the path of a CoNLL-U file",
-            )  # fmt: skip
+            )
         if probe != PYTHON:
             read_conllu(Path(probe).expanduser())
 
@@ -70,9 +76,10 @@ def probe_texts(
             say(f"  {len(made) - len(found)} sentences are longer than {seq_len} tokens: left out")
         return found
     files = {
-        path: text for path, text in stdlib_documents().items()
+        path: text
+        for path, text in stdlib_documents().items()
         if not is_held_out(path, val_fraction)
-    }  # fmt: skip
+    }
     paths = sorted(files)
     rng.shuffle(paths)
     texts: list[ProbeText] = []

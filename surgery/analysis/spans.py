@@ -43,9 +43,11 @@ def token_spans(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[np.ndarr
         return encode(tokenizer, [text])[0], np.stack([starts, starts + 1], axis=1)
     if not tokenizer.is_fast:
         raise ConfigError(
-            "analysis.probes", "this tokenizer does not say which characters a token stands for",
-            given=type(tokenizer).__name__, valid="a fast tokenizer, or analysis.probes=[]",
-        )  # fmt: skip
+            "analysis.probes",
+            "this tokenizer does not say which characters a token stands for",
+            given=type(tokenizer).__name__,
+            valid="a fast tokenizer, or analysis.probes=[]",
+        )
     made = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     spans = np.asarray(made["offset_mapping"], dtype=np.int64).reshape(-1, 2)
     return np.asarray(made["input_ids"], dtype=np.int64), spans

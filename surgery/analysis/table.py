@@ -54,9 +54,13 @@ def probes_table(result: Mapping[str, Any]) -> Table:
     for name, probe in lines[:PROBES]:
         best, offset = probe["best"], probe["offset"]
         table.add_row(
-            name, str(probe["judged"]), f"{best['layer']}.{best['head']}",
-            f"{best['accuracy']:.1%}", f"{offset['offset']:+d}", f"{offset['accuracy']:.1%}",
-        )  # fmt: skip
+            name,
+            str(probe["judged"]),
+            f"{best['layer']}.{best['head']}",
+            f"{best['accuracy']:.1%}",
+            f"{offset['offset']:+d}",
+            f"{offset['accuracy']:.1%}",
+        )
     if len(lines) > PROBES:
         table.caption = f"{len(lines) - PROBES} more in heads.json"
     return table

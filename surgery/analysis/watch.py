@@ -33,8 +33,9 @@ def self_attention(model: PreTrainedModel) -> list[Site]:
     if not sites:
         raise ConfigError("model", "has no attention whose heads could be analysed", given=kind)
     if sum(site.q_heads for site in sites) < 2:
-        raise ConfigError("model", "has a single head, which nothing can be compared with",
-                          given=kind)  # fmt: skip
+        raise ConfigError(
+            "model", "has a single head, which nothing can be compared with", given=kind
+        )
     return sites
 
 

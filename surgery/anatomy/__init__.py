@@ -4,6 +4,13 @@ from surgery.anatomy.find import find_sites, text_config
 from surgery.anatomy.site import ROLES, Anatomy, Block, Norm, Packing, Projection, Site
 
 __all__ = [
-    "ROLES", "Anatomy", "Block", "Norm", "Packing", "Projection", "Site", "find_sites",
+    "ROLES",
+    "Anatomy",
+    "Block",
+    "Norm",
+    "Packing",
+    "Projection",
+    "Site",
+    "find_sites",
     "text_config",
-]  # fmt: skip
+]

@@ -14,7 +14,7 @@ SEPARATE = (
     ("Wq", "Wk", "Wv"),
     ("project_q", "project_k", "project_v"),
     ("q_head", "k_head", "v_head"),
-)  # fmt: skip
+)
 
 _CONTIGUOUS = Packing(("query", "key", "value"), 1, grouped=False)
 _GROUPED = Packing(("query", "key", "value"), 0, grouped=True)
@@ -35,9 +35,18 @@ FUSED_BY_TYPE = {
 
 # The output projection, in the block itself.
 OUTPUTS = (
-    "o_proj", "out_proj", "dense", "out_lin", "o", "Wo", "attention_out", "proj", "c_proj",
-    "output_projection", "post_proj",
-)  # fmt: skip
+    "o_proj",
+    "out_proj",
+    "dense",
+    "out_lin",
+    "o",
+    "Wo",
+    "attention_out",
+    "proj",
+    "c_proj",
+    "output_projection",
+    "post_proj",
+)
 # Or beside it: BERT's `attention.self` and `attention.output.dense`.
 OUTPUTS_BESIDE = ("output.dense", "output")
 
@@ -48,9 +57,16 @@ Q_NORMS = ("q_norm", "q_layernorm", "query_norm", "query_layernorm")
 K_NORMS = ("k_norm", "k_layernorm", "key_norm", "key_layernorm")
 
 HEAD_DIMS = (
-    "head_dim", "attention_head_size", "key_value_proj_dim", "head_size", "d_head", "dim_head",
-    "attention_head_dim", "dim_per_head", "qk_head_dim",
-)  # fmt: skip
+    "head_dim",
+    "attention_head_size",
+    "key_value_proj_dim",
+    "head_size",
+    "d_head",
+    "dim_head",
+    "attention_head_dim",
+    "dim_per_head",
+    "qk_head_dim",
+)
 Q_HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "nhead", "heads", "num_head")
 # What else counts heads in a block: attributes that follow query heads, KV heads, or widths.
 KV_HEADS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads", "kv_heads")

@@ -18,9 +18,13 @@ from surgery.architecture.dropouts import DROPS_NOTHING
 FAST = "fast"
 # The best first. Flex beats eager, and needs a compiler; on a CPU it has no backward pass.
 _ON_CUDA = (
-    "flash_attention_4", "flash_attention_3", "flash_attention_2", "sdpa", "flex_attention",
+    "flash_attention_4",
+    "flash_attention_3",
+    "flash_attention_2",
+    "sdpa",
+    "flex_attention",
     "eager",
-)  # fmt: skip
+)
 _ELSEWHERE = tuple(name for name in _ON_CUDA if name != "flex_attention")
 KNOWN = tuple(reversed(_ON_CUDA))
 

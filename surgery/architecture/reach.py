@@ -16,8 +16,14 @@ from transformers import PreTrainedModel
 
 LENGTH = 4
 _FAULTS = (
-    ValueError, TypeError, RuntimeError, AttributeError, IndexError, KeyError, NotImplementedError
-)  # fmt: skip
+    ValueError,
+    TypeError,
+    RuntimeError,
+    AttributeError,
+    IndexError,
+    KeyError,
+    NotImplementedError,
+)
 
 
 @dataclass(frozen=True)

@@ -55,9 +55,10 @@ def _check_strays(twin: PreTrainedModel, config: PreTrainedConfig) -> None:
     stray = next((p for p, m in rotaries(twin).items() if id(m.config) not in known), None)
     if stray is not None:
         raise ConfigError(
-            KEY, f"{config.model_type} computes {stray} from a config of its own, which "
+            KEY,
+            f"{config.model_type} computes {stray} from a config of its own, which "
             "rope_parameters do not reach",
-        )  # fmt: skip
+        )
 
 
 def _tree(config: PreTrainedConfig) -> Iterator[PreTrainedConfig]:
@@ -109,8 +110,10 @@ def check_everywhere(
                 f"{type(after.get_submodule(path)).__name__} cannot use it with type "
                 f"{parameters['rope_type']}: {reach.fault}",
                 valid="type proportional rotates a part of every head's dimensions in most "
-                "architectures" if partial else None,
-            )  # fmt: skip
+                "architectures"
+                if partial
+                else None,
+            )
     if not could:
         _check_shapes(before, after, prefix)
     return _attributes(before, after)
@@ -178,9 +181,11 @@ def check_sites(
             _check_signature(site.path, block)
         elif not reach.fault and not reach.rotations:
             raise ConfigError(
-                f"{KEY}.layers", f"{site.path} uses no rotations as it is", given=site.layer,
+                f"{KEY}.layers",
+                f"{site.path} uses no rotations as it is",
+                given=site.layer,
                 valid="layers that do; null for all",
-            )  # fmt: skip
+            )
         wanted = parameters[site.path]
         if wanted is None:
             continue
@@ -278,9 +283,10 @@ def _check_used(reached: Mapping[str, Reach], config: PreTrainedConfig) -> None:
 def _check_signature(path: str, block: nn.Module) -> None:
     if "position_embeddings" not in inspect.signature(block.forward).parameters:
         raise ConfigError(
-            f"{KEY}.layers", f"{path} takes no position_embeddings from outside",
+            f"{KEY}.layers",
+            f"{path} takes no position_embeddings from outside",
             valid="null for all layers",
-        )  # fmt: skip
+        )
 
 
 def _no_rotary(config: PreTrainedConfig) -> str:

@@ -17,9 +17,14 @@ from surgery.errors import ConfigError
 KEY = "attention.rope"
 # What classes raise for a config they cannot use.
 FAULTS = (
-    KeyError, ValueError, TypeError, AttributeError, ArithmeticError, RuntimeError,
+    KeyError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    RuntimeError,
     StrictDataclassError,
-)  # fmt: skip
+)
 _TOLERANCE = 1e-6
 
 
@@ -75,13 +80,16 @@ def _ignored(name: str, parameters: Mapping[str, Any]) -> ConfigError:
     rope_type, partial = parameters["rope_type"], parameters.get("partial_rotary_factor")
     if partial is not None and rope_type == "default":
         return ConfigError(
-            f"{KEY}.partial_rotary_factor", f"{name} ignores it for type default", given=partial,
+            f"{KEY}.partial_rotary_factor",
+            f"{name} ignores it for type default",
+            given=partial,
             valid="null, or type proportional",
-        )  # fmt: skip
+        )
     return ConfigError(
-        f"{KEY}.type", f"{name} computes other frequencies than type {rope_type} defines",
+        f"{KEY}.type",
+        f"{name} computes other frequencies than type {rope_type} defines",
         given=rope_type,
-    )  # fmt: skip
+    )
 
 
 def kinds(module: Rotary) -> list[str | None]:

@@ -25,9 +25,15 @@ from surgery.errors import ConfigError
 Shapes = dict[str, tuple[int, ...]]
 # What an architecture raises for a count it does not take: no single base class covers it.
 _REFUSALS = (
-    ValueError, TypeError, AttributeError, ArithmeticError, RuntimeError, AssertionError, KeyError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    RuntimeError,
+    AssertionError,
+    KeyError,
     StrictDataclassError,
-)  # fmt: skip
+)
 _PLAIN = (bool, int, float, str, type(None))
 
 

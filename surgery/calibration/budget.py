@@ -78,9 +78,10 @@ def divergence(model: PreTrainedModel, changed: PreTrainedModel, batches: Sequen
         outputs = [one(**inputs, **no_cache(one)) for one in (model, changed)]
         if not all(hasattr(output, "logits") for output in outputs):
             raise ConfigError(
-                "attention.gqa.kv_heads", f"a {type(model).__name__} predicts nothing by which "
-                "layers could be compared", valid="a number, or one per layer",
-            )  # fmt: skip
+                "attention.gqa.kv_heads",
+                f"a {type(model).__name__} predicts nothing by which layers could be compared",
+                valid="a number, or one per layer",
+            )
         log_p, log_q = (F.log_softmax(output.logits.float(), dim=-1) for output in outputs)
         kl = F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1)
         mask = inputs.get(

@@ -79,10 +79,12 @@ def calibrated_plan(
             sites = earlier.after
         case = Case(before, sites, rows, options, scorer, native=bool(making.get("native")))
         operations[number], resolutions[number] = _RESOLVERS[type(operation)](operation, case)
-        seen.append({
-            "operation": operation.name,
-            "sites": {path: dict(found.figures) for path, found in resolutions[number].items()},
-        })  # fmt: skip
+        seen.append(
+            {
+                "operation": operation.name,
+                "sites": {path: dict(found.figures) for path, found in resolutions[number].items()},
+            }
+        )
     calibration = None
     if seen:
         tokens = sum(_tokens(batch) for batch in rows)
@@ -93,9 +95,10 @@ def calibrated_plan(
 def _refuse_no_data(operation: Operation, batches: Sequence[Batch]) -> None:
     if not batches:
         raise ConfigError(
-            f"attention.{operation.name}", "is calibrated, and there is no data to calibrate on",
+            f"attention.{operation.name}",
+            "is calibrated, and there is no data to calibrate on",
             valid="at least one batch",
-        )  # fmt: skip
+        )
 
 
 def _tokens(batch: Mapping[str, Any]) -> int:

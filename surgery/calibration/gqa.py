@@ -61,8 +61,9 @@ def calibrate_sites(
     for site, count in sites:
         if count == site.kv_heads:
             continue
-        found[site.path] = calibrate_site(model, work, site, count, operation, batches, options,
-                                          advance)  # fmt: skip
+        found[site.path] = calibrate_site(
+            model, work, site, count, operation, batches, options, advance
+        )
     return found
 
 
@@ -99,8 +100,9 @@ def calibrate_site(
         set_plain(work, site, query, groups, Merging(operation.merge.value, str(options.seed), STD))
         return SiteResolution(query, groups, {}, figures)
     if optimal or not similar:
-        first = _moments(text, groups if optimal else (), options, advance,
-                         "values" if similar else "statistics")  # fmt: skip
+        first = _moments(
+            text, groups if optimal else (), options, advance, "values" if similar else "statistics"
+        )
     if optimal:
         merge = solve.optimal(work, site, first, groups)
         if options.refine_steps and text.kept():

@@ -17,9 +17,10 @@ from surgery.models.forward import no_cache
 def refusal(site: Site, why: str) -> ConfigError:
     """What to raise."""
     return ConfigError(
-        "attention.gqa", f"{site.path} cannot be calibrated: {why}",
+        "attention.gqa",
+        f"{site.path} cannot be calibrated: {why}",
         valid="merge mean, first or random with grouping=contiguous, and a number of KV heads",
-    )  # fmt: skip
+    )
 
 
 def refuse_shared(model: PreTrainedModel, sites: Sequence[Site]) -> None:

@@ -52,11 +52,20 @@ def _table(operation: PruneHeads, sites: Sequence[Site], case: Case) -> ScoreTab
         return case.scorer(case.model, sites, estimator, operation.unit)
     if estimator not in _WITHOUT_LABELS and any("labels" not in one for one in case.batches):
         raise ConfigError(
-            operation.key("estimator"), "measures a loss, and the calibration data has no labels",
-            given=estimator, valid=f"batches with `labels`, or {' or '.join(_WITHOUT_LABELS)}",
-        )  # fmt: skip
-    return score_heads(case.model, case.batches, estimator, sites=sites, units=(operation.unit,),
-                       task=_task(type(case.model).__name__), seed=case.options.seed)  # fmt: skip
+            operation.key("estimator"),
+            "measures a loss, and the calibration data has no labels",
+            given=estimator,
+            valid=f"batches with `labels`, or {' or '.join(_WITHOUT_LABELS)}",
+        )
+    return score_heads(
+        case.model,
+        case.batches,
+        estimator,
+        sites=sites,
+        units=(operation.unit,),
+        task=_task(type(case.model).__name__),
+        seed=case.options.seed,
+    )
 
 
 def _task(name: str) -> Task:
@@ -73,9 +82,10 @@ def _refuse_nan(operation: PruneHeads, sites: Sequence[Site], scores: HeadScores
         for rows in (scores.heads, scores.groups):
             if rows is not None and not all(is_score(score) for score in rows[site.layer]):
                 raise ConfigError(
-                    operation.key("estimator"), f"gives heads of {site.path} no finite score",
+                    operation.key("estimator"),
+                    f"gives heads of {site.path} no finite score",
                     given=operation.estimator,
-                )  # fmt: skip
+                )
 
 
 def _figures(operation: PruneHeads, table: ScoreTable | None, site: Site) -> dict[str, Any]:

@@ -42,9 +42,11 @@ def heads_in_groups(site: Site, groups: Groups) -> Parts:
     """Query heads in the order in which `groups` of KV heads lie side by side."""
     size = site.group_size
     return tuple(
-        (head,) for group in groups for member in group
+        (head,)
+        for group in groups
+        for member in group
         for head in range(member * size, (member + 1) * size)
-    )  # fmt: skip
+    )
 
 
 def similar_groups(model: PreTrainedModel, site: Site, moments: SiteMoments, count: int) -> Groups:
@@ -79,9 +81,11 @@ def optimal(model: PreTrainedModel, site: Site, moments: SiteMoments, groups: Gr
         readers = [head for member in group for head in _readers(site, member)]
         member_of = {h: place for place, m in enumerate(group) for h in _readers(site, m)}
         found = shared_values(
-            {h: attended[h] for h in readers}, {h: outputs[h] for h in readers}, member_of,
+            {h: attended[h] for h in readers},
+            {h: outputs[h] for h in readers},
+            member_of,
             len(group),
-        )  # fmt: skip
+        )
         values.append(found.value)
         columns += [found.output[head] for head in readers]
         lost.append(found.loss)

@@ -23,8 +23,10 @@ _REWRITE = "calibrating"
 
 def planned(site: Site, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The tensors of a merge in the layouts that a plan has for them."""
-    turned = {role: t.mT if role == "output" and site.output.transposed else t
-              for role, t in tensors.items()}  # fmt: skip
+    turned = {
+        role: t.mT if role == "output" and site.output.transposed else t
+        for role, t in tensors.items()
+    }
     return {role: tensor.contiguous() for role, tensor in turned.items()}
 
 
@@ -41,8 +43,9 @@ def wide_tensors(model: PreTrainedModel, site: Site, merge: Merge) -> Tensors:
     def inputs(edit: TensorEdit) -> list[torch.Tensor]:
         return [named[spec.name] for spec in edit.resolved]
 
-    return _tensors(model, site, regroup(site, "gqa", merge.query, merge.kv, Merging(), rewrite),
-                    inputs)[1]  # fmt: skip
+    return _tensors(
+        model, site, regroup(site, "gqa", merge.query, merge.kv, Merging(), rewrite), inputs
+    )[1]
 
 
 def moved_tensors(model: PreTrainedModel, site: Site, query: Parts, kv: Parts) -> Tensors:

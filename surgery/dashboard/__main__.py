@@ -42,14 +42,16 @@ def run(where: str, name: str | None, *, print_only: bool) -> None:
         if (error.name or "").split(".")[0] != "wandb_workspaces":
             raise
         raise ConfigError(
-            COMMAND, "wandb-workspaces is not installed",
+            COMMAND,
+            "wandb-workspaces is not installed",
             valid='pip install "attention-surgery[dashboard]"',
-        ) from None  # fmt: skip
+        ) from None
     if not print_only and not logged_in():
         raise ConfigError(
-            COMMAND, "Weights & Biases is not logged in on this machine",
+            COMMAND,
+            "Weights & Biases is not logged in on this machine",
             valid="`wandb login` (or WANDB_API_KEY) first, or --json to look at it here",
-        )  # fmt: skip
+        )
     built = workspace(entity, project, name or NAME)
     if print_only:
         print(built._to_model().model_dump_json(by_alias=True, exclude_none=True, indent=1))

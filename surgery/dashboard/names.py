@@ -18,9 +18,19 @@ ENTROPY = "attention_entropy"
 LOGIT = "max_logit"
 # Of every query head; see docs/outputs.md for units.
 STATISTICS = (
-    ENTROPY, "normalized_entropy", LOGIT, "saturation", "confidence", "first_token",
-    "previous_token", "own_token", "same_token", "induction", "distance", "output_norm",
-)  # fmt: skip
+    ENTROPY,
+    "normalized_entropy",
+    LOGIT,
+    "saturation",
+    "confidence",
+    "first_token",
+    "previous_token",
+    "own_token",
+    "same_token",
+    "induction",
+    "distance",
+    "output_norm",
+)
 HEADS = (IMPORTANCE, *STATISTICS)
 # These alone are logged per layer: a chart for each would be too many.
 PER_LAYER = {IMPORTANCE: ("mean", "min"), ENTROPY: ("mean", "min"), LOGIT: ("max",)}
@@ -30,10 +40,21 @@ ALARMS = ("collapse", "uniform", "logits", "dead")
 # In the run's summary, once: what runs are compared by.
 LOSSES = ("result/loss_before", "result/loss_after_surgery", "result/loss_after_training")
 RESULT = (
-    "result/loss", *LOSSES, "result/gap_closed", "result/parameters", "result/kv_bytes_per_token",
-    "result/kv_bytes_share", "result/attention_flops", "result/prefill_ms", "result/decode_ms",
-    "result/steps", "result/tokens", "result/alarms", "operations", "export",
-)  # fmt: skip
+    "result/loss",
+    *LOSSES,
+    "result/gap_closed",
+    "result/parameters",
+    "result/kv_bytes_per_token",
+    "result/kv_bytes_share",
+    "result/attention_flops",
+    "result/prefill_ms",
+    "result/decode_ms",
+    "result/steps",
+    "result/tokens",
+    "result/alarms",
+    "operations",
+    "export",
+)
 
 # Once, where heads were scored, or several tasks compared.
 SCORE_TABLE = "score_table"

@@ -44,12 +44,19 @@ def workspace(entity: str, project: str, name: str = NAME) -> ws.Workspace:
         entity=entity,
         project=project,
         name=name,
-        sections=[_result(), _training(), _alarms(), _attention(), _patterns(), _importance(),
-                  _heads()],
+        sections=[
+            _result(),
+            _training(),
+            _alarms(),
+            _attention(),
+            _patterns(),
+            _importance(),
+            _heads(),
+        ],
         settings=ws.WorkspaceSettings(x_axis=names.STEP, max_runs=20),
         # The default, said: a panel per logged scalar is what this page is there to spare.
         auto_generate_panels=False,
-    )  # fmt: skip
+    )
 
 
 def _result() -> ws.Section:
@@ -57,10 +64,13 @@ def _result() -> ws.Section:
     columns = ["result/parameters", size, "result/loss_after_surgery", loss, "result/decode_ms"]
     return _section(
         "Result",
-        wr.BarPlot(title="Loss before, after surgery, after healing (nats per token)",
-                   metrics=list(names.LOSSES)),
-        wr.ScatterPlot(title="What a smaller cache costs", x=wr.SummaryMetric(size),
-                       y=wr.SummaryMetric(loss)),
+        wr.BarPlot(
+            title="Loss before, after surgery, after healing (nats per token)",
+            metrics=list(names.LOSSES),
+        ),
+        wr.ScatterPlot(
+            title="What a smaller cache costs", x=wr.SummaryMetric(size), y=wr.SummaryMetric(loss)
+        ),
         wr.BarPlot(title="Share of the gap that healing closed", metrics=["result/gap_closed"]),
         wr.ParallelCoordinatesPlot(
             title="Runs of a sweep",
@@ -69,7 +79,7 @@ def _result() -> ws.Section:
         wr.ParameterImportancePlot(with_respect_to=loss),
         wr.RunComparer(diff_only=True),
         is_open=True,
-    )  # fmt: skip
+    )
 
 
 def _training() -> ws.Section:
@@ -91,32 +101,47 @@ def _alarms() -> ws.Section:
 
 
 def _attention() -> ws.Section:
-    panels = [_regex(f"{TITLES[metric]}, {what} of each layer", names.every_layer(metric, what))
-              for metric in (names.ENTROPY, names.LOGIT)
-              for what in names.PER_LAYER[metric]]  # fmt: skip
+    panels = [
+        _regex(f"{TITLES[metric]}, {what} of each layer", names.every_layer(metric, what))
+        for metric in (names.ENTROPY, names.LOGIT)
+        for what in names.PER_LAYER[metric]
+    ]
     over_all = [names.ENTROPY, "normalized_entropy", names.LOGIT, "saturation", "confidence"]
     return _section("Heads: entropy and logits", *panels, *map(_over_heads, over_all))
 
 
 def _patterns() -> ws.Section:
-    shown = ["first_token", "previous_token", "own_token", "same_token", "induction", "distance",
-             "output_norm"]  # fmt: skip
+    shown = [
+        "first_token",
+        "previous_token",
+        "own_token",
+        "same_token",
+        "induction",
+        "distance",
+        "output_norm",
+    ]
     return _section("Heads: where they look", *map(_over_heads, shown))
 
 
 def _importance() -> ws.Section:
     metric = names.IMPORTANCE
-    layers = [_regex(f"{TITLES[metric]}, {what} of each layer", names.every_layer(metric, what))
-              for what in names.PER_LAYER[metric]]  # fmt: skip
+    layers = [
+        _regex(f"{TITLES[metric]}, {what} of each layer", names.every_layer(metric, what))
+        for what in names.PER_LAYER[metric]
+    ]
     return _section("Importance", _over_heads(metric), *layers)
 
 
 def _heads() -> ws.Section:
     maps = [
-        wr.MediaBrowser(title=TITLES[metric], media_keys=[names.heatmap(metric)], num_columns=1,
-                        gallery_axis="step")
+        wr.MediaBrowser(
+            title=TITLES[metric],
+            media_keys=[names.heatmap(metric)],
+            num_columns=1,
+            gallery_axis="step",
+        )
         for metric in names.HEADS
-    ]  # fmt: skip
+    ]
     bars = wr.CustomChart(
         query={"summaryTable": {"tableKey": names.SCORE_TABLE}},
         chart_name="wandb/scatter/v0",

@@ -35,9 +35,10 @@ def collator(
         return CausalCollator(tokenizer.eos_token_id or 0 if pad is None else pad)
     if tokenizer.pad_token_id is None:
         raise ConfigError(
-            "model.tokenizer", f"has no pad token, and {task.value} pads its rows",
+            "model.tokenizer",
+            f"has no pad token, and {task.value} pads its rows",
             valid="a tokenizer with a pad token",
-        )  # fmt: skip
+        )
     if task is Task.sequence_classification:
         return DataCollatorWithPadding(tokenizer)
     if tokenizer.mask_token_id is None:

@@ -160,9 +160,13 @@ class TextData(pl.LightningDataModule):
         rank, world = self._rank()
         if isinstance(self._train, datasets.Dataset):
             sampler = ResumableSampler(
-                len(self._train), self.cfg.batch_size, self.seed, rank=rank, world=world,
+                len(self._train),
+                self.cfg.batch_size,
+                self.seed,
+                rank=rank,
+                world=world,
                 trained=self._trained,
-            )  # fmt: skip
+            )
             return self._loader(self._train, batch_sampler=sampler)
         if self._stream is None:
             assert self._train is not None

@@ -87,9 +87,12 @@ def _string_statements(owner: ast.AST, block: list[ast.stmt], lines: list[str]) 
         before, after = lines[start[0]][: start[1]], lines[end[0]][end[1] :]
         crowded = bool(before.strip()) or after.lstrip().startswith(";")
         yield _Piece(
-            start, end, statement.value.value, comment=False,  # type: ignore[attr-defined]
+            start,
+            end,
+            statement.value.value,
+            comment=False,  # type: ignore[attr-defined]
             alone=crowded or (needed and number == 0),
-        )  # fmt: skip
+        )
 
 
 def _places(node: ast.stmt, lines: list[str]) -> tuple[tuple[int, int], tuple[int, int]]:

@@ -61,9 +61,11 @@ def check_source(cfg: DataConfig) -> None:
 
 def _refuse_unread(key: str, given: Any, kind: DataKind, reader: DataKind = DataKind.text) -> None:
     raise ConfigError(
-        key, f"is not read by data={kind.value}", given=given,
+        key,
+        f"is not read by data={kind.value}",
+        given=given,
         valid=f"data={reader.value} {key}={given}",
-    )  # fmt: skip
+    )
 
 
 def load_corpus(cfg: DataConfig, task: Task) -> Corpus:
@@ -168,9 +170,11 @@ def _files(key: str, given: Any) -> list[Path]:
             )
     if len({_READERS[path.suffix] for path in paths}) > 1:
         raise ConfigError(
-            key, "files of one list must be of one type", given=list(map(str, paths)),
+            key,
+            "files of one list must be of one type",
+            given=list(map(str, paths)),
             valid=f"all of them one of {', '.join(_READERS)}",
-        )  # fmt: skip
+        )
     return paths
 
 

@@ -92,9 +92,13 @@ def to_windows(
         make = _pieces(tokenizer, cfg.seq_len)
     kept = isinstance(documents, datasets.Dataset)
     work = [
-        tokenizer_identity(tokenizer) if kept else None, task.value, cfg.layout.value, cfg.seq_len,
-        cfg.isolate_documents, size,
-    ]  # fmt: skip
+        tokenizer_identity(tokenizer) if kept else None,
+        task.value,
+        cfg.layout.value,
+        cfg.seq_len,
+        cfg.isolate_documents,
+        size,
+    ]
     return documents.map(
         make,
         batched=True,
@@ -198,9 +202,11 @@ def _classified(tokenizer: PreTrainedTokenizerBase, cfg: DataConfig) -> Callable
         for label in batch[LABEL]:
             if type(label) is not int or label < 0:
                 raise ConfigError(
-                    "data.label_column", "holds something else than class numbers",
-                    given=f"{cfg.label_column}={label!r}", valid="whole numbers from 0",
-                )  # fmt: skip
+                    "data.label_column",
+                    "holds something else than class numbers",
+                    given=f"{cfg.label_column}={label!r}",
+                    valid="whole numbers from 0",
+                )
         rows = tokenizer(batch[TEXT], truncation=True, max_length=cfg.seq_len)
         return {"input_ids": rows["input_ids"], "labels": batch[LABEL]}
 

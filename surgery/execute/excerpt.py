@@ -15,16 +15,27 @@ IGNORED = -100
 # Read once per token, [B, N, …]; the decoder of an encoder-decoder has a length of its own.
 _TOKENS = ("input_ids", "inputs_embeds", "attention_mask", "token_type_ids", "position_ids")
 _DECODER_TOKENS = (
-    "decoder_input_ids", "decoder_inputs_embeds", "decoder_attention_mask", "decoder_position_ids",
+    "decoder_input_ids",
+    "decoder_inputs_embeds",
+    "decoder_attention_mask",
+    "decoder_position_ids",
     "labels",
-)  # fmt: skip
+)
 _MAIN = ("input_ids", "inputs_embeds", "pixel_values", "input_values", "input_features")
 # What says nothing about attention: caches, and what is to be computed or returned besides.
 _DROPPED = (
-    "past_key_values", "use_cache", "cache_position", "cache_params", "logits_to_keep",
-    "num_logits_to_keep", "num_items_in_batch", "output_attentions", "output_hidden_states",
-    "return_dict", "return_loss",
-)  # fmt: skip
+    "past_key_values",
+    "use_cache",
+    "cache_position",
+    "cache_params",
+    "logits_to_keep",
+    "num_logits_to_keep",
+    "num_items_in_batch",
+    "output_attentions",
+    "output_hidden_states",
+    "return_dict",
+    "return_loss",
+)
 
 
 class Excerpt(NamedTuple):

@@ -74,8 +74,9 @@ def score_heads(
         raise ConfigError("importance.memory_windows", "must be at least 1", given=memory_rows)
     sites = find_sites(model).sites if sites is None else tuple(sites)
     if not sites:
-        raise ConfigError("model", "has no attention whose heads could be scored",
-                          given=type(model).__name__)  # fmt: skip
+        raise ConfigError(
+            "model", "has no attention whose heads could be scored", given=type(model).__name__
+        )
     work = Work(model, sites, tuple(units), task, objective, seed, memory_rows)
     if estimator == "random":
         scores = random_scores(work)

@@ -54,10 +54,15 @@ class Shared:
                 for start in range(0, len(numbers), many):
                     some = numbers[start : start + many]
                     found = resume(
-                        self.work.model, self.stack, self.work.sites[site],
-                        self.stack.index[site], moments, batch,
-                        [self.cuts[number] for number in some], where,
-                    )  # fmt: skip
+                        self.work.model,
+                        self.stack,
+                        self.work.sites[site],
+                        self.stack.index[site],
+                        moments,
+                        batch,
+                        [self.cuts[number] for number in some],
+                        where,
+                    )
                     yield from zip(some, found, strict=True)
 
         return logits, resumed

@@ -140,9 +140,16 @@ class ScoreTable:
 
 
 _PLAIN = (
-    "estimator", "objective", "unit_of_scores", "model", "data", "batches", "tokens", "seed",
+    "estimator",
+    "objective",
+    "unit_of_scores",
+    "model",
+    "data",
+    "batches",
+    "tokens",
+    "seed",
     "loss",
-)  # fmt: skip
+)
 _COLUMNS = {
     "layer": pa.int64(),
     "site": pa.string(),

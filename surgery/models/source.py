@@ -41,9 +41,17 @@ _AUTO: dict[Task, Any] = {
 }
 # What transformers raises for a config that cannot be: no single base class covers it.
 _BAD_CONFIG = (
-    OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError,
-    ArithmeticError, AssertionError, StrictDataclassError,
-)  # fmt: skip
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    ImportError,
+    RuntimeError,
+    ArithmeticError,
+    AssertionError,
+    StrictDataclassError,
+)
 _TOKENIZER_FILES = ("*token*", "vocab*", "*.model", "merges.txt", "*.tiktoken")
 
 

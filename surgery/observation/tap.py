@@ -169,11 +169,20 @@ class Tap:
         tokens = self.decoder_tokens if in_decoder else self.tokens
         self.observer(
             AttentionCall(
-                path, module, implementation, query, key, value, mask, options, output,
+                path,
+                module,
+                implementation,
+                query,
+                key,
+                value,
+                mask,
+                options,
+                output,
                 self.decoder_mask if in_decoder else self.query_mask,
-                None if cross else tokens, cross,
+                None if cross else tokens,
+                cross,
             )
-        )  # fmt: skip
+        )
 
 
 def _uses_flex(model: nn.Module) -> bool:
@@ -202,9 +211,10 @@ def _get_tapped(
         result = attention(module, query, key, value, attention_mask, *args, **options)
         for tap in list(Tap._open):
             tap._take(
-                module, implementation or "eager",
+                module,
+                implementation or "eager",
                 (query, key, value, attention_mask, options, result[0]),
-            )  # fmt: skip
+            )
         return result
 
     return tapped

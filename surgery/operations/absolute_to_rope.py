@@ -51,13 +51,17 @@ class AbsoluteToRope(Operation):
         if self.type is Rotary.none:
             if self.theta != _THETA:
                 raise ConfigError(
-                    self.key("theta"), "type none has no use for it", given=self.theta,
+                    self.key("theta"),
+                    "type none has no use for it",
+                    given=self.theta,
                     valid=f"{_THETA}, which is not looked at, or type default",
-                )  # fmt: skip
+                )
             return {"into": _HOUSE, "positions": {"nope": True}}
         if not self.theta > 1:
             raise ConfigError(
-                self.key("theta"), "is no base of rotary frequencies", given=self.theta,
+                self.key("theta"),
+                "is no base of rotary frequencies",
+                given=self.theta,
                 valid="a number above 1",
-            )  # fmt: skip
+            )
         return {"into": _HOUSE, "positions": {"theta": self.theta}}

@@ -42,9 +42,11 @@ class AttentionDropout(Operation):
         backend = refuses_dropout(draft) if self.p else ""
         if backend:
             raise ConfigError(
-                self.key("p"), f"the attention backend {backend} has no dropout", given=self.p,
+                self.key("p"),
+                f"the attention backend {backend} has no dropout",
+                given=self.p,
                 valid="0, or attention.backend.implementation=sdpa",
-            )  # fmt: skip
+            )
         keys = governing_keys(draft.skeleton, draft.sites) if self.layers is None else []
         if not keys:
             for site in sites:
@@ -52,8 +54,9 @@ class AttentionDropout(Operation):
                     raise ConfigError(
                         self.key("layers"),
                         f"{site.path} reads its dropout from the config all blocks share",
-                        given=self.layers, valid="null for all",
-                    )  # fmt: skip
+                        given=self.layers,
+                        valid="null for all",
+                    )
         for key in keys:
             draft.set_config(key, self.p)
         arguments = {"p": self.p, "sites": [site.path for site in sites]}

@@ -33,9 +33,11 @@ class Backend(Operation):
     def plan(self, draft: Draft) -> None:
         if self.tolerance is not None and not self.tolerance > 0:
             raise ConfigError(
-                self.key("tolerance"), "must be greater than zero", given=self.tolerance,
+                self.key("tolerance"),
+                "must be greater than zero",
+                given=self.tolerance,
                 valid="a number, or null to go by the dtype",
-            )  # fmt: skip
+            )
         need = Need(
             model=draft.skeleton,
             device=draft.context.device,
@@ -58,6 +60,8 @@ class Backend(Operation):
         reason = obstacle(self.implementation, need)
         if reason:
             raise ConfigError(
-                self.key("implementation"), reason, given=self.implementation,
+                self.key("implementation"),
+                reason,
+                given=self.implementation,
                 valid=[*available(need), FAST],
-            )  # fmt: skip
+            )

@@ -83,9 +83,11 @@ def _check_finite(spec: Operation, options: Mapping[str, Any]) -> None:
         numbers = value if isinstance(value, (list, tuple)) else [value]
         if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
             raise ConfigError(
-                spec.key(field.name), "must be finite", given=options[field.name],
+                spec.key(field.name),
+                "must be finite",
+                given=options[field.name],
                 valid=_values(type(spec), field.name),
-            )  # fmt: skip
+            )
 
 
 def _values(spec: type[Operation], option: str) -> str | list[str]:

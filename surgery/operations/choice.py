@@ -93,15 +93,18 @@ def choose(
     Raises:
         ConfigError: as many cannot go.
     """
-    layers = [_layer(site, scores, wanted.by_group, (protected or {}).get(site.layer, ()))
-              for site in sites]  # fmt: skip
+    layers = [
+        _layer(site, scores, wanted.by_group, (protected or {}).get(site.layer, ()))
+        for site in sites
+    ]
     if wanted.uniform:
         counts = _uniform(layers, wanted)
     elif wanted.together:
         counts = _together(layers, wanted)
     else:
-        counts = [wanted.of(layer.site.q_heads, layer.each, layer.most(wanted.empty))
-                  for layer in layers]  # fmt: skip
+        counts = [
+            wanted.of(layer.site.q_heads, layer.each, layer.most(wanted.empty)) for layer in layers
+        ]
         for layer, count in zip(layers, counts, strict=True):
             _check(count * layer.each, [layer], wanted)
     return {
@@ -120,13 +123,18 @@ def _layer(site: Site, scores: HeadScores, by_group: bool, protected: Sequence[i
         else:
             assert heads is not None
             costs = [sum(heads[head] for head in group) for group in groups]
-        free = [(cost / size, group) for cost, group in zip(costs, groups, strict=True)
-                if not stay & set(group)]  # fmt: skip
+        free = [
+            (cost / size, group)
+            for cost, group in zip(costs, groups, strict=True)
+            if not stay & set(group)
+        ]
         return _Layer(site, sorted(free), size, site.kv_heads)
     assert heads is not None
     found = heads
-    ranked = [sorted((head for head in group if head not in stay), key=lambda h: (found[h], h))
-              for group in groups]  # fmt: skip
+    ranked = [
+        sorted((head for head in group if head not in stay), key=lambda h: (found[h], h))
+        for group in groups
+    ]
     moves = [
         (sum(found[head] for head in going) / len(groups), list(going))
         for going in zip(*ranked, strict=False)
@@ -176,11 +184,12 @@ def _uniform(layers: Sequence[_Layer], wanted: Wanted) -> list[int]:
     if left > smallest:
         least = (before - smallest * len(layers)) * each
         raise ConfigError(
-            wanted.key, f"leaves more heads than the {smallest * each} that the smallest layer "
+            wanted.key,
+            f"leaves more heads than the {smallest * each} that the smallest layer "
             "has, and all layers shall have as many",
             given=wanted.given,
             valid=f"{least / (before * each):g} or more of all heads ({least}), or uniform: false",
-        )  # fmt: skip
+        )
     counts = [layer.all - left for layer in layers]
     for layer, count in zip(layers, counts, strict=True):
         _check(count * each, [layer], wanted)
@@ -192,11 +201,12 @@ def _equal_steps(layers: Sequence[_Layer], wanted: Wanted) -> int:
     if len(sizes) > 1:
         what = "groups of different sizes" if wanted.by_group else "different numbers of KV heads"
         raise ConfigError(
-            f"{PRUNE}.uniform", f"the layers have {what}, and keep them under "
+            f"{PRUNE}.uniform",
+            f"the layers have {what}, and keep them under "
             f"cut={'groups' if wanted.by_group else 'queries'}",
             given=", ".join(map(str, sizes)),
             valid=f"uniform: false, or cut={'queries' if wanted.by_group else 'groups'}",
-        )  # fmt: skip
+        )
     return sizes[0]
 
 
@@ -209,16 +219,19 @@ def _check(heads: int, layers: Sequence[_Layer], wanted: Wanted) -> None:
     where = layers[0].site.path if len(layers) == 1 else "all layers"
     if heads <= unprotected:
         raise ConfigError(
-            f"{PRUNE}.protect", f"lets {most} of the heads of {where} go, and {heads} should",
+            f"{PRUNE}.protect",
+            f"lets {most} of the heads of {where} go, and {heads} should",
             given=f"{wanted.key.rpartition('.')[2]}={wanted.given}",
             valid="fewer protected heads, or fewer to remove",
-        )  # fmt: skip
+        )
     more = "" if wanted.empty else f", or {PRUNE}.remove_attention=true"
     if wanted.uniform:
         more = ""
     raise ConfigError(
         wanted.key,
-        "there are not so many heads" if wanted.empty
+        "there are not so many heads"
+        if wanted.empty
         else "a layer keeps at least one head (or group of them)",
-        given=wanted.given, valid=f"at most {most} heads{more}",
-    )  # fmt: skip
+        given=wanted.given,
+        valid=f"at most {most} heads{more}",
+    )

@@ -42,10 +42,11 @@ class FuseQKV(Operation):
                 )
         if self.keep and separate:
             raise ConfigError(
-                self.key("keep"), f"a {kind} keeps its projections apart",
+                self.key("keep"),
+                f"a {kind} keeps its projections apart",
                 given=True,
                 valid="false, or first attention.rehouse.into=phi3, which has them fused",
-            )  # fmt: skip
+            )
         for site in separate:
             self._check(site)
         if packed:
@@ -60,9 +61,11 @@ class FuseQKV(Operation):
         key, parts = f"attention.{self.name}", (site.query, site.key, site.value)
         if site.cross or len({part.in_features for part in parts}) > 1:
             raise ConfigError(
-                key, f"the keys of {site.path} come from elsewhere than its queries",
-                given=f"layer {site.layer}", valid="layers null, which leaves it as it is",
-            )  # fmt: skip
+                key,
+                f"the keys of {site.path} come from elsewhere than its queries",
+                given=f"layer {site.layer}",
+                valid="layers null, which leaves it as it is",
+            )
         if any(part.transposed for part in parts):
             raise ConfigError(key, f"the projections of {site.path} are no Linears")
         if len({part.bias for part in parts}) > 1:

@@ -105,9 +105,11 @@ class GQA(Operation):
     @property
     def calibrated(self) -> bool:
         return (
-            self.rewrites or self.grouping is Grouping.similarity or self.average is not None
+            self.rewrites
+            or self.grouping is Grouping.similarity
+            or self.average is not None
             or self.groups is not None
-        )  # fmt: skip
+        )
 
     def chosen_sites(self, sites: Sequence[Site], removed: set[str] | None = None) -> list[Site]:
         """The sites that `layers` names."""
@@ -129,9 +131,11 @@ class GQA(Operation):
         else:
             if len(given) != len(sites):
                 raise ConfigError(
-                    self.key("kv_heads"), f"has {len(given)} numbers for {len(sites)} layers",
-                    given=list(given), valid=_COUNTS,
-                )  # fmt: skip
+                    self.key("kv_heads"),
+                    f"has {len(given)} numbers for {len(sites)} layers",
+                    given=list(given),
+                    valid=_COUNTS,
+                )
             counts = list(given)
         for site, count in zip(sites, counts, strict=True):
             self._check(site, count)
@@ -148,9 +152,11 @@ class GQA(Operation):
         counts = found if isinstance(found, dict) else {}
         if str(self.kv_heads) not in counts:
             raise ConfigError(
-                self.key("groups"), f"this file has no groups for {self.kv_heads} KV heads",
-                given=path, valid=sorted(counts),
-            )  # fmt: skip
+                self.key("groups"),
+                f"this file has no groups for {self.kv_heads} KV heads",
+                given=path,
+                valid=sorted(counts),
+            )
         return counts[str(self.kv_heads)]
 
     def given_groups(self, site: Site, count: int) -> Parts | None:
@@ -172,17 +178,24 @@ class GQA(Operation):
         equal = {len(group) for group in made} == {site.kv_heads // count}
         if members != list(range(site.kv_heads)) or len(made) != count or not equal:
             raise ConfigError(
-                self.key("groups"), f"does not put the {site.kv_heads} KV heads of {site.path} "
-                f"into {count} equal groups", given=groups, valid=_GROUPS,
-            )  # fmt: skip
+                self.key("groups"),
+                f"does not put the {site.kv_heads} KV heads of {site.path} "
+                f"into {count} equal groups",
+                given=groups,
+                valid=_GROUPS,
+            )
         return made
 
     def _check_groups(self, sites: Sequence[Site], counts: Sequence[int]) -> None:
         known = {str(site.layer) for site in sites}
         for layer in self.groups or {}:
             if str(layer) not in known:
-                raise ConfigError(self.key("groups"), "there is no such layer to change",
-                                  given=layer, valid=sorted(map(int, known)))  # fmt: skip
+                raise ConfigError(
+                    self.key("groups"),
+                    "there is no such layer to change",
+                    given=layer,
+                    valid=sorted(map(int, known)),
+                )
         for site, count in zip(sites, counts, strict=True):
             self.given_groups(site, count)
 
@@ -206,8 +219,11 @@ class GQA(Operation):
 
     def _change(self, draft: Draft, site: Site, found: SiteResolution) -> Any:
         context = draft.context
-        merging = Merging("mean" if self.rewrites else self.merge.value, str(context.seed),
-                          context.initializer_range)  # fmt: skip
+        merging = Merging(
+            "mean" if self.rewrites else self.merge.value,
+            str(context.seed),
+            context.initializer_range,
+        )
         rewrite = None
         if self.rewrites:
             bias = site.output.bias and self.merge is Merge.optimal
@@ -238,9 +254,11 @@ class GQA(Operation):
         assert average is not None
         if not 1 <= average <= most:
             raise ConfigError(
-                self.key("kv_heads"), "no such number of KV heads on average",
-                given={AVERAGE: average}, valid=f"1 to {most}",
-            )  # fmt: skip
+                self.key("kv_heads"),
+                "no such number of KV heads on average",
+                given={AVERAGE: average},
+                valid=f"1 to {most}",
+            )
 
     def _check_norms(self, site: Site) -> None:
         for role, norm in (("query", site.q_norm), ("key", site.k_norm)):
@@ -249,8 +267,9 @@ class GQA(Operation):
                     self.key("merge"),
                     f"{norm.path} is taken over all heads together, so no head can be rewritten "
                     "by itself",
-                    given=self.merge.value, valid="mean, first, random",
-                )  # fmt: skip
+                    given=self.merge.value,
+                    valid="mean, first, random",
+                )
 
     def _check_gates(self, site: Site) -> None:
         if site.projection("query").unit != site.projection("key").unit:
@@ -259,21 +278,25 @@ class GQA(Operation):
                 f"{site.query.path} makes a gate beside each query, which no calibration knows",
                 given=self.merge.value if self.rewrites else self.groups or self.grouping.value,
                 valid="mean, first, random" if self.rewrites else "contiguous, no groups",
-            )  # fmt: skip
+            )
 
     def _check(self, site: Site, count: int) -> None:
         key = self.key("kv_heads")
         valid = divisors(site.kv_heads)
         if count > site.kv_heads:
             raise ConfigError(
-                key, f"more than the {site.kv_heads} KV heads of {site.path}",
-                given=count, valid=valid,
-            )  # fmt: skip
+                key,
+                f"more than the {site.kv_heads} KV heads of {site.path}",
+                given=count,
+                valid=valid,
+            )
         if count not in valid:
             raise ConfigError(
-                key, f"does not divide the {site.kv_heads} KV heads of {site.path}",
-                given=count, valid=valid,
-            )  # fmt: skip
+                key,
+                f"does not divide the {site.kv_heads} KV heads of {site.path}",
+                given=count,
+                valid=valid,
+            )
 
 
 def divisors(heads: int) -> list[int]:

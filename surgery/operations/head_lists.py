@@ -39,7 +39,9 @@ def named_heads(given: Any, sites: Sequence[Site], key: str) -> Heads:
         for head in heads:
             if not 0 <= head < site.q_heads:
                 raise ConfigError(
-                    key, f"{site.path} has no such head", given=head,
+                    key,
+                    f"{site.path} has no such head",
+                    given=head,
                     valid=f"0 to {site.q_heads - 1}",
-                )  # fmt: skip
+                )
     return {layer: sorted(set(heads)) for layer, heads in by_layer.items()}

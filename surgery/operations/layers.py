@@ -34,7 +34,9 @@ def chosen(
             )
         if sites[layer].path in removed:
             raise ConfigError(
-                key, f"{sites[layer].path} is removed before", given=layer,
+                key,
+                f"{sites[layer].path} is removed before",
+                given=layer,
                 valid=[site.layer for site in left] or "none: all attention is removed",
-            )  # fmt: skip
+            )
     return [sites[layer] for layer in sorted(set(layers))]

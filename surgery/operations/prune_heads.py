@@ -120,12 +120,17 @@ class PruneHeads(Operation):
         if self.heads is not None:
             return named_heads(self.heads, sites, self.key("heads"))
         if self.scores is not None:
-            scores = read_scores(self.scores, sites, self.key("scores"), unit=self.unit,
-                                 layers=layers)  # fmt: skip
+            scores = read_scores(
+                self.scores, sites, self.key("scores"), unit=self.unit, layers=layers
+            )
         wanted = Wanted(
-            self.amount, self.count, together=self.together, uniform=self.uniform,
-            by_group=self.cut is Cut.groups, empty=self.remove_attention,
-        )  # fmt: skip
+            self.amount,
+            self.count,
+            together=self.together,
+            uniform=self.uniform,
+            by_group=self.cut is Cut.groups,
+            empty=self.remove_attention,
+        )
         protected = named_heads(self.protect or [], sites, self.key("protect"))
         return choose(sites, scores or _even(sites), wanted, protected)
 
@@ -214,26 +219,31 @@ class PruneHeads(Operation):
     def _check_cut(self, sites: Sequence[Site]) -> None:
         if self.cut is Cut.queries and all(site.group_size == 1 for site in sites):
             raise ConfigError(
-                self.key("cut"), "every KV head has one query head, which cannot go without it",
-                given=self.cut.value, valid=Cut.groups.value,
-            )  # fmt: skip
+                self.key("cut"),
+                "every KV head has one query head, which cannot go without it",
+                given=self.cut.value,
+                valid=Cut.groups.value,
+            )
 
     def _check_native(self, draft: Draft, sites: Sequence[Site]) -> None:
         open_counts = self.estimator is not None and self.together and not self.uniform
         if draft.context.native and open_counts and len(sites) > 1:
             raise ConfigError(
-                self.key("scope"), "may leave layers with different numbers of heads, which no "
+                self.key("scope"),
+                "may leave layers with different numbers of heads, which no "
                 "config of the architecture can say",
-                given=self.scope.value, valid="layer, uniform: true, or another export.format",
-            )  # fmt: skip
+                given=self.scope.value,
+                valid="layer, uniform: true, or another export.format",
+            )
 
     def _check_emptied(self, site: Site) -> None:
         if not self.remove_attention:
             raise ConfigError(
-                self.key("heads"), f"all {site.q_heads} heads of {site.path} would go",
+                self.key("heads"),
+                f"all {site.q_heads} heads of {site.path} would go",
                 given=f"{site.q_heads} heads",
                 valid=f"at most {site.q_heads - 1}, or {self.key('remove_attention')}=true",
-            )  # fmt: skip
+            )
         if site.block != site.path:
             raise ConfigError(
                 self.key("remove_attention"),

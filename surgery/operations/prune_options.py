@@ -21,12 +21,17 @@ def check_options(spec: PruneHeads) -> None:
     given = [name for name, value in ways.items() if value is not None]
     if len(given) != 1:
         raise ConfigError(
-            "attention.prune_heads", "needs exactly one of heads, amount and count",
+            "attention.prune_heads",
+            "needs exactly one of heads, amount and count",
             given=", ".join(given) or "none of them",
-        )  # fmt: skip
+        )
     if spec.estimator is not None and spec.estimator not in ESTIMATORS:
-        raise ConfigError(spec.key("estimator"), "there is no such estimator",
-                          given=spec.estimator, valid=ESTIMATORS)  # fmt: skip
+        raise ConfigError(
+            spec.key("estimator"),
+            "there is no such estimator",
+            given=spec.estimator,
+            valid=ESTIMATORS,
+        )
     if spec.heads is not None:
         _refuse_choosing(spec)
     else:
@@ -37,9 +42,11 @@ def check_options(spec: PruneHeads) -> None:
         raise ConfigError(spec.key("count"), "must not be negative", given=spec.count)
     if spec.uniform and spec.remove_attention:
         raise ConfigError(
-            spec.key("uniform"), "a layer that loses its attention has no heads, and the others "
-            "keep some", given=True, valid="false, or remove_attention: false",
-        )  # fmt: skip
+            spec.key("uniform"),
+            "a layer that loses its attention has no heads, and the others keep some",
+            given=True,
+            valid="false, or remove_attention: false",
+        )
     _check_schedule(spec)
 
 
@@ -53,18 +60,23 @@ def _refuse_choosing(spec: PruneHeads) -> None:
                 f"{'are' if name == 'scores' else 'is'} of no use where `heads` says which",
                 given=getattr(value, "value", value),
                 valid={None: "null", False: "false"}.get(plain, plain),
-            )  # fmt: skip
+            )
 
 
 def _check_scored(spec: PruneHeads, way: str) -> None:
     if spec.scores is None and spec.estimator is None:
         raise ConfigError(
-            spec.key("scores"), f"`{way}` needs a score for every head",
+            spec.key("scores"),
+            f"`{way}` needs a score for every head",
             valid=f"{_FILE}, or {spec.key('estimator')}: one of {', '.join(ESTIMATORS)}",
-        )  # fmt: skip
+        )
     if spec.scores is not None and spec.estimator is not None:
-        raise ConfigError(spec.key("estimator"), "is of no use beside `scores`, which are "
-                          "measured already", given=spec.estimator, valid="null")  # fmt: skip
+        raise ConfigError(
+            spec.key("estimator"),
+            "is of no use beside `scores`, which are measured already",
+            given=spec.estimator,
+            valid="null",
+        )
 
 
 def _check_schedule(spec: PruneHeads) -> None:
@@ -77,11 +89,15 @@ def _check_schedule(spec: PruneHeads) -> None:
     schedule = f"schedule: {spec.schedule.value}"
     if spec.estimator is None:
         raise ConfigError(
-            spec.key("estimator"), f"`{schedule}` scores heads while it trains",
-            given="null", valid=ESTIMATORS,
-        )  # fmt: skip
+            spec.key("estimator"),
+            f"`{schedule}` scores heads while it trains",
+            given="null",
+            valid=ESTIMATORS,
+        )
     if spec.refit:
         raise ConfigError(
-            spec.key("refit"), "is made before training, and heads go in the course of it under "
-            f"`{schedule}`", given=True, valid="false, or schedule: one_shot",
-        )  # fmt: skip
+            spec.key("refit"),
+            f"is made before training, and heads go in the course of it under `{schedule}`",
+            given=True,
+            valid="false, or schedule: one_shot",
+        )

@@ -44,6 +44,7 @@ def check_first(name: str, draft: Draft) -> None:
     """
     if draft.changes or draft.steps or draft.patch:
         raise ConfigError(
-            f"attention.{name}", "has to come first: the others work on what it gives",
+            f"attention.{name}",
+            "has to come first: the others work on what it gives",
             valid=f"attention=[{name},…]",
-        )  # fmt: skip
+        )

@@ -82,9 +82,11 @@ class Rope(Operation):
         sites = chosen(draft.sites, self.layers, self.key("layers"), draft.removed)
         if self.layers is not None and self.layer_type is not None:
             raise ConfigError(
-                self.key("layer_type"), "layers already says which", given=self.layer_type,
+                self.key("layer_type"),
+                "layers already says which",
+                given=self.layer_type,
                 valid="null, or layers null",
-            )  # fmt: skip
+            )
         for prefix in sorted({site.config_prefix for site in sites}):
             mine = [site for site in sites if site.config_prefix == prefix]
             self._one_config(draft, prefix, mine, whole=self._all(draft, prefix, mine))
@@ -108,8 +110,9 @@ class Rope(Operation):
                 f"attention.{self.name}",
                 f"{config.model_type} models have no rotary embedding that reads rope_parameters; "
                 "this operation changes positions of a model that has one",
-                given=config.model_type, valid=ROTARY_FIRST,
-            )  # fmt: skip
+                given=config.model_type,
+                valid=ROTARY_FIRST,
+            )
         if not whole:
             self._apart(draft, prefix, sites)
             return
@@ -124,9 +127,11 @@ class Rope(Operation):
                 self._apart(draft, prefix, sites)
             else:
                 raise ConfigError(
-                    self.key("layer_type"), f"a {config.model_type} config cannot say type none",
-                    given=self.layer_type, valid="null, and layers by number",
-                )  # fmt: skip
+                    self.key("layer_type"),
+                    f"a {config.model_type} config cannot say type none",
+                    given=self.layer_type,
+                    valid="null, and layers by number",
+                )
         else:
             attributes = check_everywhere(draft.skeleton, draft.config, prefix, patch, sites)
             self._rebuild(draft, prefix, patch, attributes)
@@ -154,17 +159,23 @@ class Rope(Operation):
         else:
             if self.layer_type is not None:
                 raise ConfigError(
-                    self.key("layer_type"), "all layers of this model share their positions",
-                    given=self.layer_type, valid="null",
-                )  # fmt: skip
+                    self.key("layer_type"),
+                    "all layers of this model share their positions",
+                    given=self.layer_type,
+                    valid="null",
+                )
             parameters, first = self._parameters(config, before), before
         patch: dict[str, Any] = {"rope_parameters": parameters}
         original = self._original(config, first)
         maximum = getattr(config, MAX, None)
         patch[MAX] = new_maximum(
-            self.type, self._given(), original, maximum, first.get(ORIGINAL) is not None,
+            self.type,
+            self._given(),
+            original,
+            maximum,
+            first.get(ORIGINAL) is not None,
             f"attention.{self.name}",
-        )  # fmt: skip
+        )
         if self.type in HOLDS_ORIGINAL and getattr(config, ORIGINAL, None) is not None:
             patch[ORIGINAL] = original  # where a config has it, it overrides the one held
         if self.type in _STRICT and getattr(config, "head_dim", 0) is None:
@@ -181,9 +192,11 @@ class Rope(Operation):
             return rotating
         if self.layer_type not in rotating:
             raise ConfigError(
-                self.key("layer_type"), "the model has no positions for such layers",
-                given=self.layer_type, valid=rotating,
-            )  # fmt: skip
+                self.key("layer_type"),
+                "the model has no positions for such layers",
+                given=self.layer_type,
+                valid=rotating,
+            )
         return [self.layer_type]
 
     def _parameters(
@@ -193,8 +206,9 @@ class Rope(Operation):
             raise ConfigError(
                 self.key("truncate"),
                 "transformers does not look for it where positions differ by layer type",
-                given=self.truncate, valid="null",
-            )  # fmt: skip
+                given=self.truncate,
+                valid="null",
+            )
         original = None
         if self.type in HOLDS_ORIGINAL:
             original = self._original(config, current)
@@ -215,20 +229,25 @@ class Rope(Operation):
             raise ConfigError(
                 self.key("partial_rotary_factor"),
                 f"{int(head_dim * share)} of a head's {head_dim} dimensions would rotate",
-                given=share, valid="what makes it an even number, 2 or more",
-            )  # fmt: skip
+                given=share,
+                valid="what makes it an even number, 2 or more",
+            )
         if self.type is RopeType.dynamic and width < 4:
             raise ConfigError(
-                self.key("type"), f"dynamic cannot do with {width} rotated dimensions per head",
-                given=self.type.value, valid="linear, yarn, llama3",
-            )  # fmt: skip
+                self.key("type"),
+                f"dynamic cannot do with {width} rotated dimensions per head",
+                given=self.type.value,
+                valid="linear, yarn, llama3",
+            )
         for name in ("short_factor", "long_factor"):
             factors = getattr(self, name)
             if factors is not None and len(factors) != width // 2:
                 raise ConfigError(
-                    self.key(name), "needs a number for each rotated pair of dimensions",
-                    given=f"{len(factors)} numbers", valid=f"{width // 2} numbers",
-                )  # fmt: skip
+                    self.key(name),
+                    "needs a number for each rotated pair of dimensions",
+                    given=f"{len(factors)} numbers",
+                    valid=f"{width // 2} numbers",
+                )
 
     def _original(self, config: Any, current: Mapping[str, Any]) -> int | None:
         stated = self.original_max_position_embeddings
@@ -257,9 +276,11 @@ class Rope(Operation):
         new_maximum(self.type, self._given(), original, maximum, False, key)
         if self.type is RopeType.dynamic and original != maximum:
             raise ConfigError(
-                f"{key}.layers", f"type dynamic scales beyond {MAX}, which is no longer the "
-                f"original {original}", given=self.layers, valid="null for all",
-            )  # fmt: skip
+                f"{key}.layers",
+                f"type dynamic scales beyond {MAX}, which is no longer the original {original}",
+                given=self.layers,
+                valid="null for all",
+            )
 
 
 def _head_dim(config: Any) -> int:

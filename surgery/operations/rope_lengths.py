@@ -35,9 +35,11 @@ def original_length(
     if stated is not None:
         if held is not None and stated != held:
             raise ConfigError(
-                f"{key}.{ORIGINAL}", "the model's config says otherwise", given=stated,
+                f"{key}.{ORIGINAL}",
+                "the model's config says otherwise",
+                given=stated,
                 valid=f"null, or {held}",
-            )  # fmt: skip
+            )
         return stated
     if held is None and current.get("factor", 1.0) > 1 and current.get("rope_type") != "dynamic":
         raise ConfigError(
@@ -73,21 +75,26 @@ def new_maximum(
     if original is None:
         if kind in HOLDS_ORIGINAL or kind is RopeType.dynamic:
             raise ConfigError(
-                f"{key}.{ORIGINAL}", f"type {kind.value} needs it, and the model's config has no "
-                f"{MAX}", valid="the positions the model was trained for",
-            )  # fmt: skip
+                f"{key}.{ORIGINAL}",
+                f"type {kind.value} needs it, and the model's config has no {MAX}",
+                valid="the positions the model was trained for",
+            )
         return wanted
     if wanted is not None and wanted < original:
         raise ConfigError(
-            f"{key}.{MAX}", f"shorter than the {original} positions the model was trained for",
-            given=wanted, valid=f"{original} or more",
-        )  # fmt: skip
+            f"{key}.{MAX}",
+            f"shorter than the {original} positions the model was trained for",
+            given=wanted,
+            valid=f"{original} or more",
+        )
     if kind is RopeType.dynamic:
         if wanted not in (None, original):
             raise ConfigError(
-                f"{key}.{MAX}", "type dynamic starts to scale beyond it, so it stays the original",
-                given=wanted, valid=f"null, or {original}",
-            )  # fmt: skip
+                f"{key}.{MAX}",
+                "type dynamic starts to scale beyond it, so it stays the original",
+                given=wanted,
+                valid=f"null, or {original}",
+            )
         return original
     if wanted is not None:
         return wanted

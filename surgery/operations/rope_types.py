@@ -75,9 +75,11 @@ def check_options(kind: RopeType, given: Mapping[str, Any], key: str) -> None:
         raise ConfigError(f"{key}.{name}", f"type {kind.value} needs it", valid=_valid(name))
     for name in sorted(set(given) & set(OPTIONS) - needed - possible):
         raise ConfigError(
-            f"{key}.{name}", f"type {kind.value} has no use for it", given=given[name],
+            f"{key}.{name}",
+            f"type {kind.value} has no use for it",
+            given=given[name],
             valid=f"null; {kind.value} has {', '.join(sorted(needed | possible)) or 'no options'}",
-        )  # fmt: skip
+        )
     for name, value in given.items():
         if not _fits(kind, name, value):
             raise ConfigError(f"{key}.{name}", "cannot be", given=value, valid=_valid(name))
@@ -88,31 +90,41 @@ def _check_order(kind: RopeType, given: Mapping[str, Any], key: str) -> None:
     slow, fast = given.get("beta_slow", 1), given.get("beta_fast", 32)
     if kind is RopeType.yarn and slow >= fast:
         raise ConfigError(
-            f"{key}.beta_fast", f"must be above beta_slow ({slow:g})", given=fast,
+            f"{key}.beta_fast",
+            f"must be above beta_slow ({slow:g})",
+            given=fast,
             valid="32 with beta_slow 1 in the paper",
-        )  # fmt: skip
+        )
     low, high = (given.get(name, value) for name, value in LLAMA3.items())
     if kind is RopeType.llama3 and low >= high:
         raise ConfigError(
-            f"{key}.high_freq_factor", f"must be above low_freq_factor ({low:g})", given=high,
+            f"{key}.high_freq_factor",
+            f"must be above low_freq_factor ({low:g})",
+            given=high,
             valid="4 with low_freq_factor 1 in Llama 3.1",
-        )  # fmt: skip
+        )
     if ("mscale" in given) != ("mscale_all_dim" in given):
         raise ConfigError(
-            f"{key}.mscale", "mscale and mscale_all_dim only count together",
-            given="mscale" if "mscale" in given else "mscale_all_dim", valid="both or neither",
-        )  # fmt: skip
+            f"{key}.mscale",
+            "mscale and mscale_all_dim only count together",
+            given="mscale" if "mscale" in given else "mscale_all_dim",
+            valid="both or neither",
+        )
     if "mscale" in given and "attention_factor" in given:
         raise ConfigError(
-            f"{key}.attention_factor", "says what mscale would compute",
-            given=given["attention_factor"], valid="one of the two",
-        )  # fmt: skip
+            f"{key}.attention_factor",
+            "says what mscale would compute",
+            given=given["attention_factor"],
+            valid="one of the two",
+        )
     short, long = given.get("short_factor"), given.get("long_factor")
     if short and long and len(short) != len(long):
         raise ConfigError(
-            f"{key}.long_factor", f"is not as long as short_factor ({len(short)} numbers)",
-            given=f"{len(long)} numbers", valid=f"{len(short)} numbers",
-        )  # fmt: skip
+            f"{key}.long_factor",
+            f"is not as long as short_factor ({len(short)} numbers)",
+            given=f"{len(long)} numbers",
+            valid=f"{len(short)} numbers",
+        )
 
 
 def _fits(kind: RopeType, name: str, value: Any) -> bool:

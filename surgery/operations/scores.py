@@ -121,9 +121,13 @@ def _rows(table: Any, name: str, path: str, key: str) -> dict[int, list[Any]] | 
 
 
 def _check(
-    rows: Mapping[int, Sequence[Any]], unit: str, sites: Sequence[Site], total: int | None,
-    path: str, key: str,
-) -> None:  # fmt: skip
+    rows: Mapping[int, Sequence[Any]],
+    unit: str,
+    sites: Sequence[Site],
+    total: int | None,
+    path: str,
+    key: str,
+) -> None:
     what = "heads" if unit == HEADS else "KV groups"
     missing = any(site.layer not in rows for site in sites)
     if total is not None and (len(rows) > total or (len(rows) < total and missing)):
@@ -138,9 +142,11 @@ def _check(
         row, heads = rows[site.layer], site.q_heads if unit == HEADS else site.kv_heads
         if len(row) != heads:
             raise ConfigError(
-                key, f"has {len(row)} scores for the {heads} {what} of layer {site.layer}",
-                given=path, valid=_VALID,
-            )  # fmt: skip
+                key,
+                f"has {len(row)} scores for the {heads} {what} of layer {site.layer}",
+                given=path,
+                valid=_VALID,
+            )
         if not all(is_score(score) for score in row):
             raise ConfigError(
                 key, f"a score of layer {site.layer} is no finite number", given=path, valid=_VALID

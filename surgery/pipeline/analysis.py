@@ -95,9 +95,13 @@ def analyze(session: Session) -> None:
     }
     save_heads(result, folder / "heads.json")
     what_is_its_own(
-        similarity, sites, model=session.source.name, data=run.data.kind.value,
-        batches=len(batches), seed=run.seed,
-    ).save(folder / "redundancy.json")  # fmt: skip
+        similarity,
+        sites,
+        model=session.source.name,
+        data=run.data.kind.value,
+        batches=len(batches),
+        seed=run.seed,
+    ).save(folder / "redundancy.json")
     files = ["heads.json", "heads.parquet", "redundancy.json", "redundancy.parquet"]
     groups = shared_groups(similarity, sites)
     if groups:
@@ -139,18 +143,23 @@ def _repeats(session: Session, batches: Sequence[Batch]) -> Repeats:
     cfg, run = session.run.analysis, session.run
     special = torch.tensor(session.tokenizer.all_special_ids)
     real = [
-        batch["input_ids"][batch["attention_mask"] > 0] if "attention_mask" in batch
+        batch["input_ids"][batch["attention_mask"] > 0]
+        if "attention_mask" in batch
         else batch["input_ids"].flatten()
         for batch in batches
-    ]  # fmt: skip
+    ]
     vocabulary = torch.cat(real).unique()
     vocabulary = vocabulary[~torch.isin(vocabulary, special)]
     before, after = _frame(session)
     room = (run.data.seq_len - len(before) - len(after)) // 2
     return random_repeats(
-        vocabulary, cfg.repeats, min(cfg.repeat_length, room), cfg.batch_size, run.seed,
+        vocabulary,
+        cfg.repeats,
+        min(cfg.repeat_length, room),
+        cfg.batch_size,
+        run.seed,
         (before, after),
-    )  # fmt: skip
+    )
 
 
 def _frame(session: Session) -> tuple[list[int], list[int]]:
@@ -166,9 +175,13 @@ def _probes(session: Session, sites: Sequence[Site]) -> dict[str, Judged]:
     found: dict[str, Judged] = {}
     for probe in cfg.probes:
         texts = probe_texts(
-            probe, session.tokenizer, count=cfg.probe_texts, seq_len=run.data.seq_len,
-            seed=run.seed, val_fraction=run.data.val_fraction,
-        )  # fmt: skip
+            probe,
+            session.tokenizer,
+            count=cfg.probe_texts,
+            seq_len=run.data.seq_len,
+            seed=run.seed,
+            val_fraction=run.data.val_fraction,
+        )
         name = probe_name(probe)
         judged, few = run_probes(session.loaded(), texts, sites, name)
         found |= {f"{name}:{relation}": one for relation, one in judged.items()}

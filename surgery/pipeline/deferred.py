@@ -53,8 +53,9 @@ def split(operations: Sequence[Operation]) -> tuple[list[Operation], PruneHeads 
                 "attention",
                 f"{operation.name} with schedule={operation.schedule.value} must come last: its "
                 "heads are cut after training",
-                given=", ".join(names), valid=", ".join(last),
-            )  # fmt: skip
+                given=", ".join(names),
+                valid=", ".join(last),
+            )
         return list(operations[:number]), operation
     return list(operations), None
 
@@ -74,9 +75,11 @@ def check_deferred(run: RunConfig, operation: PruneHeads) -> None:
     key = operation.key("schedule")
     if Stage.operate in run.stages and Stage.train not in run.stages:
         raise ConfigError(
-            "stages", f"{key}={operation.schedule.value} closes heads while the model trains",
-            given=[stage.value for stage in run.stages], valid=f"add `train`, or {key}=one_shot",
-        )  # fmt: skip
+            "stages",
+            f"{key}={operation.schedule.value} closes heads while the model trains",
+            given=[stage.value for stage in run.stages],
+            valid=f"add `train`, or {key}=one_shot",
+        )
     if Stage.train not in run.stages:
         return
     from surgery.training.gating import refused_strategy
@@ -92,8 +95,9 @@ def check_deferred(run: RunConfig, operation: PruneHeads) -> None:
         raise ConfigError(
             "optim.parameters",
             f"which tensors {key}={operation.schedule.value} changes is decided while they train",
-            given=Trained.changed.value, valid="all, attention, output",
-        )  # fmt: skip
+            given=Trained.changed.value,
+            valid="all, attention, output",
+        )
 
 
 def cut(session: Session) -> None:

@@ -45,8 +45,14 @@ def prepare_each(
         with of_task(name):
             runs[name] = prepare(part, where, settings | own | {"run_dir": str(where)})
     first = next(iter(runs.values()))
-    return Session(run=run, settings=settings, run_dir=run_dir, source=first.source,
-                   plan=first.plan, task_runs=runs)  # fmt: skip
+    return Session(
+        run=run,
+        settings=settings,
+        run_dir=run_dir,
+        source=first.source,
+        plan=first.plan,
+        task_runs=runs,
+    )
 
 
 def run_each(session: Session) -> None:

@@ -120,14 +120,18 @@ def _check_classifier(teacher: PreTrainedModel, name: str | None) -> None:
     kind = type(teacher).__name__
     if kind not in (teacher.config.architectures or [kind]):
         raise ConfigError(
-            _TEACHER, f"was saved without the head of a {kind}, and a random one teaches nothing",
-            given=name, valid="a trained classifier",
-        )  # fmt: skip
+            _TEACHER,
+            f"was saved without the head of a {kind}, and a random one teaches nothing",
+            given=name,
+            valid="a trained classifier",
+        )
     if teacher.config.pad_token_id is None:
         raise ConfigError(
-            _TEACHER, "has no pad token, and sequence_classification pads its batches",
-            given=name, valid="a model whose config.json has a pad_token_id",
-        )  # fmt: skip
+            _TEACHER,
+            "has no pad token, and sequence_classification pads its batches",
+            given=name,
+            valid="a model whose config.json has a pad_token_id",
+        )
 
 
 def _outputs(model: PreTrainedModel, task: Task) -> int:
@@ -146,6 +150,7 @@ def _refuse_unreadable(model: PreTrainedModel, key: str) -> None:
     if unreadable:
         block = unreadable[0]
         raise ConfigError(
-            key, f"attention of this model cannot be read: {block.reason}",
+            key,
+            f"attention of this model cannot be read: {block.reason}",
             given=f"{block.path} ({block.kind})",
-        )  # fmt: skip
+        )

@@ -156,9 +156,11 @@ def _check_estimators(run: RunConfig, operations: Sequence[Operation]) -> None:
 def _check_calibrated(run: RunConfig, plan: Plan, wanted: set[Stage]) -> None:
     if plan.open_decisions and Stage.operate in wanted and Stage.calibrate not in wanted:
         raise ConfigError(
-            "stages", f"`operate` needs `calibrate` before it: {plan.open_decisions[0]}",
-            given=[stage.value for stage in run.stages], valid="add `calibrate`",
-        )  # fmt: skip
+            "stages",
+            f"`operate` needs `calibrate` before it: {plan.open_decisions[0]}",
+            given=[stage.value for stage in run.stages],
+            valid="add `calibrate`",
+        )
 
 
 def check_writable(run_dir: Path) -> None:
@@ -201,9 +203,11 @@ def _check_stages(run: RunConfig, wanted: set[Stage]) -> None:
     sharded = str(run.trainer.get("strategy")).startswith(("fsdp", "deepspeed"))
     if sharded and Stage.train in wanted and run.optim.name is OptimizerName.muon:
         raise ConfigError(
-            "optim", "Muon needs whole matrices, and this strategy shards them",
-            given="muon", valid="optim=adamw",
-        )  # fmt: skip
+            "optim",
+            "Muon needs whole matrices, and this strategy shards them",
+            given="muon",
+            valid="optim=adamw",
+        )
 
 
 def _healing_rate(config: Any) -> float:

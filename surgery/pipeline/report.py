@@ -46,9 +46,11 @@ def report_again(run_dir: Path) -> None:
     path = run_dir / SUMMARY
     if not path.is_file():
         raise ConfigError(
-            "hydra.run.dir", f"holds no {SUMMARY} to report on", given=str(run_dir),
+            "hydra.run.dir",
+            f"holds no {SUMMARY} to report on",
+            given=str(run_dir),
             valid="the directory of an earlier run",
-        )  # fmt: skip
+        )
     try:
         found = json.loads(path.read_text(encoding="utf-8")).get("format")
     except (ValueError, AttributeError):

@@ -44,9 +44,12 @@ def export_of(
     twin = twins.of(patch) if native and patch is not None else original
     name = type(twin).__name__
     served = runtimes(
-        name, native=native, explicit_head_dim=_explicit_head_dim(twin, after),
-        grouped=any(site.group_size > 1 for site in after), rope_types=_rope_types(twin),
-    )  # fmt: skip
+        name,
+        native=native,
+        explicit_head_dim=_explicit_head_dim(twin, after),
+        grouped=any(site.group_size > 1 for site in after),
+        rope_types=_rope_types(twin),
+    )
     kind = "native"
     if not native:
         kind = "record"
@@ -89,8 +92,10 @@ def _obstacle(
     if recorded:
         return f"a {kind} config cannot say what {recorded[0]} did"
     earlier = recorded_attributes(config)
-    attributes = {path: {**earlier.get(path, {}), **attributes.get(path, {})}
-                  for path in {**earlier, **attributes}}  # fmt: skip
+    attributes = {
+        path: {**earlier.get(path, {}), **attributes.get(path, {})}
+        for path in {**earlier, **attributes}
+    }
     counts = {
         "KV head": sorted({site.kv_heads for site in after}),
         "query head": sorted({site.q_heads for site in after}),

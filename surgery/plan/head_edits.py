@@ -102,9 +102,16 @@ def regroup(
     axis = 0 if output.transposed else 1
     if rewrite is None:
         edits += _edit(
-            operation, f"{output.path}.weight", axis, output.unit, query, Merging(),
-            heads=site.q_heads, rest=output.out_features, fill="zero",
-        )  # fmt: skip
+            operation,
+            f"{output.path}.weight",
+            axis,
+            output.unit,
+            query,
+            Merging(),
+            heads=site.q_heads,
+            rest=output.out_features,
+            fill="zero",
+        )
     else:
         edits += _output_edits(operation, output, axis, query, specs)
     norms: dict[str, Norm | None] = {"q_norm": site.q_norm, "k_norm": site.k_norm}
@@ -116,8 +123,15 @@ def regroup(
             means = Merging() if merging.merge == "random" else merging
             for tensor in norm.tensors:
                 name = f"{norm.path}.{tensor}"
-                edits += _edit(operation, name, 0, site.head_dim, heads, means,
-                               heads=norm.size // site.head_dim)  # fmt: skip
+                edits += _edit(
+                    operation,
+                    name,
+                    0,
+                    site.head_dim,
+                    heads,
+                    means,
+                    heads=norm.size // site.head_dim,
+                )
     after = replace(
         site,
         q_heads=len(query),
@@ -166,12 +180,16 @@ def dependent_edit(
         operation=operation,
         transform="combine_heads",
         arguments={
-            "axis": axis, "unit": unit, "parts": _plain(parts), "heads": heads, "fill": "source",
+            "axis": axis,
+            "unit": unit,
+            "parts": _plain(parts),
+            "heads": heads,
+            "fill": "source",
             "merge": "mean",
         },
         sources=(TensorSpec(name, tuple(shape)),),
         results=(TensorSpec(name, result),),
-    )  # fmt: skip
+    )
 
 
 def order(packing: Packing, q_heads: int, kv_heads: int) -> list[tuple[str, int]]:
@@ -202,8 +220,9 @@ def _projection_edits(
     axis = 1 if old.transposed else 0
     heads = old.out_features // unit
     weight, bias = f"{old.path}.weight", f"{old.path}.bias"
-    yield from _edit(operation, weight, axis, unit, parts, merging, heads=heads,
-                     rest=old.in_features)  # fmt: skip
+    yield from _edit(
+        operation, weight, axis, unit, parts, merging, heads=heads, rest=old.in_features
+    )
     if old.bias:
         yield from _edit(operation, bias, 0, unit, parts, merging, heads=heads)
 
@@ -228,13 +247,16 @@ def _mix_edits(
             operation=operation,
             transform="mix_heads",
             arguments={
-                "axis": 1 if old.transposed and tensor == "weight" else 0, "unit": old.unit,
-                "parts": _plain(parts), "uses": [list(use) for use in uses], "fill": "source",
+                "axis": 1 if old.transposed and tensor == "weight" else 0,
+                "unit": old.unit,
+                "parts": _plain(parts),
+                "uses": [list(use) for use in uses],
+                "fill": "source",
             },
             sources=(TensorSpec(name, before),),
             results=(TensorSpec(name, made),),
             resolved=tuple(maps),
-        )  # fmt: skip
+        )
 
 
 def _output_edits(
@@ -253,9 +275,13 @@ def _output_edits(
     if "output_bias" in specs:
         bias = TensorSpec(f"{output.path}.bias", (output.out_features,))
         yield TensorEdit(
-            operation=operation, transform="put_tensor", arguments={}, sources=(bias,),
-            results=(bias,), resolved=(specs["output_bias"],),
-        )  # fmt: skip
+            operation=operation,
+            transform="put_tensor",
+            arguments={},
+            sources=(bias,),
+            results=(bias,),
+            resolved=(specs["output_bias"],),
+        )
 
 
 def _edit(
@@ -273,16 +299,23 @@ def _edit(
     if parts == unchanged(heads):
         return
     before, after = heads * unit, len(parts) * unit
-    shapes = [(n,) if rest is None else ((n, rest) if axis == 0 else (rest, n))
-              for n in (before, after)]  # fmt: skip
+    shapes = [
+        (n,) if rest is None else ((n, rest) if axis == 0 else (rest, n)) for n in (before, after)
+    ]
     yield TensorEdit(
         operation=operation,
         transform="combine_heads",
-        arguments={"axis": axis, "unit": unit, "parts": _plain(parts), "heads": heads,
-                   "fill": fill, **merging.arguments(name)},
+        arguments={
+            "axis": axis,
+            "unit": unit,
+            "parts": _plain(parts),
+            "heads": heads,
+            "fill": fill,
+            **merging.arguments(name),
+        },
         sources=(TensorSpec(name, shapes[0]),),
         results=(TensorSpec(name, shapes[1]),),
-    )  # fmt: skip
+    )
 
 
 def _plain(parts: Parts) -> list[list[int]]:

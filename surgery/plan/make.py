@@ -81,14 +81,21 @@ def make_plan(
     patch = None if heads is None else heads | draft.patch
     shapes = planned_shapes(model, structure.changes)
     export = export_of(
-        after, shapes, patch, structure.attributes, steps, twins,
+        after,
+        shapes,
+        patch,
+        structure.attributes,
+        steps,
+        twins,
         None if rehousing is None else str(rehousing["into"]),
-    )  # fmt: skip
+    )
     if native and export.format == "record":
         raise ConfigError(
-            "export.format", f"the result cannot be native: {export.reason.split(';')[0]}",
-            given="native", valid="auto, or operations that a config can say",
-        )  # fmt: skip
+            "export.format",
+            f"the result cannot be native: {export.reason.split(';')[0]}",
+            given="native",
+            valid="auto, or operations that a config can say",
+        )
     left = tuple(site for site in after if site.path not in draft.removed)
     return Plan(
         model={
@@ -117,10 +124,12 @@ def make_plan(
         sizes_before=_sizes(parameters, source_sites, tokens, kv_bytes),
         sizes_after=_sizes(
             _parameters(model) + _added(model, structure.changes) - _removed(model, draft),
-            left, tokens, kv_bytes,
+            left,
+            tokens,
+            kv_bytes,
         ),
         export=export,
-    )  # fmt: skip
+    )
 
 
 def _drafted(
@@ -139,11 +148,11 @@ def _drafted(
     for number, operation in enumerate(operations):
         if number > 0 and operation.rehousing(model.config) is not None:
             raise ConfigError(
-                f"attention.{operation.name}", "must come first: the other operations are planned "
-                "on the architecture it leads to",
+                f"attention.{operation.name}",
+                "must come first: the other operations are planned on the architecture it leads to",
                 given=", ".join(o.name for o in operations),
                 valid=_reordered(operations, operation),
-            )  # fmt: skip
+            )
         draft.number, draft.resolution = number, resolutions.get(number)
         operation.plan(draft)
     return draft
@@ -166,9 +175,11 @@ def _refuse_fused(model: PreTrainedModel, anatomy: Anatomy) -> None:
     for site in anatomy.sites:
         if not isinstance(model.get_submodule(site.query.path).weight, nn.Parameter):
             raise ConfigError(
-                "attention", "the projections are fused for the run, and edits need them apart",
-                given=site.path, valid="surgery.unfuse_qkv_(model) first",
-            )  # fmt: skip
+                "attention",
+                "the projections are fused for the run, and edits need them apart",
+                given=site.path,
+                valid="surgery.unfuse_qkv_(model) first",
+            )
 
 
 def _refuse_quantized(model: PreTrainedModel) -> None:
@@ -197,9 +208,11 @@ def _refuse_unreadable(anatomy: Anatomy) -> None:
     if not anatomy.sites:
         others = "".join(f"; {block.path}: {block.reason}" for block in anatomy.left_alone[:1])
         raise ConfigError(
-            "attention", f"no attention was recognised in {anatomy.model_class}{others}",
-            given=anatomy.model_class, valid="a model with attention blocks, or attention=[]",
-        )  # fmt: skip
+            "attention",
+            f"no attention was recognised in {anatomy.model_class}{others}",
+            given=anatomy.model_class,
+            valid="a model with attention blocks, or attention=[]",
+        )
 
 
 def _sizes(parameters: int, sites: Sequence[Site], tokens: int, kv_bytes: int) -> Sizes:

@@ -32,8 +32,14 @@ from surgery.transforms import run_equivalent, run_transform
 TF32_EPS = 2.0**-10
 # What a forward raises for shapes it does not take: no single base class covers it.
 FAULTS = (
-    ValueError, TypeError, RuntimeError, AttributeError, IndexError, KeyError, NotImplementedError,
-)  # fmt: skip
+    ValueError,
+    TypeError,
+    RuntimeError,
+    AttributeError,
+    IndexError,
+    KeyError,
+    NotImplementedError,
+)
 
 Tensors = dict[str, torch.Tensor]
 # Called with a site's block and the arguments it was called with.

@@ -23,18 +23,23 @@ def plan_table(plan: Plan) -> Table:
     table.add_row("query heads", heads(plan.source, "q_heads"), heads(plan.after, "q_heads"), "")
     table.add_row("KV heads", heads(plan.source, "kv_heads"), heads(plan.after, "kv_heads"), "")
     table.add_row(
-        "parameters", in_count(before.parameters), in_count(after.parameters),
+        "parameters",
+        in_count(before.parameters),
+        in_count(after.parameters),
         ratio(before.parameters, after.parameters),
-    )  # fmt: skip
+    )
     table.add_row(
-        "KV bytes per token", in_bytes(before.kv_bytes_per_token),
+        "KV bytes per token",
+        in_bytes(before.kv_bytes_per_token),
         in_bytes(after.kv_bytes_per_token),
         ratio(before.kv_bytes_per_token, after.kv_bytes_per_token),
-    )  # fmt: skip
+    )
     table.add_row(
-        f"attention FLOPs, {plan.tokens} tokens", in_count(before.attention_flops),
-        in_count(after.attention_flops), ratio(before.attention_flops, after.attention_flops),
-    )  # fmt: skip
+        f"attention FLOPs, {plan.tokens} tokens",
+        in_count(before.attention_flops),
+        in_count(after.attention_flops),
+        ratio(before.attention_flops, after.attention_flops),
+    )
     table.add_section()
     for spec in plan.operations:
         options = ", ".join(

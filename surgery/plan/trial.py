@@ -43,9 +43,11 @@ def taken(
     if taken is None:
         counts = f"{new.q_heads} query and {new.kv_heads} KV heads of {new.head_dim}"
         raise ConfigError(
-            "attention", f"the forward of {old.path} does not take {counts}: {faults[0]}",
-            given=counts, valid=f"the {old.q_heads} query and {old.kv_heads} KV heads it has",
-        )  # fmt: skip
+            "attention",
+            f"the forward of {old.path} does not take {counts}: {faults[0]}",
+            given=counts,
+            valid=f"the {old.q_heads} query and {old.kv_heads} KV heads it has",
+        )
     return answers[taken]
 
 

@@ -51,9 +51,11 @@ def pair_for(config: PreTrainedConfig, into: str, positions: Positions | None = 
     why = _obstacle(config, into, positions)
     if why:
         raise ConfigError(
-            key, f"not the same model: {why}", given=into if positions is None else None,
+            key,
+            f"not the same model: {why}",
+            given=into if positions is None else None,
             valid=possible or "none, for this model",
-        )  # fmt: skip
+        )
     return _PAIRS[config.model_type, into]
 
 

@@ -38,8 +38,9 @@ def rehouse(
     if type(model) is not expected:
         raise ConfigError(
             "attention.rehouse.into" if positions is None else "attention.absolute_to_rope",
-            f"only a {expected.__name__} can be moved", given=type(model).__name__,
-        )  # fmt: skip
+            f"only a {expected.__name__} can be moved",
+            given=type(model).__name__,
+        )
     moves = tensor_map(config, into, positions)
     sources = dict(model.named_parameters())
     _check_sources(model, sources, moves, pair.positions)

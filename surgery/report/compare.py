@@ -15,9 +15,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prog="python -m surgery.report", description="Compare runs on one page."
     )
     parser.add_argument(
-        "folders", metavar="RUN_DIR", nargs="+", type=Path,
+        "folders",
+        metavar="RUN_DIR",
+        nargs="+",
+        type=Path,
         help="run directory, or a folder with run directories in it (a multirun)",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--out", type=Path, default=Path("compare.html"), help="file to write (compare.html)"
     )

@@ -46,9 +46,14 @@ def draw_scores(table: Mapping[str, Any], path: Path) -> None:
     where.set_title(_NAMES.get(str(table["estimator"]), str(table["estimator"])), fontsize=10)
     ranked = sorted(_lines(rows, errors), key=lambda line: -line[2])[:RANKED]
     ranking.errorbar(
-        range(len(ranked)), [line[2] for line in ranked], [line[3] for line in ranked],
-        fmt=".", markersize=5, linewidth=1, color="#4c6a92",
-    )  # fmt: skip
+        range(len(ranked)),
+        [line[2] for line in ranked],
+        [line[3] for line in ranked],
+        fmt=".",
+        markersize=5,
+        linewidth=1,
+        color="#4c6a92",
+    )
     ranking.axhline(0.0, color="#999999", linewidth=0.8)
     ranking.set_title("in order, with standard errors", fontsize=10)
     ranking.set_xlabel("rank")

@@ -34,9 +34,14 @@ def draw_result(summary: Mapping[str, Any], path: Path) -> None:
             curve.axhline(level, color=_COLOURS[moment], linestyle=":", linewidth=1)
             label = f"{moment.replace('_', ' ')} (held out)"
             curve.annotate(
-                label, (1, level), xycoords=("axes fraction", "data"), ha="right", va="bottom",
-                fontsize=7, color=_COLOURS[moment],
-            )  # fmt: skip
+                label,
+                (1, level),
+                xycoords=("axes fraction", "data"),
+                ha="right",
+                va="bottom",
+                fontsize=7,
+                color=_COLOURS[moment],
+            )
     curve.set_title("training loss", fontsize=10)
     curve.set_xlabel("step", fontsize=8)
     for axes in (loss, curve, cache, decode):

@@ -16,8 +16,17 @@ SCHEMA = "summary.schema.json"
 MOMENTS = ("before", "after_surgery", "after_training")
 # Nats per token: what surgery opens below this is rounding, and nothing to close.
 NO_GAP = 1e-4
-PACKAGES = ("attention-surgery", "torch", "transformers", "pytorch-lightning", "hydra-core",
-            "omegaconf", "wandb", "safetensors", "datasets")  # fmt: skip
+PACKAGES = (
+    "attention-surgery",
+    "torch",
+    "transformers",
+    "pytorch-lightning",
+    "hydra-core",
+    "omegaconf",
+    "wandb",
+    "safetensors",
+    "datasets",
+)
 
 
 def gap_closed(figures: dict[str, Any]) -> float | None:

@@ -34,12 +34,18 @@ def declared(run: RunConfig) -> dict[str, DataConfig]:
     for name, changes in (run.tasks.data or {}).items():
         if not _NAME.fullmatch(str(name)) or name in _TAKEN:
             raise ConfigError(
-                "tasks.data", "is no name for a task", given=name,
+                "tasks.data",
+                "is no name for a task",
+                given=name,
                 valid=f"letters, digits, _ and -; none of {', '.join(sorted(_TAKEN))}",
-            )  # fmt: skip
+            )
         if not isinstance(changes, Mapping):
-            raise ConfigError(f"tasks.data.{name}", "a task is what differs in its data",
-                              given=changes, valid="keys of data, e.g. {part: code}")  # fmt: skip
+            raise ConfigError(
+                f"tasks.data.{name}",
+                "a task is what differs in its data",
+                given=changes,
+                valid="keys of data, e.g. {part: code}",
+            )
         with of_task(str(name)):
             found[str(name)] = changed_data(run.data, changes)
             check_ranges(replace(run, data=found[str(name)]))
@@ -69,14 +75,20 @@ def check_tasks(run: RunConfig, operations: Sequence[Any]) -> dict[str, DataConf
     if not tasks.data:
         if mode is not TaskMode.compare or tasks.weights is not None:
             key = "tasks.weights" if mode is TaskMode.compare else "tasks.mode"
-            raise ConfigError(key, "there are no tasks", given=mode.value,
-                              valid="tasks.data={NAME: {KEY: VALUE}, …}")  # fmt: skip
+            raise ConfigError(
+                key,
+                "there are no tasks",
+                given=mode.value,
+                valid="tasks.data={NAME: {KEY: VALUE}, …}",
+            )
         return {}
     if len(tasks.data) < 2:
         raise ConfigError(
-            "tasks.data", "one task alone has nothing to agree or disagree with",
-            given=", ".join(map(str, tasks.data)), valid="two tasks or more",
-        )  # fmt: skip
+            "tasks.data",
+            "one task alone has nothing to agree or disagree with",
+            given=", ".join(map(str, tasks.data)),
+            valid="two tasks or more",
+        )
     found = declared(run)
     _check_weights(run)
     if mode is TaskMode.compare:
@@ -95,8 +107,12 @@ def _check_weights(run: RunConfig) -> None:
     if tasks.weights is None:
         return
     if tasks.mode is not TaskMode.one_mask or tasks.combine is not Combine.weighted:
-        raise ConfigError(key, "are of no use here", given=dict(tasks.weights),
-                          valid="null, or tasks.mode=one_mask tasks.combine=weighted")  # fmt: skip
+        raise ConfigError(
+            key,
+            "are of no use here",
+            given=dict(tasks.weights),
+            valid="null, or tasks.mode=one_mask tasks.combine=weighted",
+        )
     for name, weight in tasks.weights.items():
         if name not in names:
             raise ConfigError(f"{key}.{name}", "there is no such task", valid=names)
@@ -114,11 +130,12 @@ def _check_pruning(run: RunConfig, operations: Sequence[Any]) -> None:
     found = [o for o in operations if isinstance(o, PruneHeads) and o.estimator is not None]
     if not found:
         raise ConfigError(
-            "tasks.mode", "needs heads that are pruned by an estimator",
+            "tasks.mode",
+            "needs heads that are pruned by an estimator",
             given=run.tasks.mode.value,
             valid="attention=[prune_heads] attention.prune_heads.amount=… "
             "attention.prune_heads.estimator=…",
-        )  # fmt: skip
+        )
     if not found[0].deferred:
         _need(run, Stage.calibrate, "heads are chosen there")
     _need(run, Stage.operate, "heads are pruned there")
@@ -127,38 +144,58 @@ def _check_pruning(run: RunConfig, operations: Sequence[Any]) -> None:
 def _check_projections(run: RunConfig) -> None:
     if run.attention:
         raise ConfigError(
-            "attention", "output projections are trained for the model as it is",
-            given=", ".join(run.attention), valid="attention=[], and the export of an earlier run",
-        )  # fmt: skip
+            "attention",
+            "output projections are trained for the model as it is",
+            given=", ".join(run.attention),
+            valid="attention=[], and the export of an earlier run",
+        )
     if run.optim.parameters is not Trained.output:
-        raise ConfigError("optim.parameters", "only output projections are kept per task",
-                          given=run.optim.parameters.value, valid=Trained.output.value)  # fmt: skip
+        raise ConfigError(
+            "optim.parameters",
+            "only output projections are kept per task",
+            given=run.optim.parameters.value,
+            valid=Trained.output.value,
+        )
     _need(run, Stage.train, "each task trains its own")
     if Stage.export in run.stages:
         raise ConfigError(
-            "stages", "there is nothing to export: the model stays as it is, and projections/ "
-            "holds what each task trained", given="export", valid="the stages without it",
-        )  # fmt: skip
+            "stages",
+            "there is nothing to export: the model stays as it is, and projections/ "
+            "holds what each task trained",
+            given="export",
+            valid="the stages without it",
+        )
 
 
 def _check_each(run: RunConfig) -> None:
     mode = run.tasks.mode.value
     if run.model.scratch is not None:
-        raise ConfigError("model.scratch", f"tasks.mode={mode} loads its model several times, and "
-                          "random weights are others each time", valid="a model.path")  # fmt: skip
+        raise ConfigError(
+            "model.scratch",
+            f"tasks.mode={mode} loads its model several times, and "
+            "random weights are others each time",
+            valid="a model.path",
+        )
     if run.resume is not None:
-        raise ConfigError("resume", f"tasks.mode={mode} trains once per task",
-                          given=run.resume, valid="null")  # fmt: skip
+        raise ConfigError(
+            "resume", f"tasks.mode={mode} trains once per task", given=run.resume, valid="null"
+        )
     wanted = {"devices": (None, 1, "1", [0]), "num_nodes": (None, 1), "strategy": (None, "auto")}
     for key, valid in wanted.items():
         if Stage.train in run.stages and run.trainer.get(key) not in valid:
-            raise ConfigError(f"trainer.{key}", f"tasks.mode={mode} trains in one process",
-                              given=run.trainer[key], valid=str(valid[1]))  # fmt: skip
+            raise ConfigError(
+                f"trainer.{key}",
+                f"tasks.mode={mode} trains in one process",
+                given=run.trainer[key],
+                valid=str(valid[1]),
+            )
 
 
 def _need(run: RunConfig, stage: Stage, why: str) -> None:
     if stage not in run.stages:
         raise ConfigError(
-            "stages", f"tasks.mode={run.tasks.mode.value} needs `{stage.value}`: {why}",
-            given=[s.value for s in run.stages], valid=f"add `{stage.value}`",
-        )  # fmt: skip
+            "stages",
+            f"tasks.mode={run.tasks.mode.value} needs `{stage.value}`: {why}",
+            given=[s.value for s in run.stages],
+            valid=f"add `{stage.value}`",
+        )

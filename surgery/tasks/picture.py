@@ -77,10 +77,12 @@ def _losses(axes: Axes, found: Mapping[str, Any]) -> None:
     losses, names = found["losses"], found["names"]
     first, *others = losses
     under = others or [first]
-    costs = np.array([
-        [losses[one][task] - (losses[first][task] if others else 0) for one in under]
-        for task in names
-    ])  # fmt: skip
+    costs = np.array(
+        [
+            [losses[one][task] - (losses[first][task] if others else 0) for one in under]
+            for task in names
+        ]
+    )
     bound = max(float(np.abs(costs).max()), 1e-6)
     _numbered(axes, costs, names, under, "{:+.3f}", "RdBu_r", (-bound, bound))
     over = f"\nover {first.replace('_', ' ')}" if others else ""
@@ -90,9 +92,14 @@ def _losses(axes: Axes, found: Mapping[str, Any]) -> None:
 
 
 def _numbered(
-    axes: Axes, values: np.ndarray, rows: Sequence[str], columns: Sequence[str], shown: str,
-    colours: str, bounds: tuple[float, float],
-) -> None:  # fmt: skip
+    axes: Axes,
+    values: np.ndarray,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    shown: str,
+    colours: str,
+    bounds: tuple[float, float],
+) -> None:
     axes.imshow(values, cmap=colours, vmin=2 * bounds[0], vmax=2 * bounds[1], aspect="auto")
     axes.set_xticks(range(len(columns)), [name.replace("_", "\n") for name in columns])
     axes.set_yticks(range(len(rows)), rows)

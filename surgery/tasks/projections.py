@@ -103,8 +103,10 @@ class OutputProjections:
         if _tensor_names(model) != self._names:
             raise SurgeryError(f"this {type(model).__name__} is another model than the base")
         if _identity(model, self._names)["rest"] != self._identity["rest"]:
-            raise SurgeryError("more than output projections differs from the base: a file with "
-                               "them alone would not be this model")  # fmt: skip
+            raise SurgeryError(
+                "more than output projections differs from the base: a file with "
+                "them alone would not be this model"
+            )
         parameters = dict(model.named_parameters(remove_duplicate=False))
         tensors = {key: parameters[key].detach().cpu().contiguous().clone() for key in self._names}
         dtype = str(next(iter(tensors.values())).dtype).removeprefix("torch.")

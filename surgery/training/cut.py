@@ -16,9 +16,13 @@ from surgery.plan.plan import Plan
 
 
 def check_cut(
-    model: PreTrainedModel, sites: Sequence[Site], operation: PruneHeads, closed: Heads, *,
+    model: PreTrainedModel,
+    sites: Sequence[Site],
+    operation: PruneHeads,
+    closed: Heads,
+    *,
     native: bool = False,
-) -> None:  # fmt: skip
+) -> None:
     """Raises: ConfigError, where these heads cannot be cut. The model is not changed."""
     if not is_fused(model):  # a plan needs projections apart
         _plan(model, sites, operation, closed, native)
@@ -42,9 +46,12 @@ def cut_closed_(
 
 
 def _plan(
-    model: PreTrainedModel, sites: Sequence[Site], operation: PruneHeads, closed: Heads,
+    model: PreTrainedModel,
+    sites: Sequence[Site],
+    operation: PruneHeads,
+    closed: Heads,
     native: bool,
-) -> Plan:  # fmt: skip
+) -> Plan:
     # A fresh look numbers the sites from 0; those that an earlier operation removed are gone.
     path = {site.layer: site.path for site in sites}
     number = {site.path: site.layer for site in find_sites(model).sites}

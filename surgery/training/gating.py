@@ -136,9 +136,11 @@ class GatedPruning:
             steps = trainer.estimated_stepping_batches
             if steps == float("inf"):
                 raise ConfigError(
-                    "trainer.max_steps", "has to be known where heads are closed on a schedule",
-                    given=trainer.max_steps, valid="a number of steps",
-                )  # fmt: skip
+                    "trainer.max_steps",
+                    "has to be known where heads are closed on a schedule",
+                    given=trainer.max_steps,
+                    valid="a number of steps",
+                )
             self._schedule = PruningSchedule.of(self.operation, int(steps))
         return self._schedule
 
@@ -176,19 +178,26 @@ class GatedPruning:
         data: Any = getattr(trainer, "datamodule", None)
         if not hasattr(data, "importance_batches"):
             raise ConfigError(
-                self.operation.key("schedule"), "scores heads on batches, and this training has no "
-                "TextData to take them from", valid="trainer.fit(…, datamodule=), or a scorer",
-            )  # fmt: skip
+                self.operation.key("schedule"),
+                "scores heads on batches, and this training has no TextData to take them from",
+                valid="trainer.fit(…, datamodule=), or a scorer",
+            )
         batches: list[Batch] = data.importance_batches(cfg["windows"], cfg["batch_size"])
 
         def scored(
             model: PreTrainedModel, sites: Sequence[Site], estimator: str, unit: str
         ) -> ScoreTable:
             return score_heads(
-                model, batches, estimator, sites=sites, units=(unit,), task=self.task,
-                objective=ObjectiveName(cfg["objective"]), seed=self.options["seed"],
+                model,
+                batches,
+                estimator,
+                sites=sites,
+                units=(unit,),
+                task=self.task,
+                objective=ObjectiveName(cfg["objective"]),
+                seed=self.options["seed"],
                 memory_rows=cfg["memory_windows"],
-            )  # fmt: skip
+            )
 
         return scored
 
@@ -256,5 +265,6 @@ def refused_strategy(operation: PruneHeads, strategy: str) -> ConfigError:
         "trainer.strategy",
         f"shards the model, and {operation.key('schedule')}={operation.schedule.value} scores the "
         "heads of a whole one while it trains",
-        given=strategy, valid=f"ddp, auto, or {operation.key('schedule')}=one_shot",
-    )  # fmt: skip
+        given=strategy,
+        valid=f"ddp, auto, or {operation.key('schedule')}=one_shot",
+    )

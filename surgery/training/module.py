@@ -80,9 +80,8 @@ class SurgeryModule(pl.LightningModule):
         self.source = ModelSource(_typed(ModelConfig, model))
         self.model: PreTrainedModel | None = None
         self.pruning = (
-            None if pruning is None
-            else GatedPruning(pruning, self.plan.after, self.task, scorer)
-        )  # fmt: skip
+            None if pruning is None else GatedPruning(pruning, self.plan.after, self.task, scorer)
+        )
         # Not a submodule: the original must appear in no checkpoint and no optimizer.
         self._teacher: list[PreTrainedModel] = []
         self._pairs = self._paired(pairs) if self.objective.attention_weight > 0 else []
@@ -98,8 +97,11 @@ class SurgeryModule(pl.LightningModule):
         if pairs is not None:
             return [(own, theirs) for own, theirs in pairs]
         if self.objective.teacher is not None:
-            raise ConfigError("objective.teacher", "which of its attention blocks belong to which "
-                              "has to be said", valid="SurgeryModule(pairs=…)")  # fmt: skip
+            raise ConfigError(
+                "objective.teacher",
+                "which of its attention blocks belong to which has to be said",
+                valid="SurgeryModule(pairs=…)",
+            )
         return own_pairs(self.plan)
 
     def adopt(self, model: PreTrainedModel, teacher: PreTrainedModel | None = None) -> None:
@@ -210,18 +212,22 @@ class SurgeryModule(pl.LightningModule):
             pruning = checkpoint["hyper_parameters"].get("pruning")
             if pruning != self.hparams["pruning"]:
                 raise ConfigError(
-                    "attention.prune_heads", "the checkpoint to resume from was trained with "
+                    "attention.prune_heads",
+                    "the checkpoint to resume from was trained with "
                     "other heads to close, or on another schedule",
-                    given=self.hparams["pruning"], valid=pruning,
-                )  # fmt: skip
+                    given=self.hparams["pruning"],
+                    valid=pruning,
+                )
         if self.pruning is not None:
             self.pruning.load_state_dict(checkpoint["pruning"])
         stored = checkpoint["hyper_parameters"]["optim"].get("parameters", "all")
         if self._fitting and stored != self.optim.parameters.value:
             raise ConfigError(
-                "optim.parameters", "the checkpoint to resume from trained other parameters",
-                given=self.optim.parameters.value, valid=stored,
-            )  # fmt: skip
+                "optim.parameters",
+                "the checkpoint to resume from trained other parameters",
+                given=self.optim.parameters.value,
+                valid=stored,
+            )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["hyper_parameters"]["load_weights"] = False

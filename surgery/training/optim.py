@@ -51,10 +51,13 @@ class MuonWithAdamW(Optimizer):
         if hidden:
             self._parts.append(
                 torch.optim.Muon(
-                    hidden, lr=cfg.lr, weight_decay=cfg.weight_decay, momentum=cfg.betas[1],
+                    hidden,
+                    lr=cfg.lr,
+                    weight_decay=cfg.weight_decay,
+                    momentum=cfg.betas[1],
                     adjust_lr_fn="match_rms_adamw",
                 )
-            )  # fmt: skip
+            )
         if others:
             betas = (cfg.betas[0], cfg.betas[1])
             self._parts.append(AdamW(others, lr=cfg.lr, betas=betas, weight_decay=0.0))

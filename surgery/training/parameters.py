@@ -22,22 +22,26 @@ def check_parameters(plan: Plan, choice: Trained) -> None:
         ConfigError: key ``optim.parameters``.
     """
     if choice in (Trained.attention, Trained.output) and not plan.after:
-        raise ConfigError(_KEY, "the model has no attention left to train",
-                          given=choice.value, valid="all")  # fmt: skip
+        raise ConfigError(
+            _KEY, "the model has no attention left to train", given=choice.value, valid="all"
+        )
     if choice is not Trained.changed:
         return
     if not changed_names(plan):
         raise ConfigError(
-            _KEY, "no operation of this run changes a tensor that is left",
+            _KEY,
+            "no operation of this run changes a tensor that is left",
             given=choice.value,
             valid="all, attention, or attention=[…] with an operation that edits tensors",
-        )  # fmt: skip
+        )
     path = _mixed_fusion(plan)
     if path is not None:
         raise ConfigError(
-            _KEY, f"{path} is fused of projections of which only some were changed",
-            given=choice.value, valid="all, attention, or a list of operations without fuse_qkv",
-        )  # fmt: skip
+            _KEY,
+            f"{path} is fused of projections of which only some were changed",
+            given=choice.value,
+            valid="all, attention, or a list of operations without fuse_qkv",
+        )
 
 
 def resting(model: nn.Module, plan: Plan, choice: Trained) -> list[nn.Parameter]:

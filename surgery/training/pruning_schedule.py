@@ -40,9 +40,11 @@ class PruningSchedule:
         rounds = operation.rounds if operation.schedule is Schedule.iterative else 1
         if rounds > end:
             raise ConfigError(
-                operation.key("rounds"), f"more rounds than steps: {operation.until:g} of {total} "
-                "training steps", given=rounds, valid=f"1 to {end}",
-            )  # fmt: skip
+                operation.key("rounds"),
+                f"more rounds than steps: {operation.until:g} of {total} training steps",
+                given=rounds,
+                valid=f"1 to {end}",
+            )
         return cls(operation.schedule, rounds, end)
 
     def due(self, step: int) -> int:

@@ -12,11 +12,19 @@ DEPENDENTS, HEAD_WORDS = [3, 4, 5, 6], [7, 8, 9, 10]
 # Where in the residual stream a token is written, its position, and the token before it.
 TOKEN, POSITION, BEFORE = (slice(0, 48), slice(48, 112), slice(112, 160))
 ROLES = {
-    (0, 0): "previous_token", (0, 1): "first_token", (0, 2): "positional", (0, 3): "broadcast",
-    (0, 4): "duplicate_token", (0, 5): "mixed",
-    (1, 0): "induction", (1, 1): "syntactic", (1, 2): "broadcast", (1, 3): "mixed",
-    (1, 4): "positional", (1, 5): "mixed",
-}  # fmt: skip
+    (0, 0): "previous_token",
+    (0, 1): "first_token",
+    (0, 2): "positional",
+    (0, 3): "broadcast",
+    (0, 4): "duplicate_token",
+    (0, 5): "mixed",
+    (1, 0): "induction",
+    (1, 1): "syntactic",
+    (1, 2): "broadcast",
+    (1, 3): "mixed",
+    (1, 4): "positional",
+    (1, 5): "mixed",
+}
 OFFSETS = {(0, 2): -3, (1, 4): 0}
 
 
@@ -28,10 +36,20 @@ def gpt2(attention: str = "sdpa") -> GPT2LMHeadModel:
     those of a fresh model.
     """
     config = GPT2Config(
-        vocab_size=VOCAB, n_embd=HEADS * WIDTH, n_layer=2, n_head=HEADS, n_positions=POSITIONS,
-        n_inner=4, attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0, pad_token_id=0,
-        bos_token_id=1, eos_token_id=2, tie_word_embeddings=False,
-    )  # fmt: skip
+        vocab_size=VOCAB,
+        n_embd=HEADS * WIDTH,
+        n_layer=2,
+        n_head=HEADS,
+        n_positions=POSITIONS,
+        n_inner=4,
+        attn_pdrop=0.0,
+        embd_pdrop=0.0,
+        resid_pdrop=0.0,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        tie_word_embeddings=False,
+    )
     model = GPT2LMHeadModel(config).eval()
     model.set_attn_implementation(attention)
     for parameter in model.transformer.parameters():
@@ -78,9 +96,14 @@ def gpt2(attention: str = "sdpa") -> GPT2LMHeadModel:
 
 
 def _write(
-    model: GPT2LMHeadModel, layer: int, head: int, role: int, source: slice, to: int,
+    model: GPT2LMHeadModel,
+    layer: int,
+    head: int,
+    role: int,
+    source: slice,
+    to: int,
     matrix: torch.Tensor,
-) -> None:  # fmt: skip
+) -> None:
     """Map a part of the residual stream into a head's query (0), key (1) or value (2)."""
     start = role * HEADS * WIDTH + head * WIDTH + to
     weight = model.transformer.h[layer].attn.c_attn.weight
@@ -91,10 +114,18 @@ def _write(
 def rotary(attention: str = "sdpa") -> LlamaForCausalLM:
     """One layer, two query heads on one KV head: RoPE turns them to the last token but 1 and 2."""
     config = LlamaConfig(
-        vocab_size=VOCAB, hidden_size=128, intermediate_size=8, num_hidden_layers=1,
-        num_attention_heads=2, num_key_value_heads=1, head_dim=64, max_position_embeddings=64,
-        pad_token_id=0, bos_token_id=1, eos_token_id=2,
-    )  # fmt: skip
+        vocab_size=VOCAB,
+        hidden_size=128,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=64,
+        max_position_embeddings=64,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
     model = LlamaForCausalLM(config).eval()
     model.set_attn_implementation(attention)
     model.model.embed_tokens.weight.zero_()

@@ -41,9 +41,13 @@ def test_an_excerpt_is_read_as_it_stands(tmp_path: Path, end: str) -> None:
     spelt = [first.text[a:b] for a, b in first.words]
     assert spelt == ["Vámonos", "Vámonos", "al", "al", "mar", ",", "Sue", "."]
     assert first.pairs == {
-        "obj": [(1, 0)], "case": [(2, 4)], "det": [(3, 4)], "obl": [(4, 0)],
-        "punct": [(5, 6), (7, 0)], "vocative": [(6, 0)],
-    }  # fmt: skip
+        "obj": [(1, 0)],
+        "case": [(2, 4)],
+        "det": [(3, 4)],
+        "obl": [(4, 0)],
+        "punct": [(5, 6), (7, 0)],
+        "vocative": [(6, 0)],
+    }
     assert (second.text, second.pairs) == ("Go away", {"advmod": [(1, 0)]})
 
 

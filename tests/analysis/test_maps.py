@@ -21,11 +21,15 @@ from tests.tiny_models import tiny_model
 def test_maps_are_the_models_own() -> None:
     model = tiny_model("llama", attention="eager", vocab_size=259).eval()
     tokenizer = byte_tokenizer()
-    found = attention_maps(model, tokenizer, self_attention(model), [(1, 3), (0, 2)],
-                           ["a b\n", "é"], ([1], []))  # fmt: skip
+    found = attention_maps(
+        model, tokenizer, self_attention(model), [(1, 3), (0, 2)], ["a b\n", "é"], ([1], [])
+    )
     assert {(one.head, one.text) for one in found} == {
-        ((1, 3), 0), ((0, 2), 0), ((1, 3), 1), ((0, 2), 1)
-    }  # fmt: skip
+        ((1, 3), 0),
+        ((0, 2), 0),
+        ((1, 3), 1),
+        ((0, 2), 1),
+    }
     ids = torch.tensor([[1, *(byte + 3 for byte in b"a b\n")]])
     with torch.no_grad():
         maps = model(ids, output_attentions=True).attentions
@@ -53,11 +57,16 @@ def test_the_best_of_a_role_has_its_highest_score() -> None:
 @pytest.mark.parametrize(
     ("heads", "texts", "key"),
     [
-        (["2-3"], ["a"], "heads"), ("worst", ["a"], "heads"), (7, ["a"], "heads"),
-        (["0.0"], [], "texts"), ("best", [], "texts"), (None, ["a"], "heads"), ([], ["a"], "heads"),
+        (["2-3"], ["a"], "heads"),
+        ("worst", ["a"], "heads"),
+        (7, ["a"], "heads"),
+        (["0.0"], [], "texts"),
+        ("best", [], "texts"),
+        (None, ["a"], "heads"),
+        ([], ["a"], "heads"),
         (["0.0"], [""], "texts"),
     ],
-)  # fmt: skip
+)
 def test_what_is_no_map_is_refused(heads: object, texts: list[str], key: str) -> None:
     with pytest.raises(ConfigError) as caught:
         check_maps(heads, texts)

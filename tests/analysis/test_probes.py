@@ -113,17 +113,19 @@ def brute_force(
         words = range(int(text.units.max()) + 1)
         for dependent, head_word in text.pairs["r"].tolist():
             for name, source, target in (
-                ("r", dependent, head_word), ("r" + REVERSED, head_word, dependent)
-            ):  # fmt: skip
+                ("r", dependent, head_word),
+                ("r" + REVERSED, head_word, dependent),
+            ):
                 if target > source and not ahead:
                     continue
                 row = []
                 for head in p:
                     mass = [
                         float(head[text.units == source][:, text.units == w].sum(1).mean())
-                        if w != source else -1.0
+                        if w != source
+                        else -1.0
                         for w in words
-                    ]  # fmt: skip
+                    ]
                     row.append(int(max(words, key=mass.__getitem__) == target))
                 hits.setdefault(name, [[], []])[turn % 2].append(row)
     return hits

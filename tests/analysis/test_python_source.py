@@ -20,9 +20,10 @@ def related(source: str) -> dict[str, list[tuple[str, str]]]:
         start, end = found.words[word]
         line = found.text.count("\n", 0, start)
         same = [
-            (a, b) for a, b in found.words
+            (a, b)
+            for a, b in found.words
             if found.text[a:b] == found.text[start:end] and found.text.count("\n", 0, a) == line
-        ]  # fmt: skip
+        ]
         which = f".{same.index((start, end)) + 1}" if len(same) > 1 else ""
         return f"{found.text[start:end]}@{line + 1}{which}"
 
@@ -44,22 +45,34 @@ def test_every_relation_in_one_snippet() -> None:
     """
     assert related(textwrap.dedent(source)) == {
         "bracket": [
-            (")@1", "(@1"), ("]@4.1", "[@4.1"), ("]@4.2", "[@4.2"), (")@4", "(@4"),
-            (")@8", "(@8"), (")@9", "(@9"),
+            (")@1", "(@1"),
+            ("]@4.1", "[@4.1"),
+            ("]@4.2", "[@4.2"),
+            (")@4", "(@4"),
+            (")@8", "(@8"),
+            (")@9", "(@9"),
         ],
         "branch": [("elif@5", "if@3"), ("else@7", "if@3")],
         "call": [(")@4", "max@4"), (")@8", "parts@8"), (")@9", "print@9")],
         "argument": [
-            ("total@4", "max@4"), ("[@4.1", "max@4"), ("n@9", "print@9"), ("end@9", "print@9"),
+            ("total@4", "max@4"),
+            ("[@4.1", "max@4"),
+            ("n@9", "print@9"),
+            ("end@9", "print@9"),
         ],
         "attribute": [("parts@8", "total@8"), ("name@9", "n@9")],
         "return": [("return@4", "def@1"), ("return@10", "def@1")],
         "name": [
-            ("width@2", "width@1"), ("height@2", "height@1"), ("total@3", "total@2"),
-            ("total@4", "total@2"), ("total@8", "total@6"), ("n@9", "n@8"),
-            ("width@9", "width@1"), ("total@10", "total@6"),
+            ("width@2", "width@1"),
+            ("height@2", "height@1"),
+            ("total@3", "total@2"),
+            ("total@4", "total@2"),
+            ("total@8", "total@6"),
+            ("n@9", "n@8"),
+            ("width@9", "width@1"),
+            ("total@10", "total@6"),
         ],
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize(
@@ -109,9 +122,14 @@ def test_branches_belong_to_the_statement_in_their_column() -> None:
     else: q
     """
     assert related(textwrap.dedent(source))["branch"] == [
-        ("else@4", "if@3"), ("else@5", "for@2"), ("except@6", "try@1"), ("except@7", "try@1"),
-        ("else@8", "try@1"), ("finally@9", "try@1"), ("else@12", "while@10"),
-    ]  # fmt: skip
+        ("else@4", "if@3"),
+        ("else@5", "for@2"),
+        ("except@6", "try@1"),
+        ("except@7", "try@1"),
+        ("else@8", "try@1"),
+        ("finally@9", "try@1"),
+        ("else@12", "while@10"),
+    ]
 
 
 def test_strings_and_comments_are_no_words() -> None:

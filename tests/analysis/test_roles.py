@@ -21,9 +21,11 @@ from tests.tiny_models import FIELDS, tiny_model
 
 
 def found(
-    model: PreTrainedModel, vocabulary: torch.Tensor, text: torch.Tensor,
+    model: PreTrainedModel,
+    vocabulary: torch.Tensor,
+    text: torch.Tensor,
     probes: list[ProbeText] | None = None,
-) -> dict[tuple[int, int], dict[str, Any]]:  # fmt: skip
+) -> dict[tuple[int, int], dict[str, Any]]:
     sites = self_attention(model)
     behaviour = observe_text(model, [{"input_ids": part} for part in text.split(4)], sites, None, 0)
     repeats = observe_repeats(model, random_repeats(vocabulary, 8, 30, 4, 0), sites)
@@ -99,9 +101,11 @@ def test_scores_are_those_of_the_explicit_map(name: str) -> None:
         means, shares, offsets = found.statistics, found.shares, found.offsets
         for head in range(site.q_heads):
             rows = [
-                (p[b, head, i], i) for b in range(3) for i in range(14)
+                (p[b, head, i], i)
+                for b in range(3)
+                for i in range(14)
                 if real[b, i] and (p[b, :, i] > 0).any(0).sum() > 1
-            ]  # fmt: skip
+            ]
             before = [float(row[i - 1]) for row, i in rows if i > 0 and row[i - 1] > 0]
             assert means["previous_token"][head] == pytest.approx(mean(before), abs=1e-5)
             # Beside a sink even a single key is a choice.
@@ -114,8 +118,11 @@ def test_scores_are_those_of_the_explicit_map(name: str) -> None:
                 entropy = [-float(torch.special.xlogy(row, row).sum()) for row in all_rows]
                 assert means["attention_entropy"][head] == pytest.approx(mean(entropy), abs=1e-4)
             far = offsets[head]
-            right = [int(row.argmax()) - i == far for row, i in rows
-                     if 0 <= i + far < 14 and row[i + far] > 0]  # fmt: skip
+            right = [
+                int(row.argmax()) - i == far
+                for row, i in rows
+                if 0 <= i + far < 14 and row[i + far] > 0
+            ]
             assert shares[head] == pytest.approx(mean(right), abs=1e-6)
 
 

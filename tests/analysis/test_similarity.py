@@ -66,8 +66,15 @@ def test_heads_of_a_model_are_compared_as_their_explicit_maps_and_outputs_say(na
     seen = (p[:, :, 0] > 0).sum(-1) > 1
     rows = p[(real > 0) & seen]
     assert got.rows == len(rows)
-    total = np.array([[np.mean([jensenshannon(r[a], r[b], base=2) ** 2 for r in rows.numpy()])
-                       for a in range(8)] for b in range(8)])  # fmt: skip
+    total = np.array(
+        [
+            [
+                np.mean([jensenshannon(r[a], r[b], base=2) ** 2 for r in rows.numpy()])
+                for a in range(8)
+            ]
+            for b in range(8)
+        ]
+    )
     assert torch.allclose(got.divergence, torch.tensor(np.nan_to_num(total)), atol=1e-5)
     added = []
     for site, moment in zip(sites, moments, strict=True):
@@ -157,8 +164,12 @@ def test_families_are_merged_while_their_mean_divergence_is_small(
         return float(np.mean([table[a, b] for a in one for b in two]))
 
     while len(families) > 1:
-        pairs = [(apart(a, b), i, j) for i, a in enumerate(families)
-                 for j, b in enumerate(families) if i < j]  # fmt: skip
+        pairs = [
+            (apart(a, b), i, j)
+            for i, a in enumerate(families)
+            for j, b in enumerate(families)
+            if i < j
+        ]
         least, i, j = min(pairs)
         if least > distance:
             break

@@ -11,8 +11,18 @@ from tests.families import SEPARATE, family, family_config, masked_lm, skeleton
 
 FLAT_NORM = {"olmo2", "olmoe"}
 HEAD_NORM = {"qwen3", "qwen3_moe", "gemma3", "exaone4", "phi_normed"}
-BIASED = {"llama_biased", "glm4", "gpt_oss", "phi", "phi_normed", "qwen2", "qwen2_moe",
-          "seed_oss", "stablelm", "starcoder2"}  # fmt: skip
+BIASED = {
+    "llama_biased",
+    "glm4",
+    "gpt_oss",
+    "phi",
+    "phi_normed",
+    "qwen2",
+    "qwen2_moe",
+    "seed_oss",
+    "stablelm",
+    "starcoder2",
+}
 
 
 @pytest.mark.parametrize("kv_heads", [8, 2])

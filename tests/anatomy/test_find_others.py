@@ -16,10 +16,23 @@ from transformers import (
 from surgery.anatomy import find_sites
 from tests.families import family
 
-_SMALL = {"vocab_size": 61, "num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 8,
-          "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}  # fmt: skip
-_VISION = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2,
-           "num_attention_heads": 2, "image_size": 16, "patch_size": 8}  # fmt: skip
+_SMALL = {
+    "vocab_size": 61,
+    "num_hidden_layers": 2,
+    "hidden_size": 64,
+    "num_attention_heads": 8,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+_VISION = {
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 16,
+    "patch_size": 8,
+}
 
 
 def on_meta(model_type: str, auto: Any = AutoModelForCausalLM, **fields: Any) -> PreTrainedModel:
@@ -93,24 +106,39 @@ def test_a_vision_tower_is_left_alone_and_the_text_models_layers_are_numbered() 
     model = on_meta("gemma3", text_config=text, vision_config=_VISION)
     anatomy = find_sites(model)
     assert [(site.layer, site.config_prefix) for site in anatomy.sites] == [
-        (0, "text_config."), (1, "text_config."),
-    ]  # fmt: skip
+        (0, "text_config."),
+        (1, "text_config."),
+    ]
     assert len(anatomy.left_alone) == 3  # two layers, one pooling head
     assert all("vision" in block.path for block in anatomy.left_alone)
     assert all("it belongs to vision_config" in block.reason for block in anatomy.left_alone)
 
 
 def test_containers_of_attention_are_not_counted_beside_it() -> None:
-    model = on_meta("mllama", text_config=_SMALL | {"intermediate_size": 48,
-                    "num_key_value_heads": 4, "cross_attention_layers": [1],
-                    "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}})  # fmt: skip
+    model = on_meta(
+        "mllama",
+        text_config=_SMALL
+        | {
+            "intermediate_size": 48,
+            "num_key_value_heads": 4,
+            "cross_attention_layers": [1],
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+        },
+    )
     kinds = [type(model.get_submodule(s.path)).__name__ for s in find_sites(model).sites]
     assert kinds == ["MllamaTextSelfAttention", "MllamaTextCrossAttention"]
     assert find_sites(model).unreadable == ()
 
 
 def test_an_encoder_decoders_blocks_are_all_found() -> None:
-    sites = find_sites(on_meta("bart", AutoModelForSequenceClassification, d_model=64,
-                               encoder_layers=2, decoder_layers=2)).sites  # fmt: skip
+    sites = find_sites(
+        on_meta(
+            "bart",
+            AutoModelForSequenceClassification,
+            d_model=64,
+            encoder_layers=2,
+            decoder_layers=2,
+        )
+    ).sites
     assert len(sites) == 6  # decoder layers have two
     assert [site.cross for site in sites] == [False, False, False, True, False, True]

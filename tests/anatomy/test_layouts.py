@@ -34,16 +34,32 @@ def sites_of(kind: str, model_type: str, **options: Any) -> tuple[Site, ...]:
         ("bloom", {}, Packing(QKV, 4, grouped=True), 4),
         ("gpt_bigcode", {"multi_query": False}, Packing(QKV, 4, grouped=True), 4),
         ("gpt_bigcode", {"multi_query": True}, Packing(QKV, 1, grouped=True), 1),
-        ("falcon", {"multi_query": False, "new_decoder_architecture": False},
-         Packing(QKV, 4, grouped=True), 4),
-        ("falcon", {"multi_query": True, "new_decoder_architecture": False},
-         Packing(QKV, 1, grouped=True), 1),
-        ("falcon", {"new_decoder_architecture": True, "kv_heads": 2},
-         Packing(QKV, 2, grouped=True), 2),
-        ("codegen", {"n_head": 8, "n_embd": 64, "rotary_dim": 4},
-         Packing(("query", "value", "key"), 4, grouped=False), 8),
+        (
+            "falcon",
+            {"multi_query": False, "new_decoder_architecture": False},
+            Packing(QKV, 4, grouped=True),
+            4,
+        ),
+        (
+            "falcon",
+            {"multi_query": True, "new_decoder_architecture": False},
+            Packing(QKV, 1, grouped=True),
+            1,
+        ),
+        (
+            "falcon",
+            {"new_decoder_architecture": True, "kv_heads": 2},
+            Packing(QKV, 2, grouped=True),
+            2,
+        ),
+        (
+            "codegen",
+            {"n_head": 8, "n_embd": 64, "rotary_dim": 4},
+            Packing(("query", "value", "key"), 4, grouped=False),
+            8,
+        ),
     ],
-)  # fmt: skip
+)
 def test_fused_projections(
     model_type: str, options: dict[str, Any], packing: Packing, kv_heads: int
 ) -> None:
@@ -71,10 +87,14 @@ def test_conv1d_is_read_as_transposed() -> None:
     [
         (Packing(QKV, 1, grouped=False), 4, 2, "q0 q1 q2 q3 k0 k1 v0 v1"),
         (Packing(QKV, 2, grouped=True), 4, 2, "q0 q1 k0 v0 q2 q3 k1 v1"),
-        (Packing(("query", "value", "key"), 2, grouped=False), 4, 4,
-         "q0 q1 v0 v1 k0 k1 q2 q3 v2 v3 k2 k3"),
+        (
+            Packing(("query", "value", "key"), 2, grouped=False),
+            4,
+            4,
+            "q0 q1 v0 v1 k0 k1 q2 q3 v2 v3 k2 k3",
+        ),
     ],
-)  # fmt: skip
+)
 def test_the_order_in_a_fused_projection(
     packing: Packing, q_heads: int, kv_heads: int, laid: str
 ) -> None:
@@ -97,15 +117,30 @@ def test_berts_output_projection_lies_beside_the_block(kind: str) -> None:
 @pytest.mark.parametrize(
     ("model_type", "paths"),
     [
-        ("bart", ["encoder.layers.0.self_attn", "encoder.layers.1.self_attn",
-                  "decoder.layers.0.self_attn", "decoder.layers.0.encoder_attn",
-                  "decoder.layers.1.self_attn", "decoder.layers.1.encoder_attn"]),
-        ("t5", ["encoder.block.0.layer.0.SelfAttention", "encoder.block.1.layer.0.SelfAttention",
-                "decoder.block.0.layer.0.SelfAttention", "decoder.block.0.layer.1.EncDecAttention",
+        (
+            "bart",
+            [
+                "encoder.layers.0.self_attn",
+                "encoder.layers.1.self_attn",
+                "decoder.layers.0.self_attn",
+                "decoder.layers.0.encoder_attn",
+                "decoder.layers.1.self_attn",
+                "decoder.layers.1.encoder_attn",
+            ],
+        ),
+        (
+            "t5",
+            [
+                "encoder.block.0.layer.0.SelfAttention",
+                "encoder.block.1.layer.0.SelfAttention",
+                "decoder.block.0.layer.0.SelfAttention",
+                "decoder.block.0.layer.1.EncDecAttention",
                 "decoder.block.1.layer.0.SelfAttention",
-                "decoder.block.1.layer.1.EncDecAttention"]),
+                "decoder.block.1.layer.1.EncDecAttention",
+            ],
+        ),
     ],
-)  # fmt: skip
+)
 def test_encoders_decoders_and_what_lies_between(model_type: str, paths: list[str]) -> None:
     sites = sites_of("seq2seq-lm", model_type)
     assert [site.path.removeprefix("model.") for site in sites] == paths
@@ -139,10 +174,17 @@ def test_linears_with_a_module_around_each_are_named_themselves() -> None:
 
 
 TYPES = [
-    ("causal-lm", "gpt2"), ("causal-lm", "phi3"), ("causal-lm", "codegen"), ("causal-lm", "moshi"),
-    ("causal-lm", "qwen3_next"), ("masked-lm", "bert"), ("seq2seq-lm", "bart"),
-    ("seq2seq-lm", "t5"), ("image-classification", "vit"), ("causal-lm", "falcon"),
-]  # fmt: skip
+    ("causal-lm", "gpt2"),
+    ("causal-lm", "phi3"),
+    ("causal-lm", "codegen"),
+    ("causal-lm", "moshi"),
+    ("causal-lm", "qwen3_next"),
+    ("masked-lm", "bert"),
+    ("seq2seq-lm", "bart"),
+    ("seq2seq-lm", "t5"),
+    ("image-classification", "vit"),
+    ("causal-lm", "falcon"),
+]
 
 
 @pytest.mark.parametrize(("kind", "model_type"), TYPES)

@@ -43,9 +43,15 @@ def test_ordinary_attention_is_covered(operation: str) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "model_type"),
-    [("causal-lm", "llama"), ("causal-lm", "olmo2"), ("causal-lm", "bloom"),
-     ("causal-lm", "deepseek_v3"), ("masked-lm", "bert"), ("seq2seq-lm", "t5")],
-)  # fmt: skip
+    [
+        ("causal-lm", "llama"),
+        ("causal-lm", "olmo2"),
+        ("causal-lm", "bloom"),
+        ("causal-lm", "deepseek_v3"),
+        ("masked-lm", "bert"),
+        ("seq2seq-lm", "t5"),
+    ],
+)
 def test_a_sample_comes_out_as_it_is_kept(kind: str, model_type: str) -> None:
     kept = KEPT["types"][kind][model_type]
     for operation, outcome in check(kind, model_type).items():

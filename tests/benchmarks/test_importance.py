@@ -52,10 +52,16 @@ def case(
     whole = {"loss": 1.0, "removed": 0, "heads": 8, "seconds": {}}
     found = [Cell(kind, "", PRUNE, ORIGINAL, 0).to_json() | same | whole]
     for name, table in tables.items():
-        found.append(Cell(kind, "heads", SCORE, name, seed).to_json() | same | {
-            "scores": table, "standard_errors": [[0.5] * 4] * 2, "forward_seconds": 2.0,
-            "seconds": {"score": 5.0, "forward": 4.0},
-        })  # fmt: skip
+        found.append(
+            Cell(kind, "heads", SCORE, name, seed).to_json()
+            | same
+            | {
+                "scores": table,
+                "standard_errors": [[0.5] * 4] * 2,
+                "forward_seconds": 2.0,
+                "seconds": {"score": 5.0, "forward": 4.0},
+            }
+        )
         runs = (
             ("global", False, gaps[name]),
             ("global", True, healed[name]),
@@ -64,10 +70,16 @@ def case(
         for scope, after, gap in runs:
             for times, amount in enumerate(AMOUNTS, 1):
                 cell = Cell(kind, "heads", PRUNE, name, seed, scope, amount, after)
-                found.append(cell.to_json() | same | {
-                    "loss": 1.0 + times * gap, "removed": 2 * times, "heads": 8,
-                    "seconds": {"measure": 1.0},
-                })  # fmt: skip
+                found.append(
+                    cell.to_json()
+                    | same
+                    | {
+                        "loss": 1.0 + times * gap,
+                        "removed": 2 * times,
+                        "heads": 8,
+                        "seconds": {"measure": 1.0},
+                    }
+                )
     return found
 
 
@@ -167,10 +179,13 @@ def test_the_grid_is_whole_and_begins_with_what_matters() -> None:
 def said(records: list[dict[str, Any]]) -> str:
     figures = {"preset": FULL.to_json(), **derive(records)}
     parts = [
-        *sentences.agreement(figures), *sentences.cost(figures), *sentences.healing(figures),
-        *sentences.losses(figures, "global", "As cut"), *sentences.foresight(figures),
+        *sentences.agreement(figures),
+        *sentences.cost(figures),
+        *sentences.healing(figures),
+        *sentences.losses(figures, "global", "As cut"),
+        *sentences.foresight(figures),
         *sentences.scopes(figures),
-    ]  # fmt: skip
+    ]
     return "\n".join(parts)
 
 
@@ -184,9 +199,11 @@ def test_sentences_follow_the_figures() -> None:
     assert "`output_norm` 2 of 2" in text
 
     swapped = {
-        "gate_gradient": TABLES["output_norm"], "output_norm": TABLES["gate_gradient"],
-        "leave_one_out": TABLES["leave_one_out"], "random": TABLES["random"],
-    }  # fmt: skip
+        "gate_gradient": TABLES["output_norm"],
+        "output_norm": TABLES["gate_gradient"],
+        "leave_one_out": TABLES["leave_one_out"],
+        "random": TABLES["random"],
+    }
     gaps = {"leave_one_out": 0.2, "gate_gradient": 0.3, "output_norm": 0.1, "random": 0.4}
     text = said(case(gaps=gaps, healed=dict.fromkeys(ESTIMATORS, 0.05), tables=swapped))
     assert "`output_norm` ranks heads most like" in text
@@ -226,8 +243,10 @@ def test_half_a_grid_has_a_page() -> None:
 
 def test_groups_go_whole_and_queries_one_of_each(tmp_path: Path) -> None:
     model = tiny_model("llama")  # 2 layers of 4 heads, 2 KV heads
-    table = {"scores": [[3.0, 1.0, 2.0, 4.0], [9.0, 9.0, 9.0, 9.0]],
-             "group_scores": [[1.0, 2.0], [0.5, 9.0]]}  # fmt: skip
+    table = {
+        "scores": [[3.0, 1.0, 2.0, 4.0], [9.0, 9.0, 9.0, 9.0]],
+        "group_scores": [[1.0, 2.0], [0.5, 9.0]],
+    }
     file = tmp_path / "t.json"
     file.write_text(json.dumps(table))
     sites = find_sites(model).sites
@@ -244,22 +263,40 @@ def test_a_tiny_grid_from_end_to_end(tmp_path: Path) -> None:
     tokenizer = byte_tokenizer()
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-        num_attention_heads=8, max_position_embeddings=128, initializer_range=0.2,
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=8,
+        max_position_embeddings=128,
+        initializer_range=0.2,
         tie_word_embeddings=True,
-    )  # fmt: skip
+    )
     LlamaForCausalLM(config).save_pretrained(exported)
     tokenizer.save_pretrained(exported)
-    names = {"results": "r.json", "page": "docs/p.md", "picture": "images/picture.png",
-             "second_picture": "images/second.png"}  # fmt: skip
+    names = {
+        "results": "r.json",
+        "page": "docs/p.md",
+        "picture": "images/picture.png",
+        "second_picture": "images/second.png",
+    }
     out = {name: tmp_path / file for name, file in names.items()}
     chosen_ones = ("leave_one_out", "random")
     command = [
-        sys.executable, "-m", "benchmarks.importance", "--quick", "--kinds", "tiny",
-        "--estimators", *chosen_ones,
-        "--store", str(tmp_path / "cells.jsonl"), "--models", str(tmp_path / "models"),
+        sys.executable,
+        "-m",
+        "benchmarks.importance",
+        "--quick",
+        "--kinds",
+        "tiny",
+        "--estimators",
+        *chosen_ones,
+        "--store",
+        str(tmp_path / "cells.jsonl"),
+        "--models",
+        str(tmp_path / "models"),
         *(part for name, path in out.items() for part in (f"--{name}", str(path))),
-    ]  # fmt: skip
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     subprocess.run(command, cwd=ROOT, env=environment, check=True)
     kept = json.loads(out["results"].read_text())

@@ -31,9 +31,13 @@ ROOT = Path(__file__).parents[2]
 
 def record(cell: Cell, loss: float, kl: float = 1.0, weights: str = "w") -> dict[str, Any]:
     return cell.to_json() | {
-        "loss": loss, "kl": kl, "agreement": 0.5, "entropy": 2.0, "weights": weights,
+        "loss": loss,
+        "kl": kl,
+        "agreement": 0.5,
+        "entropy": 2.0,
+        "weights": weights,
         "seconds": {"evaluate": 1.0},
-    }  # fmt: skip
+    }
 
 
 def made_up(kind: str, seed: int, losses: dict[tuple[str, float, str], float]) -> list[Any]:
@@ -146,9 +150,14 @@ def test_the_grid_is_whole_and_begins_with_what_matters() -> None:
     assert {(c.share, c.objective) for c in then} == {(0.05, "lm")}
     assert {c.merge for c in then} == {ORIGINAL, "mean", "optimal", "aligned_renorm"}
     fewer = cells(
-        list(FULL.kinds), FULL.seeds, FULL.merges, FULL.ratios, FULL.shares, FULL.objectives,
+        list(FULL.kinds),
+        FULL.seeds,
+        FULL.merges,
+        FULL.ratios,
+        FULL.shares,
+        FULL.objectives,
         FULL.healed_seeds,
-    )  # fmt: skip
+    )
     assert [cell for cell in found if not cell.share or not cell.seed] == fewer
     assert [kv_heads(r, 8) for r in ("1:1", "2:1", "4:1", "MQA")] == [8, 4, 2, 1]
 
@@ -287,11 +296,21 @@ def test_a_tiny_grid_from_end_to_end(tmp_path: Path) -> None:
     names = {"results": "r.json", "page": "docs/p.md", "picture": "images/picture.png"}
     out = {name: tmp_path / file for name, file in names.items()}
     command = [
-        sys.executable, "-m", "benchmarks.merge_quality", "--quick", "--merges", "mean",
-        "--rates", "1", "0.5",
-        "--store", str(tmp_path / "cells.jsonl"), "--models", str(tmp_path / "models"),
+        sys.executable,
+        "-m",
+        "benchmarks.merge_quality",
+        "--quick",
+        "--merges",
+        "mean",
+        "--rates",
+        "1",
+        "0.5",
+        "--store",
+        str(tmp_path / "cells.jsonl"),
+        "--models",
+        str(tmp_path / "models"),
         *(part for name, path in out.items() for part in (f"--{name}", str(path))),
-    ]  # fmt: skip
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     subprocess.run(command, cwd=ROOT, env=environment, check=True)
     kept = json.loads(out["results"].read_text())

@@ -87,13 +87,24 @@ def _made(watched: float, share: float, rate: float, explicit: float = 3.0) -> d
     for length in (1024, 2048, 4096):
         extra = {WATCHED: 2 * RESOLUTION * (length / 1024) ** rate, EXPLICIT: 16.0 * length**2 * 8}
         ratios = {WATCHED: watched, EXPLICIT: explicit}
-        memory = {name: {"peak_bytes": 10**9 + extra.get(name, 0), "before_bytes": 10**9}
-                  for name in VARIANTS}  # fmt: skip
+        memory = {
+            name: {"peak_bytes": 10**9 + extra.get(name, 0), "before_bytes": 10**9}
+            for name in VARIANTS
+        }
         cells[str(length)] = {
-            "time": {name: {"ratio": ratios.get(name, 1.0), "ratio_range": [1, 2], "all": [1],
-                            "seconds": 1.0} for name in VARIANTS},
-            "default": {"derived": share}, "memory": memory, "lens": None,
-        }  # fmt: skip
+            "time": {
+                name: {
+                    "ratio": ratios.get(name, 1.0),
+                    "ratio_range": [1, 2],
+                    "all": [1],
+                    "seconds": 1.0,
+                }
+                for name in VARIANTS
+            },
+            "default": {"derived": share},
+            "memory": memory,
+            "lens": None,
+        }
     return {"rows": 64, "lengths": cells}
 
 

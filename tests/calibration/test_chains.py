@@ -57,8 +57,12 @@ def test_after_heads_and_whole_layers_are_gone() -> None:
     model = made("llama", num_hidden_layers=3)
     # Pairs among those that stay: 0 2 3 4 5 7 become 0 … 5 in layer 0.
     sites = find_sites(model).sites
-    rewrite_(model, [[(0, 3), (2, 7), (4, 5)], MIXED_PAIRS], Turning("half", 8),
-             sites=[sites[0], sites[2]])  # fmt: skip
+    rewrite_(
+        model,
+        [[(0, 3), (2, 7), (4, 5)], MIXED_PAIRS],
+        Turning("half", 8),
+        sites=[sites[0], sites[2]],
+    )
     pruned = copy.deepcopy(model)
     pruned = apply_(pruned, plan_for(pruned, operations={"prune_heads": prune}))
     expected = logits(pruned, unseen())

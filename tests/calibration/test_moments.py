@@ -23,9 +23,13 @@ GROUPS = ((0, 3, 1, 6), (2, 4, 5, 7))
 
 
 def summed(
-    model: PreTrainedModel, data: list[Any], *, layer: int = 1, rows: int = ALL_ROWS,
+    model: PreTrainedModel,
+    data: list[Any],
+    *,
+    layer: int = 1,
+    rows: int = ALL_ROWS,
     groups: Any = GROUPS,
-) -> SiteMoments:  # fmt: skip
+) -> SiteMoments:
     work = sharing_copy(model)
     site = find_sites(work).sites[layer]
     moments = SiteMoments(work, site, groups, rows, 0)

@@ -39,17 +39,25 @@ CHOSEN: dict[str, tuple[str, int, dict[str, Any], dict[int, list[int]]]] = {
     "global": ("llama", 8, {"count": 3, "scope": "global"}, {0: [2, 5], 1: [7]}),
     "protect": ("llama", 8, {"count": 2, "protect": [2]}, {0: [0, 5], 1: [1, 7]}),
     "one layer": ("llama", 8, {"count": 2, "layers": [1]}, {1: [1, 7]}),
-    "uniform": ("llama", 8, {"amount": 0.3, "scope": "global", "uniform": True},
-                {0: [2, 5], 1: [1, 7]}),
+    "uniform": (
+        "llama",
+        8,
+        {"amount": 0.3, "scope": "global", "uniform": True},
+        {0: [2, 5], 1: [1, 7]},
+    ),
     # Groups are 0 1, 2 3, 4 5, 6 7: the lowest are 2 3, and 6 7.
     "groups": ("qwen2", 4, {"amount": 0.25}, {0: [2, 3], 1: [6, 7]}),
     "queries": ("qwen3", 4, {"count": 4, "cut": "queries"}, {0: [0, 2, 5, 7], 1: [1, 3, 4, 7]}),
     "packed": ("phi3", 8, {"amount": 0.25}, {0: [2, 5], 1: [1, 7]}),
     "conv1d": ("gpt2", 8, {"amount": 0.25}, {0: [2, 5], 1: [1, 7]}),
     "encoder": ("bert", 8, {"amount": 0.25}, {0: [2, 5], 1: [1, 7]}),
-    "no attention": ("llama", 8, {"amount": 1.0, "remove_attention": True, "layers": [0]},
-                     {0: list(range(8))}),
-}  # fmt: skip
+    "no attention": (
+        "llama",
+        8,
+        {"amount": 1.0, "remove_attention": True, "layers": [0]},
+        {0: list(range(8))},
+    ),
+}
 
 
 @pytest.mark.parametrize("name", CHOSEN)
@@ -104,8 +112,9 @@ def test_who_scores_is_told_what_of() -> None:
     planned(model, {"count": 4, "estimator": "output_norm", "cut": "queries"}, scorer=scorer)
     sites = find_sites(model).sites
     assert [(list(given[1]), *given[2:]) for given in asked] == [
-        ([sites[1]], "random", "groups"), (list(sites), "output_norm", "heads"),
-    ]  # fmt: skip
+        ([sites[1]], "random", "groups"),
+        (list(sites), "output_norm", "heads"),
+    ]
     assert all(given[0] is not model and given[0].config == model.config for given in asked)
 
 
@@ -119,9 +128,12 @@ def test_a_plan_from_disk_needs_no_data(tmp_path: Path) -> None:
     assert loaded.calibration is not None
     figures = loaded.calibration["operations"][0]["sites"]["model.layers.0.self_attn"]
     assert figures == {
-        "removed": [0, 2, 5], "estimator": "random", "unit": "groups", "scores": SCORES[0],
+        "removed": [0, 2, 5],
+        "estimator": "random",
+        "unit": "groups",
+        "scores": SCORES[0],
         "standard_errors": [0.1] * 7 + [None],
-    }  # fmt: skip
+    }
     assert_equal(apply_(copy.deepcopy(model), loaded), apply_(model, plan))
 
 
@@ -139,8 +151,10 @@ def test_an_earlier_operation_leaves_fewer_layers() -> None:
 class TestAgain:
     """A pruned model is a model: it is pruned, converted, trained and saved like another."""
 
-    PRUNE = ({"amount": 0.25, "estimator": "leave_one_out"},
-             {"amount": 0.25, "estimator": "leave_one_out", "scope": "global"})  # fmt: skip
+    PRUNE = (
+        {"amount": 0.25, "estimator": "leave_one_out"},
+        {"amount": 0.25, "estimator": "leave_one_out", "scope": "global"},
+    )
 
     @pytest.mark.parametrize("prune", PRUNE, ids=["uniform", "uneven"])
     def test_pruned_converted_and_trained(self, prune: dict[str, Any], tmp_path: Path) -> None:
@@ -229,19 +243,35 @@ def _nothing_finite(*given: Any) -> ScoreTable:
 @pytest.mark.parametrize(
     ("prune", "more", "key", "said"),
     [
-        ({"estimator": "leave_one_out"}, {"data": [{"input_ids": tokens()}]}, "estimator",
-         "the calibration data has no labels"),
-        ({"estimator": "gate_gradient"}, {"data": [{"input_ids": tokens()}]}, "estimator",
-         "the calibration data has no labels"),
+        (
+            {"estimator": "leave_one_out"},
+            {"data": [{"input_ids": tokens()}]},
+            "estimator",
+            "the calibration data has no labels",
+        ),
+        (
+            {"estimator": "gate_gradient"},
+            {"data": [{"input_ids": tokens()}]},
+            "estimator",
+            "the calibration data has no labels",
+        ),
         ({"estimator": "random"}, {"data": []}, "", "there is no data to calibrate on"),
         ({"estimator": "random"}, {"scorer": _nothing_finite}, "estimator", "no finite score"),
-        ({"estimator": "random", "scope": "global"}, {"native": True}, "scope",
-         "may leave layers with different numbers"),
+        (
+            {"estimator": "random", "scope": "global"},
+            {"native": True},
+            "scope",
+            "may leave layers with different numbers",
+        ),
         ({"heads": [1], "count": None, "refit": True}, {"data": []}, "", "there is no data"),
-        ({"count": 6, "estimator": "random", "protect": [0, 1, 2]}, {}, "protect",
-         "lets 5 of the heads of model.layers.0.self_attn go, and 6 should"),
+        (
+            {"count": 6, "estimator": "random", "protect": [0, 1, 2]},
+            {},
+            "protect",
+            "lets 5 of the heads of model.layers.0.self_attn go, and 6 should",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_calibrated_names_the_key(
     prune: dict[str, Any], more: dict[str, Any], key: str, said: str
 ) -> None:
@@ -252,5 +282,6 @@ def test_what_cannot_be_calibrated_names_the_key(
 
 def test_no_labels_are_needed_where_no_loss_is_measured() -> None:
     model = made("llama", dtype=torch.float32)
-    assert planned(model, {"count": 1, "estimator": "output_norm"},
-                   data=[{"input_ids": tokens()}]).is_resolved  # fmt: skip
+    assert planned(
+        model, {"count": 1, "estimator": "output_norm"}, data=[{"input_ids": tokens()}]
+    ).is_resolved

@@ -98,8 +98,7 @@ def test_later_layers_are_fitted_on_the_stream_of_those_below() -> None:
     """Fitted layer by layer by hand: the second on a model whose first is done."""
     model = made("llama")
     one = apply_(copy.deepcopy(model), planned(model, {"heads": {0: [1, 2]}, "refit": True}))
-    both = apply_(copy.deepcopy(model),
-                  planned(model, {"heads": [1, 2], "refit": True}))  # fmt: skip
+    both = apply_(copy.deepcopy(model), planned(model, {"heads": [1, 2], "refit": True}))
     for name, tensor in both.state_dict().items():
         if "layers.0." in name:
             assert torch.equal(tensor, one.state_dict()[name])
@@ -132,11 +131,14 @@ def test_later_layers_are_fitted_on_the_stream_of_those_below() -> None:
 
 @pytest.mark.parametrize(
     ("prune", "kv_heads"),
-    [({"heads": [1, 4]}, 8), ({"scores": "FILE", "count": 2}, 8),
-     ({"estimator": "random", "amount": 0.25}, 8),
-     ({"estimator": "random", "count": 4, "cut": "queries"}, 4),
-     ({"heads": {0: list(range(8)), 1: [0]}, "remove_attention": True}, 8)],
-)  # fmt: skip
+    [
+        ({"heads": [1, 4]}, 8),
+        ({"scores": "FILE", "count": 2}, 8),
+        ({"estimator": "random", "amount": 0.25}, 8),
+        ({"estimator": "random", "count": 4, "cut": "queries"}, 4),
+        ({"heads": {0: list(range(8)), 1: [0]}, "remove_attention": True}, 8),
+    ],
+)
 def test_whoever_chose_the_heads(prune: dict[str, Any], kv_heads: int, tmp_path: Path) -> None:
     path = tmp_path / "scores.json"
     path.write_text(json.dumps({"scores": SCORES}))
@@ -149,12 +151,14 @@ def test_whoever_chose_the_heads(prune: dict[str, Any], kv_heads: int, tmp_path:
     assert plan.after == plain.after
     assert plan.is_resolved
     fitted = [change.before.path for change in plan.changes]
-    assert set(plan.resolved) == {f"0.{p}.{what}" for p in fitted
-                                  for what in ("output", "output_bias")}  # fmt: skip
+    assert set(plan.resolved) == {
+        f"0.{p}.{what}" for p in fitted for what in ("output", "output_bias")
+    }
     cut, refit = (apply_(copy.deepcopy(model), one) for one in (plain, plan))
     for name, tensor in refit.state_dict().items():
-        assert torch.equal(tensor, cut.state_dict()[name]) == ("self_attn.o_proj" not in name
-            or not any(name.startswith(one) for one in fitted)), name  # fmt: skip
+        assert torch.equal(tensor, cut.state_dict()[name]) == (
+            "self_attn.o_proj" not in name or not any(name.startswith(one) for one in fitted)
+        ), name
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "phi3"])

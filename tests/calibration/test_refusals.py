@@ -35,13 +35,26 @@ MIXED = [(0, 5), (1, 6), (2, 7), (3, 4)]
 def encoder_decoder(kind: str) -> PreTrainedModel:
     if kind == "t5":
         config: Any = T5Config(
-            vocab_size=61, d_model=64, d_kv=8, d_ff=48, num_layers=2, num_heads=8,
+            vocab_size=61,
+            d_model=64,
+            d_kv=8,
+            d_ff=48,
+            num_layers=2,
+            num_heads=8,
             decoder_start_token_id=0,
-        )  # fmt: skip
+        )
     else:
-        config = AutoConfig.for_model("bart", **_BASE, d_model=64, encoder_layers=1,
-            decoder_layers=1, encoder_attention_heads=8, decoder_attention_heads=8,
-            encoder_ffn_dim=48, decoder_ffn_dim=48)  # fmt: skip
+        config = AutoConfig.for_model(
+            "bart",
+            **_BASE,
+            d_model=64,
+            encoder_layers=1,
+            decoder_layers=1,
+            encoder_attention_heads=8,
+            decoder_attention_heads=8,
+            encoder_ffn_dim=48,
+            decoder_ffn_dim=48,
+        )
     return randomised(AutoModelForSeq2SeqLM.from_config(config), 0, torch.float64)
 
 
@@ -50,9 +63,11 @@ def pairs() -> dict[str, torch.Tensor]:
     mask, decoder_mask = torch.ones(2, 4, 16, dtype=torch.long)
     mask[1, 10:], decoder_mask[0, 5:] = 0, 0
     return {
-        "input_ids": tokens(4, 16), "attention_mask": mask,
-        "decoder_input_ids": tokens(4, 16, 3), "decoder_attention_mask": decoder_mask,
-    }  # fmt: skip
+        "input_ids": tokens(4, 16),
+        "attention_mask": mask,
+        "decoder_input_ids": tokens(4, 16, 3),
+        "decoder_attention_mask": decoder_mask,
+    }
 
 
 @pytest.mark.parametrize(
@@ -75,11 +90,22 @@ def test_encoders_decoders_and_what_lies_across(kind: str, groups: Any, grouping
 
 def test_sound() -> None:
     config = WhisperConfig(
-        vocab_size=61, d_model=64, encoder_layers=1, decoder_layers=1, encoder_attention_heads=8,
-        decoder_attention_heads=8, encoder_ffn_dim=48, decoder_ffn_dim=48, num_mel_bins=8,
-        max_source_positions=12, max_target_positions=32, pad_token_id=0, bos_token_id=1,
-        eos_token_id=2, decoder_start_token_id=1,
-    )  # fmt: skip
+        vocab_size=61,
+        d_model=64,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=8,
+        decoder_attention_heads=8,
+        encoder_ffn_dim=48,
+        decoder_ffn_dim=48,
+        num_mel_bins=8,
+        max_source_positions=12,
+        max_target_positions=32,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        decoder_start_token_id=1,
+    )
     model = randomised(WhisperForConditionalGeneration(config), 0, torch.float32)
     data = {"input_features": torch.randn(2, 8, 24), "decoder_input_ids": tokens(2, 10)}
     plan = plan_for(model, [data], kv_heads=2, merge="optimal")
@@ -121,10 +147,17 @@ def test_layers_that_share_their_tensors() -> None:
 
 def test_gates_beside_queries() -> None:
     config = AutoConfig.for_model(
-        "qwen3_next", **_BASE, head_dim=8, layer_types=["full_attention"] * 2, num_experts=0,
-        mlp_only_layers=[0, 1], linear_num_key_heads=2, linear_num_value_heads=2,
-        linear_key_head_dim=8, linear_value_head_dim=8,
-    )  # fmt: skip
+        "qwen3_next",
+        **_BASE,
+        head_dim=8,
+        layer_types=["full_attention"] * 2,
+        num_experts=0,
+        mlp_only_layers=[0, 1],
+        linear_num_key_heads=2,
+        linear_num_value_heads=2,
+        linear_key_head_dim=8,
+        linear_value_head_dim=8,
+    )
     model = randomised(AutoModelForCausalLM.from_config(config), 0, torch.float32)
     for options in ({"merge": "optimal"}, {"merge": "mean", "grouping": "similarity"}):
         with pytest.raises(ConfigError, match="makes a gate beside each query"):
@@ -197,9 +230,13 @@ def test_the_model_is_left_exactly_as_it_was(training: bool) -> None:
     attributes = {name: set(vars(module)) for name, module in model.named_modules()}
     random = torch.random.get_rng_state()
     plan = plan_for(
-        model, None, Calibration(refine_steps=3), kv_heads=2, merge="optimal",
+        model,
+        None,
+        Calibration(refine_steps=3),
+        kv_heads=2,
+        merge="optimal",
         grouping="similarity",
-    )  # fmt: skip
+    )
     assert plan.is_resolved
     for name, tensor in model.state_dict().items():
         assert tensor.data_ptr() == tensors[name][0].data_ptr()

@@ -104,8 +104,10 @@ def test_every_figure_is_that_of_all_rows_of_the_step(tmp_path: Path) -> None:
             (torch.ones(mask.shape[1], mask.shape[1]).tril().bool() & mask[:, None])[mask]
             for _, mask in here
         ]
-        tops = [x.masked_fill(~v[:, None], -torch.inf).amax((0, 2)) for x, v in
-                zip(logits, visible, strict=True)]  # fmt: skip
+        tops = [
+            x.masked_fill(~v[:, None], -torch.inf).amax((0, 2))
+            for x, v in zip(logits, visible, strict=True)
+        ]
         top = torch.stack(tops).amax(0).detach()
         torch.testing.assert_close(seen["max_logit"][layer], top)
 
@@ -161,8 +163,10 @@ def test_only_the_metrics_asked_for(tmp_path: Path) -> None:
     monitor = AttentionStatistics(1, 1, metrics=["max_logit", "confidence", "attention_entropy"])
     fit(OwnModule(tiny_model("llama")), [unpadded(tokens(2, 6))], [monitor], tmp_path)
     assert list(monitor.observations[0]["metrics"]) == [
-        "attention_entropy", "max_logit", "confidence"
-    ]  # fmt: skip
+        "attention_entropy",
+        "max_logit",
+        "confidence",
+    ]
 
 
 def test_a_decoder_reads_its_labels_one_place_later(tmp_path: Path) -> None:
@@ -235,13 +239,16 @@ def test_the_decoder_of_an_encoder_decoder_counts_its_own_queries(tmp_path: Path
             (maps.encoder_attentions, mask.bool()),
             # In the order of the module tree: a decoder block attends to itself, then across.
             (
-                [m for pair in zip(maps.decoder_attentions, maps.cross_attentions, strict=True)
-                 for m in pair],
+                [
+                    m
+                    for pair in zip(maps.decoder_attentions, maps.cross_attentions, strict=True)
+                    for m in pair
+                ],
                 targets != -100,
             ),
         ]
         for layer in layers
-    ]  # fmt: skip
+    ]
     got, _ = seen_entropy(OwnModule(tiny_model("t5")), [batch], tmp_path)
     torch.testing.assert_close(got, torch.stack(expected), atol=1e-5, rtol=1e-5)
 

@@ -33,11 +33,12 @@ class Scripted(HeadMonitor):
         super().__init__(1, 1)
         self.script = [
             Observation(
-                step=step, heads=heads,
+                step=step,
+                heads=heads,
                 metrics={name: torch.tensor(row) for name, row in each.items()},
             )
             for step, each in enumerate(figures)
-        ]  # fmt: skip
+        ]
 
     def observe(self, call: AttentionCall) -> None:
         pass
@@ -83,9 +84,10 @@ figures = st.lists(
 
 
 @settings(
-    deadline=None, max_examples=25,
+    deadline=None,
+    max_examples=25,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)  # fmt: skip
+)
 @given(figures, st.integers(1, 3))
 def test_a_head_alarms_once_and_again_after_it_recovered(
     tmp_path: Path, rows: list[list[float]], patience: int
@@ -155,9 +157,7 @@ class Sabotage(Callback):
             pl_module.load_state_dict(self.whole)
 
 
-BROKEN = [
-    ("collapse", 0, 1), ("dead", 1, 0), ("dead", 1, 1), ("logits", 0, 1), ("uniform", 0, 0)
-]  # fmt: skip
+BROKEN = [("collapse", 0, 1), ("dead", 1, 0), ("dead", 1, 1), ("logits", 0, 1), ("uniform", 0, 0)]
 
 
 def test_broken_heads_of_a_real_model_and_no_others(
@@ -196,8 +196,9 @@ def test_a_healthy_model_raises_none(tmp_path: Path) -> None:
 
 def test_it_says_what_it_cannot_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     watching: list[Callback] = [
-        AttentionStatistics(1, 1, metrics=["max_logit"]), HeadAlarms(action="alert", dead=None)
-    ]  # fmt: skip
+        AttentionStatistics(1, 1, metrics=["max_logit"]),
+        HeadAlarms(action="alert", dead=None),
+    ]
     fit(OwnModule(tiny_model("llama")), [BATCH], watching, tmp_path)
     out = capsys.readouterr().out
     assert "nothing observes what these would read: collapse (normalized_entropy), uniform" in out
@@ -222,8 +223,11 @@ def test_a_resumed_run_raises_what_an_uninterrupted_one_does(tmp_path: Path) -> 
         torch.load(tmp_path / f"step={stop}.ckpt", weights_only=True)
         again = callbacks()
         fit(
-            OwnModule(tiny_model("llama")), batches, again, tmp_path / "c",
+            OwnModule(tiny_model("llama")),
+            batches,
+            again,
+            tmp_path / "c",
             resume=tmp_path / f"step={stop}.ckpt",
-        )  # fmt: skip
+        )
         assert again[1].alarms == whole[1].alarms  # type: ignore[attr-defined]
     assert {step for _, step, _, _ in raised(whole[1])} == {3}  # type: ignore[arg-type]

@@ -16,8 +16,13 @@ from tests.callbacks.fitting import Batch, OwnModule, by_layer, fit, padded, unp
 from tests.callbacks.gates import gate_gradients, importance
 from tests.tiny_models import tiny_model, tokens
 
-MODELS = [("llama", "sdpa"), ("llama", "eager"), ("gemma2", "eager"), ("gpt2", "sdpa"),
-          ("bert", "sdpa")]  # fmt: skip
+MODELS = [
+    ("llama", "sdpa"),
+    ("llama", "eager"),
+    ("gemma2", "eager"),
+    ("gpt2", "sdpa"),
+    ("bert", "sdpa"),
+]
 
 
 def seen_importance(

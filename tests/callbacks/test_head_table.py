@@ -15,10 +15,23 @@ from tests.tiny_models import tiny_model, tokens
 
 BATCHES = [unpadded(tokens(2, 6, seed=i)) for i in range(5)]
 COLUMNS = [
-    "step", "layer", "head", "head_importance", "attention_entropy", "normalized_entropy",
-    "max_logit", "saturation", "confidence", "first_token", "previous_token", "own_token",
-    "same_token", "induction", "distance", "output_norm",
-]  # fmt: skip
+    "step",
+    "layer",
+    "head",
+    "head_importance",
+    "attention_entropy",
+    "normalized_entropy",
+    "max_logit",
+    "saturation",
+    "confidence",
+    "first_token",
+    "previous_token",
+    "own_token",
+    "same_token",
+    "induction",
+    "distance",
+    "output_norm",
+]
 
 
 def test_monitors_of_unlike_cadence_share_a_table(tmp_path: Path) -> None:
@@ -85,5 +98,10 @@ def test_layers_of_unlike_width(tmp_path: Path) -> None:
     fit(OwnModule(model), BATCHES[:1], [AttentionStatistics(1, 1), HeadTable()], tmp_path)
     rows = pq.read_table(tmp_path / "heads.parquet").to_pylist()
     assert [(row["layer"], row["head"]) for row in rows] == [
-        (0, 0), (0, 1), (1, 0), (1, 1), (1, 2), (1, 3)
-    ]  # fmt: skip
+        (0, 0),
+        (0, 1),
+        (1, 0),
+        (1, 1),
+        (1, 2),
+        (1, 3),
+    ]

@@ -151,9 +151,13 @@ def test_32_layers_of_32_heads_make_few_charts(tmp_path: Path) -> None:
     """1,024 heads times 13 metrics: 13,312 figures at every observed step."""
     logger = CSVLogger(tmp_path)
     trainer = pl.Trainer(
-        logger=logger, accelerator="cpu", enable_progress_bar=False, enable_model_summary=False,
-        default_root_dir=tmp_path, enable_checkpointing=False,
-    )  # fmt: skip
+        logger=logger,
+        accelerator="cpu",
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+        enable_checkpointing=False,
+    )
     heads, charts = [32] * 32, set()
     for monitor in (HeadImportance(), AttentionStatistics()):
         figures = {name: torch.rand(sum(heads)) for name in monitor.metrics}

@@ -79,10 +79,13 @@ def main(root: Path) -> None:
         use_distributed_sampler=False,
         default_root_dir=root,
         callbacks=[
-            HeadImportance(1, 1), AttentionStatistics(1, 1, rows=None), alarms(), HeadTable(),
+            HeadImportance(1, 1),
+            AttentionStatistics(1, 1, rows=None),
+            alarms(),
+            HeadTable(),
             WriteDown(),
         ],
-    )  # fmt: skip
+    )
     trainer.fit(TwoRanks(tiny_model("llama"), lr=0.1))
 
 

@@ -19,13 +19,26 @@ from tests.tiny_models import tiny_model
 
 LAYERS = 2
 QUICK = (
-    "data=text", "data.seq_len=32", "data.batch_size=2", "data.val_fraction=0.2",
-    "trainer.accelerator=cpu", "trainer.max_steps=5", "trainer.log_every_n_steps=1",
-    "trainer.enable_progress_bar=false", "optim.warmup_steps=1", "callbacks.checkpoint=null",
-    "measure.windows=2", "measure.batch_size=2", "measure.prefill_tokens=8",
-    "measure.decode_tokens=2", "measure.repeats=1", "importance.windows=4",
-    "importance.batch_size=2", "calibration.windows=4", "calibration.batch_size=2",
-)  # fmt: skip
+    "data=text",
+    "data.seq_len=32",
+    "data.batch_size=2",
+    "data.val_fraction=0.2",
+    "trainer.accelerator=cpu",
+    "trainer.max_steps=5",
+    "trainer.log_every_n_steps=1",
+    "trainer.enable_progress_bar=false",
+    "optim.warmup_steps=1",
+    "callbacks.checkpoint=null",
+    "measure.windows=2",
+    "measure.batch_size=2",
+    "measure.prefill_tokens=8",
+    "measure.decode_tokens=2",
+    "measure.repeats=1",
+    "importance.windows=4",
+    "importance.batch_size=2",
+    "calibration.windows=4",
+    "calibration.batch_size=2",
+)
 
 
 def model_and_text(folder: Path) -> tuple[str, ...]:

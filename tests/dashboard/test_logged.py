@@ -21,19 +21,28 @@ ROOT = Path(__file__).parents[2]
 STEPS = 5
 EVERY = list(range(STEPS))
 HEALING = (
-    "stages=[plan,measure,score,operate,train,export,report]", "attention=[prune_heads]",
-    "attention.prune_heads.amount=0.25", "attention.prune_heads.estimator=gate_gradient",
-    "attention.prune_heads.schedule=gradual", "objective=distill", "objective.label_weight=0.5",
-    "objective.attention_weight=0.1", "trainer.val_check_interval=2", "trainer.limit_val_batches=1",
+    "stages=[plan,measure,score,operate,train,export,report]",
+    "attention=[prune_heads]",
+    "attention.prune_heads.amount=0.25",
+    "attention.prune_heads.estimator=gate_gradient",
+    "attention.prune_heads.schedule=gradual",
+    "objective=distill",
+    "objective.label_weight=0.5",
+    "objective.attention_weight=0.1",
+    "trainer.val_check_interval=2",
+    "trainer.limit_val_batches=1",
     "callbacks.head_importance.every_n_steps=1",
     "callbacks.head_importance.heatmap_every_n_steps=2",
     "callbacks.attention_statistics.every_n_steps=2",
-    "callbacks.attention_statistics.heatmap_every_n_steps=8", "logger.kinds=[wandb,csv]",
-)  # fmt: skip
+    "callbacks.attention_statistics.heatmap_every_n_steps=8",
+    "logger.kinds=[wandb,csv]",
+)
 CONVERTING = (
-    "stages=[plan,measure,operate,export]", "attention=[gqa]", "attention.gqa.kv_heads=2",
+    "stages=[plan,measure,operate,export]",
+    "attention=[gqa]",
+    "attention.gqa.kv_heads=2",
     "logger.upload_export=true",
-)  # fmt: skip
+)
 Records = list[dict[str, Any]]
 
 
@@ -100,8 +109,10 @@ def test_every_name_is_there_with_its_steps(healed: tuple[Path, Records]) -> Non
     logged = reading.history(healed[1])
     assert logged == expected()
     per_head = names.charts(reading.LAYERS)
-    assert sum(name.split("/")[0] in names.HEADS and not name.endswith("/heads")
-               for name in logged) == per_head  # fmt: skip
+    assert (
+        sum(name.split("/")[0] in names.HEADS and not name.endswith("/heads") for name in logged)
+        == per_head
+    )
 
 
 def test_the_docs_name_what_is_logged_and_nothing_else(healed: tuple[Path, Records]) -> None:

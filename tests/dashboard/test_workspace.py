@@ -44,8 +44,10 @@ def scalars(layers: int) -> set[str]:
     """Everything that a run may log of its training and heads, but pictures and tables."""
     per_layer = {
         names.of_layer(metric, layer, what)
-        for metric, kinds in names.PER_LAYER.items() for what in kinds for layer in range(layers)
-    }  # fmt: skip
+        for metric, kinds in names.PER_LAYER.items()
+        for what in kinds
+        for layer in range(layers)
+    }
     over_heads = {names.over_heads(metric) for metric in names.HEADS}
     others = {names.LOSS, names.HELD_OUT, *names.PARTS, names.OPEN_HEADS, "lr-AdamW/pg1"}
     return per_layer | over_heads | others | {names.alarm(kind) for kind in names.ALARMS}

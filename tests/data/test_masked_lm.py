@@ -31,9 +31,13 @@ TEXTS = documents(40)
 
 def _tokenizer() -> PreTrainedTokenizerBase:
     return word_tokenizer(
-        begins=True, ends=True, pad_token="<pad>", mask_token="<mask>", cls_token="<s>",
+        begins=True,
+        ends=True,
+        pad_token="<pad>",
+        mask_token="<mask>",
+        cls_token="<s>",
         sep_token="</s>",
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture
@@ -120,10 +124,13 @@ def test_bert_takes_a_step(path: str) -> None:
     [
         ({"pad_token": "<pad>"}, {}, "model.task"),
         ({"mask_token": "<mask>"}, {}, "model.tokenizer"),
-        ({"pad_token": "<pad>", "mask_token": "<mask>"}, {"mlm_probability": 0.0},
-         "data.mlm_probability"),
+        (
+            {"pad_token": "<pad>", "mask_token": "<mask>"},
+            {"mlm_probability": 0.0},
+            "data.mlm_probability",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_mask_is_refused(
     tokens: dict[str, str], fields: dict[str, float], key: str
 ) -> None:

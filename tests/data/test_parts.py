@@ -19,8 +19,14 @@ from surgery.data.stdlib import stdlib_documents, stdlib_root
 from tests.data.making import data_config
 
 # Files of the library that are full of prose, string statements and long comments.
-FILES = ("ast.py", "argparse.py", "dataclasses.py", "email/message.py", "json/decoder.py",
-         "tokenize.py")  # fmt: skip
+FILES = (
+    "ast.py",
+    "argparse.py",
+    "dataclasses.py",
+    "email/message.py",
+    "json/decoder.py",
+    "tokenize.py",
+)
 
 
 class _Bare(ast.NodeTransformer):
@@ -85,8 +91,9 @@ def test_the_parts_of_a_real_file(name: str) -> None:
         assert line.strip() in source or line.strip() in values
 
 
-WORDS = st.lists(st.sampled_from(["alpha", "beta", "it's", "é", "λ x", "#"]), min_size=1,
-                 max_size=3).map(" ".join)  # fmt: skip
+WORDS = st.lists(
+    st.sampled_from(["alpha", "beta", "it's", "é", "λ x", "#"]), min_size=1, max_size=3
+).map(" ".join)
 COMMENT = WORDS.map(lambda words: f"# {words}")
 STRING = st.one_of(
     WORDS.map(lambda words: f'"{words}"'),
@@ -97,10 +104,15 @@ STRING = st.one_of(
     WORDS.map(lambda words: f'"{words}"  # {words}'),
 )
 SIMPLE = st.one_of(
-    STRING, COMMENT, st.just("x = 1"), st.just("y = [  # one\n    1,\n    # two\n    2,\n]"),
-    st.just('z = f"# {1}"'), st.just(""), st.just("v = \\\n    3  # three"),
+    STRING,
+    COMMENT,
+    st.just("x = 1"),
+    st.just("y = [  # one\n    1,\n    # two\n    2,\n]"),
+    st.just('z = f"# {1}"'),
+    st.just(""),
+    st.just("v = \\\n    3  # three"),
     st.just("w = 4 \\\n# four"),
-)  # fmt: skip
+)
 
 
 def _block(head: str, body: list[str]) -> str:

@@ -39,9 +39,14 @@ def test_ranks_share_the_windows(tmp_path: Path, streaming: str) -> None:
         folder.mkdir()
         data = text_data(path, streaming=streaming, shuffle_buffer=9, **fields)
         watch(
-            data, tmp_path, strategy="ddp_fork", devices=2, max_steps=steps,
-            **options, callbacks=[WriteSeen(folder), every_step(folder, every_n_train_steps=2)],
-        )  # fmt: skip
+            data,
+            tmp_path,
+            strategy="ddp_fork",
+            devices=2,
+            max_steps=steps,
+            **options,
+            callbacks=[WriteSeen(folder), every_step(folder, every_n_train_steps=2)],
+        )
         return [json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1)]
 
     straight = seen("straight")

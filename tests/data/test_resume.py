@@ -61,9 +61,11 @@ def test_from_steps_around_every_epoch_border(
         borders += [1, epoch + 1, 2 * epoch]
     for step in borders:
         resumed, _ = watch(
-            _data(paths, **any_kind), tmp_path, max_steps=steps,
+            _data(paths, **any_kind),
+            tmp_path,
+            max_steps=steps,
             resume=tmp_path / "kept" / f"step-{step}.ckpt",
-        )  # fmt: skip
+        )
         assert resumed.seen == straight.seen[step:], f"resumed after step {step}"
 
 
@@ -95,9 +97,11 @@ def test_with_gradients_accumulated(paths: list[str], tmp_path: Path, kind: dict
     assert straight.batches[steps] > steps + 1
     for step in (1, steps // 2, steps - 1):
         resumed, _ = watch(
-            _data(paths, **kind), tmp_path, **options,
+            _data(paths, **kind),
+            tmp_path,
+            **options,
             resume=tmp_path / "kept" / f"step-{step}.ckpt",
-        )  # fmt: skip
+        )
         assert resumed.seen == straight.seen[straight.batches[step] :]
 
 

@@ -17,9 +17,13 @@ def test_ranks_share_an_epoch_evenly_and_without_overlap(
     shares = []
     for rank in range(world):
         sampler = ResumableSampler(
-            size, batch_size, seed, rank=rank, world=world,
+            size,
+            batch_size,
+            seed,
+            rank=rank,
+            world=world,
             trained=lambda: epoch * (size // world // batch_size),
-        )  # fmt: skip
+        )
         batches = list(sampler)
         assert len(batches) == len(sampler) == size // world // batch_size
         assert all(len(batch) == batch_size for batch in batches)

@@ -59,10 +59,14 @@ def watch(
 ) -> tuple[Witness, pl.Trainer]:
     """Fit a `Witness`, as the pipeline fits a model."""
     quiet = {
-        "accelerator": "cpu", "devices": 1, "enable_progress_bar": False,
-        "enable_model_summary": False, "enable_checkpointing": bool(callbacks),
-        "limit_val_batches": 0, "num_sanity_val_steps": 0,
-    }  # fmt: skip
+        "accelerator": "cpu",
+        "devices": 1,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "enable_checkpointing": bool(callbacks),
+        "limit_val_batches": 0,
+        "num_sanity_val_steps": 0,
+    }
     trainer = build_trainer(quiet | options, run_dir=run_dir, callbacks=callbacks or [], loggers=[])
     module = Witness()
     trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)

@@ -32,9 +32,13 @@ def forgetful(*names: str) -> Any:
     """sdpa that is not given some of its arguments."""
 
     def attention(
-        module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
-        attention_mask: torch.Tensor | None, **options: Any,
-    ) -> Any:  # fmt: skip
+        module: nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        **options: Any,
+    ) -> Any:
         if "attention_mask" in names:
             attention_mask = None
         options = {name: value for name, value in options.items() if name not in names}
@@ -206,9 +210,10 @@ def training_step(
         loss = model(**batch, use_cache=False).loss
     loss.backward()
     return {
-        "loss": loss.detach(), "random": torch.rand(4),
+        "loss": loss.detach(),
+        "random": torch.rand(4),
         **{name: p.grad.clone() for name, p in model.named_parameters()},
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize("autocast", [False, True])
@@ -298,10 +303,16 @@ def test_in_a_lightning_fit_beside_a_monitor(
     monitor = AttentionStatistics(every_n_steps=1, heatmap_every_n_steps=100)
     module = Module()
     trainer = pl.Trainer(
-        max_steps=2, accelerator="cpu", logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, callbacks=[monitor],
-        default_root_dir=tmp_path, precision="bf16-mixed",
-    )  # fmt: skip
+        max_steps=2,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[monitor],
+        default_root_dir=tmp_path,
+        precision="bf16-mixed",
+    )
     trainer.fit(module, torch.utils.data.DataLoader([padded()] * 2, batch_size=None))
     assert len([line for line in said(capsys) if "first batch" in line]) == 1
     assert len(monitor.observations) == 2

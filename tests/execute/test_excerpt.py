@@ -68,8 +68,10 @@ def test_embeddings_are_cut_by_position_even_where_they_are_as_wide_as_long() ->
 
 
 def test_what_is_not_known_keeps_the_batch_whole() -> None:
-    batch = {"input_ids": torch.zeros(4, 6, dtype=torch.long),
-             "cu_seq_lens_q": torch.tensor([0, 3, 6])}  # fmt: skip
+    batch = {
+        "input_ids": torch.zeros(4, 6, dtype=torch.long),
+        "cu_seq_lens_q": torch.tensor([0, 3, 6]),
+    }
     part = excerpt(batch, encoder_decoder=False, tokens=2)
     assert part is not None
     assert part.text == "the whole batch"
@@ -84,8 +86,10 @@ def test_images_are_cut_by_rows() -> None:
 
 
 def test_labels_stay_where_a_decoder_reads_them() -> None:
-    batch = {"input_ids": torch.zeros(4, 6, dtype=torch.long),
-             "labels": torch.tensor([[3, 4, -100]] * 4)}  # fmt: skip
+    batch = {
+        "input_ids": torch.zeros(4, 6, dtype=torch.long),
+        "labels": torch.tensor([[3, 4, -100]] * 4),
+    }
     part = excerpt(batch, encoder_decoder=True, tokens=5)
     assert part is not None
     assert part.inputs["labels"].shape == (2, 3)
@@ -95,8 +99,12 @@ def test_labels_stay_where_a_decoder_reads_them() -> None:
 
 def test_a_step_of_generation_is_left_out_and_a_prompt_is_not() -> None:
     cache = DynamicCache()
-    batch = {"input_ids": torch.zeros(1, 4, dtype=torch.long), "past_key_values": cache,
-             "use_cache": True, "logits_to_keep": 1}  # fmt: skip
+    batch = {
+        "input_ids": torch.zeros(1, 4, dtype=torch.long),
+        "past_key_values": cache,
+        "use_cache": True,
+        "logits_to_keep": 1,
+    }
     part = excerpt(batch, encoder_decoder=False)
     assert part is not None
     assert set(part.inputs) == {"input_ids"}

@@ -78,17 +78,18 @@ def test_parameters_appear_once() -> None:
     twin = fused(model)
     names = [name for name, _ in twin.named_parameters() if "layers.0.self_attn" in name]
     assert [name.removeprefix("model.layers.0.self_attn.") for name in names] == [
-        "o_proj.weight", "o_proj.bias", "qkv_proj.weight", "qkv_proj.bias",
-    ]  # fmt: skip
+        "o_proj.weight",
+        "o_proj.bias",
+        "qkv_proj.weight",
+        "qkv_proj.bias",
+    ]
     assert set(names) <= set(twin.state_dict())
     assert sum(p.numel() for p in twin.parameters()) == sum(p.numel() for p in model.parameters())
 
 
 def test_parts_look_like_projections() -> None:
     model = family("llama_biased", num_key_value_heads=2)
-    attention, plain = (
-        m.model.layers[1].self_attn for m in (fused(model), model)
-    )  # fmt: skip
+    attention, plain = (m.model.layers[1].self_attn for m in (fused(model), model))
     for name in ("q_proj", "k_proj", "v_proj"):
         part, old = getattr(attention, name), getattr(plain, name)
         assert (part.in_features, part.out_features) == (old.in_features, old.out_features)
@@ -124,9 +125,11 @@ def test_generation_with_a_cache(implementation: str) -> None:
     ids = tokens()
     ids[0, :4] = 0
     kwargs: dict[str, Any] = {
-        "attention_mask": (ids != 0).long(), "max_new_tokens": 12, "do_sample": False,
+        "attention_mask": (ids != 0).long(),
+        "max_new_tokens": 12,
+        "do_sample": False,
         "eos_token_id": None,
-    }  # fmt: skip
+    }
     assert torch.equal(fused(model).generate(ids, **kwargs), model.generate(ids, **kwargs))
 
 

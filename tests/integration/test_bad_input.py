@@ -226,15 +226,22 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     configs = {
         "mamba": {"model_type": "mamba", "hidden_size": 32, "num_hidden_layers": 2},
         "latent": {"model_type": "deepseek_v3", "hidden_size": 32, "num_hidden_layers": 2},
-        "weightless": {"model_type": "llama", "hidden_size": 32, "num_hidden_layers": 2,
-                       "num_attention_heads": 4, "intermediate_size": 32},
-    }  # fmt: skip
+        "weightless": {
+            "model_type": "llama",
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "intermediate_size": 32,
+        },
+    }
     configs["pickled"] = configs["weightless"]
     near = {**configs["weightless"], "vocab_size": 259, "max_position_embeddings": 64}
     teachers = {
-        "stranger": configs["weightless"], "near": near, "halved": near,
+        "stranger": configs["weightless"],
+        "near": near,
+        "halved": near,
         "narrow": {**near, "num_hidden_layers": 4},
-    }  # fmt: skip
+    }
     configs |= teachers
     for name, config in configs.items():
         (root / name).mkdir()

@@ -18,15 +18,25 @@ from surgery.models.source import embedded_dir
 from surgery.training.module import SurgeryModule
 
 SMALL = (
-    "data.seq_len=64", "data.batch_size=4", "measure.windows=8", "measure.prefill_tokens=32",
-    "measure.decode_tokens=2", "measure.repeats=1", "logger=csv", "trainer.accelerator=cpu",
-    "calibration.windows=8", "calibration.batch_size=4", "calibration.refine_steps=4",
+    "data.seq_len=64",
+    "data.batch_size=4",
+    "measure.windows=8",
+    "measure.prefill_tokens=32",
+    "measure.decode_tokens=2",
+    "measure.repeats=1",
+    "logger=csv",
+    "trainer.accelerator=cpu",
+    "calibration.windows=8",
+    "calibration.batch_size=4",
+    "calibration.refine_steps=4",
     "calibration.rows=16",
-)  # fmt: skip
+)
 OPTIMAL = (
-    "attention=[gqa]", "attention.gqa.kv_heads=2", "attention.gqa.merge=optimal",
+    "attention=[gqa]",
+    "attention.gqa.kv_heads=2",
+    "attention.gqa.merge=optimal",
     "attention.gqa.grouping=similarity",
-)  # fmt: skip
+)
 
 
 def _summary(run: Path) -> dict[str, Any]:
@@ -100,10 +110,14 @@ def test_a_budget_within_what_the_export_can_say(
     kept: str, cli: Callable[..., Any], tmp_path: Path
 ) -> None:
     outcome = cli(
-        "attention=[gqa]", "attention.gqa.kv_heads={average:3}", *SMALL, f"export.format={kept}",
-        "calibration.refine_steps=0", "stages=[plan,calibrate,operate,export]",
+        "attention=[gqa]",
+        "attention.gqa.kv_heads={average:3}",
+        *SMALL,
+        f"export.format={kept}",
+        "calibration.refine_steps=0",
+        "stages=[plan,calibrate,operate,export]",
         f"hydra.run.dir={tmp_path}",
-    )  # fmt: skip
+    )
     assert outcome.code == 0, outcome.err
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "export")
     counts = [site.kv_heads for site in surgery.find_sites(model).sites]
@@ -119,9 +133,12 @@ def test_a_result_that_needs_a_record_is_refused_where_native_is_asked_for(
     cli: Callable[..., Any], tmp_path: Path
 ) -> None:
     outcome = cli(
-        "attention=[gqa]", "attention.gqa.kv_heads=[8,4,4,2]", "export.format=native",
-        "stages=[plan]", f"hydra.run.dir={tmp_path}",
-    )  # fmt: skip
+        "attention=[gqa]",
+        "attention.gqa.kv_heads=[8,4,4,2]",
+        "export.format=native",
+        "stages=[plan]",
+        f"hydra.run.dir={tmp_path}",
+    )
     assert outcome.code == 2
     assert "export.format" in outcome.err
     assert "one KV head count" in outcome.err
@@ -131,10 +148,15 @@ def test_a_model_that_optimal_is_not_for_is_averaged_all_the_same(
     cli: Callable[..., Any], tmp_path: Path
 ) -> None:
     outcome = cli(
-        "+recipe=gqa_convert", *SMALL, "model=tiny_llama", "model.scratch.model_type=olmo2",
-        "model.scratch.hidden_size=64", "model.scratch.num_hidden_layers=2", "trainer.max_steps=1",
+        "+recipe=gqa_convert",
+        *SMALL,
+        "model=tiny_llama",
+        "model.scratch.model_type=olmo2",
+        "model.scratch.hidden_size=64",
+        "model.scratch.num_hidden_layers=2",
+        "trainer.max_steps=1",
         f"hydra.run.dir={tmp_path}",
-    )  # fmt: skip
+    )
     assert outcome.code == 0, outcome.err
     assert "merge=optimal is not for this model" in outcome.out
     assert "taken over all heads together" in outcome.out

@@ -15,18 +15,25 @@ from safetensors.torch import load_file
 from surgery.training.module import SurgeryModule
 
 SHORT = (
-    "data.seq_len=64", "data.batch_size=4", "measure.windows=4", "measure.prefill_tokens=32",
-    "measure.decode_tokens=2", "measure.repeats=1", "logger=csv", "trainer.accelerator=cpu",
-)  # fmt: skip
+    "data.seq_len=64",
+    "data.batch_size=4",
+    "measure.windows=4",
+    "measure.prefill_tokens=32",
+    "measure.decode_tokens=2",
+    "measure.repeats=1",
+    "logger=csv",
+    "trainer.accelerator=cpu",
+)
 QUICK = (*SHORT, "trainer.max_steps=3")
 # One that its config can say, and one with removed attention and counts of its own per layer.
 FIRST = {
     "native": ("attention=[gqa]", "attention.gqa.kv_heads=2"),
     "record": (
-        "attention=[prune_heads]", "attention.prune_heads.remove_attention=true",
+        "attention=[prune_heads]",
+        "attention.prune_heads.remove_attention=true",
         "attention.prune_heads.heads={0: [0,1,2,3,4,5,6,7], 2: [1], 3: [5,6]}",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(params=FIRST)
@@ -58,18 +65,27 @@ def test_by_the_text(export: tuple[Path, str], cli: Callable[..., Any], tmp_path
         key: training[key] for key in ("objective", "attention_weight", "teacher", "parameters")
     }
     assert said == {
-        "objective": "lm", "attention_weight": 0.0, "teacher": None, "parameters": "all"
-    }  # fmt: skip
+        "objective": "lm",
+        "attention_weight": 0.0,
+        "teacher": None,
+        "parameters": "all",
+    }
 
 
 def test_by_the_original(export: tuple[Path, str], cli: Callable[..., Any], tmp_path: Path) -> None:
     """Attention alone is trained and matched; nothing is measured, so training loads the model."""
     path, kind = export
     outcome = cli(
-        "+recipe=heal_distill", f"model.path={path}", "objective.teacher=embedded",
-        "objective=distill_attention", "optim.parameters=attention", "stages=[train,export]",
-        *QUICK, "trainer.log_every_n_steps=1", f"hydra.run.dir={tmp_path}",
-    )  # fmt: skip
+        "+recipe=heal_distill",
+        f"model.path={path}",
+        "objective.teacher=embedded",
+        "objective=distill_attention",
+        "optim.parameters=attention",
+        "stages=[train,export]",
+        *QUICK,
+        "trainer.log_every_n_steps=1",
+        f"hydra.run.dir={tmp_path}",
+    )
     assert outcome.code == 0, outcome.err
     summary = _summary(tmp_path)
     assert summary["export"]["format"] == kind
@@ -78,9 +94,11 @@ def test_by_the_original(export: tuple[Path, str], cli: Callable[..., Any], tmp_
         key: training[key] for key in ("objective", "attention_weight", "teacher", "parameters")
     }
     assert said == {
-        "objective": "distill", "attention_weight": 1.0, "teacher": "embedded",
+        "objective": "distill",
+        "attention_weight": 1.0,
+        "teacher": "embedded",
         "parameters": "attention",
-    }  # fmt: skip
+    }
     assert "train/attention" in (tmp_path / "metrics.csv").read_text().splitlines()[0]
     before, after = (load_file(p / "model.safetensors") for p in (path, tmp_path / "export"))
     moved = {name for name in before if not torch.equal(before[name], after[name])}
@@ -98,9 +116,13 @@ def test_a_record_can_be_operated_on_again(
     """The plan is made for the model that the record tells of, not for its config's."""
     path, kind = export
     outcome = cli(
-        "attention=[gqa]", "attention.gqa.kv_heads=1", "attention.gqa.layers=[1]",
-        f"model.path={path}", "stages=[plan,operate,export]", f"hydra.run.dir={tmp_path}",
-    )  # fmt: skip
+        "attention=[gqa]",
+        "attention.gqa.kv_heads=1",
+        "attention.gqa.layers=[1]",
+        f"model.path={path}",
+        "stages=[plan,operate,export]",
+        f"hydra.run.dir={tmp_path}",
+    )
     assert outcome.code == 0, outcome.err
     saved = load_file(tmp_path / "export" / "model.safetensors")
     layer = 1 if kind == "native" else 2  # sites are counted, and the record's first layer has none

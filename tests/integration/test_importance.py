@@ -19,13 +19,24 @@ import surgery
 from surgery.importance.table import ScoreTable
 
 TINY = (
-    "model=tiny_llama", "model.scratch.hidden_size=32", "model.scratch.intermediate_size=48",
-    "model.scratch.num_hidden_layers=2", "model.scratch.num_attention_heads=4",
-    "model.scratch.num_key_value_heads=4", "data.seq_len=32", "data.batch_size=4",
-    "measure.windows=4", "measure.prefill_tokens=16", "measure.decode_tokens=2",
-    "measure.repeats=1", "trainer.accelerator=cpu", "importance.windows=8",
-    "importance.batch_size=4", "calibration.windows=8", "calibration.batch_size=4",
-)  # fmt: skip
+    "model=tiny_llama",
+    "model.scratch.hidden_size=32",
+    "model.scratch.intermediate_size=48",
+    "model.scratch.num_hidden_layers=2",
+    "model.scratch.num_attention_heads=4",
+    "model.scratch.num_key_value_heads=4",
+    "data.seq_len=32",
+    "data.batch_size=4",
+    "measure.windows=4",
+    "measure.prefill_tokens=16",
+    "measure.decode_tokens=2",
+    "measure.repeats=1",
+    "trainer.accelerator=cpu",
+    "importance.windows=8",
+    "importance.batch_size=4",
+    "calibration.windows=8",
+    "calibration.batch_size=4",
+)
 
 
 def _summary(run: Path) -> dict[str, Any]:
@@ -60,12 +71,18 @@ def test_the_recipe_leaves_a_table_for_scripts_people_and_dashboards(
 def test_the_table_of_one_run_prunes_in_the_next(cli: Callable[..., Any], tmp_path: Path) -> None:
     scored = cli("+recipe=head_importance", *TINY, "logger=none", f"hydra.run.dir={tmp_path / 'a'}")
     assert scored.code == 0, scored.err
-    common = ("attention=[prune_heads]", "attention.prune_heads.amount=0.5", "logger=none",
-              "stages=[plan,calibrate,operate,export]", *TINY)  # fmt: skip
+    common = (
+        "attention=[prune_heads]",
+        "attention.prune_heads.amount=0.5",
+        "logger=none",
+        "stages=[plan,calibrate,operate,export]",
+        *TINY,
+    )
     by_file = cli(
-        *common, f"attention.prune_heads.scores={tmp_path / 'a' / 'importance.json'}",
+        *common,
+        f"attention.prune_heads.scores={tmp_path / 'a' / 'importance.json'}",
         f"hydra.run.dir={tmp_path / 'b'}",
-    )  # fmt: skip
+    )
     by_name = cli(
         *common, "attention.prune_heads.estimator=leave_one_out", f"hydra.run.dir={tmp_path / 'c'}"
     )
@@ -96,9 +113,12 @@ def test_what_cannot_be_scored_is_refused(
     given: tuple[str, ...], key: str, cli: Callable[..., Any], tmp_path: Path
 ) -> None:
     outcome = cli(
-        "+recipe=head_importance", "importance.estimator=gate_gradient", *TINY, *given,
+        "+recipe=head_importance",
+        "importance.estimator=gate_gradient",
+        *TINY,
+        *given,
         f"hydra.run.dir={tmp_path}",
-    )  # fmt: skip
+    )
     assert outcome.code == 2
     assert key in outcome.err
     assert not (tmp_path / "importance.json").exists()
@@ -108,10 +128,14 @@ def test_an_estimator_is_refused_before_anything_is_measured(
     cli: Callable[..., Any], tmp_path: Path
 ) -> None:
     outcome = cli(
-        "attention=[prune_heads]", "attention.prune_heads.amount=0.5",
-        "attention.prune_heads.estimator=gate_gradient", "importance.objective=distill", *TINY,
-        "logger=none", f"hydra.run.dir={tmp_path}",
-    )  # fmt: skip
+        "attention=[prune_heads]",
+        "attention.prune_heads.amount=0.5",
+        "attention.prune_heads.estimator=gate_gradient",
+        "importance.objective=distill",
+        *TINY,
+        "logger=none",
+        f"hydra.run.dir={tmp_path}",
+    )
     assert outcome.code == 2
     assert "importance.objective" in outcome.err
     assert "measure" not in outcome.out

@@ -60,9 +60,14 @@ def sentences(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_masked_language_model(sentences: Path, cli: Callable[..., Any], tmp_path: Path) -> None:
     """A real BERT: measured, trained under watch, exported. Padding everywhere."""
     outcome = cli(
-        *QUICK, f"model.path={bert_dir()}", "model.task=masked_lm", "data.layout=padded",
-        f"data.path={sentences}", "data.text_column=sentence", f"hydra.run.dir={tmp_path}",
-    )  # fmt: skip
+        *QUICK,
+        f"model.path={bert_dir()}",
+        "model.task=masked_lm",
+        "data.layout=padded",
+        f"data.path={sentences}",
+        "data.text_column=sentence",
+        f"hydra.run.dir={tmp_path}",
+    )
     assert outcome.code == 0, outcome.err
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["before"]["kv_bytes_per_token"] == 0
@@ -80,17 +85,28 @@ def test_sequence_classification_after_surgery(
     from transformers import AutoTokenizer
 
     config = LlamaConfig(
-        vocab_size=30522, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=4, pad_token_id=0,
-    )  # fmt: skip
+        vocab_size=30522,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        pad_token_id=0,
+    )
     model = AutoModelForSequenceClassification.from_config(config)
     model.save_pretrained(tmp_path / "model")
     AutoTokenizer.from_pretrained(bert_dir()).save_pretrained(tmp_path / "model")
     outcome = cli(
-        *QUICK, "attention=mqa", f"model.path={tmp_path / 'model'}",
-        "model.task=sequence_classification", "data.layout=padded", f"data.path={sentences}",
-        "data.text_column=sentence", "data.label_column=long", f"hydra.run.dir={tmp_path / 'run'}",
-    )  # fmt: skip
+        *QUICK,
+        "attention=mqa",
+        f"model.path={tmp_path / 'model'}",
+        "model.task=sequence_classification",
+        "data.layout=padded",
+        f"data.path={sentences}",
+        "data.text_column=sentence",
+        "data.label_column=long",
+        f"hydra.run.dir={tmp_path / 'run'}",
+    )
     assert outcome.code == 0, outcome.err
     again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run/export")
     assert again.config.num_key_value_heads == 1
@@ -102,19 +118,29 @@ def test_attention_that_cannot_share_is_refused(cli: Callable[..., Any], tmp_pat
         tmp_path / "opt"
     )
     outcome = cli(
-        "attention=mqa", f"model.path={tmp_path / 'opt'}", "stages=[plan]",
+        "attention=mqa",
+        f"model.path={tmp_path / 'opt'}",
+        "stages=[plan]",
         f"hydra.run.dir={tmp_path / 'run'}",
-    )  # fmt: skip
+    )
     assert outcome.code == 2
     assert "attention: the forward of model.decoder.layers.0.self_attn does not take" in outcome.err
 
 
 def test_distillation_heals_too(cli: Callable[..., Any], tmp_path: Path) -> None:
     outcome = cli(
-        "+recipe=gqa_convert", ALONE, "objective=distill", "objective.label_weight=0.5",
-        "data.seq_len=128", "data.batch_size=4", "trainer.max_steps=10", *MEASURED,
-        "logger=csv", "callbacks.checkpoint=null", f"hydra.run.dir={tmp_path}",
-    )  # fmt: skip
+        "+recipe=gqa_convert",
+        ALONE,
+        "objective=distill",
+        "objective.label_weight=0.5",
+        "data.seq_len=128",
+        "data.batch_size=4",
+        "trainer.max_steps=10",
+        *MEASURED,
+        "logger=csv",
+        "callbacks.checkpoint=null",
+        f"hydra.run.dir={tmp_path}",
+    )
     assert outcome.code == 0, outcome.err
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["gap_closed"] > 0
@@ -126,10 +152,16 @@ def test_without_a_logger_and_from_a_stream(
 ) -> None:
     """Nothing to log to is no error: the figures are in the run directory all the same."""
     outcome = cli(
-        "+recipe=gqa_convert", ALONE, *QUICK, "logger=none", "data.layout=padded",
-        "data.streaming=always", f"data.path={sentences}", "data.text_column=sentence",
+        "+recipe=gqa_convert",
+        ALONE,
+        *QUICK,
+        "logger=none",
+        "data.layout=padded",
+        "data.streaming=always",
+        f"data.path={sentences}",
+        "data.text_column=sentence",
         f"hydra.run.dir={tmp_path}",
-    )  # fmt: skip
+    )
     assert outcome.code == 0, outcome.err
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert 3 * 4 < summary["training"]["tokens"] < 3 * 4 * 48  # padding is not counted
@@ -139,9 +171,11 @@ def test_without_a_logger_and_from_a_stream(
 def test_options_that_do_not_go_together(cli: Callable[..., Any], tmp_path: Path) -> None:
     """Refused before anything is measured, though it takes Lightning to find out."""
     outcome = cli(
-        "+recipe=gqa_convert", "trainer.enable_checkpointing=false", "data.seq_len=64",
+        "+recipe=gqa_convert",
+        "trainer.enable_checkpointing=false",
+        "data.seq_len=64",
         f"hydra.run.dir={tmp_path / 'run'}",
-    )  # fmt: skip
+    )
     assert outcome.code == 2, outcome.err
     assert outcome.err.startswith("error: trainer: ")
     assert not (tmp_path / "run").exists()
@@ -149,9 +183,12 @@ def test_options_that_do_not_go_together(cli: Callable[..., Any], tmp_path: Path
 
 def test_a_sweep_leaves_one_directory_per_run(cli: Callable[..., Any], tmp_path: Path) -> None:
     outcome = cli(
-        "-m", "+recipe=gqa_convert", "stages=[plan]", "attention.gqa.kv_heads=1,4",
+        "-m",
+        "+recipe=gqa_convert",
+        "stages=[plan]",
+        "attention.gqa.kv_heads=1,4",
         f"hydra.sweep.dir={tmp_path}",
-    )  # fmt: skip
+    )
     assert outcome.code == 0, outcome.err
     counts = [
         json.loads((tmp_path / name / "plan.json").read_text())["after"][0]["kv_heads"]
@@ -164,16 +201,26 @@ def test_learned_positions_become_rotary_ones(cli: Callable[..., Any], tmp_path:
     """A GPT-2 whose positions end with the window: what is generated after it has none."""
     tokenizer = byte_tokenizer()
     config = GPT2Config(
-        vocab_size=len(tokenizer), n_embd=32, n_layer=2, n_head=4, n_positions=64,
-        pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        n_embd=32,
+        n_layer=2,
+        n_head=4,
+        n_positions=64,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
     GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
     tokenizer.save_pretrained(tmp_path / "gpt2")
     outcome = cli(
-        "+recipe=absolute_to_rope", f"model.path={tmp_path / 'gpt2'}", "data.seq_len=64",
-        "trainer.max_steps=2", *MEASURED, "logger=none",
-        "callbacks.checkpoint=null", f"hydra.run.dir={tmp_path / 'run'}",
-    )  # fmt: skip
+        "+recipe=absolute_to_rope",
+        f"model.path={tmp_path / 'gpt2'}",
+        "data.seq_len=64",
+        "trainer.max_steps=2",
+        *MEASURED,
+        "logger=none",
+        "callbacks.checkpoint=null",
+        f"hydra.run.dir={tmp_path / 'run'}",
+    )
     assert outcome.code == 0, outcome.err
     export = json.loads((tmp_path / "run" / "summary.json").read_text())["export"]
     assert export["format"] == "re-housed"
@@ -183,10 +230,16 @@ def test_learned_positions_become_rotary_ones(cli: Callable[..., Any], tmp_path:
 
 def test_heads_that_differ_by_layer_go_all_the_way(cli: Callable[..., Any], tmp_path: Path) -> None:
     outcome = cli(
-        "+recipe=gqa_convert", ALONE, "attention.gqa.kv_heads=[8,4,2,1]", "data.seq_len=128",
-        "trainer.max_steps=2", *MEASURED, "logger=none",
-        "callbacks.checkpoint=null", f"hydra.run.dir={tmp_path}",
-    )  # fmt: skip
+        "+recipe=gqa_convert",
+        ALONE,
+        "attention.gqa.kv_heads=[8,4,2,1]",
+        "data.seq_len=128",
+        "trainer.max_steps=2",
+        *MEASURED,
+        "logger=none",
+        "callbacks.checkpoint=null",
+        f"hydra.run.dir={tmp_path}",
+    )
     assert outcome.code == 0, outcome.err
     export = json.loads((tmp_path / "summary.json").read_text())["export"]
     assert export["format"] == "record"

@@ -18,23 +18,42 @@ from surgery.training.module import SurgeryModule
 
 # An architecture whose config can say any number of heads.
 TINY = (
-    "model=tiny_llama", "model.scratch.model_type=mistral", "model.scratch.hidden_size=32",
-    "model.scratch.intermediate_size=48", "model.scratch.num_hidden_layers=2",
-    "model.scratch.num_attention_heads=4", "model.scratch.num_key_value_heads=4",
+    "model=tiny_llama",
+    "model.scratch.model_type=mistral",
+    "model.scratch.hidden_size=32",
+    "model.scratch.intermediate_size=48",
+    "model.scratch.num_hidden_layers=2",
+    "model.scratch.num_attention_heads=4",
+    "model.scratch.num_key_value_heads=4",
     "+model.scratch.head_dim=8",
-)  # fmt: skip
+)
 SMALL = (
-    "data.seq_len=32", "data.batch_size=4", "measure.windows=4", "measure.prefill_tokens=16",
-    "measure.decode_tokens=2", "measure.repeats=1", "logger=csv", "trainer.accelerator=cpu",
-    "trainer.max_steps=6", "importance.windows=4", "importance.batch_size=2", "objective=lm",
-)  # fmt: skip
+    "data.seq_len=32",
+    "data.batch_size=4",
+    "measure.windows=4",
+    "measure.prefill_tokens=16",
+    "measure.decode_tokens=2",
+    "measure.repeats=1",
+    "logger=csv",
+    "trainer.accelerator=cpu",
+    "trainer.max_steps=6",
+    "importance.windows=4",
+    "importance.batch_size=2",
+    "objective=lm",
+)
 RECIPE = (
-    "+recipe=prune_heads", "attention.prune_heads.heads=null", "attention.prune_heads.scores=null",
-    "attention.prune_heads.count=null", "attention.prune_heads.amount=0.5",
-    "attention.prune_heads.estimator=gate_gradient", "attention.prune_heads.scope=layer",
-    "attention.prune_heads.refit=false", "optim.warmup_steps=1",
-    *TINY, *SMALL,
-)  # fmt: skip
+    "+recipe=prune_heads",
+    "attention.prune_heads.heads=null",
+    "attention.prune_heads.scores=null",
+    "attention.prune_heads.count=null",
+    "attention.prune_heads.amount=0.5",
+    "attention.prune_heads.estimator=gate_gradient",
+    "attention.prune_heads.scope=layer",
+    "attention.prune_heads.refit=false",
+    "optim.warmup_steps=1",
+    *TINY,
+    *SMALL,
+)
 SCHEDULE = "attention.prune_heads.schedule"
 
 
@@ -83,11 +102,18 @@ def test_gradual_ends_in_an_ordinary_pruned_model(cli: Callable[..., Any], tmp_p
 def test_the_original_teaches_what_becomes_of_it(cli: Callable[..., Any], tmp_path: Path) -> None:
     """Before training nothing is changed yet, and still the model does not learn from itself."""
     outcome = cli(
-        "+recipe=prune_heads", "attention.prune_heads.refit=false", f"{SCHEDULE}=gradual",
-        "attention.prune_heads.estimator=output_norm", "stages=[operate,train]", *SMALL,
-        "objective=distill", "data.seq_len=16", "trainer.max_steps=2", "optim.warmup_steps=1",
+        "+recipe=prune_heads",
+        "attention.prune_heads.refit=false",
+        f"{SCHEDULE}=gradual",
+        "attention.prune_heads.estimator=output_norm",
+        "stages=[operate,train]",
+        *SMALL,
+        "objective=distill",
+        "data.seq_len=16",
+        "trainer.max_steps=2",
+        "optim.warmup_steps=1",
         f"hydra.run.dir={tmp_path}",
-    )  # fmt: skip
+    )
     assert outcome.code == 0, outcome.err
     (event,) = _summary(tmp_path)["training"]["pruning"]["events"]
     assert sum(map(len, event["closed"].values())) == 13
@@ -96,14 +122,24 @@ def test_the_original_teaches_what_becomes_of_it(cli: Callable[..., Any], tmp_pa
 def test_iterative_after_a_calibrated_merge(cli: Callable[..., Any], tmp_path: Path) -> None:
     """The plans are joined: one leads from the original to the result, coefficients included."""
     outcome = cli(
-        *RECIPE, "attention=[gqa,prune_heads]", "attention.gqa.kv_heads=2",
-        "attention.gqa.merge=optimal", "attention.gqa.grouping=similarity",
-        f"{SCHEDULE}=iterative", "attention.prune_heads.rounds=2",
-        "attention.prune_heads.until=1.0", "attention.prune_heads.cut=queries",
-        "calibration.windows=4", "calibration.batch_size=2", "calibration.refine_steps=2",
-        "objective=distill", "model.path=null", "objective.label_weight=0",
-        "objective.teacher=embedded", f"hydra.run.dir={tmp_path}",
-    )  # fmt: skip
+        *RECIPE,
+        "attention=[gqa,prune_heads]",
+        "attention.gqa.kv_heads=2",
+        "attention.gqa.merge=optimal",
+        "attention.gqa.grouping=similarity",
+        f"{SCHEDULE}=iterative",
+        "attention.prune_heads.rounds=2",
+        "attention.prune_heads.until=1.0",
+        "attention.prune_heads.cut=queries",
+        "calibration.windows=4",
+        "calibration.batch_size=2",
+        "calibration.refine_steps=2",
+        "objective=distill",
+        "model.path=null",
+        "objective.label_weight=0",
+        "objective.teacher=embedded",
+        f"hydra.run.dir={tmp_path}",
+    )
     assert outcome.code == 0, outcome.err
     summary = _summary(tmp_path)
     assert summary["after_surgery"] is not None

@@ -54,19 +54,38 @@ def summary(run: Path) -> dict[str, Any]:
 
 def test_leaves_what_is_promised(run: Path) -> None:
     for name in (
-        "plan.json", "summary.json", "summary.schema.json", "config.yaml", "result.png",
-        "heads.parquet", "metrics.csv", "export/config.json", "export/model.safetensors",
-        "export/tokenizer_config.json", "export/README.md", "export/surgery.json",
-        "checkpoints/last.ckpt", ".hydra/config.yaml", "wandb", "tensorboard",
-    ):  # fmt: skip
+        "plan.json",
+        "summary.json",
+        "summary.schema.json",
+        "config.yaml",
+        "result.png",
+        "heads.parquet",
+        "metrics.csv",
+        "export/config.json",
+        "export/model.safetensors",
+        "export/tokenizer_config.json",
+        "export/README.md",
+        "export/surgery.json",
+        "checkpoints/last.ckpt",
+        ".hydra/config.yaml",
+        "wandb",
+        "tensorboard",
+    ):
         assert (run / name).exists(), name
     assert not list(run.rglob("*.partial"))
 
 
 def test_says_where_it_is_in_plain_lines(run: Path) -> None:
     out = (run / "stdout").read_text()
-    for words in ("Plan for embedded", "== operate", "training: step 12/12", "== export",
-                  "Result for embedded", "after healing", str(run)):  # fmt: skip
+    for words in (
+        "Plan for embedded",
+        "== operate",
+        "training: step 12/12",
+        "== export",
+        "Result for embedded",
+        "after healing",
+        str(run),
+    ):
         assert words in out
     assert "\x1b" not in out
     assert "\r" not in out
@@ -94,8 +113,11 @@ def test_summary_keeps_to_its_schema(run: Path, summary: dict[str, Any]) -> None
 
 def test_measures_what_the_plan_predicted(run: Path, summary: dict[str, Any]) -> None:
     plan = json.loads((run / "plan.json").read_text())
-    for moment, planned in (("before", "sizes_before"), ("after_surgery", "sizes_after"),
-                            ("after_training", "sizes_after")):  # fmt: skip
+    for moment, planned in (
+        ("before", "sizes_before"),
+        ("after_surgery", "sizes_after"),
+        ("after_training", "sizes_after"),
+    ):
         for size, value in plan[planned].items():
             assert summary[moment][size] == value, (moment, size)
         figures = summary[moment]
@@ -152,8 +174,10 @@ def test_export_loads_without_this_project(run: Path) -> None:
     logits_file = run / "logits.pt"
     subprocess.run(
         [sys.executable, "-c", script, str(run / "export"), str(logits_file)],
-        cwd=run, check=True, timeout=120,
-    )  # fmt: skip
+        cwd=run,
+        check=True,
+        timeout=120,
+    )
     there = torch.load(logits_file, weights_only=True)
     module = SurgeryModule.load_from_checkpoint(run / "checkpoints/last.ckpt", map_location="cpu")
     ids = AutoTokenizer.from_pretrained(run / "export")("def f(x):", return_tensors="pt")
@@ -173,9 +197,11 @@ def test_export_generates_and_can_be_operated_on_again(
     text = model.generate(**ids, max_new_tokens=8, do_sample=False, pad_token_id=0)
     assert text.shape == (1, 15)
     outcome = cli(
-        "attention=mqa", f"model.path={run / 'export'}", "stages=[plan,operate,export]",
+        "attention=mqa",
+        f"model.path={run / 'export'}",
+        "stages=[plan,operate,export]",
         f"hydra.run.dir={tmp_path}",
-    )  # fmt: skip
+    )
     assert outcome.code == 0, outcome.err
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "export")
     assert again.config.num_key_value_heads == 1

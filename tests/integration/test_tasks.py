@@ -25,17 +25,30 @@ from surgery.tasks.agreement import correlations
 from tests.tiny_models import tiny_model
 
 SMALL = (
-    "data.seq_len=32", "data.batch_size=2", "data.val_fraction=0.2", "importance.windows=6",
-    "importance.batch_size=2", "calibration.windows=4", "calibration.batch_size=2",
-    "measure.windows=6", "measure.batch_size=4", "measure.prefill_tokens=8",
-    "measure.decode_tokens=2", "measure.repeats=1", "trainer.max_steps=3", "optim.warmup_steps=1",
-    "optim.lr=0.01", "trainer.accelerator=cpu", "logger=none",
-)  # fmt: skip
+    "data.seq_len=32",
+    "data.batch_size=2",
+    "data.val_fraction=0.2",
+    "importance.windows=6",
+    "importance.batch_size=2",
+    "calibration.windows=4",
+    "calibration.batch_size=2",
+    "measure.windows=6",
+    "measure.batch_size=4",
+    "measure.prefill_tokens=8",
+    "measure.decode_tokens=2",
+    "measure.repeats=1",
+    "trainer.max_steps=3",
+    "optim.warmup_steps=1",
+    "optim.lr=0.01",
+    "trainer.accelerator=cpu",
+    "logger=none",
+)
 TASKS = ("code", "prose")
 PRUNE = (
-    "attention=[prune_heads]", "attention.prune_heads.amount=0.5",
+    "attention=[prune_heads]",
+    "attention.prune_heads.amount=0.5",
     "attention.prune_heads.estimator=gate_gradient",
-)  # fmt: skip
+)
 
 
 @pytest.fixture(scope="module")
@@ -58,9 +71,13 @@ def tasks(here: Path, cli: Callable[..., Any]) -> Callable[..., Any]:
 
     def run(*overrides: str) -> Any:
         return cli(
-            f"model.path={here / 'model'}", "data=text", f"data.path={here}/code.txt", *SMALL,
-            f"tasks.data={{{each}}}", *overrides,
-        )  # fmt: skip
+            f"model.path={here / 'model'}",
+            "data=text",
+            f"data.path={here}/code.txt",
+            *SMALL,
+            f"tasks.data={{{each}}}",
+            *overrides,
+        )
 
     return run
 
@@ -106,10 +123,14 @@ def test_compare(tasks: Callable[..., Any], tmp_path: Path, here: Path) -> None:
     # A mask is the model without these heads.
     pruned = tmp_path / "pruned"
     outcome = tasks(
-        "attention=[prune_heads]", "attention.prune_heads.amount=null", "tasks.data=null",
+        "attention=[prune_heads]",
+        "attention.prune_heads.amount=null",
+        "tasks.data=null",
         f"attention.prune_heads.heads={json.dumps(found['masks']['prose']).replace(chr(34), '')}",
-        "stages=[measure,operate]", f"data.path={here}/code.txt", f"hydra.run.dir={pruned}",
-    )  # fmt: skip
+        "stages=[measure,operate]",
+        f"data.path={here}/code.txt",
+        f"hydra.run.dir={pruned}",
+    )
     assert outcome.code == 0, outcome.err
     summary = json.loads((pruned / "summary.json").read_text())
     assert summary["tasks"] is None
@@ -140,9 +161,11 @@ def test_prune_each(tasks: Callable[..., Any], tmp_path: Path) -> None:
 
 def test_output_projections(tasks: Callable[..., Any], tmp_path: Path, here: Path) -> None:
     outcome = tasks(
-        "tasks.mode=output_projections", "optim.parameters=output",
-        "stages=[plan,measure,train,report]", f"hydra.run.dir={tmp_path}",
-    )  # fmt: skip
+        "tasks.mode=output_projections",
+        "optim.parameters=output",
+        "stages=[plan,measure,train,report]",
+        f"hydra.run.dir={tmp_path}",
+    )
     assert outcome.code == 0, outcome.err
     found = results(tmp_path)
     assert list(found["losses"]) == ["base", *TASKS]
@@ -190,13 +213,15 @@ def test_one_mask(tasks: Callable[..., Any], tmp_path: Path, how: tuple[str, ...
 
 
 def test_a_task_that_cannot_be_leaves_nothing(tasks: Callable[..., Any], tmp_path: Path) -> None:
-    outcome = tasks("stages=[plan,score]", "tasks.data.prose.path=gone.txt",
-                    f"hydra.run.dir={tmp_path / 'run'}")  # fmt: skip
+    outcome = tasks(
+        "stages=[plan,score]", "tasks.data.prose.path=gone.txt", f"hydra.run.dir={tmp_path / 'run'}"
+    )
     assert outcome.code == 2
     assert outcome.err.startswith("error: tasks.data.prose.path: there is no such file")
     assert not (tmp_path / "run").exists()
-    outcome = tasks("stages=[plan,score]", "+tasks.data.prose.seq_len=4096",
-                    f"hydra.run.dir={tmp_path / 'run'}")  # fmt: skip
+    outcome = tasks(
+        "stages=[plan,score]", "+tasks.data.prose.seq_len=4096", f"hydra.run.dir={tmp_path / 'run'}"
+    )
     assert outcome.code == 2
     assert outcome.err.startswith("error: tasks.data.prose.seq_len: is longer")
     assert not (tmp_path / "run").exists()

@@ -6,14 +6,24 @@ import json
 from pathlib import Path
 
 _LLAMA = {
-    "model_type": "llama", "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2,
-    "num_attention_heads": 8, "num_key_value_heads": 8, "max_position_embeddings": 128,
-}  # fmt: skip
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 128,
+}
 _GPT2 = {"model_type": "gpt2", "n_embd": 64, "n_layer": 2, "n_head": 8, "n_positions": 128}
 _OPT = {
-    "model_type": "opt", "hidden_size": 64, "ffn_dim": 64, "num_hidden_layers": 2,
-    "num_attention_heads": 8, "max_position_embeddings": 128, "word_embed_proj_dim": 64,
-}  # fmt: skip
+    "model_type": "opt",
+    "hidden_size": 64,
+    "ffn_dim": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 8,
+    "max_position_embeddings": 128,
+    "word_embed_proj_dim": 64,
+}
 
 
 def _yarn(**more: object) -> dict[str, object]:
@@ -29,12 +39,14 @@ MODELS: dict[str, dict[str, object]] = {
     "mlp biased": {**_LLAMA, "mlp_bias": True},
     "dropping": {**_LLAMA, "attention_dropout": 0.1},
     "linear rope": {
-        **_LLAMA, "rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}
+        **_LLAMA,
+        "rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0},
     },
     "yarn rope": {**_LLAMA, "rope_parameters": _yarn(original_max_position_embeddings=32)},
     "gptq": {**_LLAMA, "quantization_config": {"quant_method": "gptq", "bits": 4}},
     "nf4": {
-        **_LLAMA, "quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}
+        **_LLAMA,
+        "quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True},
     },
     "mistral": {**_LLAMA, "model_type": "mistral", "sliding_window": 16},
     "qwen2": {**_LLAMA, "model_type": "qwen2"},
@@ -42,19 +54,36 @@ MODELS: dict[str, dict[str, object]] = {
     "olmo2": {**_LLAMA, "model_type": "olmo2"},
     "gemma2": {**_LLAMA, "model_type": "gemma2", "head_dim": 8},
     "gemma3": {
-        **_LLAMA, "model_type": "gemma3_text", "head_dim": 8,
+        **_LLAMA,
+        "model_type": "gemma3_text",
+        "head_dim": 8,
         "layer_types": ["sliding_attention", "full_attention"],
     },
     "hybrid": {
-        **_LLAMA, "model_type": "qwen3_next", "head_dim": 8, "num_experts": 4,
-        "num_experts_per_tok": 2, "moe_intermediate_size": 16,
-        "shared_expert_intermediate_size": 16, "linear_num_key_heads": 2,
-        "linear_num_value_heads": 4, "layer_types": ["linear_attention", "full_attention"],
+        **_LLAMA,
+        "model_type": "qwen3_next",
+        "head_dim": 8,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 16,
+        "shared_expert_intermediate_size": 16,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "layer_types": ["linear_attention", "full_attention"],
     },
     "deepseek": {
-        **_LLAMA, "model_type": "deepseek_v3", "q_lora_rank": 16, "kv_lora_rank": 16,
-        "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8, "n_routed_experts": 4,
-        "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1, "moe_intermediate_size": 16,
+        **_LLAMA,
+        "model_type": "deepseek_v3",
+        "q_lora_rank": 16,
+        "kv_lora_rank": 16,
+        "qk_rope_head_dim": 8,
+        "qk_nope_head_dim": 8,
+        "v_head_dim": 8,
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "n_group": 1,
+        "topk_group": 1,
+        "moe_intermediate_size": 16,
         "first_k_dense_replace": 1,
     },
     "diffllama": {**_LLAMA, "model_type": "diffllama"},
@@ -67,7 +96,10 @@ MODELS: dict[str, dict[str, object]] = {
     "codegen": {**_GPT2, "model_type": "codegen", "rotary_dim": 8, "n_ctx": 128},
     "gptj": {**_GPT2, "model_type": "gptj", "rotary_dim": 8},
     "gpt_neo": {
-        "model_type": "gpt_neo", "hidden_size": 64, "num_layers": 2, "num_heads": 8,
+        "model_type": "gpt_neo",
+        "hidden_size": 64,
+        "num_layers": 2,
+        "num_heads": 8,
         "attention_types": [[["global", "local"], 1]],
     },
     "ctrl": {**_GPT2, "model_type": "ctrl", "dff": 64},
@@ -80,14 +112,23 @@ MODELS: dict[str, dict[str, object]] = {
     "opt post-norm": {**_OPT, "do_layer_norm_before": False},
     "opt projected": {**_OPT, "word_embed_proj_dim": 32},
     "bert": {
-        "model_type": "bert", "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2,
+        "model_type": "bert",
+        "hidden_size": 64,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
         "num_attention_heads": 8,
     },
     "t5": {
-        "model_type": "t5", "d_model": 64, "d_ff": 64, "d_kv": 8, "num_layers": 2, "num_heads": 8,
-        "decoder_start_token_id": 0, "pad_token_id": 0,
+        "model_type": "t5",
+        "d_model": 64,
+        "d_ff": 64,
+        "d_kv": 8,
+        "num_layers": 2,
+        "num_heads": 8,
+        "decoder_start_token_id": 0,
+        "pad_token_id": 0,
     },
-}  # fmt: skip
+}
 TASKS = {"bert": "masked_lm", "t5": "sequence_classification"}
 
 _ROW = [float(head) for head in range(8)]

@@ -27,9 +27,12 @@ def turned(layout: Planes, factor: float = 1.0, seed: int = 0) -> tuple[torch.Te
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(
-    st.sampled_from([half_split, interleaved]), st.integers(0, 5), st.integers(0, 5),
-    st.sampled_from([1.0, 1.2, 0.7]), st.integers(0, 99),
-)  # fmt: skip
+    st.sampled_from([half_split, interleaved]),
+    st.integers(0, 5),
+    st.integers(0, 5),
+    st.sampled_from([1.0, 1.2, 0.7]),
+    st.integers(0, 99),
+)
 def test_layouts_are_recognised(
     kind: object, planes: int, free: int, factor: float, seed: int
 ) -> None:

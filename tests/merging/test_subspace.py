@@ -154,8 +154,9 @@ def test_shared_values_tell_their_loss_and_lose_no_more_than_aligned_or_mean_one
     assert found.value.isfinite().all()
     assert all(one.isfinite().all() for one in found.output.values())
     width = found.value.shape[0]
-    whole = value_loss(case, torch.zeros_like(found.value), {
-        h: torch.zeros_like(o) for h, o in outputs.items()})  # fmt: skip
+    whole = value_loss(
+        case, torch.zeros_like(found.value), {h: torch.zeros_like(o) for h, o in outputs.items()}
+    )
     optimal = value_loss(case, found.value, found.output)
     assert optimal == pytest.approx(found.loss * whole, abs=1e-6 * whole)
     aligned = aligned_values(sum(attended.values()) / len(attended), members)  # type: ignore[arg-type]
@@ -177,8 +178,9 @@ def test_neither_do_they_under_the_noise_that_they_are_found_under(case: tuple) 
     noise = NOISE * mean.diagonal().max() * torch.eye(len(mean), dtype=F64)
     noisy = {head: c + noise for head, c in attended.items()}, outputs, member_of
     width = found.value.shape[0]
-    whole = value_loss(noisy, torch.zeros_like(found.value), {
-        h: torch.zeros_like(o) for h, o in outputs.items()})  # fmt: skip
+    whole = value_loss(
+        noisy, torch.zeros_like(found.value), {h: torch.zeros_like(o) for h, o in outputs.items()}
+    )
     aligned = aligned_values(mean, members)
     turned = {h: o @ aligned.turns[member_of[h]].mT for h, o in outputs.items()}
     pooled = torch.cat([torch.eye(width, dtype=F64)] * members, dim=1) / members

@@ -16,11 +16,17 @@ Edit = Callable[[Path], None]
 
 def source(path: Path | str | None = None, **fields: Any) -> ModelSource:
     defaults: dict[str, Any] = {
-        "path": None if path is None else str(path), "revision": None, "tokenizer": None,
-        "task": Task.causal_lm, "dtype": Dtype.float32, "device": "cpu",
-        "attn_implementation": "sdpa", "num_labels": None, "trust_remote_code": False,
+        "path": None if path is None else str(path),
+        "revision": None,
+        "tokenizer": None,
+        "task": Task.causal_lm,
+        "dtype": Dtype.float32,
+        "device": "cpu",
+        "attn_implementation": "sdpa",
+        "num_labels": None,
+        "trust_remote_code": False,
         "scratch": None,
-    }  # fmt: skip
+    }
     return ModelSource(ModelConfig(**(defaults | fields)))
 
 

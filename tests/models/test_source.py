@@ -15,8 +15,13 @@ from surgery.models.source import ByT5Tokenizer, embedded_dir
 from tests.families import family, family_config, logits
 from tests.models.sources import source
 
-SCRATCH = {"model_type": "llama", "hidden_size": 64, "intermediate_size": 48,
-           "num_hidden_layers": 2, "num_attention_heads": 8}  # fmt: skip
+SCRATCH = {
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 8,
+}
 
 
 def test_a_directory_gives_back_the_model_that_was_saved(saved: Path) -> None:

@@ -134,12 +134,11 @@ def test_weights_that_are_not_there_are_missed_before_loading(
         (without_a_tensor, "model.layers.1.self_attn.k_proj.weight is missing"),
         (with_config(num_hidden_layers=3), "model.layers.2.input_layernorm.weight is missing"),
         (with_config(num_hidden_layers=1), "there is no model.layers.1.input_layernorm.weight"),
-        (with_config(num_key_value_heads=2),
-         "k_proj.weight is [64, 64], and should be [16, 64]"),
+        (with_config(num_key_value_heads=2), "k_proj.weight is [64, 64], and should be [16, 64]"),
         (with_config(attention_bias=True), "k_proj.bias is missing"),
         (with_config(model_type="qwen3", head_dim=8), "self_attn.k_norm.weight is missing"),
     ],
-)  # fmt: skip
+)
 def test_weights_that_do_not_fit_are_never_made_up(
     saved: Path, tmp_path: Path, edit: Edit, said: str
 ) -> None:

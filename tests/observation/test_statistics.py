@@ -178,9 +178,15 @@ def test_packed_documents_under_flash(monkeypatch: pytest.MonkeyPatch) -> None:
     maps = explicit_maps(tiny_model("llama", "eager"), input_ids=ids, position_ids=positions)
     flat = reference_flash.use_flash(tiny_model("llama"))
     calls = tapped_calls(
-        flat, ids, position_ids=positions, use_cache=False, cu_seq_lens_q=bounds,
-        cu_seq_lens_k=bounds, max_length_q=8, max_length_k=8,
-    )  # fmt: skip
+        flat,
+        ids,
+        position_ids=positions,
+        use_cache=False,
+        cu_seq_lens_q=bounds,
+        cu_seq_lens_k=bounds,
+        max_length_q=8,
+        max_length_k=8,
+    )
     for call, explicit in zip(calls, maps, strict=True):
         expected = explicit_statistics(explicit, torch.ones_like(ids), ids, starts=starts)
         assert_equal(head_statistics(call, ALL), expected)
@@ -229,11 +235,23 @@ def test_the_prefill_of_a_cache_with_room_to_spare() -> None:
 
 def bart(attention: str) -> PreTrainedModel:
     config = AutoConfig.for_model(
-        "bart", vocab_size=64, d_model=32, encoder_layers=1, decoder_layers=2, dropout=0.0,
-        encoder_attention_heads=4, decoder_attention_heads=4, encoder_ffn_dim=48,
-        decoder_ffn_dim=48, max_position_embeddings=64, pad_token_id=0, bos_token_id=1,
-        eos_token_id=2, decoder_start_token_id=2, forced_eos_token_id=2,
-    )  # fmt: skip
+        "bart",
+        vocab_size=64,
+        d_model=32,
+        encoder_layers=1,
+        decoder_layers=2,
+        dropout=0.0,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_ffn_dim=48,
+        decoder_ffn_dim=48,
+        max_position_embeddings=64,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        decoder_start_token_id=2,
+        forced_eos_token_id=2,
+    )
     model = AutoModelForSeq2SeqLM.from_config(config, attn_implementation=attention)
     return families.randomised(model, 0, torch.float32)
 
@@ -254,9 +272,10 @@ def test_cross_attention(build: object) -> None:
     tap.close()
     encoder = list(output.encoder_attentions)
     decoder = [
-        m for pair in zip(output.decoder_attentions, output.cross_attentions, strict=True)
+        m
+        for pair in zip(output.decoder_attentions, output.cross_attentions, strict=True)
         for m in pair
-    ]  # fmt: skip
+    ]
     everyone = torch.ones_like(targets)
     assert [call.cross for call in calls[len(encoder) :]] == [False, True] * 2
     for call, explicit in zip(calls, [*encoder, *decoder], strict=True):

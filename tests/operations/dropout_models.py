@@ -13,17 +13,31 @@ from tests.families import family_config, randomised
 
 VOCAB = 61
 _TEXT = {
-    "vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
-    "num_attention_heads": 4, "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1,
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
     "eos_token_id": 2,
-}  # fmt: skip
+}
 _GPT = {"vocab_size": VOCAB, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
 _SEQ2SEQ = {
-    "vocab_size": VOCAB, "d_model": 32, "encoder_layers": 2, "decoder_layers": 2,
-    "encoder_attention_heads": 4, "decoder_attention_heads": 4, "encoder_ffn_dim": 48,
-    "decoder_ffn_dim": 48, "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1,
+    "vocab_size": VOCAB,
+    "d_model": 32,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 48,
+    "decoder_ffn_dim": 48,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
     "eos_token_id": 2,
-}  # fmt: skip
+}
 _IMAGE = _TEXT | {"image_size": 8, "patch_size": 4}
 _ROTARY = {"rotary_dim": 8, "bos_token_id": 1, "eos_token_id": 2}
 
@@ -38,39 +52,89 @@ _OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
     "codegen": ("codegen", _GPT | _ROTARY),
     "deberta_v2": ("deberta-v2", _TEXT),
     "dinov2": ("dinov2", _IMAGE),
-    "distilbert": ("distilbert", {"vocab_size": VOCAB, "dim": 32, "hidden_dim": 48, "n_layers": 2,
-                   "n_heads": 4, "max_position_embeddings": 64}),
+    "distilbert": (
+        "distilbert",
+        {
+            "vocab_size": VOCAB,
+            "dim": 32,
+            "hidden_dim": 48,
+            "n_layers": 2,
+            "n_heads": 4,
+            "max_position_embeddings": 64,
+        },
+    ),
     "electra": ("electra", _TEXT | {"embedding_size": 16}),
     "falcon_alibi": ("falcon", _TEXT | {"alibi": True}),
     "gpt2": ("gpt2", _GPT | {"bos_token_id": 1, "eos_token_id": 2}),
     "gpt_bigcode": ("gpt_bigcode", _GPT | {"bos_token_id": 1, "eos_token_id": 2}),
-    "gpt_neo": ("gpt_neo", _TEXT | {"num_layers": 2, "num_heads": 4,
-                "attention_types": [[["global", "local"], 1]]}),
+    "gpt_neo": (
+        "gpt_neo",
+        _TEXT | {"num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]]},
+    ),
     "gpt_neox": ("gpt_neox", _TEXT),
     "gptj": ("gptj", _GPT | _ROTARY),
     "m2m_100": ("m2m_100", _SEQ2SEQ),
-    "modernbert": ("modernbert", _TEXT | {"local_attention": 6, "cls_token_id": 1,
-                   "sep_token_id": 2}),
-    "mpt": ("mpt", {"vocab_size": VOCAB, "d_model": 32, "n_layers": 2, "n_heads": 4,
-            "max_seq_len": 64}),
+    "modernbert": (
+        "modernbert",
+        _TEXT | {"local_attention": 6, "cls_token_id": 1, "sep_token_id": 2},
+    ),
+    "mpt": (
+        "mpt",
+        {"vocab_size": VOCAB, "d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 64},
+    ),
     "opt": ("opt", _TEXT | {"ffn_dim": 48, "word_embed_proj_dim": 32}),
     "persimmon": ("persimmon", _TEXT),
     "roberta": ("roberta", _TEXT),
     "roformer": ("roformer", _TEXT),
-    "t5": ("t5", {"vocab_size": VOCAB, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2,
-           "num_heads": 4, "pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0}),
+    "t5": (
+        "t5",
+        {
+            "vocab_size": VOCAB,
+            "d_model": 32,
+            "d_kv": 8,
+            "d_ff": 48,
+            "num_layers": 2,
+            "num_heads": 4,
+            "pad_token_id": 0,
+            "eos_token_id": 1,
+            "decoder_start_token_id": 0,
+        },
+    ),
     "vit": ("vit", _IMAGE),
-}  # fmt: skip
+}
 _LLAMAS = (
-    "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "phi", "olmo2", "granite",
-    "cohere", "exaone4", "glm4", "gpt_oss", "mixtral", "nanochat", "smollm3", "stablelm",
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "gemma",
+    "gemma2",
+    "gemma3",
+    "phi",
+    "olmo2",
+    "granite",
+    "cohere",
+    "exaone4",
+    "glm4",
+    "gpt_oss",
+    "mixtral",
+    "nanochat",
+    "smollm3",
+    "stablelm",
     "starcoder2",
-)  # fmt: skip
+)
 NAMES = sorted([*_OTHERS, *_LLAMAS])
 # What transformers' interface does not serve decides for itself between eager and sdpa.
 OWN_ATTENTION = {
-    "bloom", "codegen", "deberta_v2", "falcon_alibi", "gpt_neo", "gptj", "mpt", "roformer",
-}  # fmt: skip
+    "bloom",
+    "codegen",
+    "deberta_v2",
+    "falcon_alibi",
+    "gpt_neo",
+    "gptj",
+    "mpt",
+    "roformer",
+}
 
 
 def config_of(name: str) -> PreTrainedConfig:

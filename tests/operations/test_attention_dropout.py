@@ -104,9 +104,13 @@ def test_chosen_layers_are_recorded_and_only_these_drop() -> None:
     draft = drafted(model, AttentionDropout(p=0.3, layers=[1]))
     assert draft.patch == {}
     assert draft.steps == [
-        Step("attention_dropout", "attention_dropout",
-             {"p": 0.3, "sites": ["layers.1.self_attn"]}, recorded=True)
-    ]  # fmt: skip
+        Step(
+            "attention_dropout",
+            "attention_dropout",
+            {"p": 0.3, "sites": ["layers.1.self_attn"]},
+            recorded=True,
+        )
+    ]
     performed(model, draft)
     assert [layer.self_attn.attention_dropout for layer in model.layers] == [0.0, 0.3]
     assert json.loads(json.dumps(dict(draft.steps[0].arguments))) == draft.steps[0].arguments
@@ -129,9 +133,11 @@ def test_what_is_no_share_is_refused(p: float) -> None:
 
 @pytest.mark.parametrize(
     ("name", "fields"),
-    [("ctrl", {"n_embd": 32, "n_layer": 1, "n_head": 4, "dff": 48}),
-     ("falcon", {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4})],
-)  # fmt: skip
+    [
+        ("ctrl", {"n_embd": 32, "n_layer": 1, "n_head": 4, "dff": 48}),
+        ("falcon", {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}),
+    ],
+)
 def test_a_site_without_attention_dropout_is_named(name: str, fields: dict[str, Any]) -> None:
     from transformers import AutoModel
 
@@ -148,10 +154,13 @@ def test_blocks_that_read_the_config_cannot_differ() -> None:
     assert caught.value.key == "attention.attention_dropout.layers"
 
 
-@pytest.mark.parametrize("operations", [
-    (Backend("flex_attention"), AttentionDropout(p=0.1)),
-    (AttentionDropout(p=0.1), Backend("flex_attention")),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "operations",
+    [
+        (Backend("flex_attention"), AttentionDropout(p=0.1)),
+        (AttentionDropout(p=0.1), Backend("flex_attention")),
+    ],
+)
 def test_flex_and_dropout_exclude_each_other(operations: tuple[Any, ...]) -> None:
     with pytest.raises(ConfigError, match="has no dropout"):
         drafted(base_model("llama"), *operations)

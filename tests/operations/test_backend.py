@@ -147,16 +147,24 @@ def test_a_class_that_names_its_kernels_gets_no_other() -> None:
 def test_it_is_declared_like_any_operation() -> None:
     (parsed,) = parse_operations({"backend": {"implementation": "fast"}})
     assert parsed.to_json() == {
-        "operation": "backend", "implementation": "fast", "check": True, "tolerance": None,
-    }  # fmt: skip
+        "operation": "backend",
+        "implementation": "fast",
+        "check": True,
+        "tolerance": None,
+    }
 
 
 @pytest.mark.skipif(not CUDA, reason="needs a CUDA device")
 def test_fast_on_a_gpu_is_something_that_runs() -> None:
     config = AutoConfig.for_model(
-        "llama", vocab_size=61, hidden_size=128, intermediate_size=128, num_hidden_layers=2,
-        num_attention_heads=2, num_key_value_heads=2,
-    )  # fmt: skip
+        "llama",
+        vocab_size=61,
+        hidden_size=128,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+    )
     model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).to("cuda")
     draft = drafted(model, Backend("fast"), device="cuda")
     chosen = draft.steps[0].arguments["implementation"]

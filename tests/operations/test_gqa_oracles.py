@@ -72,9 +72,7 @@ def test_a_model_that_shares_heads_already_can_share_more(name: str, groups: int
 def test_chosen_layers_change_and_the_others_stay(name: str) -> None:
     model = family(name, num_hidden_layers=3)
     by_hand = copy.deepcopy(model)
-    share_by_hand_(
-        by_hand, kv_heads=HEADS, groups=2, head_dim=head_dim_of(model), layers=[0, 2]
-    )  # fmt: skip
+    share_by_hand_(by_hand, kv_heads=HEADS, groups=2, head_dim=head_dim_of(model), layers=[0, 2])
     plan = gqa_plan(model, 2, layers=[2, 0, 2])
     apply_(model, plan)
     assert [site.kv_heads for site in plan.after] == [2, HEADS, 2]
@@ -154,6 +152,7 @@ def test_query_heads_and_outputs_are_untouched() -> None:
     changed = {key for key in after if not torch.equal(after[key], before[key])}
     assert changed == {
         f"model.layers.{layer}.self_attn.{name}.weight"
-        for layer in range(2) for name in ("k_proj", "v_proj")
-    }  # fmt: skip
+        for layer in range(2)
+        for name in ("k_proj", "v_proj")
+    }
     assert [site.kv_heads for site in find_sites(model).sites] == [1, 1]

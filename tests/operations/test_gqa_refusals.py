@@ -38,9 +38,7 @@ def test_none_and_fewer(kv_heads: int) -> None:
 
 def test_what_divides_the_query_heads_but_not_the_kv_heads() -> None:
     with pytest.raises(ConfigError, match="does not divide the 6 KV heads"):
-        gqa_plan(
-            family("llama", hidden_size=96, num_attention_heads=12, num_key_value_heads=6), 4
-        )  # fmt: skip
+        gqa_plan(family("llama", hidden_size=96, num_attention_heads=12, num_key_value_heads=6), 4)
 
 
 @pytest.mark.parametrize("layer", [2, 17, -1])
@@ -84,9 +82,16 @@ def test_each_number_of_a_list_is_held_against_its_own_layer() -> None:
 
 def unshared(model_type: str, fields: dict[str, Any]) -> Any:
     config = AutoConfig.for_model(
-        model_type, vocab_size=61, hidden_size=64, num_hidden_layers=2, num_attention_heads=8,
-        max_position_embeddings=64, bos_token_id=1, eos_token_id=2, **fields,
-    )  # fmt: skip
+        model_type,
+        vocab_size=61,
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=8,
+        max_position_embeddings=64,
+        bos_token_id=1,
+        eos_token_id=2,
+        **fields,
+    )
     return AutoModelForCausalLM.from_config(config)
 
 

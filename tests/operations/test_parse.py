@@ -62,9 +62,22 @@ def test_names_and_fields_are_those_of_the_registry() -> None:
     assert operation_names() == sorted(operation_names())
     assert operation_fields("gqa") == ["kv_heads", "merge", "layers", "grouping", "groups"]
     assert operation_fields("prune_heads") == [
-        "heads", "amount", "count", "scores", "estimator", "scope", "uniform", "protect", "cut",
-        "layers", "remove_attention", "refit", "schedule", "rounds", "until",
-    ]  # fmt: skip
+        "heads",
+        "amount",
+        "count",
+        "scores",
+        "estimator",
+        "scope",
+        "uniform",
+        "protect",
+        "cut",
+        "layers",
+        "remove_attention",
+        "refit",
+        "schedule",
+        "rounds",
+        "until",
+    ]
     assert operation_fields("no_such_thing") == []
 
 

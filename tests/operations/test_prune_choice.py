@@ -40,9 +40,13 @@ class Question:
 
     def answer(self) -> dict[int, list[int]]:
         wanted = Wanted(
-            self.amount, self.count, together=self.together, uniform=self.uniform,
-            by_group=self.by_group, empty=self.empty,
-        )  # fmt: skip
+            self.amount,
+            self.count,
+            together=self.together,
+            uniform=self.uniform,
+            by_group=self.by_group,
+            empty=self.empty,
+        )
         return choose(self.sites, HeadScores(self.heads, self.groups), wanted, self.protected)
 
     def step(self, site: Site) -> int:
@@ -65,8 +69,9 @@ class Question:
         stay, size = set(self.protected.get(site.layer, [])), site.group_size
         for bits in itertools.product([0, 1], repeat=site.q_heads):
             going = [head for head, bit in enumerate(bits) if bit]
-            per_group = [sum(head // size == group for head in going)
-                         for group in range(site.kv_heads)]  # fmt: skip
+            per_group = [
+                sum(head // size == group for head in going) for group in range(site.kv_heads)
+            ]
             if stay & set(going) or (len(going) == site.q_heads and not self.empty):
                 continue
             whole = all(n in (0, size) for n in per_group)
@@ -77,8 +82,10 @@ class Question:
         """Heads that go: of each layer, or of all; ``None`` where that cannot be."""
         steps = [self.step(site) for site in self.sites]
         alls = [site.q_heads // step for site, step in zip(self.sites, steps, strict=True)]
-        free = [max(len(one) for one in self.sets(site)) // step
-                for site, step in zip(self.sites, steps, strict=True)]  # fmt: skip
+        free = [
+            max(len(one) for one in self.sets(site)) // step
+            for site, step in zip(self.sites, steps, strict=True)
+        ]
         if self.uniform:
             each = self._uniform(alls, free)
             return None if each is None else [n * steps[0] for n in each]
@@ -101,8 +108,10 @@ class Question:
                 return None
             left = min(range(1, 99), key=lambda n: (abs(sum(alls) - n * layers - gone), -n))
         else:
-            keeps = [a if (n := self._nearest(a, f, step)) is None else a - n
-                     for a, f in zip(alls, free, strict=True)]  # fmt: skip
+            keeps = [
+                a if (n := self._nearest(a, f, step)) is None else a - n
+                for a, f in zip(alls, free, strict=True)
+            ]
             left = min(keeps)
             if any(self._nearest(*one, step) is None for one in zip(alls, free, strict=True)):
                 return None
@@ -141,18 +150,26 @@ def questions(draw: st.DrawFn) -> Question:
     heads = {s.layer: draw(st.lists(score, min_size=s.q_heads, max_size=s.q_heads)) for s in sites}
     groups = None
     if draw(st.booleans()):
-        groups = {s.layer: draw(st.lists(score, min_size=s.kv_heads, max_size=s.kv_heads))
-                  for s in sites}  # fmt: skip
+        groups = {
+            s.layer: draw(st.lists(score, min_size=s.kv_heads, max_size=s.kv_heads)) for s in sites
+        }
     protected = {s.layer: draw(st.lists(st.integers(0, s.q_heads - 1), max_size=2)) for s in sites}
     if draw(st.booleans()):
         protected = {}
     counted = draw(st.booleans())
     amount = draw(st.sampled_from([0.0, 0.1, 0.25, 0.3, 0.4, 0.5, 0.6, 0.75, 0.9, 1.0]))
     return Question(
-        sites, heads, groups, protected, by_group, draw(st.booleans()), uniform,
-        not uniform and draw(st.booleans()), None if counted else amount,
+        sites,
+        heads,
+        groups,
+        protected,
+        by_group,
+        draw(st.booleans()),
+        uniform,
+        not uniform and draw(st.booleans()),
+        None if counted else amount,
         draw(st.integers(0, 9)) if counted else None,
-    )  # fmt: skip
+    )
 
 
 @settings(max_examples=250, deadline=None)

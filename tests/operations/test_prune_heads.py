@@ -102,9 +102,10 @@ def test_whole_groups_of_each_layer_go(family: Family) -> None:
 
 
 @pytest.mark.parametrize(
-    "family", [f for f in FAMILIES if f[2] == 2 and f[1] != "llama"],
+    "family",
+    [f for f in FAMILIES if f[2] == 2 and f[1] != "llama"],
     ids=[n for n in NAMES if n.endswith("2") and "llama" not in n],
-)  # fmt: skip
+)
 def test_as_many_query_heads_of_each_group_go(family: Family) -> None:
     """Which of a group's two goes is not the same in each."""
     sites = find_sites(built(family)).sites

@@ -87,13 +87,18 @@ def test_the_lowest_scores_go(
 
 
 TABLE = ScoreTable(
-    "leave_one_out", "lm",
-    heads=tuple(SiteScores(n, f"model.layers.{n}.self_attn", tuple(row), (0.1,) * 4)
-                for n, row in enumerate(SCORES)),
+    "leave_one_out",
+    "lm",
+    heads=tuple(
+        SiteScores(n, f"model.layers.{n}.self_attn", tuple(row), (0.1,) * 4)
+        for n, row in enumerate(SCORES)
+    ),
     # Not the sums: what two heads are worth together is measured.
-    groups=tuple(SiteScores(n, f"model.layers.{n}.self_attn", row, (0.1,) * 2)
-                 for n, row in enumerate([(0.2, 0.9), (0.9, 0.2)])),
-)  # fmt: skip
+    groups=tuple(
+        SiteScores(n, f"model.layers.{n}.self_attn", row, (0.1,) * 2)
+        for n, row in enumerate([(0.2, 0.9), (0.9, 0.2)])
+    ),
+)
 
 
 @pytest.mark.parametrize("name", ["table.json", "table.parquet"])

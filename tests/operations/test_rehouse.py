@@ -62,8 +62,9 @@ def test_positions_are_said_in_the_config() -> None:
     assert rope(type="none")["partial_rotary_factor"] == 0
 
 
-@pytest.mark.parametrize(("name", "options"), [("rehouse", {"into": "phi3"}),
-                                               ("absolute_to_rope", {})])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "options"), [("rehouse", {"into": "phi3"}), ("absolute_to_rope", {})]
+)
 def test_it_comes_first(name, options) -> None:
     operation = parsed(name, **options)
     operation.plan(draft_of())

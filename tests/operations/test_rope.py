@@ -23,10 +23,26 @@ from tests.families import _BASE, family, logits, randomised, tokens
 from tests.operations.rope_models import built_from, draft_of, rope_, without_rotation
 
 FAMILIES = [
-    "llama", "cohere", "cohere2", "exaone4", "gemma2", "gemma3", "glm4", "gpt_oss", "granite",
-    "mistral", "mixtral", "olmo2", "phi", "qwen2", "qwen3", "smollm3", "starcoder2", "falcon_h1",
+    "llama",
+    "cohere",
+    "cohere2",
+    "exaone4",
+    "gemma2",
+    "gemma3",
+    "glm4",
+    "gpt_oss",
+    "granite",
+    "mistral",
+    "mixtral",
+    "olmo2",
+    "phi",
+    "qwen2",
+    "qwen3",
+    "smollm3",
+    "starcoder2",
+    "falcon_h1",
     "minimax",
-]  # fmt: skip
+]
 # Longer than the 64 positions the models have, so that what depends on the length shows.
 LONG = tokens(2, 90)
 
@@ -152,8 +168,15 @@ def test_one_layer_type() -> None:
 
 
 def test_own_keys_and_widths_are_kept() -> None:
-    model = family("glm4", rope_parameters={"rope_theta": 1e4, "rope_type": "default", "own": 3,
-                                            "partial_rotary_factor": 0.5})  # fmt: skip
+    model = family(
+        "glm4",
+        rope_parameters={
+            "rope_theta": 1e4,
+            "rope_type": "default",
+            "own": 3,
+            "partial_rotary_factor": 0.5,
+        },
+    )
     new = draft_of(model, type="linear", factor=2.0).patch["rope_parameters"]
     assert new["own"] == 3
     assert new["partial_rotary_factor"] == 0.5
@@ -188,10 +211,16 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("llama", {"type": "yarn", "factor": 2.0, "attention_factor": 0.0}, "attention_factor"),
     ("llama", {"type": "llama3", "factor": 2.0, "low_freq_factor": 4.0}, "high_freq_factor"),
     ("llama", {"type": "longrope", "factor": 2.0, "long_factor": [1.0] * 4}, "short_factor"),
-    ("llama", {"type": "longrope", "factor": 2.0, "short_factor": [1.0] * 3,
-               "long_factor": [1.0] * 4}, "long_factor"),
-    ("llama", {"type": "longrope", "factor": 2.0, "short_factor": [1.0] * 3,
-               "long_factor": [1.0] * 3}, "short_factor"),
+    (
+        "llama",
+        {"type": "longrope", "factor": 2.0, "short_factor": [1.0] * 3, "long_factor": [1.0] * 4},
+        "long_factor",
+    ),
+    (
+        "llama",
+        {"type": "longrope", "factor": 2.0, "short_factor": [1.0] * 3, "long_factor": [1.0] * 3},
+        "short_factor",
+    ),
     ("llama", {"type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}, "factor"),
     ("llama", {"type": "proportional"}, "partial_rotary_factor"),
     ("llama", {"type": "proportional", "partial_rotary_factor": 0.1}, "partial_rotary_factor"),
@@ -199,14 +228,23 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("llama", {"type": "default", "partial_rotary_factor": 1.5}, "partial_rotary_factor"),
     ("glm4", {"type": "default", "partial_rotary_factor": 0.4}, "partial_rotary_factor"),
     ("llama", {"type": "default", "partial_rotary_factor": 0.5}, "partial_rotary_factor"),
-    ("llama", {"type": "linear", "factor": 2.0, "partial_rotary_factor": 0.5},
-     "partial_rotary_factor"),
-    ("minimax", {"type": "linear", "factor": 2.0, "partial_rotary_factor": 0.5},
-     "partial_rotary_factor"),
+    (
+        "llama",
+        {"type": "linear", "factor": 2.0, "partial_rotary_factor": 0.5},
+        "partial_rotary_factor",
+    ),
+    (
+        "minimax",
+        {"type": "linear", "factor": 2.0, "partial_rotary_factor": 0.5},
+        "partial_rotary_factor",
+    ),
     ("phi", {"type": "proportional", "partial_rotary_factor": 0.25}, "partial_rotary_factor"),
     ("llama", {"type": "default", "max_position_embeddings": 32}, "max_position_embeddings"),
-    ("llama", {"type": "dynamic", "factor": 2.0, "max_position_embeddings": 128},
-     "max_position_embeddings"),
+    (
+        "llama",
+        {"type": "dynamic", "factor": 2.0, "max_position_embeddings": 128},
+        "max_position_embeddings",
+    ),
     ("stablelm", {"type": "dynamic", "factor": 2.0}, "type"),
     ("llama", {"type": "default", "layer_type": "full_attention"}, "layer_type"),
     ("gemma3", {"type": "default", "layer_type": "local"}, "layer_type"),
@@ -215,13 +253,19 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("llama", {"type": "none", "layers": [2]}, "layers"),
     ("llama", {"type": "none", "layers": []}, "layers"),
     ("smollm3_partly", {"type": "none", "layers": [1]}, "layers"),
-    ("phi", {"type": "linear", "factor": 2.0, "partial_rotary_factor": 0.25, "layers": [0]},
-     "partial_rotary_factor"),
+    (
+        "phi",
+        {"type": "linear", "factor": 2.0, "partial_rotary_factor": 0.25, "layers": [0]},
+        "partial_rotary_factor",
+    ),
     ("linear", {"type": "yarn", "factor": 2.0}, "original_max_position_embeddings"),
-    ("yarn", {"type": "yarn", "factor": 3.0, "original_max_position_embeddings": 48},
-     "original_max_position_embeddings"),
+    (
+        "yarn",
+        {"type": "yarn", "factor": 3.0, "original_max_position_embeddings": 48},
+        "original_max_position_embeddings",
+    ),
     ("llama", {"type": "wavy"}, "type"),
-]  # fmt: skip
+]
 
 
 def _bad_model(name: str) -> PreTrainedModel:
@@ -297,8 +341,14 @@ def test_single_layers_need_position_ids() -> None:
 
 def test_the_text_part_of_a_larger_config() -> None:
     text = _BASE | {"head_dim": 8, "sliding_window": 6}
-    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
-              "num_attention_heads": 2, "image_size": 28, "patch_size": 14}  # fmt: skip
+    vision = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 28,
+        "patch_size": 14,
+    }
     config = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)
     model = randomised(Gemma3ForConditionalGeneration(config), 0, torch.float64)
     draft = draft_of(model, type="linear", factor=2.0)

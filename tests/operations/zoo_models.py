@@ -30,7 +30,7 @@ def build(
         return zoo.tiny_model(kind, model_type, kv_heads=kv_heads, dtype=dtype, attention=attention)
     config = shrink.tiny_config(
         model_type, decoder=kind == "causal-lm", kv_heads=kv_heads, **fields
-    )  # fmt: skip
+    )
     model = zoo.KINDS[kind].from_config(
         config, attn_implementation=attention, experts_implementation="eager"
     )

@@ -15,8 +15,14 @@ import pytest
 ROOT = Path(__file__).parents[2]
 # Everything a build reads; the caches, runs and environments beside it stay where they are.
 BUILD_INPUTS = (
-    "pyproject.toml", "README.md", "LICENSE", "surgery", "callbacks", "conf", "recipes",
-)  # fmt: skip
+    "pyproject.toml",
+    "README.md",
+    "LICENSE",
+    "surgery",
+    "callbacks",
+    "conf",
+    "recipes",
+)
 
 
 def run(*command: str | Path, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
@@ -53,9 +59,18 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that holds the installed wheel and nothing else."""
     target = tmp_path_factory.mktemp("site")
     done = run(
-        sys.executable, "-m", "pip", "install", "--no-index", "--no-deps", "--no-compile",
-        "--target", target, wheel, cwd=target,
-    )  # fmt: skip
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--no-index",
+        "--no-deps",
+        "--no-compile",
+        "--target",
+        target,
+        wheel,
+        cwd=target,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return target
 

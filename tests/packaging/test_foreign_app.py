@@ -83,9 +83,12 @@ def test_their_names_are_theirs(app: Path, python: Runner) -> None:
 
 def test_the_group_can_be_added_where_there_was_none(app: Path, python: Runner) -> None:
     done = python(
-        "app.py", "--config-name=without_attention", "+attention=[gqa]",
-        "attention.gqa.kv_heads=4", path=app,
-    )  # fmt: skip
+        "app.py",
+        "--config-name=without_attention",
+        "+attention=[gqa]",
+        "attention.gqa.kv_heads=4",
+        path=app,
+    )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["config"]["attention"]["gqa"]["kv_heads"] == 4
 

@@ -81,9 +81,14 @@ def make(*args: str, cwd: Path = ROOT, path: str | None = None) -> subprocess.Co
     # A make above this one (`make test`) hands its own flags and variables down.
     env = {k: v for k, v in env.items() if not k.startswith(("MAKE", "MFLAGS", "PYTHON"))}
     return subprocess.run(
-        [command, *args], cwd=cwd, env=env, stdin=subprocess.DEVNULL,
-        capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
+        [command, *args],
+        cwd=cwd,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
 
 
 def test_no_python_is_one_clear_message(tmp_path: Path) -> None:

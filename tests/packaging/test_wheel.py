@@ -73,8 +73,9 @@ def test_metadata(wheel: Path, contents: set[str]) -> None:
     assert metadata["License-Expression"] == "Apache-2.0"
     assert "attention-surgery = surgery.cli:main" in entry_points
     assert "[hydra.plugins]" in entry_points
-    assert not any("==" in line for line in metadata.get_all("Requires-Dist", [])
-                   if "extra ==" not in line)  # fmt: skip
+    assert not any(
+        "==" in line for line in metadata.get_all("Requires-Dist", []) if "extra ==" not in line
+    )
 
 
 def test_callbacks_import_from_anywhere(python: Runner, installed: Path) -> None:

@@ -59,12 +59,19 @@ main()
 def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with a config.json, and nothing else."""
     config = {
-        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "dtype": "bfloat16",
-        "hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80,
-        "num_attention_heads": 64, "num_key_value_heads": 64, "vocab_size": 128256,
-        "max_position_embeddings": 8192, "tie_word_embeddings": False,
+        "model_type": "llama",
+        "architectures": ["LlamaForCausalLM"],
+        "dtype": "bfloat16",
+        "hidden_size": 8192,
+        "intermediate_size": 28672,
+        "num_hidden_layers": 80,
+        "num_attention_heads": 64,
+        "num_key_value_heads": 64,
+        "vocab_size": 128256,
+        "max_position_embeddings": 8192,
+        "tie_word_embeddings": False,
         "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0},
-    }  # fmt: skip
+    }
     directory = tmp_path_factory.mktemp("llama-70b")
     (directory / "config.json").write_text(json.dumps(config))
     return directory
@@ -74,9 +81,12 @@ def measured(program: str, model_dir: Path, run_dir: Path) -> dict[str, Any]:
     program = program.replace("MODEL", str(model_dir)).replace("RUN", str(run_dir))
     done = subprocess.run(
         [sys.executable, "-c", program + MEASURE],
-        cwd=ROOT, capture_output=True, text=True, check=False,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
         env=os.environ | {"HF_HUB_OFFLINE": "1"},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found

@@ -68,9 +68,14 @@ def pruned(name: str, heads: object, **fields: object) -> Plan:
 
 @pytest.mark.parametrize(
     ("name", "heads"),
-    [("llama", [0, 2, 5, 7]), ("gemma2", [0, 1, 2, 3]), ("qwen3", [2]), ("seed_oss", [2, 3]),
-     ("phi", [2])],
-)  # fmt: skip
+    [
+        ("llama", [0, 2, 5, 7]),
+        ("gemma2", [0, 1, 2, 3]),
+        ("qwen3", [2]),
+        ("seed_oss", [2, 3]),
+        ("phi", [2]),
+    ],
+)
 def test_as_many_heads_less_everywhere_are_native(name: str, heads: list[int]) -> None:
     plan, left = pruned(name, heads), 8 - len(heads)
     assert plan.export.format == "native"
@@ -103,8 +108,9 @@ def test_a_config_that_does_not_take_the_counts_is_named(name: str) -> None:
 
 def test_what_was_done_before_and_stands_in_the_record_stays_recorded() -> None:
     model = family("llama")
-    operations = parse_operations({"prune_heads": {"heads": {0: list(range(8))},
-                                                   "remove_attention": True}})  # fmt: skip
+    operations = parse_operations(
+        {"prune_heads": {"heads": {0: list(range(8))}, "remove_attention": True}}
+    )
     apply_(model, make_plan(model, operations))
     assert make_plan(model, []).export.format == "record"
     plan = gqa_plan(model, 2)

@@ -80,9 +80,14 @@ def test_an_architecture_whose_own_code_would_build_another_site(
 ) -> None:
     fields = dict.fromkeys(("hidden_size", "intermediate_size"), 64)
     model = on_meta(
-        model_type, **fields, num_attention_heads=8, num_key_value_heads=8, head_dim=8,
-        num_hidden_layers=2, vocab_size=61,
-    )  # fmt: skip
+        model_type,
+        **fields,
+        num_attention_heads=8,
+        num_key_value_heads=8,
+        head_dim=8,
+        num_hidden_layers=2,
+        vocab_size=61,
+    )
     with pytest.raises(ConfigError, match=said) as caught:
         gqa_plan(model, 2)
     assert caught.value.key == "attention"

@@ -47,8 +47,10 @@ def test_head_dim_matters_only_where_it_is_explicit() -> None:
     assert served("Qwen2ForCausalLM", explicit_head_dim=True) == {"transformers"}
     assert served("GraniteForCausalLM", explicit_head_dim=True) == {"transformers", "vllm"}
     assert served("Qwen3ForCausalLM", explicit_head_dim=True) == {
-        "transformers", "vllm", "llama.cpp",
-    }  # fmt: skip
+        "transformers",
+        "vllm",
+        "llama.cpp",
+    }
 
 
 def test_kv_heads_matter_only_where_they_are_grouped() -> None:

@@ -48,12 +48,20 @@ def cases(draw: st.DrawFn) -> dict[str, object]:
 @given(cases())
 def test_predictions_hold_for_any_counts(case: dict[str, object]) -> None:
     config = AutoConfig.for_model(
-        case["model_type"], vocab_size=61, hidden_size=case["q_heads"] * case["head_dim"],
-        intermediate_size=8, num_hidden_layers=case["num_layers"],
-        num_attention_heads=case["q_heads"], num_key_value_heads=case["kv_heads"],
-        head_dim=case["head_dim"], tie_word_embeddings=case["tied"], sliding_window=None,
-        pad_token_id=0, bos_token_id=1, eos_token_id=2,
-    )  # fmt: skip
+        case["model_type"],
+        vocab_size=61,
+        hidden_size=case["q_heads"] * case["head_dim"],
+        intermediate_size=8,
+        num_hidden_layers=case["num_layers"],
+        num_attention_heads=case["q_heads"],
+        num_key_value_heads=case["kv_heads"],
+        head_dim=case["head_dim"],
+        tie_word_embeddings=case["tied"],
+        sliding_window=None,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
     model = randomised(AutoModelForCausalLM.from_config(config), 0, torch.float32)
     plan = gqa_plan(model, case["groups"], layers=case["layers"], merge=case["merge"])
     chosen = range(case["num_layers"]) if case["layers"] is None else case["layers"]

@@ -103,8 +103,11 @@ def test_a_digest_is_of_dtype_shape_and_every_bit(dtype: torch.dtype, shape: lis
         tensor = tensor[:0]
     tensor = tensor.to(dtype).reshape(shape)
     same = digest(tensor)
-    assert same == digest(tensor.clone()) == digest(tensor.mT.contiguous().mT if len(shape) == 2
-                                                    else tensor)  # fmt: skip
+    assert (
+        same
+        == digest(tensor.clone())
+        == digest(tensor.mT.contiguous().mT if len(shape) == 2 else tensor)
+    )
     assert same != digest(tensor[None])
     assert same != digest(tensor.to(torch.int32))
     if tensor.numel():

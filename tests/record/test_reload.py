@@ -74,8 +74,12 @@ def python(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.run(
         [sys.executable, "-c", program, *arguments],
-        cwd="/", env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        cwd="/",
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -237,13 +241,16 @@ GQA = {"gqa": {"kv_heads": [1, 3]}}
         ("llama", {"gqa": {"kv_heads": [2, 4]}}, PRUNE),
         ("llama", {"prune_heads": {"heads": {0: [2], 1: [0]}}}, GQA),
         ("llama", {"gqa": {"kv_heads": [2, 1]}}, {"gqa": {"kv_heads": 1}}),
-        ("llama", {"prune_heads": {"heads": {0: [0, 1, 2, 3]}, "remove_attention": True}},
-         {"gqa": {"kv_heads": 2, "layers": [0]}}),
+        (
+            "llama",
+            {"prune_heads": {"heads": {0: [0, 1, 2, 3]}, "remove_attention": True}},
+            {"gqa": {"kv_heads": 2, "layers": [0]}},
+        ),
         ("gpt2", {"gqa": {"kv_heads": [2, 4]}}, PRUNE),
         ("gpt2", {"prune_heads": {"heads": {0: [2], 1: [0]}}}, GQA),
         ("opt", {"prune_heads": {"heads": {0: [2]}}}, {"prune_heads": {"heads": {1: [1]}}}),
     ],
-)  # fmt: skip
+)
 def test_a_second_surgery_on_what_was_read_back_is_both_at_once(
     model_type: str, first: dict[str, Any], second: dict[str, Any], tmp_path: Path
 ) -> None:

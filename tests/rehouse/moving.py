@@ -12,9 +12,12 @@ from tests.families import VOCAB, family_config, randomised
 _IDS = {"vocab_size": VOCAB, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 _GPT = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
 _OPT = {
-    "hidden_size": 32, "ffn_dim": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "hidden_size": 32,
+    "ffn_dim": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
     "max_position_embeddings": 64,
-}  # fmt: skip
+}
 
 ABSOLUTE: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("gpt2", _GPT),
@@ -36,9 +39,13 @@ ROPE = {"theta": 10000.0}
 
 # (name, into, positions)
 KEPT = [
-    ("llama", "mistral"), ("llama_tied", "mistral"), ("llama", "phi3"), ("llama_tied", "phi3"),
-    ("mistral", "phi3"), ("mistral_wide", "phi3"),
-]  # fmt: skip
+    ("llama", "mistral"),
+    ("llama_tied", "mistral"),
+    ("llama", "phi3"),
+    ("llama_tied", "phi3"),
+    ("mistral", "phi3"),
+    ("mistral_wide", "phi3"),
+]
 ALL = [(name, into, None) for name, into in KEPT] + [
     (name, "starcoder2", positions) for name in ABSOLUTE for positions in (ROPE, NOPE)
 ]

@@ -77,8 +77,17 @@ def test_positions_are_for_learned_ones_only() -> None:
         rehouse_config(config_of("llama"), "mistral", ROPE)
 
 
-@pytest.mark.parametrize("positions", [{}, {"theta": 0}, {"theta": True}, {"nope": False},
-                                       {"theta": 1e4, "nope": True}, {"theta": "x"}])  # fmt: skip
+@pytest.mark.parametrize(
+    "positions",
+    [
+        {},
+        {"theta": 0},
+        {"theta": True},
+        {"nope": False},
+        {"theta": 1e4, "nope": True},
+        {"theta": "x"},
+    ],
+)
 def test_positions_have_to_say_something(positions) -> None:
     with pytest.raises(ConfigError, match="rotary frequencies"):
         rehouse_config(config_of("gpt2"), "starcoder2", positions)

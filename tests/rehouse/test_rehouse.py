@@ -18,8 +18,11 @@ from tests.families import logits, skeleton, tokens
 
 from .moving import ABSOLUTE, ALL, KEPT, NOPE, ROPE, config_of, model_of
 
-TABLES = {"gpt2": "transformer.wpe.weight", "gpt_bigcode": "transformer.wpe.weight",
-          "opt": "model.decoder.embed_positions.weight"}  # fmt: skip
+TABLES = {
+    "gpt2": "transformer.wpe.weight",
+    "gpt_bigcode": "transformer.wpe.weight",
+    "opt": "model.decoder.embed_positions.weight",
+}
 
 
 def without_positions(model) -> torch.Tensor:
@@ -75,8 +78,9 @@ def test_the_check_passes_and_changes_nothing(name, into, positions) -> None:
     assert check_rehoused(model, new, positions is not None) <= 1e-6
     for m, state in zip((model, new), before, strict=True):
         assert m.training
-        assert all(torch.equal(a, b) for a, b in zip(m.state_dict().values(), state.values(),
-                                                     strict=True))  # fmt: skip
+        assert all(
+            torch.equal(a, b) for a, b in zip(m.state_dict().values(), state.values(), strict=True)
+        )
     assert torch.equal(new.model.rotary_emb.inv_freq, frequencies)
 
 
@@ -204,11 +208,16 @@ def test_a_partial_factor_that_llama_passes_over_is_not_handed_to_phi3() -> None
         {"rope_type": "linear", "factor": 2.0},
         {"rope_type": "dynamic", "factor": 2.0},
         {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16},
-        {"rope_type": "llama3", "factor": 4.0, "original_max_position_embeddings": 16,
-         "low_freq_factor": 1.0, "high_freq_factor": 4.0},
+        {
+            "rope_type": "llama3",
+            "factor": 4.0,
+            "original_max_position_embeddings": 16,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+        },
     ],
     ids=lambda rope: rope["rope_type"],
-)  # fmt: skip
+)
 def test_scaled_rope_moves_to_mistral_and_not_to_phi3(rope) -> None:
     model = model_of("llama", rope_parameters={"rope_theta": 1e4} | rope)
     assert torch.equal(logits(rehouse(model, "mistral")), logits(model))

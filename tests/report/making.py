@@ -14,10 +14,20 @@ from surgery.importance.table import ScoreTable, SiteScores
 from surgery.report.summary import FORMAT, machine, versions
 
 METRICS = (
-    "head_importance", "attention_entropy", "normalized_entropy", "max_logit", "saturation",
-    "confidence", "first_token", "previous_token", "own_token", "same_token", "induction",
-    "distance", "output_norm",
-)  # fmt: skip
+    "head_importance",
+    "attention_entropy",
+    "normalized_entropy",
+    "max_logit",
+    "saturation",
+    "confidence",
+    "first_token",
+    "previous_token",
+    "own_token",
+    "same_token",
+    "induction",
+    "distance",
+    "output_norm",
+)
 ROLES = ("previous_token", "first_token", "induction", "duplicate_token", "broadcast", "mixed")
 
 
@@ -42,35 +52,57 @@ def summary(
         "comparison": None,
         "tasks": None,
         "training": {
-            "steps": 100, "tokens": 409600, "data": "stdlib", "seq_len": 512, "objective": "lm",
-            "attention_weight": 0.0, "teacher": None, "optimizer": "adamw", "parameters": "all",
-            "trainable_parameters": 2893824, "lr": 0.003, "final_train_loss": loss,
-            "checkpoint": None, "pruning": None, "alarms": [],
+            "steps": 100,
+            "tokens": 409600,
+            "data": "stdlib",
+            "seq_len": 512,
+            "objective": "lm",
+            "attention_weight": 0.0,
+            "teacher": None,
+            "optimizer": "adamw",
+            "parameters": "all",
+            "trainable_parameters": 2893824,
+            "lr": 0.003,
+            "final_train_loss": loss,
+            "checkpoint": None,
+            "pruning": None,
+            "alarms": [],
             "curve": [[step, loss + 1.3 * 0.95**step] for step in range(1, 101)],
         },
         "export": {
-            "path": "export", "format": "native",
+            "path": "export",
+            "format": "native",
             "reason": "the architecture's own config says the result",
-            "runtimes": ["transformers", "vllm", "llama.cpp"], "without": {}, "dtype": "float32",
-            "bytes": 11_000_000, "max_logit_difference_after_reload": 0.0,
+            "runtimes": ["transformers", "vllm", "llama.cpp"],
+            "without": {},
+            "dtype": "float32",
+            "bytes": 11_000_000,
+            "max_logit_difference_after_reload": 0.0,
         },
         "timings": {"load": 0.1, "train": 61.0, "total": 75.0},
         "machine": machine(),
         "versions": versions(),
-    }  # fmt: skip
+    }
     return found | changes
 
 
 def _sizes(kv: int) -> dict[str, int]:
-    return {"parameters": 2_800_000 + 60 * kv, "kv_bytes_per_token": kv,
-            "attention_flops": 10**9 + 70_000 * kv}  # fmt: skip
+    return {
+        "parameters": 2_800_000 + 60 * kv,
+        "kv_bytes_per_token": kv,
+        "attention_flops": 10**9 + 70_000 * kv,
+    }
 
 
 def _measured(loss: float, kv: int) -> dict[str, Any]:
     return {
-        "loss": loss, "perplexity": float(np.exp(loss)), **_sizes(kv),
-        "cache_bytes_per_token": float(kv), "prefill_ms": 65.0, "decode_ms": 4.0 + kv / 10_000,
-    }  # fmt: skip
+        "loss": loss,
+        "perplexity": float(np.exp(loss)),
+        **_sizes(kv),
+        "cache_bytes_per_token": float(kv),
+        "prefill_ms": 65.0,
+        "decode_ms": 4.0 + kv / 10_000,
+    }
 
 
 def write_run(directory: Path, config: str = "", **changes: Any) -> Path:
@@ -112,12 +144,13 @@ def write_importance(directory: Path, layers: int, heads: int) -> None:
     draw = np.random.default_rng(1)
     sites = tuple(
         SiteScores(
-            layer, f"model.layers.{layer}.self_attn",
+            layer,
+            f"model.layers.{layer}.self_attn",
             tuple(draw.exponential(0.05, heads).tolist()),
             tuple(draw.exponential(0.005, heads).tolist()),
         )
         for layer in range(layers)
-    )  # fmt: skip
+    )
     ScoreTable("leave_one_out", "lm", sites, None, "tiny", "stdlib", 4, 16384).save(
         directory / "importance.json"
     )
@@ -127,34 +160,44 @@ def write_analysis(directory: Path, layers: int, heads: int) -> dict[str, Any]:
     """`analysis/heads.json`: roles, statistics, probes of every head."""
     draw = np.random.default_rng(2)
     found = {
-        "format": 1, "model": "tiny", "data": "stdlib", "windows": 32, "rows": 64,
+        "format": 1,
+        "model": "tiny",
+        "data": "stdlib",
+        "windows": 32,
+        "rows": 64,
         "thresholds": {"previous_token": 0.5, "first_token": 0.5},
         "heads": [
             {
-                "layer": layer, "head": head, "kv_head": head // 4,
+                "layer": layer,
+                "head": head,
+                "kv_head": head // 4,
                 "role": ROLES[int(draw.integers(len(ROLES)))],
                 "scores": {role: float(draw.random()) for role in ROLES[:-1]},
                 "statistics": {"attention_entropy": float(draw.random() * 3)},
-                "redundancy": float(draw.random()), "nearest": [layer, (head + 1) % heads],
+                "redundancy": float(draw.random()),
+                "nearest": [layer, (head + 1) % heads],
                 "cluster": int(draw.integers(4)),
                 "probes": {"use -> definition": float(draw.random())},
             }
-            for layer in range(layers) for head in range(heads)
+            for layer in range(layers)
+            for head in range(heads)
         ],
         "probes": {
             "use -> definition": {
-                "source": "python", "pairs": 4321,
+                "source": "python",
+                "pairs": 4321,
                 "best": {"layer": 1, "head": 2, "accuracy": 0.61},
                 "offset": {"offset": -2, "accuracy": 0.11},
             },
             "bracket": {
-                "source": "python", "pairs": 987,
+                "source": "python",
+                "pairs": 987,
                 "best": {"layer": 0, "head": 3, "accuracy": 0.82},
                 "offset": {"offset": -1, "accuracy": 0.44},
             },
         },
         "clusters": 4,
-    }  # fmt: skip
+    }
     (directory / "analysis").mkdir(exist_ok=True)
     (directory / "analysis" / "heads.json").write_text(json.dumps(found))
     return found
@@ -175,17 +218,31 @@ def plan() -> dict[str, Any]:
     changes += [_change(source[layer], _site(layer, 8, 2), None, pairs) for layer in (0, 2)]
     changes += [_change(_site(1, 6, 6), after[1], None, [[0, 1, 2], [3, 4, 5]])]
     return {
-        "format": 3, "model": {"name": "tiny"}, "operations": [], "source": source,
-        "before": source, "after": after, "changes": changes, "left_alone": [],
-        "config_patch": {"num_key_value_heads": 2}, "notes": ["a note"], "open_decisions": [],
+        "format": 3,
+        "model": {"name": "tiny"},
+        "operations": [],
+        "source": source,
+        "before": source,
+        "after": after,
+        "changes": changes,
+        "left_alone": [],
+        "config_patch": {"num_key_value_heads": 2},
+        "notes": ["a note"],
+        "open_decisions": [],
         "steps": [
             {"operation": "backend", "kind": "backend", "arguments": {"implementation": "sdpa"}},
-            {"operation": "rope", "kind": "site_rope",
-             "arguments": {"sites": {source[2]["path"]: None}}},
-            {"operation": "prune_heads", "kind": "remove_attention",
-             "arguments": {"sites": [source[3]["path"]]}},
+            {
+                "operation": "rope",
+                "kind": "site_rope",
+                "arguments": {"sites": {source[2]["path"]: None}},
+            },
+            {
+                "operation": "prune_heads",
+                "kind": "remove_attention",
+                "arguments": {"sites": [source[3]["path"]]},
+            },
         ],
-    }  # fmt: skip
+    }
 
 
 def _site(layer: int, q_heads: int, kv_heads: int) -> dict[str, Any]:
@@ -202,8 +259,14 @@ def _change(
 
 
 def alarm(kind: str, step: int, layer: int, head: int) -> dict[str, Any]:
-    return {"alarm": kind, "step": step, "layer": layer, "head": head, "value": 0.01,
-            "threshold": 0.05}  # fmt: skip
+    return {
+        "alarm": kind,
+        "step": step,
+        "layer": layer,
+        "head": head,
+        "value": 0.01,
+        "threshold": 0.05,
+    }
 
 
 def write_full_run(directory: Path, **changes: Any) -> Path:
@@ -211,14 +274,19 @@ def write_full_run(directory: Path, **changes: Any) -> Path:
     training = summary()["training"] | {"alarms": [alarm("collapse", 40, 2, 5)]}
     sites = {f"model.layers.{layer}.self_attn": {"keys": 0.1, "values": 0.2} for layer in (0, 1)}
     calibration = {
-        "batches": 2, "tokens": 512, "operations": [{"operation": "gqa", "sites": sites}]
-    }  # fmt: skip
+        "batches": 2,
+        "tokens": 512,
+        "operations": [{"operation": "gqa", "sites": sites}],
+    }
     tasks = {
-        "mode": "compare", "names": ["code", "prose"], "estimator": "leave_one_out",
+        "mode": "compare",
+        "names": ["code", "prose"],
+        "estimator": "leave_one_out",
         "losses": {"original": {"code": 1.0, "prose": 1.1}, "code": {"code": 1.0, "prose": 1.4}},
-        "spearman": [[1.0, 0.7], [0.7, 1.0]], "limit": 0.05,
+        "spearman": [[1.0, 0.7], [0.7, 1.0]],
+        "limit": 0.05,
         "hurts": [{"mask": "code", "task": "prose", "cost": 0.3}],
-    }  # fmt: skip
+    }
     found = {"training": training, "calibration": calibration, "tasks": tasks} | changes
     write_run(directory, "seed: 0\nmodel:\n  path: tiny\n", **found)
     (directory / "plan.json").write_text(json.dumps(plan()))

@@ -18,9 +18,19 @@ from tests.report.viewing import Viewer
 
 CELLS = "[data-draw=maps] td"
 SECTIONS = [
-    "remarks", "results", "healing", "plan", "maps", "roles", "importance", "probes",
-    "calibration", "tasks", "loading", "circumstances",
-]  # fmt: skip
+    "remarks",
+    "results",
+    "healing",
+    "plan",
+    "maps",
+    "roles",
+    "importance",
+    "probes",
+    "calibration",
+    "tasks",
+    "loading",
+    "circumstances",
+]
 
 
 def colours(viewer: Viewer) -> list[str]:
@@ -195,10 +205,12 @@ def test_tab_reaches_every_control_and_shows_where_it_is(viewer: Viewer, report_
     seen = []
     for _ in range(40):
         viewer.press(Keys.TAB)
-        seen.append(viewer.run(
-            "const e = document.activeElement;"
-            "return [e.id || e.className || e.tagName, getComputedStyle(e).outlineStyle]"
-        ))  # fmt: skip
+        seen.append(
+            viewer.run(
+                "const e = document.activeElement;"
+                "return [e.id || e.className || e.tagName, getComputedStyle(e).outlineStyle]"
+            )
+        )
         if seen[-1][0] == "BODY":
             break
     names = [name for name, _ in seen]
@@ -220,8 +232,9 @@ def test_charts_are_walked_by_arrows(viewer: Viewer, report_file: Path) -> None:
     viewer.press(Keys.HOME)
     assert f"rank 1 of {LAYERS * HEADS}" in viewer.tip
     scores = json.loads((report_file.parent / "importance.json").read_text())["scores"]
-    most = max((score, layer, head) for layer, row in enumerate(scores)
-               for head, score in enumerate(row))  # fmt: skip
+    most = max(
+        (score, layer, head) for layer, row in enumerate(scores) for head, score in enumerate(row)
+    )
     assert viewer.tip.startswith(f"layer {most[1]}, head {most[2]}\n{most[0]:.3g} ±")
 
 
@@ -230,8 +243,14 @@ def test_roles_are_told_by_letters_and_names(
 ) -> None:
     heads = write_analysis(tmp_path, LAYERS, HEADS)["heads"]
     viewer.open(report_file)
-    letters = {"previous_token": "P", "first_token": "F", "induction": "I",
-               "duplicate_token": "D", "broadcast": "B", "mixed": "·"}  # fmt: skip
+    letters = {
+        "previous_token": "P",
+        "first_token": "F",
+        "induction": "I",
+        "duplicate_token": "D",
+        "broadcast": "B",
+        "mixed": "·",
+    }
     expected = [letters[head["role"]] for head in heads]
     assert viewer.texts("[data-draw=roles] td") == expected
     legend = viewer.texts(".roles-legend li")

@@ -93,8 +93,11 @@ def test_the_command_runs(tmp_path: Path) -> None:
     sweep(tmp_path / "multirun")
     done = subprocess.run(
         [sys.executable, "-m", "surgery.report", "multirun"],
-        cwd=tmp_path, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == "4 runs compared in compare.html\n"
     assert (tmp_path / "compare.html").is_file()

@@ -73,8 +73,10 @@ class Reader(HTMLParser):
 def cells(markup: str) -> list[list[str]]:
     """Text of a table, line by line."""
     lines = re.findall(r"<tr>(.*?)</tr>", markup)
-    return [[re.sub("<.*?>", "", c) for c in re.findall(r"<t[hd].*?>(.*?)</t[hd]>", line)]
-            for line in lines]  # fmt: skip
+    return [
+        [re.sub("<.*?>", "", c) for c in re.findall(r"<t[hd].*?>(.*?)</t[hd]>", line)]
+        for line in lines
+    ]
 
 
 def test_files_are_read_in_the_format_they_are_written_in() -> None:
@@ -135,8 +137,12 @@ def test_what_changes_per_layer_is_read_off_the_plan() -> None:
     drawn = [re.findall(r"M([\d.]+) 1.5", path) for path in paths]
     assert [[int(float(x) // 8) for x in path] for path in drawn] == [[], [0, 3], [], [*range(8)]]
     strips = re.findall(r'aria-label="(.*?)"', found)[1:]
-    assert strips == ["all 8 query heads stay", "6 of 8 query heads stay",
-                      "all 8 query heads stay", "0 of 8 query heads stay"]  # fmt: skip
+    assert strips == [
+        "all 8 query heads stay",
+        "6 of 8 query heads stay",
+        "all 8 query heads stay",
+        "0 of 8 query heads stay",
+    ]
 
 
 def test_layers_that_fare_alike_share_a_line() -> None:
@@ -152,16 +158,21 @@ def test_layers_that_fare_alike_share_a_line() -> None:
     ("changes", "said"),
     [
         ({}, f"{SMALLER}, for +0.200 nats per token after healing"),
-        ({"after_training": None},
-         f"{SMALLER}, for +1.500 nats per token before any healing"),
-        ({"after_training": None, "after_surgery": None, "before": None},
-         f"{SMALLER}: planned, not measured"),
-        ({"operations": [], "after_surgery": None},
-         "Trained without surgery: +0.200 nats per token on held-out text"),
-        ({"operations": [], "after_surgery": None, "after_training": None, "before": None},
-         "Nothing was changed: the model was looked at"),
+        ({"after_training": None}, f"{SMALLER}, for +1.500 nats per token before any healing"),
+        (
+            {"after_training": None, "after_surgery": None, "before": None},
+            f"{SMALLER}: planned, not measured",
+        ),
+        (
+            {"operations": [], "after_surgery": None},
+            "Trained without surgery: +0.200 nats per token on held-out text",
+        ),
+        (
+            {"operations": [], "after_surgery": None, "after_training": None, "before": None},
+            "Nothing was changed: the model was looked at",
+        ),
     ],
-)  # fmt: skip
+)
 def test_headline_says_what_was_saved_and_what_it_cost(
     changes: dict[str, Any], said: str, tmp_path: Path
 ) -> None:
@@ -183,13 +194,17 @@ def test_alarms_are_told_by_head(tmp_path: Path) -> None:
         ({"after_training": summary(loss=2.6)["after_training"]}, "Healing made it worse"),
         ({"planned": {"before": {}, "after": {"parameters": 5}}}, "that was planned"),
         ({"export": None}, "Nothing was exported"),
-        ({"export": summary()["export"] | {"max_logit_difference_after_reload": None}},
-         "was not loaded again"),
+        (
+            {"export": summary()["export"] | {"max_logit_difference_after_reload": None}},
+            "was not loaded again",
+        ),
         ({"export": summary()["export"] | {"format": "record"}}, "only after `import surgery`"),
-        ({"export": summary()["export"] | {"without": {"vllm": "lists no X"}}},
-         "vllm cannot serve"),
+        (
+            {"export": summary()["export"] | {"without": {"vllm": "lists no X"}}},
+            "vllm cannot serve",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_stands_in_the_way_is_said(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
     assert remarks(read_run(write_run(tmp_path / "sound"))) == []
     found = remarks(read_run(write_run(tmp_path / "other", **changes)))
@@ -202,8 +217,11 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     (run / "importance.json").write_text('{"format": 99}')
     (run / "heads.parquet").write_text("no parquet")
     text = write_report(run).read_text(encoding="utf-8")
-    for name in ("plan.json cannot be read", "importance.json is of format 99",
-                 "heads.parquet cannot be read"):  # fmt: skip
+    for name in (
+        "plan.json cannot be read",
+        "importance.json is of format 99",
+        "heads.parquet cannot be read",
+    ):
         assert name in text
 
 

@@ -47,9 +47,10 @@ def test_no_tasks() -> None:
 def test_a_task_is_the_runs_data_with_some_keys_changed(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
     found = tasks_of(
-        SCORE, "data.seq_len=64",
+        SCORE,
+        "data.seq_len=64",
         f"tasks.data={{code:{{part:code}},own:{{kind:text,path:{tmp_path}/mine.txt,layout:padded}}}}",
-    )  # fmt: skip
+    )
     assert list(found) == ["code", "own"]
     assert (found["code"].kind, found["code"].part) == (DataKind.stdlib, Part.code)
     assert (found["own"].kind, found["own"].path) == (DataKind.text, f"{tmp_path}/mine.txt")
@@ -64,11 +65,16 @@ def test_a_task_is_the_runs_data_with_some_keys_changed(tmp_path: Path) -> None:
         ONE,
         (*ONE, "tasks.combine=weighted", "tasks.weights={code:2,prose:0}"),
         (*SCORED, TWO, "tasks.mode=prune_each"),
-        (*SCORED, TWO, "tasks.mode=prune_each", "attention.prune_heads.schedule=gradual",
-         "stages=[operate,train]"),
+        (
+            *SCORED,
+            TWO,
+            "tasks.mode=prune_each",
+            "attention.prune_heads.schedule=gradual",
+            "stages=[operate,train]",
+        ),
         OUT,
     ],
-)  # fmt: skip
+)
 def test_what_makes_sense_is_let_through(overrides: tuple[str, ...]) -> None:
     assert list(tasks_of(*overrides)) == ["code", "prose"]
 
@@ -94,16 +100,31 @@ def test_what_makes_sense_is_let_through(overrides: tuple[str, ...]) -> None:
         ((*ONE, "stages=[operate]"), "stages", "needs `calibrate`"),
         ((*ONE, "stages=[calibrate]"), "stages", "needs `operate`"),
         ((*ONE, "tasks.weights={code:1,prose:1}"), "tasks.weights", "of no use"),
-        ((TWO, SCORE, "tasks.combine=weighted", "tasks.weights={code:1,prose:1}"),
-         "tasks.weights", "of no use"),
-        ((*ONE, "tasks.combine=weighted", "tasks.weights={code:1,other:1}"),
-         "tasks.weights.other", "no such task"),
-        ((*ONE, "tasks.combine=weighted", "tasks.weights={code:1}"),
-         "tasks.weights.prose", "required"),
-        ((*ONE, "tasks.combine=weighted", "tasks.weights={code:-1,prose:2}"),
-         "tasks.weights.code", "no weight"),
-        ((*ONE, "tasks.combine=weighted", "tasks.weights={code:0,prose:0}"),
-         "tasks.weights", "no task that counts"),
+        (
+            (TWO, SCORE, "tasks.combine=weighted", "tasks.weights={code:1,prose:1}"),
+            "tasks.weights",
+            "of no use",
+        ),
+        (
+            (*ONE, "tasks.combine=weighted", "tasks.weights={code:1,other:1}"),
+            "tasks.weights.other",
+            "no such task",
+        ),
+        (
+            (*ONE, "tasks.combine=weighted", "tasks.weights={code:1}"),
+            "tasks.weights.prose",
+            "required",
+        ),
+        (
+            (*ONE, "tasks.combine=weighted", "tasks.weights={code:-1,prose:2}"),
+            "tasks.weights.code",
+            "no weight",
+        ),
+        (
+            (*ONE, "tasks.combine=weighted", "tasks.weights={code:0,prose:0}"),
+            "tasks.weights",
+            "no task that counts",
+        ),
         ((*OUT, *SCORED), "attention", "as it is"),
         ((*OUT, "optim.parameters=all"), "optim.parameters", "only output projections"),
         ((*OUT, "stages=[measure]"), "stages", "needs `train`"),
@@ -113,7 +134,7 @@ def test_what_makes_sense_is_let_through(overrides: tuple[str, ...]) -> None:
         ((*OUT, "trainer.devices=2"), "trainer.devices", "one process"),
         ((*OUT, "trainer.strategy=fsdp"), "trainer.strategy", "one process"),
     ],
-)  # fmt: skip
+)
 def test_what_makes_none_is_refused(overrides: tuple[str, ...], key: str, said: str) -> None:
     with pytest.raises(ConfigError) as caught:
         tasks_of(*overrides)

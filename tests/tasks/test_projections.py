@@ -63,8 +63,9 @@ def test_each_set_is_its_model_and_none_the_base(case: tuple[Any, Any, Path]) ->
         projections.use(name)
         assert projections.used == name
         assert torch.equal(logits(fresh), logits(copies.get(name, base)))
-    for (name, mine), (_, own) in zip(fresh.named_parameters(), base.named_parameters(),
-                                      strict=True):  # fmt: skip
+    for (name, mine), (_, own) in zip(
+        fresh.named_parameters(), base.named_parameters(), strict=True
+    ):
         assert torch.equal(mine, own), name
 
 
@@ -72,8 +73,11 @@ def test_a_file_holds_nothing_else(case: tuple[Any, Any, Path]) -> None:
     base, copies, folder = case
     tensors = load_file(folder / "code.safetensors")
     kind = OUTPUTS[base.config.model_type]
-    wanted = {n: p for n, p in copies["code"].named_parameters()
-              if kind in n and ("attn" in n or "attention" in n)}  # fmt: skip
+    wanted = {
+        n: p
+        for n, p in copies["code"].named_parameters()
+        if kind in n and ("attn" in n or "attention" in n)
+    }
     assert tensors.keys() == wanted.keys()
     assert all(torch.equal(tensors[name], wanted[name]) for name in tensors)
     assert not list(folder.glob("*.partial"))

@@ -111,12 +111,16 @@ def fit(
 ) -> pl.Trainer:
     """As the pipeline's training stage does it, on the CPU."""
     quiet = {
-        "accelerator": "cpu", "enable_progress_bar": False, "enable_checkpointing": False,
+        "accelerator": "cpu",
+        "enable_progress_bar": False,
+        "enable_checkpointing": False,
         "limit_val_batches": 0,
-    }  # fmt: skip
+    }
     trainer = build_trainer(
         options("trainer", "default", **(quiet | overrides)),
-        run_dir=run_dir, callbacks=callbacks or [], loggers=[],
-    )  # fmt: skip
+        run_dir=run_dir,
+        callbacks=callbacks or [],
+        loggers=[],
+    )
     trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
     return trainer

@@ -31,9 +31,13 @@ def _operated(model: PreTrainedModel, **attention: Any) -> tuple[PreTrainedModel
 
 
 def _term(
-    student: PreTrainedModel, teacher: PreTrainedModel, pairs: Any, task: Task = Task.causal_lm,
-    cfg: ObjectiveConfig = CFG, **batch: torch.Tensor,
-) -> Loss:  # fmt: skip
+    student: PreTrainedModel,
+    teacher: PreTrainedModel,
+    pairs: Any,
+    task: Task = Task.causal_lm,
+    cfg: ObjectiveConfig = CFG,
+    **batch: torch.Tensor,
+) -> Loss:
     batch = {"input_ids": IDS, "labels": IDS} | batch
     return training_loss(student, teacher, batch, cfg, task, pairs)
 
@@ -165,9 +169,15 @@ def test_removed_attention_is_left_out() -> None:
 def _albert(seed: int) -> PreTrainedModel:
     torch.manual_seed(seed)
     config = AlbertConfig(
-        vocab_size=64, embedding_size=16, hidden_size=32, num_hidden_layers=3, intermediate_size=48,
-        num_attention_heads=4, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
-    )  # fmt: skip
+        vocab_size=64,
+        embedding_size=16,
+        hidden_size=32,
+        num_hidden_layers=3,
+        intermediate_size=48,
+        num_attention_heads=4,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
     return AlbertForMaskedLM(config)
 
 

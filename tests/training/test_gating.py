@@ -34,8 +34,10 @@ def pruning(schedule: str = "gradual", **operation: Any) -> dict[str, Any]:
         del spec["amount"]
     return {
         "operation": {**spec, "schedule": schedule, **operation},
-        "importance": IMPORTANCE, "seed": 0, "native": False,
-    }  # fmt: skip
+        "importance": IMPORTANCE,
+        "seed": 0,
+        "native": False,
+    }
 
 
 # A closed head is a cut one.
@@ -147,12 +149,20 @@ def _scored(model: Any, sites: Any, estimator: str, unit: str) -> ScoreTable:
 def test_gates_follow_optimizer_steps(tmp_path: Path) -> None:
     """With accumulation each step is two batches, and both see the same gates."""
     module = operated(
-        save_model(tmp_path / "model"), attention={}, scorer=_scored,
+        save_model(tmp_path / "model"),
+        attention={},
+        scorer=_scored,
         pruning=pruning(until=0.75, scope="layer", count=2),
-    )  # fmt: skip
+    )
     watch = Open()
-    fit(module, small_data(tmp_path), tmp_path, max_steps=4, accumulate_grad_batches=2,
-        callbacks=[watch])  # fmt: skip
+    fit(
+        module,
+        small_data(tmp_path),
+        tmp_path,
+        max_steps=4,
+        accumulate_grad_batches=2,
+        callbacks=[watch],
+    )
     shares = [1 - (1 - (1 - step / 3) ** 3) * 4 / 8 for step in range(3)] + [0.5]
     assert watch.seen == [
         (step, pytest.approx(share)) for step, share in enumerate(shares) for _ in range(2)
@@ -177,9 +187,11 @@ def test_rounds_measure_the_model_with_what_is_closed(tmp_path: Path) -> None:
         return _scored(model, *args)
 
     module = operated(
-        save_model(tmp_path / "model"), attention={}, scorer=scorer,
+        save_model(tmp_path / "model"),
+        attention={},
+        scorer=scorer,
         pruning=pruning("iterative", rounds=2, until=1.0, scope="layer", count=2),
-    )  # fmt: skip
+    )
     watch = Open()
     fit(module, small_data(tmp_path), tmp_path, max_steps=4, callbacks=[watch])
     assert seen == [(0, {}, True), (2, {0: [0, 2]}, False)]
@@ -197,8 +209,14 @@ def test_measuring_leaves_no_trace_in_training(tmp_path: Path, estimator: str) -
         module = operated(folder, attention={}, pruning=options)
         losses = Losses()
         torch.manual_seed(0)
-        fit(module, small_data(tmp_path), tmp_path, max_steps=4, accumulate_grad_batches=2,
-            callbacks=[losses])  # fmt: skip
+        fit(
+            module,
+            small_data(tmp_path),
+            tmp_path,
+            max_steps=4,
+            accumulate_grad_batches=2,
+            callbacks=[losses],
+        )
         assert module.model is not None
         found.append((losses.values, module.model.state_dict()))
     assert module.pruning is not None
@@ -224,8 +242,9 @@ def test_resume_goes_on_as_if_never_stopped(tmp_path: Path, options: dict[str, A
         callbacks: list[Callback] = [losses]
         if stop is not None:  # saved by a callback, before the gates move on to this step
             callbacks.append(_Save(tmp_path / "three.ckpt", stop))
-        trainer = fit(module, small_data(tmp_path), tmp_path, max_steps=6, resume=resume,
-                      callbacks=callbacks)  # fmt: skip
+        trainer = fit(
+            module, small_data(tmp_path), tmp_path, max_steps=6, resume=resume, callbacks=callbacks
+        )
         if stop is not None:  # and after
             trainer.save_checkpoint(tmp_path / "after.ckpt")
         return module, losses.values
@@ -277,9 +296,11 @@ def test_another_schedule_cannot_be_resumed(tmp_path: Path) -> None:
 def test_no_cut_before_all_is_closed(tmp_path: Path) -> None:
     for schedule in ("gradual", "iterative"):
         module = operated(
-            save_model(tmp_path / "model"), attention={}, scorer=_scored,
+            save_model(tmp_path / "model"),
+            attention={},
+            scorer=_scored,
             pruning=pruning(schedule, until=1.0),
-        )  # fmt: skip
+        )
         trainer = fit(module, small_data(tmp_path), tmp_path, max_steps=4, callbacks=[Losses(2)])
         assert module.pruning is not None
         with pytest.raises(SurgeryError, match="training ended at step 2, before all heads"):
@@ -294,9 +315,14 @@ def test_a_training_that_cannot_close_heads(tmp_path: Path) -> None:
     assert caught.value.key == "attention.prune_heads.rounds"
     alone = operated(folder, attention={}, pruning=pruning())
     trainer = pl.Trainer(
-        accelerator="cpu", max_steps=2, logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path,
-    )  # fmt: skip
+        accelerator="cpu",
+        max_steps=2,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+    )
     with pytest.raises(ConfigError, match="no TextData") as caught:
         trainer.fit(alone, train_dataloaders=data.train_dataloader())
     assert caught.value.key == "attention.prune_heads.schedule"
@@ -310,9 +336,11 @@ def test_heads_that_cannot_be_cut_stop_the_first_step(tmp_path: Path) -> None:
         return ScoreTable("random", "lm", rows, None)
 
     module = operated(
-        save_model(tmp_path / "model"), attention={}, scorer=unlike,
+        save_model(tmp_path / "model"),
+        attention={},
+        scorer=unlike,
         pruning={**pruning(), "native": True},
-    )  # fmt: skip
+    )
     with pytest.raises(ConfigError, match="cannot be native") as caught:
         fit(module, small_data(tmp_path), tmp_path, max_steps=4)
     assert caught.value.key == "export.format"
@@ -326,9 +354,13 @@ def test_two_processes_close_the_same_heads(tmp_path: Path) -> None:
     """One measures; both follow, and go on averaging their gradients after it."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.training.two_ranks", str(tmp_path)],
-        cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
-        timeout=300, check=False,
-    )  # fmt: skip
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     one, other = (torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1))
     assert one["pruning"] == other["pruning"]

@@ -175,7 +175,9 @@ def test_schedule_without_an_end_or_without_a_warmup() -> None:
     assert _factors(_optim("adamw", warmup_steps=4), None, 8) == [0.25, 0.5, 0.75, 1, 1, 1, 1, 1]
     assert _factors(_optim("adamw", warmup_steps=0), None, 2) == [1, 1]
     assert _factors(_optim("adamw", warmup_steps=0, final_lr_fraction=0.0), 2, 3) == [
-        1.0, pytest.approx(0.5), pytest.approx(0.0),
-    ]  # fmt: skip
+        1.0,
+        pytest.approx(0.5),
+        pytest.approx(0.0),
+    ]
     # Training that ends inside the warm-up.
     assert _factors(_optim("adamw", warmup_steps=4), 2, 2) == [0.25, 0.5]

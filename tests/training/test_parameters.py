@@ -31,7 +31,11 @@ Q, K, V, O = (f"{role}_proj.weight" for role in "qkvo")  # noqa: E741
 CASES: dict[str, tuple[str, dict[str, Any], str, tuple[str, ...], tuple[int, ...]]] = {
     "attention": ("llama", GQA, "attention", (Q, K, V, O), (0, 1)),
     "attention with norms": (
-        "qwen3", GQA, "attention", (Q, K, V, O, "q_norm.weight", "k_norm.weight"), (0, 1)
+        "qwen3",
+        GQA,
+        "attention",
+        (Q, K, V, O, "q_norm.weight", "k_norm.weight"),
+        (0, 1),
     ),
     "attention, fused": ("llama", {"fuse_qkv": {}}, "attention", (Q, K, V, O), (0, 1)),
     "attention, nothing done": ("llama", {}, "attention", (Q, K, V, O), (0, 1)),
@@ -42,9 +46,13 @@ CASES: dict[str, tuple[str, dict[str, Any], str, tuple[str, ...], tuple[int, ...
     "changed, then fused": ("llama", {**PRUNE, "fuse_qkv": {}}, "changed", (Q, K, V, O), (0, 1)),
     "changed, others removed": ("llama", GONE, "changed", (K, V), (1,)),
     "changed in a new house": (
-        "gpt2", {**TO_ROPE, **GQA}, "changed", (K, V, "k_proj.bias", "v_proj.bias"), (0, 1)
+        "gpt2",
+        {**TO_ROPE, **GQA},
+        "changed",
+        (K, V, "k_proj.bias", "v_proj.bias"),
+        (0, 1),
     ),
-}  # fmt: skip
+}
 
 
 class NoOtherGradient(Callback):
@@ -62,9 +70,11 @@ class NoOtherGradient(Callback):
 
 def _module(folder: Path, attention: dict[str, Any], choice: str, optim: str) -> SurgeryModule:
     return operated(
-        folder, attention=attention, attn_implementation="sdpa",
+        folder,
+        attention=attention,
+        attn_implementation="sdpa",
         optim=options("optim", optim, parameters=choice, lr=1e-2, warmup_steps=1),
-    )  # fmt: skip
+    )
 
 
 def _tensors(module: SurgeryModule) -> dict[str, torch.Tensor]:
@@ -169,9 +179,12 @@ def test_resuming_with_other_parameters_is_refused(tmp_path: Path) -> None:
     trainer.save_checkpoint(tmp_path / "one.ckpt")
     with pytest.raises(ConfigError) as caught:
         fit(
-            _module(folder, GQA, "attention", "adamw"), small_data(tmp_path), tmp_path,
-            max_steps=2, resume=tmp_path / "one.ckpt",
-        )  # fmt: skip
+            _module(folder, GQA, "attention", "adamw"),
+            small_data(tmp_path),
+            tmp_path,
+            max_steps=2,
+            resume=tmp_path / "one.ckpt",
+        )
     assert (caught.value.key, caught.value.valid) == ("optim.parameters", "all")
 
 

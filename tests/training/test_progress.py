@@ -41,9 +41,13 @@ def test_a_long_curve_is_thinned_evenly_and_survives_a_resume(
     trainer.save_checkpoint(tmp_path / "nine.ckpt")
     losses = Losses()
     fit(
-        operated(folder), small_data(tmp_path), tmp_path, max_steps=14,
-        callbacks=[losses, second], resume=tmp_path / "nine.ckpt",
-    )  # fmt: skip
+        operated(folder),
+        small_data(tmp_path),
+        tmp_path,
+        max_steps=14,
+        callbacks=[losses, second],
+        resume=tmp_path / "nine.ckpt",
+    )
     values = stop.values + losses.values
     assert [step for step, _ in second.points] == [4, 8, 12]
     assert all(loss == values[step - 1] for step, loss in second.points)

@@ -73,9 +73,13 @@ def test_rounds_close_the_cheapest_and_reach_what_one_shot_takes(data: st.DataOb
     cut, scope = data.draw(st.sampled_from(["groups", "queries"])), data.draw(SCOPES)
     rounds = data.draw(st.integers(1, 5))
     (operation,) = _parsed(
-        amount=data.draw(st.sampled_from([0.0, 0.2, 0.5])), cut=cut, scope=scope[0],
-        uniform=scope[1], schedule="iterative", estimator="random",
-    )  # fmt: skip
+        amount=data.draw(st.sampled_from([0.0, 0.2, 0.5])),
+        cut=cut,
+        scope=scope[0],
+        uniform=scope[1],
+        schedule="iterative",
+        estimator="random",
+    )
     numbers = st.lists(st.integers(-9, 9), min_size=8, max_size=8)
     closed: dict[int, list[int]] = {}
     for number in range(1, rounds + 1):
@@ -93,8 +97,11 @@ def test_rounds_close_the_cheapest_and_reach_what_one_shot_takes(data: st.DataOb
             chosen = operation.choose(SITES, scores)
             assert going == {layer: heads for layer, heads in chosen.items() if heads}
         if cut == "groups":
-            cost = {(site.layer, group): scores.groups[site.layer][group]
-                    for site in SITES for group in range(site.kv_heads)}  # fmt: skip
+            cost = {
+                (site.layer, group): scores.groups[site.layer][group]
+                for site in SITES
+                for group in range(site.kv_heads)
+            }
             new = {(layer, head // 2) for layer, head in set(_flat(after)) - set(_flat(closed))}
             later = {(layer, head // 2) for layer, head in set(_flat(going)) - set(_flat(after))}
             assert max(map(cost.__getitem__, new), default=-math.inf) <= min(

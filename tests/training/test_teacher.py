@@ -78,8 +78,13 @@ def test_a_checkpoint_needs_no_teacher(tmp_path: Path) -> None:
 
 def test_it_is_loaded_as_the_original_would_be(tmp_path: Path) -> None:
     teacher = _teacher(tmp_path / "teacher")
-    spec = _spec(path="no/where", revision="main", num_labels=3, attn_implementation="eager",
-                 dtype="bfloat16")  # fmt: skip
+    spec = _spec(
+        path="no/where",
+        revision="main",
+        num_labels=3,
+        attn_implementation="eager",
+        dtype="bfloat16",
+    )
     model = load_teacher(spec, str(teacher))
     assert model.dtype is torch.bfloat16
     assert model.config._attn_implementation == "eager"

@@ -67,9 +67,14 @@ def test_gradients_are_clipped(tmp_path: Path, algorithm: str | None, clip: floa
     module = operated(save_model(tmp_path / "model"))
     gradients = Gradients()
     fit(
-        module, small_data(tmp_path), tmp_path, max_steps=1, callbacks=[gradients],
-        gradient_clip_val=clip, gradient_clip_algorithm=algorithm,
-    )  # fmt: skip
+        module,
+        small_data(tmp_path),
+        tmp_path,
+        max_steps=1,
+        callbacks=[gradients],
+        gradient_clip_val=clip,
+        gradient_clip_algorithm=algorithm,
+    )
     ((norm, largest),) = gradients.sizes
     assert (largest if algorithm == "value" else norm) == pytest.approx(clip, rel=1e-3)
 
@@ -132,8 +137,10 @@ def test_what_lightning_would_fail_on_later(tmp_path: Path, given: dict[str, Any
 def test_null_leaves_lightnings_default(tmp_path: Path) -> None:
     trainer = build_trainer(
         options("trainer", "default", accelerator="cpu"),
-        run_dir=tmp_path, callbacks=[], loggers=[],
-    )  # fmt: skip
+        run_dir=tmp_path,
+        callbacks=[],
+        loggers=[],
+    )
     plain = pl.Trainer(accelerator="cpu", logger=False, max_steps=100)
     for name in ("max_epochs", "min_steps", "limit_val_batches", "val_check_interval"):
         assert getattr(trainer, name) == getattr(plain, name)

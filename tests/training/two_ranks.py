@@ -27,13 +27,19 @@ def main(root: Path) -> None:
         attention={},
         pruning={
             "operation": {
-                "amount": 0.5, "estimator": "gate_gradient", "cut": "queries", "scope": "global",
-                "schedule": "iterative", "rounds": 2, "until": 1.0,
+                "amount": 0.5,
+                "estimator": "gate_gradient",
+                "cut": "queries",
+                "scope": "global",
+                "schedule": "iterative",
+                "rounds": 2,
+                "until": 1.0,
             },
             "importance": {"objective": "lm", "windows": 4, "batch_size": 2, "memory_windows": 8},
-            "seed": 0, "native": False,
+            "seed": 0,
+            "native": False,
         },
-    )  # fmt: skip
+    )
     trainer = pl.Trainer(
         accelerator="cpu",
         devices=2,

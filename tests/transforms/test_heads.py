@@ -42,9 +42,15 @@ class Case:
 
     def combined(self) -> Tensor:
         (result,) = combine_heads(
-            [self.source], axis=self.axis, unit=self.unit, parts=self.parts, heads=self.heads,
-            merge=self.merge, seed="s", std=0.1,
-        )  # fmt: skip
+            [self.source],
+            axis=self.axis,
+            unit=self.unit,
+            parts=self.parts,
+            heads=self.heads,
+            merge=self.merge,
+            seed="s",
+            std=0.1,
+        )
         return result
 
 
@@ -77,7 +83,7 @@ def test_spread_again_a_result_stands_wherever_one_of_its_sources_stood(case: Ca
     result = case.combined()
     (wide,) = spread_heads(
         [result], [case.source], axis=case.axis, unit=case.unit, parts=case.parts
-    )  # fmt: skip
+    )
     assert wide.shape == case.source.shape
     assert wide.dtype == case.source.dtype
     where = {head: number for number, part in enumerate(case.parts) for head in part}
@@ -93,9 +99,13 @@ def test_spread_again_a_result_stands_wherever_one_of_its_sources_stood(case: Ca
 @given(cases())
 def test_what_went_is_zero_where_it_is_read(case: Case) -> None:
     (wide,) = spread_heads(
-        [case.combined()], [case.source], axis=case.axis, unit=case.unit, parts=case.parts,
+        [case.combined()],
+        [case.source],
+        axis=case.axis,
+        unit=case.unit,
+        parts=case.parts,
         fill="zero",
-    )  # fmt: skip
+    )
     for head in set(range(case.heads)) - {head for part in case.parts for head in part}:
         assert not case.head(wide, head).any()
 
@@ -160,7 +170,7 @@ def test_combining_undoes_spreading_of_equal_heads(case: Case) -> None:
     narrow = case.combined()
     (wide,) = spread_heads(
         [narrow], [case.source], axis=case.axis, unit=case.unit, parts=case.parts
-    )  # fmt: skip
+    )
     again = Case(wide, case.axis, case.unit, case.parts, "mean").combined()
     eps = torch.finfo(wide.dtype).eps
     torch.testing.assert_close(again.double(), narrow.double(), rtol=2 * eps, atol=0)
@@ -206,9 +216,14 @@ class TestRandom:
 
     def test_nothing_is_drawn_on_the_meta_device(self) -> None:
         (result,) = combine_heads(
-            [torch.empty(8, 3, device="meta")], axis=0, unit=2, parts=[[0, 1, 2, 3]],
-            merge="random", seed="s", std=1.0,
-        )  # fmt: skip
+            [torch.empty(8, 3, device="meta")],
+            axis=0,
+            unit=2,
+            parts=[[0, 1, 2, 3]],
+            merge="random",
+            seed="s",
+            std=1.0,
+        )
         assert (result.shape, result.device.type) == ((2, 3), "meta")
 
 

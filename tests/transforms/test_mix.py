@@ -123,8 +123,12 @@ def test_the_identity_is_a_copy_to_the_bit() -> None:
 def test_where_the_maps_lie_in_memory_changes_no_bit(columns: tuple[int, ...]) -> None:
     """Read from a file they start at any fourth byte, and fast products depend on that."""
     source, maps = torch.randn(64, *columns), torch.randn(4, 8, 16)
-    arguments = {"axis": 0, "unit": 8, "parts": [[0, 1], [2, 3], [4, 5], [6, 7]],
-                 "uses": [[0, n] for n in range(4)]}  # fmt: skip
+    arguments = {
+        "axis": 0,
+        "unit": 8,
+        "parts": [[0, 1], [2, 3], [4, 5], [6, 7]],
+        "uses": [[0, n] for n in range(4)],
+    }
     found = [
         run_transform("mix_heads", [source, _moved(maps, by)], arguments)[0] for by in range(16)
     ]

@@ -101,8 +101,10 @@ def _ranking(table: Mapping[str, Any]) -> dict[str, Any] | None:
         scores, errors = table.get(f"{prefix}scores"), table.get(f"{prefix}standard_errors")
         if scores:
             units.append({"unit": unit, "scores": _table(scores), "errors": _table(errors or [])})
-    about = {name: table.get(name) for name in ("estimator", "objective", "unit_of_scores", "data",
-                                                "batches", "tokens")}  # fmt: skip
+    about = {
+        name: table.get(name)
+        for name in ("estimator", "objective", "unit_of_scores", "data", "batches", "tokens")
+    }
     return {**about, "layers": table["layers"], "units": units}
 
 

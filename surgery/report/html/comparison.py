@@ -100,9 +100,12 @@ def run_names(runs: Sequence[RunFiles]) -> list[str]:
 
 
 def _runs(
-    runs: Sequence[RunFiles], names: Sequence[str], labels: Sequence[str],
-    differ: Mapping[str, Sequence[Any]], folder: Path,
-) -> Markup:  # fmt: skip
+    runs: Sequence[RunFiles],
+    names: Sequence[str],
+    labels: Sequence[str],
+    differ: Mapping[str, Sequence[Any]],
+    folder: Path,
+) -> Markup:
     links = [_linked(run, name, folder) for run, name in zip(runs, names, strict=True)]
     if list(labels) != list(names):
         links = [
@@ -148,9 +151,12 @@ def _sortable(columns: Sequence[Column], labels: Sequence[str]) -> Markup:
             cells.append(tag(name, shown, class_=kind, scope=scope, data_value=key))
         lines.append(tag("tr", cells, data_run=label))
     whole = tag(
-        "table", tag("thead", tag("tr", head)), tag("tbody", lines), class_="sortable",
+        "table",
+        tag("thead", tag("tr", head)),
+        tag("tbody", lines),
+        class_="sortable",
         data_sortable=True,
-    )  # fmt: skip
+    )
     return tag("div", whole, class_="scroll", role="region", aria_label="Runs")
 
 
@@ -193,25 +199,34 @@ def _differs(differ: Mapping[str, Sequence[Any]], place: int) -> list[str]:
 
 
 def _scatter(
-    runs: Sequence[RunFiles], names: Sequence[str], labels: Sequence[str],
+    runs: Sequence[RunFiles],
+    names: Sequence[str],
+    labels: Sequence[str],
     differ: Mapping[str, Sequence[Any]],
-) -> dict[str, Any] | None:  # fmt: skip
+) -> dict[str, Any] | None:
     points = []
     for place, run in enumerate(runs):
         after = ends(run)[1]
         if "loss" in after:
-            points.append({
-                "label": labels[place], "name": names[place], "loss": after["loss"],
-                "differs": _differs(differ, place), **{size: after.get(size) for size in _SIZES},
-            })  # fmt: skip
+            points.append(
+                {
+                    "label": labels[place],
+                    "name": names[place],
+                    "loss": after["loss"],
+                    "differs": _differs(differ, place),
+                    **{size: after.get(size) for size in _SIZES},
+                }
+            )
     sizes = [{"field": f, "label": label, "bytes": b} for f, (label, b) in _SIZES.items()]
     return {"runs": points, "sizes": sizes} if points else None
 
 
 def _curves(
-    runs: Sequence[RunFiles], names: Sequence[str], labels: Sequence[str],
+    runs: Sequence[RunFiles],
+    names: Sequence[str],
+    labels: Sequence[str],
     differ: Mapping[str, Sequence[Any]],
-) -> dict[str, Any] | None:  # fmt: skip
+) -> dict[str, Any] | None:
     found, objectives = [], set()
     for place, run in enumerate(runs):
         training = run.summary.get("training") or {}
@@ -222,11 +237,13 @@ def _curves(
         every = -(-len(points) // _POINTS)
         kept = [*points[::every], *(points[-1:] if (len(points) - 1) % every else [])]
         special = ", ".join(_differs(differ, place)[:3])
-        found.append({
-            "label": labels[place],
-            "name": f"{names[place]}: {special}" if special else names[place],
-            "points": [[step, float(f"{loss:.5g}")] for step, loss in kept],
-        })  # fmt: skip
+        found.append(
+            {
+                "label": labels[place],
+                "name": f"{names[place]}: {special}" if special else names[place],
+                "points": [[step, float(f"{loss:.5g}")] for step, loss in kept],
+            }
+        )
     if not found:
         return None
     names_of = {"lm": "training loss", "distill": "distance to the teacher"}

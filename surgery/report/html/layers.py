@@ -132,6 +132,10 @@ def _strip(heads: int, kept: set[int]) -> Markup:
     return tag(
         "svg",
         join(tag("path", d=full, class_="kept"), tag("path", d=hollow, class_="gone")),
-        class_="strip", viewBox=f"0 0 {8 * heads} 8", width=8 * heads, height=8,
-        role="img", aria_label=label,
-    )  # fmt: skip
+        class_="strip",
+        viewBox=f"0 0 {8 * heads} 8",
+        width=8 * heads,
+        height=8,
+        role="img",
+        aria_label=label,
+    )

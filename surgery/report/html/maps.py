@@ -86,8 +86,12 @@ def fixed_maps(
             metrics.append(encoded(name, dense, bits) | {"steps": [], "observed": 1})
     left_out = list(filled)[fitting:]
     return {
-        "title": title, "layers": layers, "heads": heads, "metrics": metrics, "left_out": left_out
-    }  # fmt: skip
+        "title": title,
+        "layers": layers,
+        "heads": heads,
+        "metrics": metrics,
+        "left_out": left_out,
+    }
 
 
 def precision(steps: int, heads: int, room: int) -> tuple[int, int]:
@@ -118,9 +122,13 @@ def encoded(name: str, values: Array, bits: int) -> dict[str, Any]:
     codes = np.where(np.isfinite(scaled), np.rint((scaled - bottom) / span * highest), highest + 1)
     raw = codes.astype("<u2" if bits == 16 else "u1").tobytes()
     return {
-        **described(name), "bits": bits, "low": low, "high": high, "width": width,
+        **described(name),
+        "bits": bits,
+        "low": low,
+        "high": high,
+        "width": width,
         "codes": base64.b64encode(raw).decode("ascii"),
-    }  # fmt: skip
+    }
 
 
 def by_layer(heads: Sequence[Mapping[str, Any]], values: Sequence[Any]) -> list[list[Any]]:

@@ -42,9 +42,7 @@ def section(identity: str, title: str, *children: Any) -> Markup:
     if all(child is None for child in children):
         return Markup()
     heading = tag("h2", title, id=f"{identity}-title")
-    return tag(
-        "section", heading, *children, id=identity, aria_labelledby=f"{identity}-title"
-    )  # fmt: skip
+    return tag("section", heading, *children, id=identity, aria_labelledby=f"{identity}-title")
 
 
 def table(
@@ -71,9 +69,13 @@ def bar(share: float, kind: str = "") -> Markup:
     """A horizontal bar, `share` of its full length."""
     width = f"{100 * min(max(share, 0.0), 1.0):.2f}"
     return tag(
-        "svg", tag("rect", width=width, height=8), class_=f"bar {kind}".strip(),
-        viewBox="0 0 100 8", preserveAspectRatio="none", aria_hidden="true",
-    )  # fmt: skip
+        "svg",
+        tag("rect", width=width, height=8),
+        class_=f"bar {kind}".strip(),
+        viewBox="0 0 100 8",
+        preserveAspectRatio="none",
+        aria_hidden="true",
+    )
 
 
 def fold(title: str, *children: Any) -> Markup:

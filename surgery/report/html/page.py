@@ -14,9 +14,20 @@ from surgery.report.html.markup import Markup, join, tag
 STYLES = ("page.css", "charts.css")
 # In this order: later ones use what earlier ones define.
 SCRIPTS = (
-    "dom.js", "tips.js", "theme.js", "axes.js", "lines.js", "colours.js", "grid.js", "maps.js",
-    "roles.js", "ranking.js", "tables.js", "scatter.js", "start.js",
-)  # fmt: skip
+    "dom.js",
+    "tips.js",
+    "theme.js",
+    "axes.js",
+    "lines.js",
+    "colours.js",
+    "grid.js",
+    "maps.js",
+    "roles.js",
+    "ranking.js",
+    "tables.js",
+    "scatter.js",
+    "start.js",
+)
 
 
 def page(title: str, body: Markup, data: Mapping[str, Any]) -> str:

@@ -44,9 +44,14 @@ def remarks(run: RunFiles, undrawn: Sequence[str] = ()) -> list[Remark]:
         undrawn: a sentence for whatever the page has no picture of.
     """
     found = [
-        *_alarms(run), *_losses(run), *_sizes(run), *_export(run), *_tasks(run), *_plan(run),
+        *_alarms(run),
+        *_losses(run),
+        *_sizes(run),
+        *_export(run),
+        *_tasks(run),
+        *_plan(run),
         *(Remark(CAUTION, problem) for problem in (*run.problems, *undrawn)),
-    ]  # fmt: skip
+    ]
     return sorted(found, key=lambda remark: (ALARM, CAUTION, NOTE).index(remark.kind))
 
 
@@ -78,9 +83,10 @@ def _alarms(run: RunFiles) -> Iterator[Remark]:
         more = f"; and {len(heads) - _NAMED} more" if len(heads) > _NAMED else ""
         count = "1 head" if len(heads) == 1 else f"{len(heads)} heads"
         yield Remark(
-            ALARM, f"{_ALARMS.get(name, f'{name}: {{}}').format(count)} while training.",
+            ALARM,
+            f"{_ALARMS.get(name, f'{name}: {{}}').format(count)} while training.",
             f"First seen: {'; '.join(first)}{more}.",
-        )  # fmt: skip
+        )
 
 
 def _short(value: float | None) -> str:
@@ -99,9 +105,10 @@ def _losses(run: RunFiles) -> Iterator[Remark]:
         better = opened["loss"] - comparison["loss"] if opened else None
         said = f", {better:.3f} less than this one" if better and better > 0 else ""
         yield Remark(
-            NOTE, f"merge={comparison['merge']} would have left a loss of "
+            NOTE,
+            f"merge={comparison['merge']} would have left a loss of "
             f"{comparison['loss']:.4f} before any healing{said}.",
-        )  # fmt: skip
+        )
 
 
 def _sizes(run: RunFiles) -> Iterator[Remark]:
@@ -110,18 +117,20 @@ def _sizes(run: RunFiles) -> Iterator[Remark]:
     for field in ("parameters", "kv_bytes_per_token"):
         if field in planned and field in measured and planned[field] != measured[field]:
             yield Remark(
-                CAUTION, f"The model does not have the {field.replace('_', ' ')} that was planned.",
+                CAUTION,
+                f"The model does not have the {field.replace('_', ' ')} that was planned.",
                 f"Planned {planned[field]:,}, found {measured[field]:,}.",
-            )  # fmt: skip
+            )
 
 
 def _export(run: RunFiles) -> Iterator[Remark]:
     export = run.summary.get("export") or run.plan.get("export") or {}
     if export.get("format") == "record":
         yield Remark(
-            CAUTION, "Only transformers loads the export, and only after `import surgery`.",
+            CAUTION,
+            "Only transformers loads the export, and only after `import surgery`.",
             f"{export['reason'].partition(';')[0]}.",
-        )  # fmt: skip
+        )
     else:
         for runtime, why in (export.get("without") or {}).items():
             yield Remark(CAUTION, f"{runtime} cannot serve the export.", f"{why}.")
@@ -135,9 +144,9 @@ def _export(run: RunFiles) -> Iterator[Remark]:
 def _tasks(run: RunFiles) -> Iterator[Remark]:
     for harm in (run.summary.get("tasks") or {}).get("hurts") or []:
         yield Remark(
-            CAUTION, f"The mask for {harm['mask']} costs {harm['task']} {harm['cost']:.3f} nats "
-            "per token.",
-        )  # fmt: skip
+            CAUTION,
+            f"The mask for {harm['mask']} costs {harm['task']} {harm['cost']:.3f} nats per token.",
+        )
 
 
 def _plan(run: RunFiles) -> Iterator[Remark]:
@@ -146,9 +155,10 @@ def _plan(run: RunFiles) -> Iterator[Remark]:
     blocks = run.plan.get("left_alone") or []
     if blocks:
         yield Remark(
-            NOTE, f"{len(blocks)} attention blocks were left alone.",
+            NOTE,
+            f"{len(blocks)} attention blocks were left alone.",
             f"{blocks[0]['path']}, …: {blocks[0]['reason']}.",
-        )  # fmt: skip
+        )
     for note in run.plan.get("notes") or []:
         yield Remark(NOTE, f"{note}.")
 

@@ -83,19 +83,24 @@ def _sections(run: RunFiles, drawn: Collection[str], found: list[Remark]) -> lis
     return [
         section("remarks", "Before you ship", remarks_list(found)),
         section("results", "Before and after", sections.results(run)),
-        section("healing", "Healing", drawing("curve") if "curve" in drawn else None,
-                sections.training(run)),
+        section(
+            "healing",
+            "Healing",
+            drawing("curve") if "curve" in drawn else None,
+            sections.training(run),
+        ),
         section("plan", "What was done", sections.plan(run)),
         section("maps", "Every head", drawing("maps") if "maps" in drawn else None),
         section("roles", "What heads do", drawing("roles") if "roles" in drawn else None),
-        section("importance", "Which heads matter",
-                drawing("ranking") if "ranking" in drawn else None),
+        section(
+            "importance", "Which heads matter", drawing("ranking") if "ranking" in drawn else None
+        ),
         section("probes", "Relations that heads find", sections.probes(run)),
         section("calibration", "Calibration", sections.calibration(run)),
         section("tasks", "Tasks", sections.tasks(run)),
         section("loading", "How to load it", loading(run)),
         section("circumstances", "How it was run", sections.circumstances(run)),
-    ]  # fmt: skip
+    ]
 
 
 def drawing(name: str) -> Markup:

@@ -32,14 +32,21 @@ def roles(analysis: Mapping[str, Any]) -> dict[str, Any] | None:
         count = sum(str(head["role"]) == name for head in heads)
         letter = _letter(name, taken)
         taken.add(letter)
-        legend.append({
-            "name": name.replace("_", " "), "letter": letter, "count": count,
-            "colour": None if name == MIXED else _colour(name, colours),
-        })  # fmt: skip
+        legend.append(
+            {
+                "name": name.replace("_", " "),
+                "letter": letter,
+                "count": count,
+                "colour": None if name == MIXED else _colour(name, colours),
+            }
+        )
     return {
         "legend": legend,
-        "thresholds": {k: v for k, v in (analysis.get("thresholds") or {}).items()
-                       if isinstance(v, int | float)},
+        "thresholds": {
+            k: v
+            for k, v in (analysis.get("thresholds") or {}).items()
+            if isinstance(v, int | float)
+        },
         "layer": [head["layer"] for head in heads],
         "head": [head["head"] for head in heads],
         "role": [names.index(str(head["role"])) for head in heads],
@@ -50,7 +57,7 @@ def roles(analysis: Mapping[str, Any]) -> dict[str, Any] | None:
         "cluster": [head.get("cluster") for head in heads],
         "offset": [_told(head, "positional", "offset") for head in heads],
         "relation": [_told(head, "syntactic", "relation") for head in heads],
-    }  # fmt: skip
+    }
 
 
 def _place(name: str) -> tuple[bool, int, str]:

@@ -98,16 +98,30 @@ def probes(run: RunFiles) -> Markup | None:
         more = None
         if best and offset:
             more = signed(100 * (best["accuracy"] - offset["accuracy"]), 0)
-        rows.append([
-            relation, probe.get("source", ""), f"{probe.get('pairs', 0):,}",
-            f"{best['layer']}.{best['head']}" if best else "\N{EN DASH}",
-            _accuracy(best), _accuracy(offset),
-            f"{offset['offset']:+d}".replace("-", "\N{MINUS SIGN}") if offset else "", more,
-        ])  # fmt: skip
+        rows.append(
+            [
+                relation,
+                probe.get("source", ""),
+                f"{probe.get('pairs', 0):,}",
+                f"{best['layer']}.{best['head']}" if best else "\N{EN DASH}",
+                _accuracy(best),
+                _accuracy(offset),
+                f"{offset['offset']:+d}".replace("-", "\N{MINUS SIGN}") if offset else "",
+                more,
+            ]
+        )
     if not rows:
         return None
-    head = ["relation", "source", "pairs", "best head", "finds it", "fixed offset finds it",
-            "offset", "points more"]  # fmt: skip
+    head = [
+        "relation",
+        "source",
+        "pairs",
+        "best head",
+        "finds it",
+        "fixed offset finds it",
+        "offset",
+        "points more",
+    ]
     return table(head, rows, "Probes", text=(0, 1))
 
 
@@ -123,10 +137,13 @@ def tasks(run: RunFiles) -> Markup | None:
     if losses:
         first, *others = losses.values()
         rows = [
-            [task, f"{first[task]:.4f}",
-             *(f"{row[task]:.4f} ({signed(row[task] - first[task])})" for row in others)]
+            [
+                task,
+                f"{first[task]:.4f}",
+                *(f"{row[task]:.4f} ({signed(row[task] - first[task])})" for row in others),
+            ]
             for task in found["names"]
-        ]  # fmt: skip
+        ]
         head = ["held-out text", *(name.replace("_", " ") for name in losses)]
         parts.append(table(head, rows, "Losses of the tasks"))
     if found.get("spearman"):
@@ -164,10 +181,13 @@ def circumstances(run: RunFiles) -> Markup | None:
     longest = max((v for name, v in timings.items() if name != "total"), default=0.0)
     if timings:
         rows = [
-            [name, None if name == "total" else bar(seconds / longest if longest else 0.0),
-             duration(seconds)]
+            [
+                name,
+                None if name == "total" else bar(seconds / longest if longest else 0.0),
+                duration(seconds),
+            ]
             for name, seconds in timings.items()
-        ]  # fmt: skip
+        ]
         parts.append(tag("h3", "Time"))
         parts.append(table(["stage", "", "took"], rows, "Time by stage", text=(0, 1)))
     machine = summary.get("machine") or {}

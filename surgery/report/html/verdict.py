@@ -127,8 +127,11 @@ def losses(run: RunFiles) -> Markup | None:
         rows.append(
             tag("tr", tag("th", name, scope="row"), figures, tag("td", said, class_="number"))
         )
-    caption = tag("caption", "Held-out loss, nats per token; the bar is what it lies above the ",
-                  "original" if "before" in levels else "first")  # fmt: skip
+    caption = tag(
+        "caption",
+        "Held-out loss, nats per token; the bar is what it lies above the ",
+        "original" if "before" in levels else "first",
+    )
     return tag("table", caption, tag("tbody", rows), class_="losses")
 
 
