@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from surgery.report.summary import machine, versions
+from surgery.lab.report.summary import machine, versions
 
 FOLDER = Path(__file__).parent / "results"
 

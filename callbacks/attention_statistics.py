@@ -10,9 +10,9 @@ import pytorch_lightning as pl
 import torch
 
 from surgery.errors import ConfigError
-from surgery.observation import AttentionCall
-from surgery.observation.rows import sample_rows
-from surgery.observation.statistics import MAXIMA, ROOTS, STATISTICS, head_statistics
+from surgery.observe import AttentionCall
+from surgery.observe.rows import sample_rows
+from surgery.observe.statistics import MAXIMA, ROOTS, STATISTICS, head_statistics
 
 from .head_monitor import HeadMonitor
 
@@ -20,7 +20,7 @@ from .head_monitor import HeadMonitor
 class AttentionStatistics(HeadMonitor):
     """Entropy, largest logit, and where the attention of each query head goes.
 
-    The metrics and their definitions are `surgery.observation.statistics.STATISTICS`: exact on
+    The metrics and their definitions are `surgery.observe.statistics.STATISTICS`: exact on
     sampled query rows. Queries that the batch's `attention_mask` marks as padding do not count.
     What asks for the same token needs `input_ids` in the batch, and is null without.
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
-from surgery.observation import AttentionCall
+from surgery.observe import AttentionCall
 
 from .head_monitor import HeadMonitor
 

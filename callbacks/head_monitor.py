@@ -15,8 +15,8 @@ from transformers import PreTrainedModel
 
 from surgery.data.collate import IGNORED
 from surgery.errors import ConfigError, TapError
-from surgery.observation import AttentionCall, Tap
-from surgery.observation.head_sums import HeadSums
+from surgery.observe import AttentionCall, Tap
+from surgery.observe.head_sums import HeadSums
 
 from .head_logging import HeadGrid, log_heatmap, log_scalars
 

@@ -8,42 +8,43 @@ transformers. Importing it also lets transformers' `from_pretrained` read this p
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from surgery.reload.register import register_when_needed
+from surgery.checkout import use_own_folders
+from surgery.record.register import register_when_needed
 
 if TYPE_CHECKING:
-    from surgery.anatomy import Anatomy, Site, find_sites
     from surgery.calibration import Calibration, calibrated_plan
     from surgery.errors import ConfigError, PlanError, SurgeryError, TapError
-    from surgery.execute.fuse import unfuse_qkv_
     from surgery.execute.live import apply_
     from surgery.importance import ScoreTable, score_heads
-    from surgery.observation import AttentionCall, Tap
-    from surgery.operations import parse_operations
+    from surgery.models.sites import Anatomy, Site, find_sites
+    from surgery.observe import AttentionCall, Tap
+    from surgery.operations.fuse_qkv.projections import unfuse_qkv_
     from surgery.plan.make import make_plan
     from surgery.plan.plan import Plan
+    from surgery.plan.registry import parse_operations
     from surgery.plan.store import load_plan, save_plan
 
 _HOMES = {
-    "Anatomy": "surgery.anatomy",
-    "AttentionCall": "surgery.observation",
+    "Anatomy": "surgery.models.sites",
+    "AttentionCall": "surgery.observe",
     "Calibration": "surgery.calibration",
     "ConfigError": "surgery.errors",
     "Plan": "surgery.plan.plan",
     "PlanError": "surgery.errors",
     "ScoreTable": "surgery.importance",
-    "Site": "surgery.anatomy",
+    "Site": "surgery.models.sites",
     "SurgeryError": "surgery.errors",
-    "Tap": "surgery.observation",
+    "Tap": "surgery.observe",
     "TapError": "surgery.errors",
     "apply_": "surgery.execute.live",
     "calibrated_plan": "surgery.calibration",
-    "find_sites": "surgery.anatomy",
+    "find_sites": "surgery.models.sites",
     "load_plan": "surgery.plan.store",
     "make_plan": "surgery.plan.make",
-    "parse_operations": "surgery.operations",
+    "parse_operations": "surgery.plan.registry",
     "save_plan": "surgery.plan.store",
     "score_heads": "surgery.importance",
-    "unfuse_qkv_": "surgery.execute.fuse",
+    "unfuse_qkv_": "surgery.operations.fuse_qkv.projections",
 }
 
 __all__ = [
@@ -80,4 +81,5 @@ def __dir__() -> list[str]:
     return [*globals(), *__all__]
 
 
+use_own_folders()
 register_when_needed()

@@ -57,6 +57,31 @@ class PlanError(SurgeryError):
     """A plan and a model (or checkpoint) that do not belong together."""
 
 
+class ConversionError(SurgeryError):
+    """A model that cannot move to another architecture exactly.
+
+    Attributes:
+        problem, given, valid: as of `ConfigError`, whose key only the caller knows.
+    """
+
+    def __init__(self, problem: str, *, given: Any = None, valid: Any = None) -> None:
+        super().__init__(problem)
+        self.problem, self.given, self.valid = problem, given, valid
+
+
+class SiteError(SurgeryError):
+    """An attention block that calibration cannot decide on.
+
+    Attributes:
+        path: of the block.
+        why: end of a sentence.
+    """
+
+    def __init__(self, path: str, why: str) -> None:
+        super().__init__(f"{path} cannot be calibrated: {why}")
+        self.path, self.why = path, why
+
+
 class TapError(SurgeryError):
     """Attention could not be observed where it was asked to be."""
 

@@ -71,7 +71,7 @@ def _undeclared(key: str) -> ConfigError | None:
     parts = key.split(".")
     if len(parts) != 3 or parts[0] != "attention":
         return None
-    from surgery.operations import operation_fields  # seconds, for torch and transformers
+    from surgery.plan.registry import operation_fields  # seconds, for torch and transformers
 
     if parts[2] not in operation_fields(parts[1]):
         return None
@@ -107,7 +107,7 @@ def _keys_beside(key: str) -> list[str] | str | None:
 
 
 def _operation_keys(key: str) -> list[str] | None:
-    from surgery.operations import operation_fields, operation_names
+    from surgery.plan.registry import operation_fields, operation_names
 
     parts = key.split(".")
     return operation_fields(parts[1]) or None if len(parts) > 2 else operation_names()

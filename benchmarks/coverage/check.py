@@ -19,14 +19,14 @@ from benchmarks.coverage.oracles import (
     first_heads_written_,
     heads_silenced,
 )
-from surgery.anatomy import Site, find_sites
 from surgery.errors import PlanError, SurgeryError
-from surgery.execute.fuse import is_fused, unfuse_qkv_
 from surgery.execute.live import apply_
 from surgery.models.share_kv import NAME
-from surgery.operations import parse_operations
+from surgery.models.sites import Site, find_sites
+from surgery.operations.fuse_qkv.projections import is_fused, unfuse_qkv_
 from surgery.plan.make import make_plan
 from surgery.plan.plan import Plan
+from surgery.plan.registry import parse_operations
 
 WORKS, REFUSED, WRONG = "works", "refused", "wrong"
 # Relative to the size of the logits; sums in another order differ in their last bits.

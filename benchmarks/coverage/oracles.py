@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
-from surgery.anatomy import Site
+from surgery.models.sites import Site
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from benchmarks.coverage.attention_kinds import OTHER_ATTENTION
 
 STATUSES = ("works", "refused", "wrong")
 _SIGNS = {"works": "✓", "refused": "-", "wrong": "✗"}
-_EXPORTS = {"native": "", "record": " r", "re-housed": " h"}
+_EXPORTS = {"native": "", "record": " r", "converted": " h"}
 
 _HEAD = """# Coverage
 

@@ -24,7 +24,7 @@ from typing import Any
 from benchmarks.importance.grid import ESTIMATORS, ORIGINAL, PRUNE, REFERENCE, SCORE, Cell
 from benchmarks.importance.ranks import overlap, spread
 from benchmarks.shared.weights import check_weights
-from surgery.tasks.agreement import spearman
+from surgery.lab.tasks.agreement import spearman
 
 Record = Mapping[str, Any]
 Spread = dict[str, float] | None

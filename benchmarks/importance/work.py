@@ -23,13 +23,13 @@ from benchmarks.importance.presets import PRESETS
 from benchmarks.importance.subject import Subject, forward_seconds, subject
 from benchmarks.shared import models
 from benchmarks.shared.schedule import RefusedError
-from surgery.anatomy import Site, find_sites
 from surgery.errors import SurgeryError
 from surgery.execute.live import apply_
 from surgery.importance.table import GROUPS
-from surgery.operations import parse_operations
-from surgery.operations.prune_heads import PruneHeads
+from surgery.models.sites import Site, find_sites
+from surgery.operations.prune_heads.operation import PruneHeads
 from surgery.plan.make import make_plan
+from surgery.plan.registry import parse_operations
 
 WEIGHTS_SEED = 0  # of the models that are trained here: one of each
 # Model, weights and heads that went → figures of the cut.

@@ -37,7 +37,7 @@ from benchmarks.ladder.render import render
 from benchmarks.ladder.workloads import WORKLOADS, decode_bytes
 from benchmarks.results_file import FOLDER
 from surgery.console import Steps, progress, say
-from surgery.report.summary import machine, versions
+from surgery.lab.report.summary import machine, versions
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2}  # of the logits; in bf16 rounding is seen
 _COMPARED_TOKENS = 512

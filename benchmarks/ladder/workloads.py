@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
-from surgery.anatomy import find_sites
+from surgery.models.sites import find_sites
 from surgery.plan.sizes import kv_bytes_per_token
 
 PREFILL_CHUNK = 512

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from surgery.anatomy import find_sites
 from surgery.config.schema import ObjectiveName, Task
 from surgery.data.stdlib import stdlib_documents
 from surgery.importance.leave_one_out import LeaveOneOut
 from surgery.importance.table import HEADS
 from surgery.importance.work import Batch, Work
+from surgery.models.sites import find_sites
 from surgery.models.source import embedded_dir
 
 SEED = 0

@@ -11,12 +11,12 @@ import torch
 
 from benchmarks.merge_layer.layer import Preset, build, windows
 from benchmarks.merge_layer.memory import kept_bytes, peak
-from surgery.calibration import solve
-from surgery.calibration.clone import sharing_copy
-from surgery.calibration.moments import SiteMoments
+from surgery.calibration.refit import OutputMoments
 from surgery.calibration.view import see
-from surgery.calibration.wide import set_wide
-from surgery.merging.refit import OutputMoments
+from surgery.models.copies import sharing_copy
+from surgery.operations.gqa import solve
+from surgery.operations.gqa.moments import SiteMoments
+from surgery.operations.gqa.wide import set_wide
 
 
 @torch.no_grad()

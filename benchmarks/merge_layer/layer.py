@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from surgery.anatomy import Site, find_sites
+from surgery.models.sites import Site, find_sites
 
 SEED = 0
 # Hidden states: the variance of feature i falls as i^-DECAY; neighbours correlate.

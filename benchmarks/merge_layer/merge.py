@@ -11,10 +11,10 @@ from typing import Any
 import torch
 
 from benchmarks.merge_layer.memory import peak, resident
-from surgery.calibration import solve
+from surgery.calibration.grouping import contiguous
 from surgery.calibration.options import Calibration
 from surgery.calibration.rows import weight_rows
-from surgery.merging.grouping import contiguous
+from surgery.operations.gqa import solve
 from surgery.transforms.heads import combine_heads
 
 

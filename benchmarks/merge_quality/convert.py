@@ -14,8 +14,8 @@ from benchmarks.merge_quality.schedule import RefusedError
 from surgery.calibration import calibrated_plan
 from surgery.errors import SurgeryError
 from surgery.execute.live import apply_
-from surgery.operations import parse_operations
 from surgery.plan.make import make_plan
+from surgery.plan.registry import parse_operations
 from surgery.plan.store import PLAN, load_plan, save_plan
 
 # What `attention.gqa` says for each merge.

@@ -10,9 +10,9 @@ from transformers import PreTrainedModel
 
 from surgery.data.collate import Batch
 from surgery.models.forward import no_cache
-from surgery.observation import AttentionCall, Tap
-from surgery.observation.entropy import row_entropy
-from surgery.observation.rows import row_logits, sample_rows
+from surgery.observe import AttentionCall, Tap
+from surgery.observe.entropy import row_entropy
+from surgery.observe.rows import row_logits, sample_rows
 
 
 @torch.inference_mode()

@@ -160,7 +160,7 @@ def fresh(function: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str,
 
 
 def _named(figures: dict[str, Any]) -> dict[str, Any]:
-    from surgery.report.summary import machine, versions
+    from surgery.lab.report.summary import machine, versions
 
     command = f"python -m benchmarks.{NAME} --quick"
     return {"command": command, **figures, "machine": machine(), "versions": versions()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-# As `surgery.observation` defines them. The largest logit and the norm of a head's output are not
+# As `surgery.observe` defines them. The largest logit and the norm of a head's output are not
 # to be had from a map.
 NAMES = (
     "attention_entropy",

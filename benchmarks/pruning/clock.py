@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from surgery.anatomy import find_sites
+from surgery.models.sites import find_sites
 
 WARM_UP = 2
 

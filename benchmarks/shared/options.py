@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from benchmarks.shared.command import without
-from surgery.report.summary import machine, versions
+from surgery.lab.report.summary import machine, versions
 
 T = TypeVar("T")
 

@@ -13,11 +13,11 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
 import surgery.hydra  # noqa: F401  (Hydra finds the groups)
-from surgery.anatomy import text_config
 from surgery.config.schema import RunConfig
 from surgery.config.validate import checked
 from surgery.data.collate import Batch
 from surgery.data.module import TextData
+from surgery.models.sites import text_config
 from surgery.models.source import ModelSource
 from surgery.pipeline.prepare import HEALING_RATE
 

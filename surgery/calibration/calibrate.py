@@ -2,36 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from transformers import PreTrainedModel
 
-from surgery.anatomy import find_sites
 from surgery.calibration.case import Case
-from surgery.calibration.clone import sharing_copy
 from surgery.calibration.options import Calibration
-from surgery.calibration.resolve_gqa import resolve_gqa
-from surgery.calibration.resolve_pruning import resolve_pruning
 from surgery.calibration.view import Batch
-from surgery.errors import ConfigError
+from surgery.errors import ConfigError, SiteError
 from surgery.execute.live import apply_
 from surgery.importance.estimate import Scorer
-from surgery.operations.gqa import GQA
-from surgery.operations.prune_heads import PruneHeads
+from surgery.models.copies import sharing_copy
+from surgery.models.sites import find_sites
 from surgery.plan.make import make_plan
 from surgery.plan.operation import Operation
 from surgery.plan.plan import Plan
+from surgery.plan.registry import operation_class
 from surgery.plan.resolution import Resolution
-
-# Per operation that calibrates: who makes its decisions. It may come back with fewer of them open.
-_RESOLVERS: dict[type[Operation], Callable[[Any, Case], tuple[Operation, Resolution]]] = {
-    GQA: resolve_gqa,
-    PruneHeads: resolve_pruning,
-}
-# Steps that change how the model runs, and nothing that it computes.
-RUNNING = ("fuse_qkv", "backend")
 
 
 def calibrated_plan(
@@ -52,8 +41,8 @@ def calibrated_plan(
         batches: arguments of forward passes; the same ones in the same order give the same plan.
             ``labels`` are needed for scores of heads alone.
         options: how.
-        scorer: who scores heads for `prune_heads`; by default, `surgery.importance.score_heads` on
-            `batches`, which need their ``labels`` then.
+        scorer: who scores heads, where an operation asks; by default,
+            `surgery.importance.score_heads` on `batches`, which need their ``labels`` then.
         making: `make_plan`'s own options.
 
     Raises:
@@ -73,12 +62,15 @@ def calibrated_plan(
         before, sites = sharing_copy(model), find_sites(model).sites
         if number:
             earlier = make_plan(before, operations[:number], resolutions=resolutions, **same)
-            # Fused or not, projections compute the same; here they are looked at one by one.
-            apart = tuple(step for step in earlier.steps if step.kind not in RUNNING)
-            before = apply_(before, replace(earlier, steps=apart), check=False)
+            # What only runs otherwise computes the same; projections are looked at one by one.
+            asked = tuple(s for s in earlier.steps if not operation_class(s.operation).runs_only)
+            before = apply_(before, replace(earlier, steps=asked), check=False)
             sites = earlier.after
         case = Case(before, sites, rows, options, scorer, native=bool(making.get("native")))
-        operations[number], resolutions[number] = _RESOLVERS[type(operation)](operation, case)
+        try:
+            operations[number], resolutions[number] = operation.calibrate(case)
+        except SiteError as error:
+            raise operation.uncalibratable(error.path, error.why) from None
         seen.append(
             {
                 "operation": operation.name,

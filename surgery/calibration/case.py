@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel
 
-from surgery.anatomy import Site
 from surgery.calibration.options import Calibration
 from surgery.calibration.view import Batch
 from surgery.importance.estimate import Scorer
+from surgery.models.sites import Site
 
 
 @dataclass(frozen=True)

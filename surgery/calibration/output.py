@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import torch
 
+from surgery.calibration.refit import OutputMoments
 from surgery.calibration.rows import widest
 from surgery.calibration.text import SiteText
-from surgery.merging.refit import OutputMoments
 
 
 class Solved(NamedTuple):

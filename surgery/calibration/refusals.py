@@ -9,25 +9,16 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from surgery.anatomy import ROLES, Site
-from surgery.errors import ConfigError
+from surgery.errors import SiteError
 from surgery.models.forward import no_cache
-
-
-def refusal(site: Site, why: str) -> ConfigError:
-    """What to raise."""
-    return ConfigError(
-        "attention.gqa",
-        f"{site.path} cannot be calibrated: {why}",
-        valid="merge mean, first or random with grouping=contiguous, and a number of KV heads",
-    )
+from surgery.models.sites import ROLES, Site
 
 
 def refuse_shared(model: PreTrainedModel, sites: Sequence[Site]) -> None:
     """Sites are solved one after the other, so none may hold what another holds.
 
     Raises:
-        ConfigError: two share a tensor.
+        SiteError: two share a tensor.
     """
     owner: dict[int, Site] = {}
     for site in sites:
@@ -35,7 +26,7 @@ def refuse_shared(model: PreTrainedModel, sites: Sequence[Site]) -> None:
             weight = model.get_parameter(f"{site.projection(role).path}.weight")
             other = owner.setdefault(id(weight), site)
             if other is not site:
-                raise refusal(site, f"it shares its weights with {other.path}")
+                raise SiteError(site.path, f"it shares its weights with {other.path}")
 
 
 @torch.no_grad()
@@ -45,7 +36,7 @@ def refuse_repeated(
     """What a site is given is seen at its first call, so there may be but one.
 
     Raises:
-        ConfigError: a pass calls a block several times, as where all layers are one.
+        SiteError: a pass calls a block several times, as where all layers are one.
     """
     calls = dict.fromkeys((site.path for site in sites), 0)
 
@@ -65,4 +56,4 @@ def refuse_repeated(
             handle.remove()
     for site in sites:
         if calls[site.path] > 1:
-            raise refusal(site, f"one pass over the data calls it {calls[site.path]} times")
+            raise SiteError(site.path, f"one pass over the data calls it {calls[site.path]} times")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import nn
 
-from surgery.anatomy import Site
-from surgery.plan.head_edits import order
+from surgery.models.sites import Site
+from surgery.transforms.head_edits import order
 
 
 def features(site: Site, role: str, output: torch.Tensor) -> torch.Tensor:
@@ -30,6 +32,21 @@ def output_columns(model: nn.Module, site: Site) -> torch.Tensor:
     weight = model.get_parameter(f"{projection.path}.weight").detach()
     weight = widest(weight.mT if projection.transposed else weight)
     return weight.unflatten(1, (-1, projection.unit)).movedim(1, 0)
+
+
+def in_plan_layout(site: Site, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A site's calibrated tensors in the layouts that a plan has for them."""
+    turned = {
+        role: t.mT if role == "output" and site.output.transposed else t
+        for role, t in tensors.items()
+    }
+    return {role: tensor.contiguous() for role, tensor in turned.items()}
+
+
+def put_parameter(block: nn.Module, name: str, parameter: nn.Parameter) -> None:
+    """Set a parameter by its dotted name."""
+    path, _, attribute = name.rpartition(".")
+    setattr(block.get_submodule(path), attribute, parameter)
 
 
 def widest(tensor: torch.Tensor) -> torch.Tensor:

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from transformers import PreTrainedModel
 
-from surgery.anatomy import Site
 from surgery.calibration.view import Batch, Kept, SiteView, see
+from surgery.models.sites import Site
 
 
 class SiteText:

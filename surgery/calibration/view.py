@@ -11,11 +11,11 @@ import torch
 from torch import nn
 from transformers import Cache, PreTrainedModel
 
-from surgery.anatomy import Site
-from surgery.calibration.refusals import refusal
 from surgery.calibration.rows import features
+from surgery.errors import SiteError
 from surgery.models.forward import no_cache
-from surgery.observation import AttentionCall, Tap
+from surgery.models.sites import Site
+from surgery.observe import AttentionCall, Tap
 
 Batch = Mapping[str, torch.Tensor]
 
@@ -78,7 +78,7 @@ def see(
         attention: whether the projections and the attention call are wanted, or the output alone.
 
     Raises:
-        ConfigError: the site took no part, or attends past transformers' interface.
+        SiteError: the site took no part, or attends past transformers' interface.
     """
     view = SiteView()
     if isinstance(batch, Kept):
@@ -99,9 +99,11 @@ def see(
         except _Seen:
             pass
     if view.output is None:
-        raise refusal(site, "it took no part in a forward pass over the calibration data")
+        raise SiteError(site.path, "it took no part in a forward pass over the calibration data")
     if view.call is None:
-        raise refusal(site, "its attention does not go through transformers' AttentionInterface")
+        raise SiteError(
+            site.path, "its attention does not go through transformers' AttentionInterface"
+        )
     view.real = _real(view.call.query_mask, view.call.query.shape[2])
     # Across, queries are a decoder's and keys are the encoder's.
     view.real_keys = _real(masks[0], view.call.key.shape[2]) if site.cross else view.real

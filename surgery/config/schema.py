@@ -220,7 +220,7 @@ class ImportanceConfig:
 
 @dataclass
 class RoleThresholdsConfig:
-    """See `surgery.analysis.roles.Thresholds`."""
+    """See `surgery.lab.analysis.roles.Thresholds`."""
 
     induction: float = MISSING
     duplicate_token: float = MISSING

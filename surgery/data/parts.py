@@ -89,8 +89,8 @@ def _string_statements(owner: ast.AST, block: list[ast.stmt], lines: list[str]) 
         yield _Piece(
             start,
             end,
-            statement.value.value,
-            comment=False,  # type: ignore[attr-defined]
+            statement.value.value,  # type: ignore[attr-defined]
+            comment=False,
             alone=crowded or (needed and number == 0),
         )
 

@@ -11,20 +11,20 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from surgery.anatomy import Site, find_sites
-from surgery.architecture.attributes import set_attributes
-from surgery.architecture.config_patch import apply_patch
 from surgery.errors import PlanError
-from surgery.execute.removal import check_removal
-from surgery.execute.steps import is_step, run_step
-from surgery.models.skeleton import on_meta
+from surgery.execute.config import patch_config_
+from surgery.models.attributes import merge_attributes, set_attributes
+from surgery.models.convert import convert_model
+from surgery.models.copies import on_meta
+from surgery.models.sites import Site, find_sites
+from surgery.plan.operation import Step
 from surgery.plan.plan import Plan
-from surgery.plan.rehearse import rehearse
+from surgery.plan.registry import is_step, operation_class, run_step
 from surgery.record.write import forget_record, write_record
-from surgery.rehouse import check_rehoused, rehouse
 from surgery.transforms import run_transform
+from surgery.verify.conversion import check_conversion
+from surgery.verify.equivalence import check_equivalence
 
-FUSE = "fuse_qkv"
 # On a model: the plan that made it what it is.
 _MARK = "_surgery_plan"
 
@@ -43,16 +43,18 @@ def apply_(
     Args:
         model: the model the plan was made for, on one device.
         plan: what to do.
-        check: rehearse first (`surgery.plan.rehearse`), which runs the model once on a few
-            tokens; never done on the meta device. Leave it out for weights that mean nothing yet.
+        check: check first that the result will compute what it should
+            (`surgery.verify.equivalence`, and each operation's own check), which runs the model on
+            a few tokens; never done on the meta device. Leave it out for weights that mean nothing
+            yet.
         probe: arguments to run it with, for models that need more than token ids or pixels.
 
     Returns:
-        `model`; or, where the plan re-houses it, the new model, which shares tensors with the old.
+        `model`; or, where the plan converts it, the new model, which shares tensors with the old.
 
     Raises:
-        PlanError: the model is not the one the plan was made for, or the rehearsal failed. The
-            model is untouched then.
+        PlanError: the model is not the one the plan was made for, or a check failed. The model is
+            untouched then.
     """
     sites = find_sites(model).sites
     mark = json.dumps(plan.to_json(), sort_keys=True)
@@ -68,37 +70,46 @@ def apply_(
     if plan.open_decisions:
         raise PlanError(f"the plan is not calibrated yet: {plan.open_decisions[0]}")
     _check_edits(plan)
+    operations = {spec["operation"]: operation_class(spec["operation"]) for spec in plan.operations}
     checked = check and not on_meta(model)
-    if plan.rehousing is not None:
-        old, model = model, rehouse(model, **plan.rehousing)
+    if plan.conversion is not None:
+        old, model = model, convert_model(model, **plan.conversion)
         if checked:
-            check_rehoused(
-                old, model, positions_dropped=plan.rehousing.get("positions") is not None
-            )
+            positions = plan.conversion.get("positions")
+            check_conversion(old, model, positions_dropped=positions is not None)
         if find_sites(model).sites != plan.before:
-            raise PlanError("the re-housed model is not what the plan predicted")
-    if checked and plan.changes:
-        rehearse(model, plan, probe)
-    if checked and len(plan.after) < len(plan.before):
-        left = {site.path for site in plan.after}
-        check_removal(model, [site for site in plan.before if site.path not in left], probe)
+            raise PlanError("the converted model is not what the plan predicted")
+    if checked:
+        if plan.changes:
+            check_equivalence(model, plan, probe)
+        for operation in operations.values():
+            operation.verify(model, plan, probe)
     _edit(model, plan)
-    set_attributes(model, plan.attributes)
-    apply_patch(model.config, plan.config_patch)
-    passing = [step for step in plan.steps if step.kind == FUSE]
-    for step in plan.steps:
-        if step not in passing:
-            run_step(step.kind, model, step.arguments)
+    attributes = merge_attributes(plan.attributes, plan.head_attributes)
+    set_attributes(model, attributes)
+    patch_config_(model, {**plan.head_patch, **plan.config_patch})
+    transient = {name for name, operation in operations.items() if operation.transient}
+    _perform(model, [step for step in plan.steps if step.operation not in transient])
     if find_sites(model).sites != _numbered(plan.after):
         raise PlanError("the operated model is not what the plan predicted")
     if plan.export.format == "record":
-        write_record(model, plan.attributes, [s for s in plan.steps if s.recorded])
+        write_record(model, attributes, [step for step in plan.steps if step.recorded])
     else:
         forget_record(model)
-    for step in passing:  # undone when the model is saved, so the record knows nothing of it
-        run_step(step.kind, model, step.arguments)
+    # Undone when the model is saved, so the record knows nothing of these.
+    _perform(model, [step for step in plan.steps if step.operation in transient])
     setattr(model, _MARK, mark)
     return model
+
+
+def apply_transient_(model: PreTrainedModel, plan: Plan) -> None:
+    """Do what a plan does for the run alone, on a model on which the rest of it is done."""
+    _perform(model, [s for s in plan.steps if operation_class(s.operation).transient])
+
+
+def _perform(model: PreTrainedModel, steps: Sequence[Step]) -> None:
+    for step in steps:
+        run_step(step.kind, model, step.arguments)
 
 
 def _edit(model: PreTrainedModel, plan: Plan) -> None:

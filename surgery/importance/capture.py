@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from surgery.anatomy import Site
 from surgery.importance.work import Batch, logits_of
+from surgery.models.sites import Site
 
 
 class Unfit(Exception):  # noqa: N818  (no error: there is another way)

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 import torch
 from transformers import PreTrainedModel
 
-from surgery.anatomy import Site, find_sites
 from surgery.config.schema import ObjectiveName, Task
 from surgery.console import progress, say
 from surgery.errors import ConfigError
@@ -21,6 +20,7 @@ from surgery.importance.losses import targets
 from surgery.importance.output_norm import OutputNorm
 from surgery.importance.table import GROUPS, HEADS, UNITS, ScoreTable, SiteScores
 from surgery.importance.work import Batch, BatchScores, Scores, Work
+from surgery.models.sites import Site, find_sites
 
 # Scores some sites of a model: (model, sites, estimator, unit) → table.
 Scorer = Callable[[PreTrainedModel, Sequence[Site], str, str], ScoreTable]

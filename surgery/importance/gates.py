@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from surgery.anatomy import Site
 from surgery.errors import SurgeryError
+from surgery.models.sites import Site
 
 
 class Gates:

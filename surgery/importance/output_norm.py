@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from surgery.anatomy import Site
 from surgery.errors import SurgeryError
 from surgery.importance.table import GROUPS, HEADS
 from surgery.importance.work import Batch, BatchScores, Scores, Work, logits_of
+from surgery.models.sites import Site
 
 
 class OutputNorm:

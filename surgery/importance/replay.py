@@ -10,10 +10,10 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from surgery.anatomy import Site
 from surgery.importance.capture import Moment, Stack, Unfit
 from surgery.importance.losses import Targets
 from surgery.importance.work import Ablation, Batch, logits_of
+from surgery.models.sites import Site
 
 
 def resume(

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import torch
 from transformers import PreTrainedModel
 
-from surgery.anatomy import Site
 from surgery.config.schema import ObjectiveName, Task
 from surgery.importance.table import GROUPS, HEADS
 from surgery.models.forward import no_cache
+from surgery.models.sites import Site
 
 Batch = Mapping[str, torch.Tensor]
 # Unit → for each site, one number per head or group.

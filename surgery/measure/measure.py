@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from surgery.anatomy import find_sites
 from surgery.config.schema import MeasureConfig, Task
 from surgery.data.module import TextData
 from surgery.measure.loss import held_out_loss
 from surgery.measure.speed import measure_speed
-from surgery.plan.sizes import attention_flops, kv_bytes_per_token
+from surgery.models.sites import find_sites
+from surgery.plan.sizes import count_sizes
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Measurement:
     loss: float
     perplexity: float
     parameters: int
-    kv_bytes_per_token: int
+    kv_bytes_per_token: float
     cache_bytes_per_token: float | None
     attention_flops: int
     prefill_ms: float
@@ -35,23 +35,38 @@ class Measurement:
 
 
 def measure_model(
-    model: PreTrainedModel, data: TextData, cfg: MeasureConfig, task: Task, *, label: str
+    model: PreTrainedModel,
+    data: TextData,
+    cfg: MeasureConfig,
+    task: Task,
+    *,
+    label: str,
+    tokens: int | None = None,
 ) -> Measurement:
-    """Measure `model` on the held-out half of `data`. Leaves it in the mode it was in."""
+    """Measure `model` on the held-out half of `data`. Leaves it in the mode it was in.
+
+    Args:
+        tokens: length at which sizes are counted; by default, that of a window of `data`.
+    """
     training = model.training
     model.eval()
     loss = held_out_loss(model, data, cfg, task, label=label)
     prompt = _prompt(model, data, cfg.prefill_tokens, cfg.decode_tokens)
     speed = measure_speed(model, prompt, task, decode_tokens=cfg.decode_tokens, repeats=cfg.repeats)
-    sites = find_sites(model).sites
+    sizes = count_sizes(
+        sum(p.numel() for p in model.parameters()),
+        find_sites(model).sites,
+        tokens or data.cfg.seq_len,
+        model.dtype.itemsize,
+    )
     model.train(training)
     return Measurement(
         loss=loss,
         perplexity=math.exp(min(loss, 700.0)),
-        parameters=sum(p.numel() for p in model.parameters()),
-        kv_bytes_per_token=kv_bytes_per_token(sites, model.dtype.itemsize),
+        parameters=sizes.parameters,
+        kv_bytes_per_token=sizes.kv_bytes_per_token,
         cache_bytes_per_token=speed.cache_bytes_per_token,
-        attention_flops=attention_flops(sites, data.cfg.seq_len),
+        attention_flops=sizes.attention_flops,
         prefill_ms=speed.prefill_ms,
         decode_ms=speed.decode_ms,
     )

@@ -6,14 +6,18 @@ from dataclasses import dataclass
 
 from omegaconf import MISSING
 
-from surgery.architecture.dropouts import governing_keys, holders, reads_config, refuses_dropout
+from surgery.config.options import Range, option
 from surgery.errors import ConfigError
-from surgery.operations.base import operation
-from surgery.operations.layers import chosen
-from surgery.plan.operation import Draft, Operation, Step
+from surgery.models.dropout import (
+    DROPS_NOTHING,
+    dropout_attributes,
+    find_governing_keys,
+    reads_config,
+)
+from surgery.plan.layers import LAYERS_HELP, select_sites
+from surgery.plan.operation import Draft, Operation
 
 
-@operation("attention_dropout")
 @dataclass
 class AttentionDropout(Operation):
     """Options of `attention.attention_dropout`.
@@ -23,41 +27,44 @@ class AttentionDropout(Operation):
         layers: sites to change, by number from 0; ``None`` for all.
     """
 
-    p: float = MISSING
-    layers: list[int] | None = None
+    name = "attention_dropout"
+
+    p: float = option(
+        MISSING, "share that is set to zero; 0 drops nothing", range=Range(0, 1, high_open=True)
+    )
+    layers: list[int] | None = option(None, LAYERS_HELP)
 
     def plan(self, draft: Draft) -> None:
-        if not 0 <= self.p < 1:
-            raise ConfigError(
-                self.key("p"), "is no share", given=self.p, valid="0 up to, not including, 1"
-            )
-        sites = chosen(draft.sites, self.layers, self.key("layers"), draft.removed)
+        sites = select_sites(draft.sites, self.layers, self.key("layers"), draft.removed)
+        held = {site.path: dropout_attributes(draft.model, site) for site in sites}
         for site in sites:
-            if not holders(draft.skeleton.get_submodule(site.path)):
+            if not held[site.path]:
                 raise ConfigError(
                     f"attention.{self.name}",
                     f"{site.path} takes no attention dropout",
-                    given=type(draft.skeleton.get_submodule(site.path)).__name__,
+                    given=type(draft.model.get_submodule(site.path)).__name__,
                 )
-        backend = refuses_dropout(draft) if self.p else ""
-        if backend:
+        backend = draft.implementation or str(draft.model.config._attn_implementation)
+        if self.p and backend in DROPS_NOTHING:
             raise ConfigError(
                 self.key("p"),
                 f"the attention backend {backend} has no dropout",
                 given=self.p,
-                valid="0, or attention.backend.implementation=sdpa",
+                valid="0, or the backend sdpa",
             )
-        keys = governing_keys(draft.skeleton, draft.sites) if self.layers is None else []
-        if not keys:
-            for site in sites:
-                if reads_config(draft.skeleton, draft.skeleton.get_submodule(site.path)):
-                    raise ConfigError(
-                        self.key("layers"),
-                        f"{site.path} reads its dropout from the config all blocks share",
-                        given=self.layers,
-                        valid="null for all",
-                    )
+        keys = find_governing_keys(draft, draft.sites) if self.layers is None else []
         for key in keys:
             draft.set_config(key, self.p)
-        arguments = {"p": self.p, "sites": [site.path for site in sites]}
-        draft.steps.append(Step(self.name, self.name, arguments, recorded=not keys))
+        for site in sites:
+            draft.tell(site.path, "dropout", f"{self.p:g}")
+            if keys:
+                continue
+            if reads_config(draft.model, draft.model.get_submodule(site.path)):
+                raise ConfigError(
+                    self.key("layers"),
+                    f"{site.path} reads its dropout from the config all blocks share",
+                    given=self.layers,
+                    valid="null for all",
+                )
+            for path, name in held[site.path]:
+                draft.set_attribute(path, name, self.p)

@@ -1,50 +1,113 @@
-"""`rehouse`: the same model in another architecture, whose config can say more."""
+"""`rehouse` and `absolute_to_rope`: the same model in another architecture.
+
+`rehouse` keeps what the model computes; `absolute_to_rope` leaves its learned positions behind for
+rotary ones (arXiv:2104.09864), or none.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from enum import Enum
 
 from omegaconf import MISSING
+from transformers import PreTrainedModel
 
-from surgery.errors import ConfigError
-from surgery.operations.base import operation
-from surgery.plan.operation import Draft, Operation
+from surgery.config.options import Range, option
+from surgery.errors import ConfigError, ConversionError
+from surgery.models.convert import TARGETS
+from surgery.plan.operation import Conversion, Draft, Operation, Position
 
-HOUSES = ("mistral", "phi3", "starcoder2")
+_THETA = 10000.0
+_HOUSE = "starcoder2"  # the same blocks as GPT-2's and OPT's, and rotary
 
 
-@operation("rehouse")
 @dataclass
 class Rehouse(Operation):
     """Options of `attention.rehouse`.
 
     Attributes:
-        into: the architecture, one of `HOUSES`. Which of them can hold a model exactly is told by
-            `surgery.rehouse.houses`.
+        into: the architecture. Which of them can hold a model exactly is told by
+            `surgery.models.convert.list_targets`.
     """
 
-    into: str = MISSING
+    name = "rehouse"
+    position = Position.FIRST
+
+    into: str = option(
+        MISSING, f"the architecture: {' | '.join(TARGETS)}", valid=", ".join(TARGETS)
+    )
+
+    def conversion(self, model: PreTrainedModel) -> Conversion:
+        if self.into not in TARGETS:
+            raise ConfigError(
+                self.key("into"),
+                "nothing here can move to this architecture",
+                given=self.into,
+                valid=TARGETS,
+            )
+        return Conversion(self.into)
+
+    def unconvertible(self, error: ConversionError) -> ConfigError:
+        learned = "; for learned positions: attention.absolute_to_rope"
+        hint = learned if "learned positions" in error.problem else ""
+        return ConfigError(
+            self.key("into"), error.problem, given=error.given, valid=f"{_list(error.valid)}{hint}"
+        )
 
     def plan(self, draft: Draft) -> None:
-        check_first(self.name, draft)
-
-    def rehousing(self, config: Any) -> dict[str, Any]:
-        """Keyword arguments of `surgery.rehouse.rehouse`, plain JSON."""
-        if self.into not in HOUSES:
-            raise ConfigError(self.key("into"), "no such house", given=self.into, valid=HOUSES)
-        return {"into": self.into, "positions": None}
+        """Nothing besides the conversion."""
 
 
-def check_first(name: str, draft: Draft) -> None:
-    """Refuse to move a model that other operations were planned for already.
+def _list(valid: str | Iterable[str]) -> str:
+    return valid if isinstance(valid, str) else ", ".join(valid)
 
-    Raises:
-        ConfigError: something comes before.
+
+class Rotary(Enum):
+    """What stands in for the table: RoPE, or nothing at all (NoPE, arXiv:2305.19466)."""
+
+    default = "default"
+    none = "none"
+
+
+@dataclass
+class AbsoluteToRope(Operation):
+    """Options of `attention.absolute_to_rope`.
+
+    The table of learned positions is left behind, so the model has to be trained afterwards.
+    `max_position_embeddings` stays what it was.
+
+    Attributes:
+        theta: base of the rotary frequencies; not used with ``none``.
+        type: RoPE, or no positions.
     """
-    if draft.changes or draft.steps or draft.patch:
-        raise ConfigError(
-            f"attention.{name}",
-            "has to come first: the others work on what it gives",
-            valid=f"attention=[{name},…]",
+
+    name = "absolute_to_rope"
+    position = Position.FIRST
+
+    theta: float = option(
+        _THETA, "base of the rotary frequencies", range=Range(low=1, low_open=True)
+    )
+    type: Rotary = option(Rotary.default, "default: RoPE | none: no positions at all")
+
+    def conversion(self, model: PreTrainedModel) -> Conversion:
+        if self.type is Rotary.default:
+            return Conversion(_HOUSE, {"theta": self.theta})
+        if self.theta != _THETA:
+            raise ConfigError(
+                self.key("theta"),
+                "type none does not use it",
+                given=self.theta,
+                valid=f"{_THETA}, which is not looked at, or type default",
+            )
+        return Conversion(_HOUSE, {"nope": True})
+
+    def plan(self, draft: Draft) -> None:
+        rotary = self.type is Rotary.default
+        instead = f"RoPE with base {self.theta:g}" if rotary else "none"
+        draft.notes.append(
+            f"positions: {instead} in place of the learned table, which is left behind; "
+            "the model has to be trained to it"
         )
+        for site in draft.sites:
+            draft.tell(site.path, "positions", f"{'rotary' if rotary else 'none'}, were absolute")

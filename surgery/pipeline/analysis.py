@@ -9,14 +9,18 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from surgery.analysis.behaviour import observe_text
-from surgery.analysis.clusters import clusters, tree, what_is_its_own
-from surgery.analysis.draw_maps import draw_map
-from surgery.analysis.draw_probes import draw_probes
-from surgery.analysis.draw_roles import draw_roles
-from surgery.analysis.draw_similarity import draw_similarity
-from surgery.analysis.groups import shared_groups
-from surgery.analysis.maps import (
+from surgery.config.schema import AnalysisConfig, Task
+from surgery.console import is_rank_zero, say, show
+from surgery.data.windows import frame
+from surgery.files import write_json
+from surgery.lab.analysis.behaviour import observe_text
+from surgery.lab.analysis.clusters import clusters, tree, what_is_its_own
+from surgery.lab.analysis.draw_maps import draw_map
+from surgery.lab.analysis.draw_probes import draw_probes
+from surgery.lab.analysis.draw_roles import draw_roles
+from surgery.lab.analysis.draw_similarity import draw_similarity
+from surgery.lab.analysis.groups import shared_groups
+from surgery.lab.analysis.maps import (
     BEST,
     Head,
     attention_maps,
@@ -25,9 +29,9 @@ from surgery.analysis.maps import (
     check_maps,
     parsed,
 )
-from surgery.analysis.probes import Judged, run_probes
-from surgery.analysis.repeats import Repeats, observe_repeats, random_repeats
-from surgery.analysis.result import (
+from surgery.lab.analysis.probes import Judged, run_probes
+from surgery.lab.analysis.repeats import Repeats, observe_repeats, random_repeats
+from surgery.lab.analysis.result import (
     FORMAT,
     beside_others,
     heads_of,
@@ -35,16 +39,12 @@ from surgery.analysis.result import (
     probes_json,
     save_heads,
 )
-from surgery.analysis.roles import Thresholds
-from surgery.analysis.similarity import Similarity, compare_heads
-from surgery.analysis.sources import check_probes, probe_name, probe_texts
-from surgery.analysis.table import probes_table, roles_table
-from surgery.analysis.watch import Batch, self_attention, unmasked
-from surgery.anatomy import Site
-from surgery.config.schema import AnalysisConfig, Task
-from surgery.console import is_rank_zero, say, show
-from surgery.data.windows import frame
-from surgery.files import write_json
+from surgery.lab.analysis.roles import Thresholds
+from surgery.lab.analysis.similarity import Similarity, compare_heads
+from surgery.lab.analysis.sources import check_probes, probe_name, probe_texts
+from surgery.lab.analysis.table import probes_table, roles_table
+from surgery.lab.analysis.watch import Batch, self_attention, unmasked
+from surgery.models.sites import Site
 from surgery.pipeline.session import Session
 
 FOLDER = "analysis"

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-from surgery.anatomy import Site
 from surgery.calibration import Calibration, calibrated_plan
 from surgery.config.schema import ExportFormat, RunConfig
 from surgery.console import is_rank_zero, say, show
@@ -20,8 +18,8 @@ from surgery.execute.live import apply_
 from surgery.importance import ScoreTable
 from surgery.importance.estimate import Scorer
 from surgery.measure.loss import held_out_loss
-from surgery.operations.gqa import GQA, Grouping, Merge
-from surgery.pipeline.deferred import performed
+from surgery.models.sites import Site
+from surgery.pipeline.deferred import immediate_operations
 from surgery.pipeline.session import Session
 from surgery.plan.operation import Operation
 from surgery.plan.plan import Plan
@@ -43,7 +41,7 @@ def calibrate(session: Session) -> None:
         return
     # Training draws the same numbers as without this stage.
     with torch.random.fork_rng():
-        operations = performed(session.run)
+        operations = immediate_operations(session.run)
         scorer = _scorer(session, operations, kept=True)
         session.plan = _calibrated(session, session.loaded(), operations, scorer)
     save_plan(session.plan, session.run_dir)
@@ -51,41 +49,39 @@ def calibrate(session: Session) -> None:
 
 
 def compare(session: Session) -> dict[str, Any] | None:
-    """What `merge=optimal` gives on this very model and data; ``None`` where there is no question.
+    """What the better way of an operation gives on this very model and data; ``None`` for none.
 
-    The original is loaded again, merged and evaluated; the run's own model is not touched. A model
-    that cannot be merged so is no mistake of this run: that is said, and the run goes on.
+    The original is loaded again, operated and evaluated; the run's own model is not touched. A
+    model for which it is no way is no mistake of this run: that is said, and the run goes on.
     """
-    operations = performed(session.run)
-    better = [_optimal(operation) for operation in operations]
-    if better == operations or session.data is None:
+    operations = immediate_operations(session.run)
+    alternatives = [operation.alternative() for operation in operations]
+    found = [alternative for alternative in alternatives if alternative is not None]
+    if not found or session.data is None:
         return None
-    run, start = session.run, time.perf_counter()
+    better = [
+        operation if alternative is None else alternative.operation
+        for operation, alternative in zip(operations, alternatives, strict=True)
+    ]
+    run, start, name = session.run, time.perf_counter(), ", ".join(one.name for one in found)
     with torch.random.fork_rng():
         model = session.source.load().to(session.device)  # type: ignore[arg-type]
         try:
             scorer = _scorer(session, better, kept=False)
             model = apply_(model, _calibrated(session, model, better, scorer))
         except (ConfigError, PlanError) as error:
-            say(f"  merge=optimal is not for this model: {error.args[0].splitlines()[0]}")
+            say(f"  {name} is not for this model: {error.args[0].splitlines()[0]}")
             return None
-        loss = held_out_loss(
-            model, session.data, run.measure, run.model.task, label="merge=optimal"
-        )
+        loss = held_out_loss(model, session.data, run.measure, run.model.task, label=name)
     return {
-        "merge": Merge.optimal.value,
-        "grouping": Grouping.similarity.value,
+        "name": name,
+        "advice": "; ".join(one.advice for one in found),
+        **{key: value for one in found for key, value in one.figures.items()},
         "loss": loss,
         "windows": run.calibration.windows,
         "refine_steps": run.calibration.refine_steps,
         "seconds": round(time.perf_counter() - start, 3),
     }
-
-
-def _optimal(operation: Operation) -> Operation:
-    if isinstance(operation, GQA) and not operation.rewrites:
-        return replace(operation, merge=Merge.optimal, grouping=Grouping.similarity)
-    return operation
 
 
 def _calibrated(
@@ -110,7 +106,7 @@ def _calibrated(
 
 def _scorer(session: Session, operations: list[Operation], *, kept: bool) -> Scorer | None:
     """Who scores heads, if any operation asks; `kept`: the tables it makes are written down."""
-    if not any(getattr(operation, "estimator", None) for operation in operations):
+    if not any(operation.scored_by for operation in operations):
         return None
     from surgery.pipeline.importance import keep, scorer_of
 
@@ -159,11 +155,10 @@ def _awaited(run_dir: Path, planned: Plan) -> Plan:
 
 
 def say_comparison(found: dict[str, Any], before: float, after_surgery: float) -> None:
-    """One line: the gap that this merge opened, and the one that `optimal` would have."""
+    """One line: the gap that this way opened, and the one that the better would have."""
     opened, would = after_surgery - before, found["loss"] - before
     share = f", {would / opened:.0%} of it" if opened > 0 else ""
     say(
-        f"this merge opened a gap of {opened:.3f} nats before training; merge=optimal would have "
-        f"opened {would:.3f}{share} (measured in {found['seconds']:.0f} s): "
-        "+recipe=gqa_optimal, or attention.gqa.merge=optimal attention.gqa.grouping=similarity"
+        f"surgery opened a gap of {opened:.3f} nats before training; {found['name']} would have "
+        f"opened {would:.3f}{share} (measured in {found['seconds']:.0f} s): {found['advice']}"
     )

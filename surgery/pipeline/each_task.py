@@ -14,11 +14,11 @@ from transformers import PreTrainedModel
 from surgery.config.schema import DataConfig, RunConfig, TaskMode
 from surgery.console import heading, say
 from surgery.files import write_text
+from surgery.lab.tasks import OutputProjections
+from surgery.lab.tasks.declare import BASE, ORIGINAL, of_task
+from surgery.lab.tasks.losses import task_losses
 from surgery.models.source import ModelSource
 from surgery.pipeline.session import Session
-from surgery.tasks import OutputProjections
-from surgery.tasks.declare import BASE, ORIGINAL, of_task
-from surgery.tasks.losses import task_losses
 
 # Where in the run directory each task has its own, and where their projections are.
 RUNS = "tasks"

@@ -13,10 +13,10 @@ from transformers import PreTrainedModel
 from surgery.config.schema import Dtype
 from surgery.console import say
 from surgery.errors import SurgeryError
-from surgery.execute.fuse import unfuse_qkv_
+from surgery.lab.report.card import model_card
 from surgery.pipeline.session import Session
 from surgery.pipeline.summary import summarize
-from surgery.report.card import model_card
+from surgery.plan.registry import restore_saved_form_
 
 RECORD = "surgery.json"
 # Reloading changes no arithmetic; anything above rounding noise is a fault.
@@ -27,7 +27,7 @@ def export(session: Session) -> None:
     """Write `export/` beside its final name, check it, then rename it."""
     run = session.run
     model = session.loaded().cpu().eval()
-    unfuse_qkv_(model)
+    restore_saved_form_(model)
     assert session.tokenizer is not None
     final = session.run_dir / "export"
     draft = session.run_dir / "export.partial"

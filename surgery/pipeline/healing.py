@@ -6,9 +6,9 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from surgery.anatomy import find_sites, text_config
 from surgery.config.schema import ObjectiveName, RunConfig, Task, Trained
 from surgery.errors import ConfigError
+from surgery.models.sites import find_sites, text_config
 from surgery.plan.plan import Plan
 from surgery.training.pairs import Pair, own_pairs, pair_sites
 from surgery.training.parameters import check_parameters

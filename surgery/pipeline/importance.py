@@ -7,15 +7,15 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedModel
 
-from surgery.anatomy import Site
 from surgery.config.schema import TaskMode
 from surgery.console import is_rank_zero, say, show
 from surgery.data.collate import Batch
 from surgery.data.module import TextData
 from surgery.importance.estimate import Scorer, score_heads
 from surgery.importance.table import GROUPS, HEADS, ScoreTable
+from surgery.lab.report.importance import draw_scores, scores_table
+from surgery.models.sites import Site
 from surgery.pipeline.session import Session
-from surgery.report.importance import draw_scores, scores_table
 
 FILE = "importance.json"
 PICTURE = "importance.png"

@@ -54,7 +54,7 @@ def send_results(session: Session, summary: Mapping[str, Any]) -> None:
     wanted = LoggerKind.wandb in session.run.logger.kinds and is_logged(set(session.run.stages))
     if not wanted or session.task_runs:  # each task's run has sent its own
         return
-    from surgery.report.comparable import comparable
+    from surgery.lab.report.comparable import comparable
     from surgery.training.loggers import wandb_runs
 
     open_loggers(session)

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 import transformers
 
-from surgery.anatomy import text_config
 from surgery.config.schema import (
     Dtype,
     ExportFormat,
@@ -24,17 +23,16 @@ from surgery.config.schema import (
 from surgery.console import is_terminal
 from surgery.errors import ConfigError
 from surgery.importance.check import check_estimator
+from surgery.lab.tasks.declare import EACH, check_tasks
+from surgery.models.sites import text_config
 from surgery.models.source import ModelSource
-from surgery.operations import parse_operations
-from surgery.operations.prune_heads import PruneHeads
-from surgery.operations.prune_options import check_options
-from surgery.pipeline.deferred import Deferred, check_deferred, split
+from surgery.pipeline.deferred import Deferred, split_deferred
 from surgery.pipeline.log import is_logged
 from surgery.pipeline.session import Session, device_name
 from surgery.plan.make import make_plan
 from surgery.plan.operation import Operation
 from surgery.plan.plan import Plan
-from surgery.tasks.declare import EACH, check_tasks
+from surgery.plan.registry import parse_operations
 
 _WEIGHTS = {Stage.measure, Stage.score, Stage.analyze, Stage.operate, Stage.train, Stage.export}
 _DATA = {Stage.measure, Stage.score, Stage.analyze, Stage.train}
@@ -60,10 +58,9 @@ def prepare(run: RunConfig, run_dir: Path, settings: dict[str, Any]) -> Session:
     wanted = set(run.stages)
     _check_stages(run, wanted)
     operations = parse_operations(run.attention)
-    early, late = split(operations)
-    if late is not None:
-        check_options(late)
-        check_deferred(run, late)
+    early, late = split_deferred(operations)
+    for operation in operations:
+        operation.check_run(run)
     source = ModelSource(run.model)
     _check_device(run.model.device)
     tasks = check_tasks(run, operations)
@@ -143,9 +140,9 @@ def prepare(run: RunConfig, run_dir: Path, settings: dict[str, Any]) -> Session:
 def _check_estimators(run: RunConfig, operations: Sequence[Operation]) -> None:
     """Of the stage `score`, and of every operation that has heads scored, whenever it does."""
     asked = {
-        operation.key("estimator"): operation.estimator
+        operation.key("estimator"): operation.scored_by
         for operation in operations
-        if isinstance(operation, PruneHeads) and operation.estimator is not None
+        if operation.scored_by is not None
     }
     if Stage.score in run.stages:
         asked["importance.estimator"] = run.importance.estimator
@@ -248,8 +245,7 @@ def check_fit(run: RunConfig, config: Any, plan: Plan) -> None:
             valid=f"2 to {limit}",
         )
     data = run.data
-    chosen = [s.arguments["implementation"] for s in plan.steps if s.kind == "backend"]
-    implementation = [*chosen, run.model.attn_implementation][0]
+    implementation = plan.implementation or run.model.attn_implementation
     flash = "flash" in str(implementation)
     if flash and data.isolate_documents and data.layout is Layout.packed and data.batch_size > 1:
         raise ConfigError(

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from surgery.console import say, show
 from surgery.errors import ConfigError
-from surgery.report.summary import FORMAT, MOMENTS, SUMMARY
-from surgery.report.table import result_table
+from surgery.lab.report.summary import FORMAT, MOMENTS, SUMMARY
+from surgery.lab.report.table import result_table
 
 PICTURE = "result.png"
 
@@ -17,12 +17,12 @@ def report(run_dir: Path) -> None:
     """Print the table, draw the picture where anything was measured, and write `report.html`."""
     summary = json.loads((run_dir / SUMMARY).read_text(encoding="utf-8"))
     if any(summary.get(moment) for moment in MOMENTS):
-        from surgery.report.picture import draw_result
+        from surgery.lab.report.picture import draw_result
 
         draw_result(summary, run_dir / PICTURE)
         show(result_table(summary))
     if summary.get("tasks"):
-        from surgery.tasks.table import agreement_table, losses_table, warnings
+        from surgery.lab.tasks.table import agreement_table, losses_table, warnings
 
         if summary["tasks"].get("spearman"):
             show(agreement_table(summary["tasks"]))
@@ -30,7 +30,7 @@ def report(run_dir: Path) -> None:
             show(losses_table(summary["tasks"]))
         for warning in warnings(summary["tasks"]):
             say(warning)
-    from surgery.report.html import write_report
+    from surgery.lab.report.html import write_report
 
     path = write_report(run_dir)
     say(f"  {path}: {path.stat().st_size / 1e6:.2f} MB")

@@ -14,13 +14,13 @@ from surgery.config.validate import checked
 from surgery.console import is_rank_zero
 from surgery.execute.live import apply_
 from surgery.files import write_json, write_text
+from surgery.lab.report.summary import SCHEMA, SUMMARY, schema_text
 from surgery.pipeline.log import closing_loggers, send_results
 from surgery.pipeline.prepare import check_writable, prepare
 from surgery.pipeline.report import report, report_again
 from surgery.pipeline.session import Session
 from surgery.pipeline.summary import summarize
 from surgery.plan.store import forget_plan
-from surgery.report.summary import SCHEMA, SUMMARY, schema_text
 
 
 def execute(cfg: DictConfig) -> None:
@@ -136,10 +136,10 @@ def _cut(session: Session) -> None:
     """Remove what training closed, where an operation was left to it."""
     if session.deferred is None:
         return
-    from surgery.pipeline.deferred import cut
+    from surgery.pipeline.deferred import perform_deferred
 
     with session.stage("cut"):
-        cut(session)
+        perform_deferred(session)
         _plan(session)
 
 

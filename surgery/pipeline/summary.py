@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from surgery.lab.report.summary import FORMAT, MOMENTS, gap_closed, machine, versions
 from surgery.pipeline.session import Session
-from surgery.report.summary import FORMAT, MOMENTS, gap_closed, machine, versions
 
 
 def summarize(session: Session) -> dict[str, Any]:

@@ -9,21 +9,21 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from surgery.anatomy import Site, find_sites
 from surgery.config.schema import DataConfig, TaskMode
 from surgery.console import say
 from surgery.files import write_json
 from surgery.importance.estimate import Scorer
 from surgery.importance.table import ScoreTable
-from surgery.operations import parse_operations
+from surgery.lab.tasks import combined
+from surgery.lab.tasks.agreement import correlations, needed_by_one
+from surgery.lab.tasks.declare import NO_MASK, of_task
+from surgery.lab.tasks.losses import harm, task_losses
+from surgery.lab.tasks.masks import choose_mask, gates_of
+from surgery.lab.tasks.picture import draw_tasks
+from surgery.models.sites import Site, find_sites
 from surgery.pipeline.importance import importance_batches, score_on
 from surgery.pipeline.session import Session
-from surgery.tasks import combined
-from surgery.tasks.agreement import correlations, needed_by_one
-from surgery.tasks.declare import NO_MASK, of_task
-from surgery.tasks.losses import harm, task_losses
-from surgery.tasks.masks import gates_of, mask_of, masking
-from surgery.tasks.picture import draw_tasks
+from surgery.plan.registry import parse_operations
 
 FILE = "tasks.json"
 PICTURE = "tasks.png"
@@ -54,8 +54,8 @@ def compare_tasks(session: Session) -> None:
     sites = find_sites(model).sites
     with torch.random.fork_rng():
         tables = task_tables(session, model, (), run.importance.estimator, "both")
-    operation = masking(parse_operations(run.attention))
-    masks = {name: mask_of(operation, sites, table) for name, table in tables.items()}
+    operations = parse_operations(run.attention)
+    masks = {name: choose_mask(operations, sites, table) for name, table in tables.items()}
     losses = {NO_MASK: task_losses(model, session.task_data, run, NO_MASK)}
     for name, mask in masks.items():
         with gates_of(model, sites, mask) as gates:

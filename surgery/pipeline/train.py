@@ -15,11 +15,11 @@ from pytorch_lightning.strategies import DeepSpeedStrategy, FSDPStrategy
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from transformers import PreTrainedModel
 
-from surgery.anatomy import Site
 from surgery.config.schema import ExportFormat, RunConfig
 from surgery.console import say
 from surgery.errors import ConfigError
 from surgery.importance import ScoreTable
+from surgery.models.sites import Site
 from surgery.models.source import ModelSource
 from surgery.pipeline.healing import matched
 from surgery.pipeline.log import open_loggers
@@ -34,7 +34,7 @@ def train(session: Session) -> None:
     """Fit, and leave the trained model in `session.model`."""
     run = session.run
     assert session.data is not None
-    module = build_module(run, session.source, session.plan, **_closing(session))
+    module = build_module(run, session.source, session.plan, **_deferred(session))
     if session.model is not None:
         module.adopt(session.model)
     pl.seed_everything(run.seed, verbose=False)
@@ -71,14 +71,13 @@ def train(session: Session) -> None:
         "checkpoint": _last_checkpoint(trainer),
         "curve": curve.points,
         "alarms": [alarm for c in trainer.callbacks for alarm in getattr(c, "alarms", ())],  # type: ignore[attr-defined]
-        "pruning": None,
+        "decision": None,
     }
     if session.training["steps"] == 0:
         raise ConfigError("trainer", "these options let no training step happen")
-    if module.pruning is not None and session.deferred is not None:
-        module.pruning.finish(trainer)
-        session.deferred.closed = module.pruning.chosen
-        session.training["pruning"] = module.pruning.to_json()
+    if module.decision is not None and session.deferred is not None:
+        session.deferred.decision = module.decision.finish(trainer)
+        session.training["decision"] = dict(module.decision.to_json())
     say(f"  trained {trainer.global_step} steps")
 
 
@@ -95,8 +94,8 @@ def _whole(module: SurgeryModule, trainer: pl.Trainer, session: Session) -> PreT
     return module.model.to(session.device)  # type: ignore[arg-type]
 
 
-def _closing(session: Session) -> dict[str, Any]:
-    """The module's arguments where training is to close heads."""
+def _deferred(session: Session) -> dict[str, Any]:
+    """The module's arguments where an operation is left to training."""
     if session.deferred is None:
         return {}
     from surgery.pipeline.importance import keep, scorer_of
@@ -111,14 +110,13 @@ def _closing(session: Session) -> dict[str, Any]:
             keep(session, table)
         return table
 
-    operation = session.deferred.operation.to_json()
-    pruning = {
-        "operation": {name: value for name, value in operation.items() if name != "operation"},
+    deferred = {
+        "operation": session.deferred.operation.to_json(),
         "importance": _plain(session.run.importance),
         "seed": session.run.seed,
         "native": session.run.export.format is ExportFormat.native,
     }
-    return {"pruning": pruning, "scorer": scored}
+    return {"deferred": deferred, "scorer": scored}
 
 
 def build_module(run: RunConfig, source: ModelSource, plan: Plan, **more: Any) -> SurgeryModule:

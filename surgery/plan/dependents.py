@@ -7,17 +7,17 @@ from dataclasses import replace
 
 from transformers import PreTrainedModel
 
-from surgery.anatomy import Site
-from surgery.architecture.twins import Shapes, first_difference, shapes_of
 from surgery.errors import ConfigError
-from surgery.plan.edits import SiteChange, TensorEdit
-from surgery.plan.head_edits import dependent_edit
+from surgery.models.reference import Shapes, first_difference, shapes_of
+from surgery.models.sites import Site
+from surgery.transforms.edits import SiteChange, TensorEdit
+from surgery.transforms.head_edits import dependent_edit
 
 
 def with_dependents(
     model: PreTrainedModel,
     changes: Sequence[SiteChange],
-    site_twins: Mapping[str, PreTrainedModel | None],
+    references: Mapping[str, PreTrainedModel | None],
 ) -> list[SiteChange]:
     """Each change with the edits of its site's other tensors that have a share per head.
 
@@ -28,8 +28,10 @@ def with_dependents(
     found = []
     for change in changes:
         site = change.before
-        twin = site_twins.get(site.path)
-        wanted = shapes_of(twin.get_submodule(site.block), f"{site.block}.") if twin else None
+        reference = references.get(site.path)
+        wanted = (
+            shapes_of(reference.get_submodule(site.block), f"{site.block}.") if reference else None
+        )
         operation = change.edits[0].operation if change.edits else ""
         extra: list[TensorEdit] = []
         for name, shape in _others(site, shapes).items():
@@ -41,9 +43,9 @@ def with_dependents(
         found.append(change)
     last = {change.before.path: change for change in found}
     for path, change in last.items():
-        twin = site_twins.get(path)
-        if twin is not None:
-            _check_site(change.after, shapes, twin)
+        reference = references.get(path)
+        if reference is not None:
+            _check_site(change.after, shapes, reference)
     return found
 
 
@@ -86,14 +88,14 @@ def _shares(
     return found
 
 
-def _check_site(site: Site, shapes: Shapes, twin: PreTrainedModel) -> None:
-    built = shapes_of(twin.get_submodule(site.block), f"{site.block}.")
+def _check_site(site: Site, shapes: Shapes, reference: PreTrainedModel) -> None:
+    built = shapes_of(reference.get_submodule(site.block), f"{site.block}.")
     planned = {n: shape for n, shape in shapes.items() if n.startswith(f"{site.block}.")}
     name = first_difference(planned, built)
     if name is not None:
         raise ConfigError(
             "attention",
-            f"{type(twin.get_submodule(site.path)).__name__} holds {name}, which follows its heads "
-            f"in a way that is not understood: it would be {built.get(name, 'absent')}, "
+            f"{type(reference.get_submodule(site.path)).__name__} holds {name}, which follows its "
+            f"heads in a way that is not understood: it would be {built.get(name, 'absent')}, "
             f"and is planned as {planned.get(name, 'absent')}",
         )

@@ -7,57 +7,57 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from surgery.anatomy import Site, find_sites
-from surgery.architecture.twins import (
+from surgery.errors import ConfigError
+from surgery.models.attributes import Attributes
+from surgery.models.own_record import recorded_attributes, recorded_steps
+from surgery.models.reference import (
+    ReferenceModels,
     Shapes,
-    Twins,
     differing_attributes,
     first_difference,
     shapes_of,
 )
-from surgery.errors import ConfigError
-from surgery.models.own_record import recorded_attributes, recorded_steps
+from surgery.models.sites import Site, find_sites
 from surgery.plan.operation import Step
 from surgery.plan.plan import Export
 from surgery.plan.runtimes import runtimes
-from surgery.plan.structure import Attributes
 
 
-def export_of(
+def decide_export(
     after: Sequence[Site],
     shapes: Shapes,
     patch: Mapping[str, Any] | None,
     attributes: Attributes,
     steps: Sequence[Step],
-    twins: Twins,
-    rehoused: str | None,
+    references: ReferenceModels,
+    into: str | None,
 ) -> Export:
     """Native, if a model built from the patched config alone is the result; else the record.
 
     Args:
         patch: what the config would have to hold; ``None`` if it has no key for it.
-        rehoused: the architecture the model was re-housed in, if it was.
+        into: the architecture the model is converted to, if it is.
     """
-    original = twins.of({})
-    reason = _obstacle(after, shapes, patch, attributes, steps, twins)
+    original = references.of({})
+    reason = _obstacle(after, shapes, patch, attributes, steps, references)
     native = reason is None
-    twin = twins.of(patch) if native and patch is not None else original
-    name = type(twin).__name__
+    reference = references.of(patch) if native and patch is not None else original
+    name = type(reference).__name__
     served = runtimes(
         name,
         native=native,
-        explicit_head_dim=_explicit_head_dim(twin, after),
+        explicit_head_dim=_explicit_head_dim(reference, after),
         grouped=any(site.group_size > 1 for site in after),
-        rope_types=_rope_types(twin),
+        rope_types=_rope_types(reference),
     )
     kind = "native"
     if not native:
         kind = "record"
-    elif rehoused is not None:
-        kind = "re-housed"
+    elif into is not None:
+        kind = "converted"
     said = {
         "native": "the architecture's own config says the result",
-        "re-housed": f"as {name}, whose own config says the result",
+        "converted": f"as {name}, whose own config says the result",
         "record": f"{reason}; `import surgery` lets transformers rebuild it",
     }
     return Export(
@@ -68,10 +68,10 @@ def export_of(
     )
 
 
-def config_says(shapes: Shapes, patch: Mapping[str, Any], twins: Twins) -> bool:
+def config_says(shapes: Shapes, patch: Mapping[str, Any], references: ReferenceModels) -> bool:
     """Whether a model built from the patched config has the result's very tensors."""
     try:
-        return first_difference(shapes, shapes_of(twins.of(patch))) is None
+        return first_difference(shapes, shapes_of(references.of(patch))) is None
     except ConfigError:
         return False
 
@@ -82,11 +82,11 @@ def _obstacle(
     patch: Mapping[str, Any] | None,
     attributes: Attributes,
     steps: Sequence[Step],
-    twins: Twins,
+    references: ReferenceModels,
 ) -> str | None:
     """Why the architecture's own config cannot say the result; ``None`` if it can."""
-    kind = twins.of({}).config.model_type
-    config = twins.of({}).config
+    kind = references.of({}).config.model_type
+    config = references.of({}).config
     recorded = [step.operation for step in steps if step.recorded]
     recorded += [kind for kind, _ in recorded_steps(config)]  # by what was done before
     if recorded:
@@ -107,36 +107,36 @@ def _obstacle(
         found = ", ".join(map(str, counts[several]))
         return f"{kind} configs hold one {several} count for all layers; the result has {found}"
     try:
-        twin = twins.of(patch)
+        reference = references.of(patch)
     except ConfigError as error:
         return error.problem
-    other = first_difference(shapes, shapes_of(twin))
-    if other is None and find_sites(twin).sites == tuple(after):
-        other = _first_other_attribute(attributes, twins.of({}), twin)
-    if other is None and find_sites(twin).sites != tuple(after):
+    other = first_difference(shapes, shapes_of(reference))
+    if other is None and find_sites(reference).sites == tuple(after):
+        other = _first_other_attribute(attributes, references.of({}), reference)
+    if other is None and find_sites(reference).sites != tuple(after):
         other = "its head counts"
     return other and f"a {kind} config does not say the result: a fresh model differs in {other}"
 
 
 def _first_other_attribute(
-    attributes: Attributes, original: PreTrainedModel, twin: PreTrainedModel
+    attributes: Attributes, original: PreTrainedModel, reference: PreTrainedModel
 ) -> str | None:
     """An attribute that the plan sets and a model from its config would not hold."""
     for path, values in attributes.items():
-        theirs = differing_attributes(original.get_submodule(path), twin.get_submodule(path))
+        theirs = differing_attributes(original.get_submodule(path), reference.get_submodule(path))
         for name, value in values.items():
-            held = vars(twin.get_submodule(path)).get(name)
+            held = vars(reference.get_submodule(path)).get(name)
             plain = list(held) if isinstance(held, tuple) else held
             if plain != value and theirs.get(name) != value:
                 return f"{path}.{name}"
     return None
 
 
-def _explicit_head_dim(twin: PreTrainedModel, sites: Sequence[Site]) -> bool:
+def _explicit_head_dim(reference: PreTrainedModel, sites: Sequence[Site]) -> bool:
     return any(site.q_heads * site.head_dim != site.hidden_size for site in sites)
 
 
-def _rope_types(twin: PreTrainedModel) -> set[str]:
+def _rope_types(reference: PreTrainedModel) -> set[str]:
     """Every rope type that the config names, per layer type too."""
     found: set[str] = set()
 
@@ -148,7 +148,7 @@ def _rope_types(twin: PreTrainedModel) -> set[str]:
                 walk(below)
 
     try:
-        walk(getattr(twin.config.get_text_config(), "rope_parameters", None))
+        walk(getattr(reference.config.get_text_config(), "rope_parameters", None))
     except ValueError:
-        walk(getattr(twin.config, "rope_parameters", None))
+        walk(getattr(reference.config, "rope_parameters", None))
     return found

@@ -4,26 +4,38 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
 
-from surgery.anatomy import Anatomy, Site, find_sites, text_config
-from surgery.architecture.config_patch import head_count_patch
-from surgery.architecture.twins import Twins
-from surgery.errors import ConfigError
+from surgery.config.options import check_ranges
+from surgery.errors import ConfigError, ConversionError
+from surgery.models.attributes import merge_attributes
+from surgery.models.config import head_count_patch
+from surgery.models.convert import convert_model
+from surgery.models.copies import meta_copy
 from surgery.models.own_record import is_own_record
-from surgery.models.skeleton import skeleton_of
+from surgery.models.reference import ReferenceModels
+from surgery.models.sites import Anatomy, Site, find_sites, text_config
 from surgery.plan.digest import digest
-from surgery.plan.edits import SiteChange
-from surgery.plan.export import config_says, export_of
-from surgery.plan.operation import Draft, Operation, PlanContext, Step
+from surgery.plan.export import config_says, decide_export
+from surgery.plan.operation import (
+    SHARE_KV,
+    Conversion,
+    Draft,
+    Operation,
+    Outcome,
+    PlanContext,
+    Position,
+    Step,
+)
 from surgery.plan.plan import Plan
 from surgery.plan.resolution import Resolution
-from surgery.plan.sizes import Sizes, attention_flops, kv_bytes_per_token
+from surgery.plan.sizes import count_sizes
 from surgery.plan.structure import planned_shapes, resolve_structure
-from surgery.rehouse import rehouse
+from surgery.transforms.edits import SiteChange
 
 DEFAULT_INITIALIZER_RANGE = 0.02
 
@@ -48,7 +60,7 @@ def make_plan(
         operations: in the order in which they are performed.
         name: what to call the source.
         seed: for operations that draw.
-        tokens: window length for `attention_flops`.
+        tokens: length at which the sizes are given.
         kv_bytes: bytes per cached value.
         device: where the result will run.
         native: whether to refuse a result that the architecture's own config cannot say.
@@ -60,34 +72,37 @@ def make_plan(
     """
     source = model
     source_sites = find_sites(source).sites
-    parameters = sum(p.numel() for p in source.parameters())
-    rehousing = operations[0].rehousing(model.config) if operations else None
-    if rehousing is not None:
-        model = rehouse(skeleton_of(source), **rehousing)
+    parameters = _count_parameters(source)
+    check_order(operations)
+    conversion = operations[0].conversion(source) if operations else None
+    if conversion is not None:
+        model = _converted(operations[0], meta_copy(source), conversion)
     anatomy = find_sites(model)
     if operations:
-        _refuse_fused(model, anatomy)
+        _refuse_standing_in(model, anatomy)
         _refuse_quantized(model)
         _refuse_unreadable(anatomy)
     context = PlanContext(seed, _initializer_range(model), device, native)
-    draft = _drafted(model, anatomy, operations, context, resolutions or {})
+    draft = _draft(model, anatomy, operations, context, resolutions or {})
     before, after = anatomy.sites, tuple(draft.sites)
-    twins = Twins(model)
-    structure = resolve_structure(model, before, after, draft.changes, twins)
+    references = draft.references
+    structure = resolve_structure(model, before, after, draft.changes, references)
     steps = list(draft.steps)
-    if structure.shares_kv:
-        steps.append(Step("gqa", "share_kv", recorded=True))  # last: it follows the backend
+    if structure.shares_kv:  # last: it follows the backend
+        steps.append(Step(structure.shares_kv, SHARE_KV, recorded=True))
+    after = _with_windows(after, draft)
     heads = head_count_patch(model.config, before, after)
     patch = None if heads is None else heads | draft.patch
     shapes = planned_shapes(model, structure.changes)
-    export = export_of(
+    attributes = draft.attributes()
+    export = decide_export(
         after,
         shapes,
         patch,
-        structure.attributes,
+        merge_attributes(attributes, structure.attributes),
         steps,
-        twins,
-        None if rehousing is None else str(rehousing["into"]),
+        references,
+        None if conversion is None else conversion.into,
     )
     if native and export.format == "record":
         raise ConfigError(
@@ -97,6 +112,11 @@ def make_plan(
             valid="auto, or operations that a config can say",
         )
     left = tuple(site for site in after if site.path not in draft.removed)
+    changed = parameters if conversion is None else _count_parameters(model)
+    changed += _added(model, structure.changes) - _removed(model, draft)
+    sizes = count_sizes(changed, left, tokens, kv_bytes)
+    for operation in operations:
+        sizes = operation.adjust_sizes(sizes, tokens)
     return Plan(
         model={
             "name": name,
@@ -104,15 +124,20 @@ def make_plan(
             "model_type": str(source.config.model_type),
         },
         operations=tuple(operation.to_json() for operation in operations),
-        rehousing=rehousing,
+        outcomes=_outcomes(operations, structure.changes, steps, draft, conversion),
+        conversion=None if conversion is None else asdict(conversion),
         changes=structure.changes,
         source=source_sites,
         before=before,
         after=left,
         left_alone=anatomy.left_alone,
-        attributes=structure.attributes,
-        config_patch=patch if patch and config_says(shapes, patch, twins) else draft.patch,
+        layers=draft.layers,
+        attributes=attributes,
+        head_attributes=structure.attributes,
+        config_patch=draft.patch,
+        head_patch=heads if heads and config_says(shapes, heads | draft.patch, references) else {},
         steps=tuple(steps),
+        implementation=draft.implementation or None,
         notes=tuple(draft.notes),
         open_decisions=tuple(draft.open_decisions),
         calibration=calibration,
@@ -121,18 +146,51 @@ def make_plan(
         resolutions=dict(resolutions or {}),
         tokens=tokens,
         kv_bytes=kv_bytes,
-        sizes_before=_sizes(parameters, source_sites, tokens, kv_bytes),
-        sizes_after=_sizes(
-            _parameters(model) + _added(model, structure.changes) - _removed(model, draft),
-            left,
-            tokens,
-            kv_bytes,
-        ),
+        sizes_before=count_sizes(parameters, source_sites, tokens, kv_bytes),
+        sizes_after=sizes,
         export=export,
     )
 
 
-def _drafted(
+def _converted(
+    operation: Operation, model: PreTrainedModel, conversion: Conversion
+) -> PreTrainedModel:
+    try:
+        return convert_model(model, **asdict(conversion))
+    except ConversionError as error:
+        raise operation.unconvertible(error) from None
+
+
+def check_order(operations: Sequence[Operation]) -> None:
+    """Refuse operations that stand where they cannot.
+
+    Raises:
+        ConfigError: with the order that would do.
+    """
+    names = [operation.name for operation in operations]
+    given = ", ".join(names)
+    first = [o.name for o in operations if o.position is Position.FIRST]
+    last = [o.name for o in operations if o.position is Position.LAST or o.deferred]
+    for which, position in ((first, "first"), (last, "last")):
+        if len(which) > 1:
+            raise ConfigError(
+                "attention",
+                f"{' and '.join(which)} must both come {position}",
+                given=given,
+                valid=f"only one of {' and '.join(which)}",
+            )
+    valid = [*first, *(n for n in names if n not in (*first, *last)), *last]
+    if valid != names:
+        moved = first[0] if first and names[0] != first[0] else last[0]
+        why = (
+            "must come first: the other operations are planned on what it gives"
+            if moved in first
+            else "must come last: it is performed after training"
+        )
+        raise ConfigError(f"attention.{moved}", why, given=given, valid=", ".join(valid))
+
+
+def _draft(
     model: PreTrainedModel,
     anatomy: Anatomy,
     operations: Sequence[Operation],
@@ -142,20 +200,47 @@ def _drafted(
     draft = Draft(
         sites=list(anatomy.sites),
         config=copy.deepcopy(model.config),
-        skeleton=model,
+        model=model,
+        references=ReferenceModels(model),
         context=context,
     )
     for number, operation in enumerate(operations):
-        if number > 0 and operation.rehousing(model.config) is not None:
-            raise ConfigError(
-                f"attention.{operation.name}",
-                "must come first: the other operations are planned on the architecture it leads to",
-                given=", ".join(o.name for o in operations),
-                valid=_reordered(operations, operation),
-            )
-        draft.number, draft.resolution = number, resolutions.get(number)
+        check_ranges(operation, f"attention.{operation.name}.")
+        operation.check_options()
+        draft.number, draft.name = number, operation.name
+        draft.resolution = resolutions.get(number)
         operation.plan(draft)
     return draft
+
+
+def _with_windows(sites: Sequence[Site], draft: Draft) -> tuple[Site, ...]:
+    """The sites with the windows that the patched config gives them."""
+    if not draft.patch:
+        return tuple(sites)
+    found = find_sites(draft.references.of(draft.patch)).sites
+    windows = {site.path: site.window for site in found}
+    return tuple(replace(site, window=windows.get(site.path, site.window)) for site in sites)
+
+
+def _outcomes(
+    operations: Sequence[Operation],
+    changes: Sequence[SiteChange],
+    steps: Sequence[Step],
+    draft: Draft,
+    conversion: Conversion | None,
+) -> tuple[str, ...]:
+    edits = [edit for change in changes for edit in change.edits]
+    return tuple(
+        operation.describe(
+            Outcome(
+                tensors=sum(edit.operation == operation.name for edit in edits),
+                config=draft.set_by.get(number, {}),
+                steps=[step.kind for step in steps if step.operation == operation.name],
+                into=conversion.into if conversion is not None and not number else None,
+            )
+        )
+        for number, operation in enumerate(operations)
+    )
 
 
 def _initializer_range(model: PreTrainedModel) -> float:
@@ -163,22 +248,16 @@ def _initializer_range(model: PreTrainedModel) -> float:
     return found or DEFAULT_INITIALIZER_RANGE
 
 
-def _reordered(operations: Sequence[Operation], late: Operation) -> str:
-    """What the order would have to be; only one operation can move the model."""
-    movers = [o.name for o in operations if type(o).rehousing is not Operation.rehousing]
-    if len(movers) > 1:
-        return f"only one of {' and '.join(movers)}"
-    return ", ".join([late.name, *(o.name for o in operations if o is not late)])
-
-
-def _refuse_fused(model: PreTrainedModel, anatomy: Anatomy) -> None:
+def _refuse_standing_in(model: PreTrainedModel, anatomy: Anatomy) -> None:
+    """A module that stands for part of another's weight says how to get the weight back."""
     for site in anatomy.sites:
-        if not isinstance(model.get_submodule(site.query.path).weight, nn.Parameter):
+        module = model.get_submodule(site.query.path)
+        if not isinstance(module.weight, nn.Parameter):
             raise ConfigError(
                 "attention",
-                "the projections are fused for the run, and edits need them apart",
+                f"{site.query.path} is a {type(module).__name__}, which holds no weight of its own",
                 given=site.path,
-                valid="surgery.unfuse_qkv_(model) first",
+                valid=getattr(module, "remedy", "plain Linear projections"),
             )
 
 
@@ -215,11 +294,7 @@ def _refuse_unreadable(anatomy: Anatomy) -> None:
         )
 
 
-def _sizes(parameters: int, sites: Sequence[Site], tokens: int, kv_bytes: int) -> Sizes:
-    return Sizes(parameters, kv_bytes_per_token(sites, kv_bytes), attention_flops(sites, tokens))
-
-
-def _parameters(model: PreTrainedModel) -> int:
+def _count_parameters(model: PreTrainedModel) -> int:
     return sum(p.numel() for p in model.parameters())
 
 

@@ -1,55 +1,72 @@
-"""What an operation is to a plan: options, and what they add to a plan in the making."""
+"""What an operation is: one class that says all there is to say about one change to attention."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import Enum
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
+from torch import nn
+from transformers import PreTrainedModel
 
-from surgery.anatomy import Site
-from surgery.architecture.config_patch import apply_patch
-from surgery.plan.edits import SiteChange
+from surgery.errors import ConfigError, ConversionError
+from surgery.models.attributes import Attributes
+from surgery.models.config import apply_patch
+from surgery.models.reference import ReferenceModels
+from surgery.models.sites import Site
 from surgery.plan.resolution import Resolution
+from surgery.plan.sizes import Sizes
+from surgery.transforms.edits import SiteChange
+
+# The step that plans add by themselves: eager attention that shares KV heads, where the
+# architecture's own cannot. It takes no arguments.
+SHARE_KV = "share_kv"
+
+# (model, **arguments) → nothing. Works on the meta device too, and twice does no more than once.
+StepFunction = Callable[..., None]
 
 
-@dataclass
-class Operation(ABC):
-    """A declared change. Subclasses are dataclasses: their fields are the config keys."""
+class Position(Enum):
+    """Where an operation may stand among the others of a run."""
 
-    name: ClassVar[str]
+    FIRST = "first"
+    ANYWHERE = "anywhere"
+    LAST = "last"
 
-    @abstractmethod
-    def plan(self, draft: Draft) -> None:
-        """Add to `draft` what it does to the model as the operations before it left it.
 
-        Raises:
-            ConfigError: it cannot be done to this model.
-        """
+@dataclass(frozen=True)
+class Step:
+    """One thing that is done to a live model and is neither a tensor edit nor an attribute.
 
-    def rehousing(self, config: Any) -> dict[str, Any] | None:
-        """Arguments of `surgery.rehouse.rehouse`, for operations that need another architecture.
+    Attributes:
+        operation: the operation that asks for it.
+        kind: a name in that operation's `steps`.
+        arguments: its keyword arguments, plain JSON.
+        recorded: whether the result must be told of it when reloaded, since neither its tensors
+            nor the architecture's config say it.
+    """
 
-        Such an operation comes first: the others are planned on the model it leads to.
-        """
-        return None
+    operation: str
+    kind: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    recorded: bool = False
 
-    @property
-    def calibrated(self) -> bool:
-        """Whether it leaves decisions to calibration, which gives the plan a `Resolution`."""
-        return False
 
-    def to_json(self) -> dict[str, Any]:
-        spec = {field.name: getattr(self, field.name) for field in fields(self)}
-        plain = {k: v.value if isinstance(v, Enum) else v for k, v in spec.items()}
-        return {"operation": self.name, **plain}
+@dataclass(frozen=True)
+class Conversion:
+    """A move to another architecture, exact or with other positions, before anything else.
 
-    def key(self, field: str) -> str:
-        """The config key of a field, for messages."""
-        return f"attention.{self.name}.{field}"
+    Attributes:
+        into: model type of the architecture.
+        positions: what stands in for learned positions: ``{"theta": base}`` or
+            ``{"nope": True}``; ``None`` where the model has none.
+    """
+
+    into: str
+    positions: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -70,21 +87,256 @@ class PlanContext:
 
 
 @dataclass(frozen=True)
-class Step:
-    """One thing that is done to a live model and is no tensor edit.
+class Outcome:
+    """What an operation came to in a plan.
 
     Attributes:
-        operation: the operation that asks for it.
-        kind: a name in `surgery.execute.steps`.
-        arguments: its keyword arguments, plain JSON.
-        recorded: whether the result must be told of it when reloaded, since neither its tensors
-            nor the architecture's config say it.
+        tensors: how many tensor edits.
+        config: dotted config keys that it set, with their values.
+        steps: kinds of its steps, in order.
+        into: the architecture it converted the model to; ``None`` for none.
     """
 
-    operation: str
-    kind: str
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-    recorded: bool = False
+    tensors: int
+    config: Mapping[str, Any]
+    steps: Sequence[str]
+    into: str | None = None
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """Another way to do the same, for the comparison that `calibration.compare` asks for.
+
+    Attributes:
+        operation: the same change, decided better.
+        name: what to call it, short: ``merge=optimal``.
+        advice: how to ask for it.
+        figures: what it is, for `summary.json`.
+    """
+
+    operation: Operation
+    name: str
+    advice: str
+    figures: Mapping[str, Any]
+
+
+class TrainingDecision(Protocol):
+    """What decides an operation while a model trains; made by `Operation.follow_training`.
+
+    `trainer` is Lightning's. The decision depends on the steps done alone, so a resumed training
+    goes on as if it had never stopped.
+    """
+
+    def attach(self, model: PreTrainedModel) -> None:
+        """Act on this model; twice does no more than once."""
+
+    def detach(self) -> None:
+        """Leave the model as it is."""
+
+    def follow(self, trainer: Any) -> None:
+        """Bring the model to where it is at the trainer's step. Raises: ConfigError."""
+
+    def finish(self, trainer: Any) -> Any:
+        """Detach, once all is decided; returns the decision. Raises: SurgeryError, too early."""
+
+    def metrics(self) -> Mapping[str, float]:
+        """What to log beside the loss."""
+
+    def to_json(self) -> Mapping[str, Any]:
+        """What was decided and when, for a summary."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain data, for checkpoints."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
+@dataclass
+class Operation(ABC):
+    """A declared change. Subclasses are dataclasses whose fields are the config keys.
+
+    `name` and `plan` are all that one needs; everything else has a default that fits most.
+
+    Attributes:
+        name: the config key below `attention`, and the name of the YAML.
+        position: where it may stand among the others.
+        steps: kind → what is done to a live model besides tensors, attributes and config.
+        runs_only: whether it changes how a model runs, and nothing that it computes.
+        transient: whether its steps are undone before the model is saved (see `undo_`).
+    """
+
+    name: ClassVar[str]
+    position: ClassVar[Position] = Position.ANYWHERE
+    steps: ClassVar[Mapping[str, StepFunction]] = {}
+    runs_only: ClassVar[bool] = False
+    transient: ClassVar[bool] = False
+
+    # --- planning -----------------------------------------------------------------------------
+
+    def check_options(self) -> None:
+        """Refuse options that contradict each other, whatever the model; ranges are checked before.
+
+        Raises:
+            ConfigError: naming the option.
+        """
+
+    @abstractmethod
+    def plan(self, draft: Draft) -> None:
+        """Add to `draft` what it does to the model as the operations before it left it.
+
+        Raises:
+            ConfigError: it cannot be done to this model.
+        """
+
+    def conversion(self, model: PreTrainedModel) -> Conversion | None:
+        """The architecture that the model moves to before this operation is planned.
+
+        Asked of the first operation alone; ``None``: it stays where it is.
+        """
+        return None
+
+    def unconvertible(self, error: ConversionError) -> ConfigError:
+        """The refusal of a model that cannot move to that architecture."""
+        return ConfigError(
+            f"attention.{self.name}", error.problem, given=error.given, valid=error.valid
+        )
+
+    def adjust_sizes(self, sizes: Sizes, tokens: int) -> Sizes:
+        """What it changes of the sizes that follow from heads and windows; `tokens` cached."""
+        return sizes
+
+    # --- a live model -------------------------------------------------------------------------
+
+    @classmethod
+    def verify(cls, model: PreTrainedModel, plan: Any, probe: Mapping[str, Any] | None) -> None:
+        """Check on the model, before anything is changed, that the plan will do what it says.
+
+        Changed heads are checked by the equivalence check anyway.
+
+        Args:
+            model: converted, where the plan converts it; not changed when this returns.
+            plan: a `surgery.plan.plan.Plan`.
+            probe: arguments for forward passes, for models that need more than token ids.
+
+        Raises:
+            PlanError: it will not.
+        """
+
+    @classmethod
+    def undo_(cls, model: PreTrainedModel) -> None:
+        """Undo transient steps, in place, to the bit."""
+
+    @classmethod
+    def joined_tensors(cls, step: Step) -> Sequence[Sequence[str]]:
+        """Groups of tensors, by name, that one of its steps makes one tensor of."""
+        return []
+
+    # --- data and training --------------------------------------------------------------------
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether it leaves decisions to calibration; see `calibrate`."""
+        return False
+
+    @property
+    def scored_by(self) -> str | None:
+        """The estimator that scores heads for it; ``None`` where none does."""
+        return None
+
+    def choose_by(self, sites: Sequence[Site], scores: Any) -> dict[int, list[int]] | None:
+        """The heads that it would remove by scores, layer → query heads; ``None``: it chooses none.
+
+        Args:
+            scores: a `surgery.importance.score_file.HeadScores` of these sites.
+
+        Raises:
+            ConfigError: as many cannot go.
+        """
+        return None
+
+    def calibrate(self, case: Any) -> tuple[Operation, Resolution]:
+        """Make the decisions that need data; may come back with fewer of them open.
+
+        Args:
+            case: a `surgery.calibration.case.Case`.
+
+        Raises:
+            ConfigError, SiteError: a site that cannot be calibrated.
+        """
+        raise NotImplementedError
+
+    def uncalibratable(self, path: str, why: str) -> ConfigError:
+        """The refusal of a site that calibration cannot decide on."""
+        return ConfigError(f"attention.{self.name}", f"{path} cannot be calibrated: {why}")
+
+    def alternative(self) -> Alternative | None:
+        """A better way to do the same, where there is one to compare with."""
+        return None
+
+    @property
+    def deferred(self) -> bool:
+        """Whether training decides on it; it comes last then, and is performed after training."""
+        return False
+
+    def check_run(self, run: Any) -> None:
+        """Refuse a run (`surgery.config.schema.RunConfig`) that cannot do it.
+
+        Raises:
+            ConfigError: naming the key that stands in the way.
+        """
+
+    def follow_training(
+        self,
+        sites: Sequence[Site],
+        options: Mapping[str, Any],
+        task: Any,
+        scorer: Any = None,
+    ) -> TrainingDecision:
+        """What decides a deferred operation while a model trains.
+
+        Args:
+            sites: of the model that is trained.
+            options: plain data: ``importance`` (`importance.*`), ``seed``, and ``native``.
+            task: a `surgery.config.schema.Task`.
+            scorer: who scores heads; ``None``: measured on training windows.
+        """
+        raise NotImplementedError
+
+    def decided(self, decision: Any) -> Operation:
+        """The same with what training decided, and nothing left open."""
+        raise NotImplementedError
+
+    def decided_on(self, sites: Sequence[Site], model: PreTrainedModel, decision: Any) -> Operation:
+        """The same for the model that was trained, whose sites may be numbered otherwise.
+
+        Args:
+            sites: of the model, by the numbers that the decision goes by.
+        """
+        return self.decided(decision)
+
+    # --- for people ---------------------------------------------------------------------------
+
+    def describe(self, outcome: Outcome) -> str:
+        """What it came to, in a few words, for the plan table and the model card."""
+        parts = [f"into {outcome.into}"] if outcome.into else []
+        parts += [f"{outcome.tensors} tensors"] if outcome.tensors else []
+        parts += [f"config {key}={_short(value)}" for key, value in outcome.config.items()]
+        parts += list(dict.fromkeys(outcome.steps))
+        return ", ".join(parts) or "changes nothing"
+
+    def to_json(self) -> dict[str, Any]:
+        spec = {field.name: getattr(self, field.name) for field in fields(self)}
+        plain = {k: v.value if isinstance(v, Enum) else v for k, v in spec.items()}
+        return {"operation": self.name, **plain}
+
+    def key(self, field: str) -> str:
+        """The config key of a field, for messages."""
+        return f"attention.{self.name}.{field}"
+
+
+def _short(value: Any, limit: int = 40) -> str:
+    text = str(value)
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
 @dataclass
@@ -94,13 +346,19 @@ class Draft:
     Attributes:
         sites: the model's sites.
         config: a copy of the model's config, with every patch so far applied; for reading.
-        skeleton: the model before the changes, for reading its class, modules and dtype.
+        model: the model before the changes, for reading its class, modules and dtype; it may live
+            on the meta device.
+        references: of that model.
         changes: tensor edits, in order.
         patch: dotted config keys and their new values.
+        set_by: operation number → the keys that it set.
         steps: in order; performed after all tensor edits.
         notes: sentences a person should read with the plan.
         removed: paths of sites whose attention goes altogether.
+        implementation: the attention implementation that the result runs with.
+        layers: site path → column → what the plan does there, for tables.
         number: of the operation that is planned, from 0.
+        name: of that operation.
         resolution: what calibration decided for that operation; ``None`` before it has.
         open_decisions: sentences about what only calibration can decide.
         tensors: what calibration made, by the names that edits use.
@@ -108,17 +366,23 @@ class Draft:
 
     sites: list[Site]
     config: Any
-    skeleton: Any
+    model: PreTrainedModel
+    references: ReferenceModels
     context: PlanContext
     changes: list[SiteChange] = field(default_factory=list)
     patch: dict[str, Any] = field(default_factory=dict)
+    set_by: dict[int, dict[str, Any]] = field(default_factory=dict)
     steps: list[Step] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     removed: set[str] = field(default_factory=set)
+    implementation: str = ""
+    layers: dict[str, dict[str, str]] = field(default_factory=dict)
     number: int = 0
+    name: str = ""
     resolution: Resolution | None = None
     open_decisions: list[str] = field(default_factory=list)
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
+    _own: Attributes = field(default_factory=dict)
 
     def change(self, changes: Sequence[SiteChange]) -> None:
         """Add what happens to the tensors of some sites."""
@@ -127,6 +391,43 @@ class Draft:
         self.changes += changes
 
     def set_config(self, key: str, value: Any) -> None:
-        """Say that the result's config holds `value` under the dotted `key`."""
+        """Say that the result's config holds `value` under the dotted `key`.
+
+        The live model follows by itself: see `attributes`.
+        """
         self.patch[key] = value
+        self.set_by.setdefault(self.number, {})[key] = value
         apply_patch(self.config, {key: value})
+
+    def set_attribute(self, path: str, name: str, value: Any) -> None:
+        """Say that a module of the result holds `value`, where no config key says it."""
+        self._own.setdefault(path, {})[name] = value
+
+    def add_step(self, kind: str, arguments: Mapping[str, Any], *, recorded: bool = False) -> None:
+        """Add a step of the operation that is planned."""
+        self.steps.append(Step(self.name, kind, arguments, recorded))
+
+    def tell(self, path: str, column: str, text: str) -> None:
+        """Say for tables what happens at a site; what was said in that column before is gone."""
+        self.layers.setdefault(path, {})[column] = text
+
+    def attributes(self) -> Attributes:
+        """Module path → attribute → value, where the result differs from the model as it is.
+
+        What the patched config decides when a model is built, and what `set_attribute` said.
+
+        Raises:
+            ConfigError: the architecture does not accept the patched config.
+        """
+        found = {path: dict(held) for path, held in self.references.attributes(self.patch).items()}
+        for path, values in self._own.items():
+            found.setdefault(path, {}).update(values)
+        return found
+
+    def value(self, path: str, name: str) -> Any:
+        """What an attribute of a module holds in the result so far; ``None`` where it has none."""
+        planned = self.attributes().get(path, {})
+        if name in planned:
+            return planned[name]
+        module: nn.Module = self.model.get_submodule(path)
+        return getattr(module, name, None)

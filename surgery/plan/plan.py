@@ -8,14 +8,14 @@ from typing import Any
 
 import torch
 
-from surgery.anatomy import Block, Site
 from surgery.errors import PlanError
-from surgery.plan.edits import SiteChange, TensorEdit
-from surgery.plan.operation import Step
+from surgery.models.sites import Block, Site
+from surgery.plan.operation import SHARE_KV, Step
 from surgery.plan.resolution import Resolution
 from surgery.plan.sizes import Sizes
+from surgery.transforms.edits import SiteChange, TensorEdit
 
-FORMAT = 3
+FORMAT = 4
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,8 @@ class Export:
     """How the result can be saved.
 
     Attributes:
-        format: ``native`` (the architecture's own config says it), ``re-housed`` (that of the
-            architecture it was re-housed in does) or ``record`` (rebuilt after `import surgery`).
+        format: ``native`` (the architecture's own config says it), ``converted`` (that of the
+            architecture it was converted to does) or ``record`` (rebuilt after `import surgery`).
         reason: why, in a sentence.
         runtimes: what can serve it.
         without: runtime → why it cannot.
@@ -43,16 +43,23 @@ class Plan:
     Attributes:
         model: name, class and type of the source.
         operations: the specs, as JSON.
-        rehousing: arguments of `surgery.rehouse.rehouse`, where the model changes architecture
-            before anything else.
+        outcomes: per operation, what it came to, in words.
+        conversion: arguments of `surgery.models.convert.convert_model`, where the model changes
+            architecture before anything else.
         changes: per operation and site, in order.
-        source, before, after: the sites of the source, of the re-housed source (the same where
-            nothing is re-housed), and of the result.
+        source, before, after: the sites of the source, of the converted source (the same where
+            nothing is converted), and of the result.
         left_alone: attention that no operation is about, and why.
-        attributes: module path → attribute → value: what the architecture's own code would have
-            set on the changed sites besides their tensors.
-        config_patch: dotted config keys and their new values.
+        layers: site path → column → what happens there, in words, for tables.
+        attributes: module path → attribute → value, for what operations set by config keys or by
+            themselves.
+        head_attributes: the same for what follows from changed head counts: what the
+            architecture's own code would have set on the changed sites besides their tensors.
+        config_patch: dotted config keys that operations set, and their new values.
+        head_patch: those that follow from changed head counts.
         steps: what is done to the live model besides, in order.
+        implementation: the attention implementation that operations chose; ``None`` where none
+            did.
         notes: sentences to read with the plan.
         open_decisions: what the plan only assumes until calibration decides it.
         calibration: what calibration saw and chose, as JSON; ``None`` where nothing was calibrated.
@@ -65,15 +72,20 @@ class Plan:
 
     model: Mapping[str, str]
     operations: tuple[Mapping[str, Any], ...]
-    rehousing: Mapping[str, Any] | None
+    outcomes: tuple[str, ...]
+    conversion: Mapping[str, Any] | None
     changes: tuple[SiteChange, ...]
     source: tuple[Site, ...]
     before: tuple[Site, ...]
     after: tuple[Site, ...]
     left_alone: tuple[Block, ...]
+    layers: Mapping[str, Mapping[str, str]]
     attributes: Mapping[str, Mapping[str, Any]]
+    head_attributes: Mapping[str, Mapping[str, Any]]
     config_patch: Mapping[str, Any]
+    head_patch: Mapping[str, Any]
     steps: tuple[Step, ...]
+    implementation: str | None
     notes: tuple[str, ...]
     open_decisions: tuple[str, ...]
     calibration: Mapping[str, Any] | None
@@ -89,7 +101,20 @@ class Plan:
     @property
     def changes_anything(self) -> bool:
         """Whether performing it leaves another model than before."""
-        return bool(self.changes or self.steps or self.rehousing or self.config_patch)
+        return bool(
+            self.changes or self.steps or self.conversion or self.config_patch or self.attributes
+        )
+
+    @property
+    def shares_kv(self) -> bool:
+        """Whether eager attention has to be told to share KV heads."""
+        return any(step.kind == SHARE_KV for step in self.steps)
+
+    @property
+    def removed(self) -> tuple[Site, ...]:
+        """Sites whose attention goes altogether."""
+        left = {site.path for site in self.after}
+        return tuple(site for site in self.before if site.path not in left)
 
     @property
     def edits(self) -> list[TensorEdit]:
@@ -133,15 +158,20 @@ class Plan:
             "format": FORMAT,
             "model": dict(self.model),
             "operations": [dict(spec) for spec in self.operations],
-            "rehousing": None if self.rehousing is None else dict(self.rehousing),
+            "outcomes": list(self.outcomes),
+            "conversion": None if self.conversion is None else dict(self.conversion),
             "changes": [change.to_json() for change in self.changes],
             "source": [site.to_json() for site in self.source],
             "before": [site.to_json() for site in self.before],
             "after": [site.to_json() for site in self.after],
             "left_alone": [asdict(block) for block in self.left_alone],
-            "attributes": {path: dict(values) for path, values in self.attributes.items()},
+            "layers": _plain(self.layers),
+            "attributes": _plain(self.attributes),
+            "head_attributes": _plain(self.head_attributes),
             "config_patch": dict(self.config_patch),
+            "head_patch": dict(self.head_patch),
             "steps": [asdict(step) for step in self.steps],
+            "implementation": self.implementation,
             "notes": list(self.notes),
             "open_decisions": list(self.open_decisions),
             "calibration": None if self.calibration is None else dict(self.calibration),
@@ -179,15 +209,20 @@ class Plan:
         return cls(
             model=dict(data["model"]),
             operations=tuple(dict(spec) for spec in data["operations"]),
-            rehousing=None if data["rehousing"] is None else dict(data["rehousing"]),
+            outcomes=tuple(data["outcomes"]),
+            conversion=None if data["conversion"] is None else dict(data["conversion"]),
             changes=tuple(SiteChange.from_json(change) for change in data["changes"]),
             source=tuple(Site.from_json(site) for site in data["source"]),
             before=tuple(Site.from_json(site) for site in data["before"]),
             after=tuple(Site.from_json(site) for site in data["after"]),
             left_alone=tuple(Block(**block) for block in data["left_alone"]),
-            attributes={path: dict(values) for path, values in data["attributes"].items()},
+            layers=_plain(data["layers"]),
+            attributes=_plain(data["attributes"]),
+            head_attributes=_plain(data["head_attributes"]),
             config_patch=dict(data["config_patch"]),
+            head_patch=dict(data["head_patch"]),
             steps=tuple(Step(**step) for step in data["steps"]),
+            implementation=data["implementation"],
             notes=tuple(data["notes"]),
             open_decisions=tuple(data["open_decisions"]),
             calibration=None if data["calibration"] is None else dict(data["calibration"]),
@@ -199,3 +234,7 @@ class Plan:
             export=Export(**{**export, "runtimes": tuple(export["runtimes"])}),
             tensors=tensors,
         )
+
+
+def _plain(nested: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {name: dict(values) for name, values in nested.items()}

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from rich.table import Table
 
-from surgery.anatomy import Site
+from surgery.models.sites import Site
 from surgery.plan.plan import Plan
 from surgery.units import in_bytes, in_count, ratio
 
@@ -18,10 +19,13 @@ def plan_table(plan: Plan) -> Table:
     for column in ("", "before", "after", "ratio"):
         table.add_column(column, justify="left" if column == "" else "right")
     before, after = plan.sizes_before, plan.sizes_after
-    if plan.rehousing is not None:
-        table.add_row("architecture", str(model["model_type"]), str(plan.rehousing["into"]), "")
-    table.add_row("query heads", heads(plan.source, "q_heads"), heads(plan.after, "q_heads"), "")
-    table.add_row("KV heads", heads(plan.source, "kv_heads"), heads(plan.after, "kv_heads"), "")
+    if plan.conversion is not None:
+        table.add_row("architecture", str(model["model_type"]), str(plan.conversion["into"]), "")
+    for name, attribute in (("query heads", "q_heads"), ("KV heads", "kv_heads")):
+        table.add_row(name, by_layer(plan.source, attribute), by_layer(plan.after, attribute), "")
+    if any(site.window is not None for site in (*plan.source, *plan.after)):
+        windows = by_layer(plan.source, "window"), by_layer(plan.after, "window")
+        table.add_row("window, tokens", *windows, "")
     table.add_row(
         "parameters",
         in_count(before.parameters),
@@ -29,10 +33,10 @@ def plan_table(plan: Plan) -> Table:
         ratio(before.parameters, after.parameters),
     )
     table.add_row(
-        "KV bytes per token",
-        in_bytes(before.kv_bytes_per_token),
-        in_bytes(after.kv_bytes_per_token),
-        ratio(before.kv_bytes_per_token, after.kv_bytes_per_token),
+        f"KV cache, {plan.tokens} tokens",
+        in_bytes(before.kv_bytes),
+        in_bytes(after.kv_bytes),
+        ratio(before.kv_bytes, after.kv_bytes),
     )
     table.add_row(
         f"attention FLOPs, {plan.tokens} tokens",
@@ -41,11 +45,11 @@ def plan_table(plan: Plan) -> Table:
         ratio(before.attention_flops, after.attention_flops),
     )
     table.add_section()
-    for spec in plan.operations:
+    for spec, outcome in zip(plan.operations, plan.outcomes, strict=True):
         options = ", ".join(
             f"{k}={v}" for k, v in spec.items() if k != "operation" and v is not None
         )
-        table.add_row(f"operation {spec['operation']}", options, _done(plan, spec["operation"]), "")
+        table.add_row(f"operation {spec['operation']}", options, outcome, "")
     table.add_row("export", plan.export.format, ", ".join(plan.export.runtimes), "")
     for runtime, why in plan.export.without.items():
         table.add_row(f"not for {runtime}", why, "", "")
@@ -58,22 +62,13 @@ def plan_table(plan: Plan) -> Table:
     return table
 
 
-def _done(plan: Plan, operation: str) -> str:
-    """What an operation comes to."""
-    tensors = sum(edit.operation == operation for edit in plan.edits)
-    parts = [f"{tensors} tensors"] if tensors else []
-    parts += [step.kind for step in plan.steps if step.operation == operation]
-    if plan.rehousing is not None and operation == plan.operations[0]["operation"]:
-        parts.append("another architecture")
-    return ", ".join(parts) or "changes nothing"
-
-
-def heads(sites: Sequence[Site], attribute: str) -> str:
-    """``8`` where all layers agree, else runs of layers: ``8 (0-1), 2 (2-3)``."""
-    counts = [getattr(site, attribute) for site in sites]
+def by_layer(sites: Sequence[Site], attribute: str) -> str:
+    """``8`` where all layers agree, else runs of layers: ``8 (0-1), 2 (2-3)``; ``all`` for none."""
+    values = [getattr(site, attribute) for site in sites]
+    counts = ["all" if value is None else value for value in values]
     if len(set(counts)) <= 1:
         return str(counts[0]) if counts else "-"
-    runs: list[list[int]] = []  # [count, first layer, last layer]
+    runs: list[list[Any]] = []  # [count, first layer, last layer]
     for layer, count in enumerate(counts):
         if runs and runs[-1][0] == count:
             runs[-1][2] = layer

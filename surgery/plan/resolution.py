@@ -18,7 +18,7 @@ class SiteResolution:
 
     Attributes:
         query, kv: per result head, the source heads that become it.
-        tensors: role → tensor; see `surgery.plan.head_edits.Rewrite`.
+        tensors: role → tensor; see `surgery.transforms.head_edits.Rewrite`.
         figures: what it was decided on, as JSON.
     """
 

@@ -6,39 +6,78 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from surgery.anatomy import Site
+from surgery.models.sites import Site
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Predicted or counted sizes of a model.
+    """Predicted or counted sizes of a model, at a stated number of tokens.
 
     Attributes:
         parameters: of the whole model, shared ones once.
-        kv_bytes_per_token: cache growth per token over all layers.
-        attention_flops: forward pass of all attention blocks over one window, projections
+        kv_bytes: of the cache over all layers, once it holds that many tokens.
+        kv_bytes_per_token: the same per token.
+        attention_flops: forward pass of all attention blocks over that many tokens, projections
             included (a multiply-add counts as two).
     """
 
     parameters: int
-    kv_bytes_per_token: int
+    kv_bytes: int
+    kv_bytes_per_token: float
     attention_flops: int
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def kv_bytes_per_token(sites: Iterable[Site], bytes_per_value: int) -> int:
-    """Sum over cached sites of 2 · kv_heads · head_dim · bytes."""
-    return sum(s.kv_heads * (s.head_dim + s.value_dim) * bytes_per_value for s in sites if s.cached)
+def count_sizes(parameters: int, sites: Iterable[Site], tokens: int, bytes_per_value: int) -> Sizes:
+    """Sizes of a model with these sites, at `tokens` tokens."""
+    sites = list(sites)
+    cache = kv_bytes(sites, tokens, bytes_per_value)
+    return Sizes(parameters, cache, per_token(cache, tokens), attention_flops(sites, tokens))
+
+
+def kv_bytes(sites: Iterable[Site], tokens: int, bytes_per_value: int) -> int:
+    """Σ over cached sites of cached tokens · kv_heads · (head_dim + value_dim) · bytes.
+
+    A site with a window of W keeps W - 1 tokens at most: the query's own comes with it.
+    """
+    return sum(
+        cached_tokens(site, tokens)
+        * site.kv_heads
+        * (site.head_dim + site.value_dim)
+        * bytes_per_value
+        for site in sites
+        if site.cached
+    )
+
+
+def cached_tokens(site: Site, tokens: int) -> int:
+    """How many of `tokens` tokens a site's cache holds."""
+    return tokens if site.window is None else min(tokens, site.window - 1)
+
+
+def per_token(cache_bytes: int, tokens: int) -> float:
+    """A whole number where it is one."""
+    whole, rest = divmod(cache_bytes, tokens)
+    return cache_bytes / tokens if rest else whole
 
 
 def attention_flops(sites: Iterable[Site], tokens: int) -> int:
-    """Scores and weighted sum 4·N²·Hq·d (half where causal) plus projections 2·N·D·d·(2Hq+2Hkv)."""
+    """Scores and weighted sum 4·P·Hq·d over P query-key pairs, and projections 2·N·D·d·(2Hq+2Hkv).
+
+    P is N², half of it where attention is causal; with a window, no query has more than W keys.
+    """
     total = 0
     for site in sites:
-        scores = 4 * tokens * tokens * site.q_heads * site.head_dim
+        scores = 4 * _pairs(site, tokens) * site.q_heads * site.head_dim
         total += scores // 2 if site.cached else scores
         heads = 2 * site.q_heads + 2 * site.kv_heads
         total += 2 * tokens * site.hidden_size * site.head_dim * heads
     return total
+
+
+def _pairs(site: Site, tokens: int) -> int:
+    """Twice the pairs of causal attention, so that N² stands for N tokens without a window."""
+    outside = 0 if site.window is None else max(0, tokens - site.window)
+    return tokens * tokens - outside * outside

@@ -1,7 +1,7 @@
 """What follows from changed heads: other tensors with a share per head, and attributes.
 
-Where the architecture's config can say a site's new head counts, a twin built from it is asked.
-Where it cannot, names are read, and the block is run on the meta device to see which reading it
+Where the architecture's config can say a site's new head counts, a reference model built from it is
+asked. Where it cannot, names are read, and the block is run on the meta device to see which reading it
 takes; if none, the operation is refused with what the forward raised.
 """
 
@@ -15,24 +15,22 @@ from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter
 
-from surgery.anatomy import Site, names
-from surgery.architecture.attributes import named_attributes
-from surgery.architecture.twins import (
+from surgery.errors import ConfigError
+from surgery.models.attributes import Attributes, named_attributes
+from surgery.models.own_record import recorded_attributes
+from surgery.models.reference import (
+    ReferenceModels,
     Shapes,
-    Twins,
     ancestors,
     differing_attributes,
     plain,
     shapes_of,
 )
-from surgery.errors import ConfigError
-from surgery.models.own_record import recorded_attributes
 from surgery.models.share_kv import has_own_eager
+from surgery.models.sites import Site, names
 from surgery.plan.dependents import with_dependents
-from surgery.plan.edits import SiteChange
-from surgery.plan.trial import Attributes, said, taken, tried, whole_fault
-
-__all__ = ["Attributes", "Structure", "planned_shapes", "resolve_structure"]
+from surgery.transforms.edits import SiteChange
+from surgery.verify.shapes import find_whole_fault, head_patch, pick_attributes, try_sites
 
 
 @dataclass(frozen=True)
@@ -42,12 +40,13 @@ class Structure:
     Attributes:
         changes: with the edits of every tensor that has a share per head.
         attributes: module path → attribute → value.
-        shares_kv: whether some block must be given eager attention with shared KV heads.
+        shares_kv: the operation after which some block must be given eager attention with shared
+            KV heads; "" where none must.
     """
 
     changes: tuple[SiteChange, ...]
     attributes: Attributes
-    shares_kv: bool
+    shares_kv: str
 
 
 def resolve_structure(
@@ -55,7 +54,7 @@ def resolve_structure(
     before: Sequence[Site],
     after: Sequence[Site],
     changes: Sequence[SiteChange],
-    twins: Twins,
+    references: ReferenceModels,
 ) -> Structure:
     """See the module's docstring.
 
@@ -65,28 +64,29 @@ def resolve_structure(
     """
     changed = [(o, n) for o, n in zip(before, after, strict=True) if o != n]
     if not changed:
-        return Structure(tuple(changes), {}, False)
+        return Structure(tuple(changes), {}, "")
     _refuse_joined(model, changes)
-    _refuse_undescribed(changed, twins)
-    site_twins = {old.path: twins.of_site(old, new) for old, new in changed}
-    changes = with_dependents(model, changes, site_twins)
-    attributes = _from_twins(before, after, site_twins, twins, recorded_attributes(model.config))
-    unsaid = [(old, new) for old, new in changed if site_twins[old.path] is None]
-    shares = _must_share(model, unsaid)
+    _refuse_undescribed(changed, references)
+    of_sites = {old.path: references.of_site(old, new) for old, new in changed}
+    changes = with_dependents(model, changes, of_sites)
+    recorded = recorded_attributes(model.config)
+    attributes = _from_references(before, after, of_sites, references, recorded)
+    unsaid = [(old, new) for old, new in changed if of_sites[old.path] is None]
+    shares = _find_sharing(model, unsaid, changes)
     options = {
         old.path: [attributes]
-        if site_twins[old.path] is not None
+        if of_sites[old.path] is not None
         else named_attributes(model.get_submodule(old.path), old, new)
         for old, new in changed
     }
-    patch = said(model, before, after, twins)
-    if not unsaid and not whole_fault(model, changes, attributes, patch, mask=True):
+    patch = head_patch(model, before, after, references)
+    if not unsaid and not find_whole_fault(model, changes, attributes, patch, mask=True):
         # Nothing to choose, and every block runs where the whole model does.
         return Structure(tuple(changes), attributes, shares)
-    faults, mask = tried(model, [old for old, _ in changed], changes, options, patch)
+    faults, mask = try_sites(model, [old for old, _ in changed], changes, options, patch)
     for old, new in changed:
-        attributes |= taken(old, new, options[old.path], faults.get(old.path, {}))
-    fault = "" if mask is None else whole_fault(model, changes, attributes, patch, mask)
+        attributes |= pick_attributes(old, new, options[old.path], faults.get(old.path, {}))
+    fault = "" if mask is None else find_whole_fault(model, changes, attributes, patch, mask)
     if fault:
         raise ConfigError(
             "attention", f"{type(model).__name__} does not run with these heads: {fault}"
@@ -103,24 +103,24 @@ def planned_shapes(model: PreTrainedModel, changes: Sequence[SiteChange]) -> Sha
     return shapes
 
 
-def _from_twins(
+def _from_references(
     before: Sequence[Site],
     after: Sequence[Site],
-    site_twins: Mapping[str, PreTrainedModel | None],
-    twins: Twins,
+    of_sites: Mapping[str, PreTrainedModel | None],
+    references: ReferenceModels,
     recorded: Attributes,
 ) -> Attributes:
     found: Attributes = {}
-    if not any(twin is not None for twin in site_twins.values()):
+    if not any(reference is not None for reference in of_sites.values()):
         return found
-    original = twins.of({})
+    original = references.of({})
     for old, new in zip(before, after, strict=True):
-        twin = site_twins.get(old.path) if old != new else original
-        if twin is None:
+        reference = of_sites.get(old.path) if old != new else original
+        if reference is None:
             continue
         try:
-            site = twin.get_submodule(new.block)
-            around = {path: twin.get_submodule(path) for path in ancestors(new.block)}
+            site = reference.get_submodule(new.block)
+            around = {path: reference.get_submodule(path) for path in ancestors(new.block)}
             pairs = [
                 (path, original.get_submodule(path), module)
                 for path, module in (around | dict(site.named_modules(prefix=new.block))).items()
@@ -138,8 +138,8 @@ def _from_twins(
             if found.setdefault(path, values) != values:
                 raise ConfigError(
                     "attention",
-                    f"{path or type(twin).__name__} holds {', '.join(found[path] | values)} for "
-                    "several attention blocks, so they cannot differ",
+                    f"{path or type(reference).__name__} holds {', '.join(found[path] | values)} "
+                    "for several attention blocks, so they cannot differ",
                 )
     return {path: values for path, values in found.items() if values}
 
@@ -162,9 +162,9 @@ def _refuse_joined(model: PreTrainedModel, changes: Sequence[SiteChange]) -> Non
         )
 
 
-def _refuse_undescribed(changed: Sequence[tuple[Site, Site]], twins: Twins) -> None:
+def _refuse_undescribed(changed: Sequence[tuple[Site, Site]], references: ReferenceModels) -> None:
     """Neither a config nor a record could say a block that the config does not build."""
-    original = twins.of({})
+    original = references.of({})
     for old, _ in changed:
         try:
             original.get_submodule(old.path)
@@ -176,23 +176,29 @@ def _undescribed(site: Site) -> ConfigError:
     return ConfigError("attention", f"the model has {site.path}, and its config describes none")
 
 
-def _must_share(model: PreTrainedModel, unsaid: Sequence[tuple[Site, Site]]) -> bool:
-    sharing = False
+def _find_sharing(
+    model: PreTrainedModel, unsaid: Sequence[tuple[Site, Site]], changes: Sequence[SiteChange]
+) -> str:
+    """The operation after which eager attention must be told to share KV heads; "" for none."""
+    sharing = ""
     for old, new in unsaid:
         if new.group_size == 1 or old.group_size == new.group_size:
             continue
         module = model.get_submodule(old.path)
         if names.GROUPS in vars(module):
             continue
+        operation = next(
+            edit.operation for c in changes if c.before.path == old.path for edit in c.edits
+        )
         if not has_own_eager(module):
             if new.kv_heads == 1:  # products broadcast one head by themselves
                 continue
             raise ConfigError(
-                "attention.gqa",
+                f"attention.{operation}",
                 f"the forward of {old.path} cannot share KV heads between query heads: "
                 f"{type(module).__name__} attends in its own way",
                 given=f"{new.kv_heads} KV heads",
                 valid=f"{new.q_heads}: one for each query head",
             )
-        sharing = True
+        sharing = operation
     return sharing

@@ -18,7 +18,7 @@ class RecordConfig(QuantizationConfigMixin):
         format: version of this layout.
         tensors: name → shape, for parameters whose shape the config does not say.
         attributes: module path → attribute → value.
-        steps: [kind, arguments] of `surgery.execute.steps`.
+        steps: [kind, arguments] of `surgery.plan.steps`.
     """
 
     def __init__(

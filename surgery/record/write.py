@@ -8,8 +8,8 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from surgery.architecture.twins import Twins, shapes_of
 from surgery.models.own_record import is_own_record, recorded_attributes, recorded_steps
+from surgery.models.reference import ReferenceModels, shapes_of
 from surgery.plan.operation import Step
 from surgery.record.config import RecordConfig
 
@@ -22,9 +22,11 @@ def write_record(
     An earlier record is taken over; what stands in it already is not said twice.
 
     Args:
-        attributes, steps: what the last plan set and did.
+        attributes, steps: what the last plan set and did; what the config says already is left
+            out.
     """
-    built = shapes_of(Twins(model).of({}))
+    reference = ReferenceModels(model).of({})
+    built = shapes_of(reference)
     tensors = {
         name: list(shape) for name, shape in shapes_of(model).items() if built.get(name) != shape
     }
@@ -34,9 +36,11 @@ def write_record(
             there = _module(model, path)
             if there is None:  # a later operation took it away
                 continue
+            fresh = vars(_module(reference, path) or nn.Identity())
             for name in values:
                 now = vars(there).get(name)
-                held.setdefault(path, {})[name] = list(now) if isinstance(now, tuple) else now
+                if name not in fresh or fresh[name] != now:
+                    held.setdefault(path, {})[name] = list(now) if isinstance(now, tuple) else now
     done = [list(step) for step in recorded_steps(model.config)]
     done += [[s.kind, dict(s.arguments)] for s in steps if [s.kind, dict(s.arguments)] not in done]
     model.config.quantization_config = RecordConfig(tensors=tensors, attributes=held, steps=done)

@@ -15,14 +15,16 @@ from surgery.config.schema import ModelConfig, ObjectiveConfig, ObjectiveName, O
 from surgery.data.collate import Batch
 from surgery.errors import ConfigError, SurgeryError
 from surgery.execute.live import apply_
+from surgery.importance.estimate import Scorer
 from surgery.models.forward import no_cache
 from surgery.models.source import ModelSource, build
+from surgery.plan.operation import TrainingDecision
 from surgery.plan.plan import Plan
-from surgery.training.gating import GatedPruning, Scorer
+from surgery.plan.registry import parse_specs
 from surgery.training.objectives import labelled, training_loss
 from surgery.training.optim import build_optimizer, warmup_cosine
 from surgery.training.pairs import Pair, own_pairs
-from surgery.training.parameters import resting
+from surgery.training.parameters import select_frozen
 from surgery.training.teacher import load_teacher
 
 
@@ -44,12 +46,12 @@ class SurgeryModule(pl.LightningModule):
             ``None``: those of the original (`surgery.training.pairs`).
         tensors: the plan's calibrated tensors, where it has any. They are no hyperparameters:
             checkpoints hold what became of them.
-        pruning: options of `GatedPruning`, where heads are closed while the model trains. They are
-            still there when it is done; `surgery.training.cut` removes them.
+        deferred: what is left to training, as plain data: ``operation`` (its spec), and the options
+            of `Operation.follow_training`. It is performed after training.
         scorer: who scores heads for it; no hyperparameter either.
 
     Attributes:
-        pruning: what follows its schedule; ``None`` without.
+        decision: what decides on the deferred operation; ``None`` without one.
         trained: number of parameters that `optim.parameters` leaves trainable, set when the model
             is built (before it is sharded).
 
@@ -68,7 +70,7 @@ class SurgeryModule(pl.LightningModule):
         load_weights: bool = True,
         pairs: Sequence[Sequence[str]] | None = None,
         tensors: Mapping[str, torch.Tensor] | None = None,
-        pruning: Mapping[str, Any] | None = None,
+        deferred: Mapping[str, Any] | None = None,
         scorer: Scorer | None = None,
     ) -> None:
         super().__init__()
@@ -79,9 +81,7 @@ class SurgeryModule(pl.LightningModule):
         self.optim = _typed(OptimConfig, optim)
         self.source = ModelSource(_typed(ModelConfig, model))
         self.model: PreTrainedModel | None = None
-        self.pruning = (
-            None if pruning is None else GatedPruning(pruning, self.plan.after, self.task, scorer)
-        )
+        self.decision = self._decision(deferred, scorer)
         # Not a submodule: the original must appear in no checkpoint and no optimizer.
         self._teacher: list[PreTrainedModel] = []
         self._pairs = self._paired(pairs) if self.objective.attention_weight > 0 else []
@@ -92,6 +92,14 @@ class SurgeryModule(pl.LightningModule):
     @property
     def task(self) -> Task:
         return self.source.spec.task
+
+    def _decision(
+        self, deferred: Mapping[str, Any] | None, scorer: Scorer | None
+    ) -> TrainingDecision | None:
+        if deferred is None:
+            return None
+        (operation,) = parse_specs([deferred["operation"]])
+        return operation.follow_training(self.plan.after, deferred, self.task, scorer)
 
     def _paired(self, pairs: Sequence[Sequence[str]] | None) -> list[Pair]:
         if pairs is not None:
@@ -107,8 +115,8 @@ class SurgeryModule(pl.LightningModule):
     def adopt(self, model: PreTrainedModel, teacher: PreTrainedModel | None = None) -> None:
         """Use a model that is operated already, and a teacher that is loaded already."""
         self.thaw()
-        if self.pruning is not None:
-            self.pruning.detach()
+        if self.decision is not None:
+            self.decision.detach()
         self.model = model
         self._teacher = [teacher.requires_grad_(False).eval()] if teacher is not None else []
 
@@ -120,12 +128,12 @@ class SurgeryModule(pl.LightningModule):
             plan = self.plan if whole else self.plan.hollow()
             self.model = apply_(self._original(), plan, check=whole)
         self.model.train()  # transformers hands models out in eval mode
-        if self.pruning is not None:
-            self.pruning.attach(self.model)
+        if self.decision is not None:
+            self.decision.attach(self.model)
         if self._exact is None:
             self._exact = _computed_buffers(self.model)
         if self._resting is None:
-            self._resting = resting(self.model, self.plan, self.optim.parameters)
+            self._resting = select_frozen(self.model, self.plan, self.optim.parameters)
             for parameter in self._resting:
                 parameter.requires_grad_(False)
             self.trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
@@ -163,13 +171,13 @@ class SurgeryModule(pl.LightningModule):
             nn.Module.to(teacher, self.device)
 
     def on_train_start(self) -> None:
-        if self.pruning is not None:
-            self.pruning.follow(self.trainer)
+        if self.decision is not None:
+            self.decision.follow(self.trainer)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         # Not before a batch: by then callbacks watch, and would see what is measured here.
-        if self.pruning is not None:
-            self.pruning.follow(self.trainer)
+        if self.decision is not None:
+            self.decision.follow(self.trainer)
 
     def forward(self, **batch: torch.Tensor) -> Any:
         assert self.model is not None
@@ -189,8 +197,9 @@ class SurgeryModule(pl.LightningModule):
         self.log("train/loss", loss.total, prog_bar=True)
         for name, value in loss.parts.items():
             self.log(f"train/{name}", value)
-        if self.pruning is not None:
-            self.log("train/open_heads", self.pruning.open_share)
+        if self.decision is not None:
+            for name, number in self.decision.metrics().items():
+                self.log(name, number)
         return loss.total
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -209,17 +218,17 @@ class SurgeryModule(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self._fitting:
-            pruning = checkpoint["hyper_parameters"].get("pruning")
-            if pruning != self.hparams["pruning"]:
+            stored, mine = checkpoint["hyper_parameters"].get("deferred"), self.hparams["deferred"]
+            if stored != mine:
+                name = (mine or stored)["operation"]["operation"]
                 raise ConfigError(
-                    "attention.prune_heads",
-                    "the checkpoint to resume from was trained with "
-                    "other heads to close, or on another schedule",
-                    given=self.hparams["pruning"],
-                    valid=pruning,
+                    f"attention.{name}",
+                    "the checkpoint to resume from was trained with other options of it",
+                    given=mine,
+                    valid=stored,
                 )
-        if self.pruning is not None:
-            self.pruning.load_state_dict(checkpoint["pruning"])
+        if self.decision is not None:
+            self.decision.load_state_dict(checkpoint["decision"])
         stored = checkpoint["hyper_parameters"]["optim"].get("parameters", "all")
         if self._fitting and stored != self.optim.parameters.value:
             raise ConfigError(
@@ -231,8 +240,8 @@ class SurgeryModule(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["hyper_parameters"]["load_weights"] = False
-        if self.pruning is not None:
-            checkpoint["pruning"] = self.pruning.state_dict()
+        if self.decision is not None:
+            checkpoint["decision"] = self.decision.state_dict()
 
 
 def _computed_buffers(model: nn.Module) -> list[tuple[nn.Module, str, torch.Tensor]]:

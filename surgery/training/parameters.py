@@ -8,9 +8,9 @@ from torch import nn
 
 from surgery.config.schema import Trained
 from surgery.errors import ConfigError
-from surgery.execute.fuse import ROLES, FusedPart
-from surgery.execute.live import FUSE
+from surgery.plan.operation import Step
 from surgery.plan.plan import Plan
+from surgery.plan.registry import operation_class
 
 _KEY = "optim.parameters"
 
@@ -34,17 +34,18 @@ def check_parameters(plan: Plan, choice: Trained) -> None:
             given=choice.value,
             valid="all, attention, or attention=[…] with an operation that edits tensors",
         )
-    path = _mixed_fusion(plan)
-    if path is not None:
-        raise ConfigError(
-            _KEY,
-            f"{path} is fused of projections of which only some were changed",
-            given=choice.value,
-            valid="all, attention, or a list of operations without fuse_qkv",
-        )
+    for step in plan.steps:
+        tensor = _mixed(step, set(changed_names(plan)))
+        if tensor is not None:
+            raise ConfigError(
+                _KEY,
+                f"{step.operation} joins {tensor} with others, of which only some were changed",
+                given=choice.value,
+                valid=f"all, attention, or a list of operations without {step.operation}",
+            )
 
 
-def resting(model: nn.Module, plan: Plan, choice: Trained) -> list[nn.Parameter]:
+def select_frozen(model: nn.Module, plan: Plan, choice: Trained) -> list[nn.Parameter]:
     """The parameters of an operated model that would be trained if it were not for `choice`.
 
     output: all but the output projections of all sites, biases included.
@@ -64,12 +65,7 @@ def resting(model: nn.Module, plan: Plan, choice: Trained) -> list[nn.Parameter]
 
 def changed_names(plan: Plan) -> list[str]:
     """Names in the result of the tensors that edits made; those of removed attention are gone."""
-    removed = tuple(
-        f"{path}."
-        for step in plan.steps
-        if step.kind == "remove_attention"
-        for path in step.arguments["sites"]
-    )
+    removed = tuple(f"{site.path}." for site in plan.removed)
     names = {spec.name: None for edit in plan.edits for spec in edit.results}
     return [name for name in names if not name.startswith(removed)]
 
@@ -101,18 +97,15 @@ _CHOSEN: dict[Trained, Callable[[nn.Module, Plan], Iterator[nn.Parameter]]] = {
 
 
 def _holder(model: nn.Module, path: str) -> nn.Module:
-    """The module whose parameters are those of the one at `path`, which may be fused."""
+    """The module whose parameters are those of the one at `path`, which may stand for a part."""
     module = model.get_submodule(path)
-    return module.handout.fused() if isinstance(module, FusedPart) else module
+    holder = getattr(module, "parameter_holder", None)
+    return module if holder is None else holder()
 
 
-def _mixed_fusion(plan: Plan) -> str | None:
-    """A site of which `fuse_qkv` makes one tensor from changed and unchanged ones."""
-    changed = set(changed_names(plan))
-    sites = [site for s in plan.steps if s.kind == FUSE for site in s.arguments["sites"]]
-    for site in sites:
-        for tensor in ("weight", "bias"):
-            found = {f"{site[role]}.{tensor}" in changed for role in ROLES}
-            if len(found) > 1:
-                return str(site["path"])
+def _mixed(step: Step, changed: set[str]) -> str | None:
+    """A tensor that a step joins with others, some of them changed and some not."""
+    for group in operation_class(step.operation).joined_tensors(step):
+        if len({name in changed for name in group}) > 1:
+            return group[0]
     return None

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from surgery.analysis.conllu import read_conllu
 from surgery.errors import ConfigError
+from surgery.lab.analysis.conllu import read_conllu
 
 # Comments, a multi-word token, an empty node, a subtype, no space before the comma.
 EXCERPT = """\

@@ -5,15 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from surgery.analysis.maps import (
+from surgery.errors import ConfigError
+from surgery.lab.analysis.maps import (
     LONGEST,
     attention_maps,
     best_heads,
     check_heads,
     check_maps,
 )
-from surgery.analysis.watch import self_attention
-from surgery.errors import ConfigError
+from surgery.lab.analysis.watch import self_attention
 from surgery.models.source import byte_tokenizer
 from tests.tiny_models import tiny_model
 

@@ -12,14 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from surgery.analysis.probes import REVERSED, run_probes, word_attention
-from surgery.analysis.relations import Related
-from surgery.analysis.sources import check_probes, probe_texts
-from surgery.analysis.spans import ProbeText, probe_text, units_of
-from surgery.analysis.watch import self_attention
 from surgery.data.split import is_held_out
 from surgery.data.stdlib import stdlib_documents
 from surgery.errors import ConfigError
+from surgery.lab.analysis.probes import REVERSED, run_probes, word_attention
+from surgery.lab.analysis.relations import Related
+from surgery.lab.analysis.sources import check_probes, probe_texts
+from surgery.lab.analysis.spans import ProbeText, probe_text, units_of
+from surgery.lab.analysis.watch import self_attention
 from surgery.models.source import byte_tokenizer
 from tests.analysis import handmade
 from tests.tiny_models import tiny_model

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from surgery.analysis.python_source import RELATIONS, python_relations
+from surgery.lab.analysis.python_source import RELATIONS, python_relations
 
 
 def related(source: str) -> dict[str, list[tuple[str, str]]]:

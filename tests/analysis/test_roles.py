@@ -8,14 +8,14 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from surgery.analysis.behaviour import observe_text
-from surgery.analysis.probes import run_probes
-from surgery.analysis.repeats import observe_repeats, random_repeats
-from surgery.analysis.result import heads_of
-from surgery.analysis.roles import ROLES, Thresholds, role_of
-from surgery.analysis.spans import ProbeText
-from surgery.analysis.watch import self_attention
 from surgery.errors import ConfigError, TapError
+from surgery.lab.analysis.behaviour import observe_text
+from surgery.lab.analysis.probes import run_probes
+from surgery.lab.analysis.repeats import observe_repeats, random_repeats
+from surgery.lab.analysis.result import heads_of
+from surgery.lab.analysis.roles import ROLES, Thresholds, role_of
+from surgery.lab.analysis.spans import ProbeText
+from surgery.lab.analysis.watch import self_attention
 from tests.analysis import handmade
 from tests.tiny_models import FIELDS, tiny_model
 

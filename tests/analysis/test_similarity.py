@@ -12,8 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.distance import jensenshannon
 
-from surgery.analysis import similarity as module
-from surgery.analysis.clusters import (
+from surgery.importance.capture import capture, stack_of
+from surgery.importance.score_file import read_scores
+from surgery.lab.analysis import similarity as module
+from surgery.lab.analysis.clusters import (
     clusters,
     nearest,
     redundancies,
@@ -21,13 +23,11 @@ from surgery.analysis.clusters import (
     tree,
     what_is_its_own,
 )
-from surgery.analysis.groups import shared_groups
-from surgery.analysis.similarity import Similarity, compare_heads, divergences
-from surgery.analysis.watch import self_attention
-from surgery.anatomy import find_sites
-from surgery.importance.capture import capture, stack_of
-from surgery.operations.gqa import GQA
-from surgery.operations.scores import read_scores
+from surgery.lab.analysis.groups import shared_groups
+from surgery.lab.analysis.similarity import Similarity, compare_heads, divergences
+from surgery.lab.analysis.watch import self_attention
+from surgery.models.sites import find_sites
+from surgery.operations.gqa.operation import GQA
 from tests.analysis import handmade
 from tests.tiny_models import tiny_model, tokens
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from surgery.anatomy import Site, find_sites
+from surgery.models.sites import Site, find_sites
 from tests.families import SEPARATE, family, family_config, masked_lm, skeleton
 
 FLAT_NORM = {"olmo2", "olmoe"}

@@ -13,7 +13,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from surgery.anatomy import find_sites
+from surgery.models.sites import find_sites
 from tests.families import family
 
 _SMALL = {

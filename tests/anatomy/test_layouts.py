@@ -9,8 +9,8 @@ import torch
 from transformers import PreTrainedModel
 
 from benchmarks.coverage import zoo
-from surgery.anatomy import Packing, Site, find_sites
-from surgery.plan.head_edits import order
+from surgery.models.sites import Packing, Site, find_sites
+from surgery.transforms.head_edits import order
 from tests.operations.zoo_models import build
 
 QKV = ("query", "key", "value")

@@ -22,7 +22,7 @@ from benchmarks.importance.presets import FULL
 from benchmarks.importance.ranks import overlap
 from benchmarks.importance.work import chosen, cut
 from benchmarks.shared.weights import MixedWeightsError
-from surgery.anatomy import find_sites
+from surgery.models.sites import find_sites
 from surgery.models.source import byte_tokenizer
 from tests.tiny_models import tiny_model
 

@@ -10,7 +10,7 @@ import torch
 from benchmarks.leave_one_out.__main__ import WANTED, run
 from benchmarks.leave_one_out.page import page
 from benchmarks.leave_one_out.subjects import SUBJECTS, batch
-from surgery.report.summary import machine, versions
+from surgery.lab.report.summary import machine, versions
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from benchmarks.merge_layer.__main__ import LIMITS, run
 from benchmarks.merge_layer.collect import collect
 from benchmarks.merge_layer.layer import PRESETS
 from benchmarks.merge_layer.page import page
-from surgery.report.summary import machine, versions
+from surgery.lab.report.summary import machine, versions
 
 
 @pytest.fixture(scope="module")

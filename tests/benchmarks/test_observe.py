@@ -17,9 +17,9 @@ from benchmarks.observe.picture import draw
 from benchmarks.observe.subject import PRESETS, batch, build
 from benchmarks.observe.targets import RESOLUTION, growth, judged
 from benchmarks.observe.variants import ALL, EXPLICIT, PICTURED, PLAIN, VARIANTS, WATCHED
-from surgery.observation import AttentionCall, Tap
-from surgery.observation.statistics import head_statistics
-from surgery.report.summary import machine, versions
+from surgery.lab.report.summary import machine, versions
+from surgery.observe import AttentionCall, Tap
+from surgery.observe.statistics import head_statistics
 
 QUICK = PRESETS["quick"]
 

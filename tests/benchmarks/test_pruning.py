@@ -15,8 +15,8 @@ from benchmarks.pruning.clock import paired
 from benchmarks.pruning.page import page
 from benchmarks.pruning.runs import RUNS, P, S, command
 from surgery.config.validate import checked
-from surgery.operations import parse_operations
-from surgery.report.summary import machine, versions
+from surgery.lab.report.summary import machine, versions
+from surgery.plan.registry import parse_operations
 from tests.tiny_models import tiny_model
 
 ORIGINAL = {"loss": 1.0, "parameters": 100, "kv_bytes_per_token": 80, "attention_flops": 1000}

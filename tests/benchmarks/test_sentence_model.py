@@ -14,10 +14,10 @@ from transformers import AutoTokenizer, BertConfig, BertModel
 from benchmarks.importance.presets import QUICK
 from benchmarks.importance.sentence_model import JudgedBert, SentenceModel, embedding, rate_at
 from benchmarks.importance.work import cut
-from surgery.anatomy import find_sites
 from surgery.config.schema import Task
 from surgery.importance.estimate import score_heads
 from surgery.importance.gates import Gates
+from surgery.models.sites import find_sites
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,8 @@ from transformers import (
 )
 
 from surgery.calibration import Calibration, calibrated_plan
-from surgery.operations import parse_operations
 from surgery.plan.plan import Plan
+from surgery.plan.registry import parse_operations
 from tests.calibration.rewriting import Turning
 from tests.families import randomised, tokens
 

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from surgery.anatomy import Site
 from surgery.calibration import Calibration, calibrated_plan
 from surgery.importance import ScoreTable, SiteScores
-from surgery.operations import parse_operations
+from surgery.models.sites import Site
 from surgery.plan.plan import Plan
+from surgery.plan.registry import parse_operations
 from tests.calibration.models import unseen
 from tests.families import logits, tokens
 

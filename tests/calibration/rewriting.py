@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from surgery.anatomy import Site, find_sites
-from surgery.plan.head_edits import order
+from surgery.models.sites import Site, find_sites
+from surgery.transforms.head_edits import order
 
 Groups = Sequence[Sequence[int]]
 

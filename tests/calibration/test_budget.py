@@ -9,11 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from surgery.anatomy import find_sites
 from surgery.calibration import Calibration
-from surgery.calibration.budget import cheapest, divergence
 from surgery.errors import ConfigError
 from surgery.execute.live import apply_
+from surgery.models.sites import find_sites
+from surgery.operations.gqa.budget import cheapest, divergence
 from tests.calibration.models import batches, made, plan_for
 from tests.calibration.rewriting import Turning, rewrite_
 from tests.families import family, tokens

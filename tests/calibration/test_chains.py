@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from surgery.anatomy import find_sites
 from surgery.execute.live import apply_
+from surgery.models.sites import find_sites
 from tests.calibration.models import KINDS, batches, made, plan_for, unseen
 from tests.calibration.rewriting import Turning, rewrite_
 from tests.families import logits
@@ -92,7 +92,7 @@ def test_an_earlier_operation_draws_from_the_plans_seed() -> None:
     assert drawn is not model
     # There is one `gqa` per config; the second one here is another operation object.
     from surgery.calibration import Calibration, calibrated_plan
-    from surgery.operations import parse_operations
+    from surgery.plan.registry import parse_operations
 
     chain = [
         *parse_operations(operations),

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from surgery.anatomy import find_sites
 from surgery.calibration import Calibration
 from surgery.execute.live import apply_
+from surgery.models.sites import find_sites
 from surgery.plan.plan import Plan
 from tests.calibration.models import KINDS, batches, made, plan_for, unseen
 from tests.calibration.rewriting import Groups, Heads, Turning, rewrite_, rewrite_head_

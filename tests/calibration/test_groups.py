@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from surgery.anatomy import find_sites
 from surgery.errors import ConfigError
 from surgery.execute.live import apply_
-from surgery.operations.gqa import GQA
+from surgery.models.sites import find_sites
+from surgery.operations.gqa.operation import GQA
 from tests.calibration.models import plan_for
 from tests.calibration.models import unseen as text
 from tests.families import family, logits

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from surgery.anatomy import Site, find_sites
-from surgery.calibration.clone import sharing_copy
-from surgery.calibration.moments import SiteMoments
 from surgery.calibration.view import see
 from surgery.errors import ConfigError
-from surgery.merging.planes import Planes, half_split, interleaved
+from surgery.models.copies import sharing_copy
+from surgery.models.sites import Site, find_sites
+from surgery.operations.gqa.moments import SiteMoments
+from surgery.operations.gqa.planes import Planes, half_split, interleaved
 from tests.calibration.models import KINDS, made
 from tests.families import family, tokens
 

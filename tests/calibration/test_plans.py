@@ -17,9 +17,9 @@ from transformers import PreTrainedModel
 from surgery.calibration import Calibration
 from surgery.errors import PlanError
 from surgery.execute.live import apply_
-from surgery.operations import parse_operations
 from surgery.plan.make import make_plan
 from surgery.plan.plan import Plan
+from surgery.plan.registry import parse_operations
 from surgery.plan.store import TENSORS, load_plan, save_plan
 from tests.calibration.models import made, plan_for
 from tests.calibration.on_file import performed

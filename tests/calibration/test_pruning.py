@@ -11,14 +11,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from surgery.anatomy import find_sites
 from surgery.calibration import calibrated_plan
 from surgery.errors import ConfigError, PlanError
 from surgery.execute.live import apply_
 from surgery.importance import ScoreTable
-from surgery.operations import parse_operations
+from surgery.models.sites import find_sites
 from surgery.plan.make import make_plan
 from surgery.plan.plan import Plan
+from surgery.plan.registry import parse_operations
 from surgery.plan.store import load_plan, save_plan
 from tests.calibration.models import made, unseen
 from tests.calibration.pruned import (

@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
-from surgery.anatomy import find_sites
 from surgery.calibration.view import see
 from surgery.errors import ConfigError
 from surgery.execute.live import apply_
+from surgery.models.sites import find_sites
 from surgery.plan.make import make_plan
 from surgery.plan.store import load_plan, save_plan
 from tests.calibration.models import made, unseen

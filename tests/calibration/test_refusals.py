@@ -19,11 +19,11 @@ from transformers import (
     WhisperForConditionalGeneration,
 )
 
-from surgery.anatomy import find_sites
 from surgery.calibration import Calibration
 from surgery.errors import ConfigError, PlanError
 from surgery.execute.live import apply_
-from surgery.observation import Tap
+from surgery.models.sites import find_sites
+from surgery.observe import Tap
 from tests.calibration.models import _BASE, batches, made, plan_for, unseen
 from tests.calibration.rewriting import Turning, rewrite_
 from tests.families import family, logits, randomised, tokens

@@ -9,7 +9,7 @@ import pytest
 import torch
 from surgery.callbacks import AttentionStatistics, HeadImportance
 
-from surgery.observation.statistics import STATISTICS
+from surgery.observe.statistics import STATISTICS
 from tests.callbacks.fitting import Batch, OwnModule, by_layer, fit, padded, unpadded
 from tests.observation.explicit import entropies, entropy_of, explicit_maps, recorded_calls
 from tests.observation.explicit_statistics import explicit_statistics

@@ -15,7 +15,7 @@ from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from surgery.callbacks import AttentionStatistics, HeadAlarms
 from surgery.callbacks.head_monitor import HeadMonitor, Observation
 
-from surgery.observation import AttentionCall
+from surgery.observe import AttentionCall
 from tests.callbacks.fitting import OwnModule, fit, unpadded
 from tests.tiny_models import tiny_model, tokens
 

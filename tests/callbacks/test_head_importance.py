@@ -11,7 +11,7 @@ import torch
 from surgery.callbacks import HeadImportance
 
 from surgery.errors import TapError
-from surgery.observation import AttentionCall, Tap
+from surgery.observe import AttentionCall, Tap
 from tests.callbacks.fitting import Batch, OwnModule, by_layer, fit, padded, unpadded
 from tests.callbacks.gates import gate_gradients, importance
 from tests.tiny_models import tiny_model, tokens

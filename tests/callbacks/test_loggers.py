@@ -21,7 +21,7 @@ from surgery.callbacks import AttentionStatistics, HeadAlarms, HeadImportance, H
 from surgery.callbacks.head_monitor import Observation
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from surgery.observation.statistics import STATISTICS
+from surgery.observe.statistics import STATISTICS
 from tests.callbacks.fitting import OwnModule, fit, unpadded
 from tests.tiny_models import tiny_model, tokens
 

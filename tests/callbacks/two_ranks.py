@@ -11,7 +11,7 @@ from pytorch_lightning.callbacks import Callback
 from surgery.callbacks import AttentionStatistics, HeadAlarms, HeadImportance, HeadTable
 from torch.utils.data import DataLoader
 
-from surgery.observation.head_sums import HeadSums
+from surgery.observe.head_sums import HeadSums
 from tests.callbacks.fitting import Batch, OwnModule, padded
 from tests.tiny_models import tiny_model, tokens
 

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import wandb
 
-from surgery.dashboard import names
+from surgery.lab.dashboard import names
 from surgery.training.identity import fingerprint
 from tests.dashboard import reading
 
@@ -76,7 +76,7 @@ def converted(go: Callable[..., Any]) -> tuple[Path, Records]:
 
 
 def expected() -> dict[str, list[int]]:
-    """Name → steps, by the names of `surgery.dashboard` and the cadences above."""
+    """Name → steps, by the names of `surgery.lab.dashboard` and the cadences above."""
     training = (names.LOSS, *names.PARTS, names.OPEN_HEADS, "lr-AdamW/pg1", "lr-AdamW/pg2")
     steps = dict.fromkeys(training, EVERY) | {names.HELD_OUT: [1, 3]}
     for metric in names.HEADS:

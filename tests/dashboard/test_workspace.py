@@ -14,10 +14,10 @@ import wandb_workspaces.workspaces as ws
 from surgery.callbacks.head_conditions import CONDITIONS
 from wandb_workspaces.workspaces.internal import WorkspaceViewspec
 
-from surgery.dashboard import names
-from surgery.dashboard.__main__ import main
-from surgery.dashboard.workspace import TITLES, workspace
-from surgery.observation.statistics import STATISTICS
+from surgery.lab.dashboard import names
+from surgery.lab.dashboard.__main__ import main
+from surgery.lab.dashboard.workspace import TITLES, workspace
+from surgery.observe.statistics import STATISTICS
 
 
 @pytest.fixture
@@ -135,7 +135,7 @@ def test_what_cannot_be_is_one_message(
 def test_without_wandb_workspaces(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.delitem(sys.modules, "surgery.dashboard.workspace")
+    monkeypatch.delitem(sys.modules, "surgery.lab.dashboard.workspace")
     monkeypatch.setitem(sys.modules, "wandb_workspaces", None)  # as Python marks what is not there
     with pytest.raises(SystemExit) as stopped:
         main(["me/p", "--json"])

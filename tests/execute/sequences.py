@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from surgery.anatomy import Packing, Site, find_sites
+from surgery.models.sites import Packing, Site, find_sites
 
 
 @dataclass

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from transformers import DynamicCache
 
-from surgery.execute.excerpt import excerpt
+from surgery.verify.excerpt import excerpt
 from tests.execute.batches import packed, padded
 
 

@@ -15,8 +15,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from surgery.errors import PlanError
-from surgery.execute.fuse import FusedPart, fuse_qkv_, is_fused, unfuse_qkv_
-from surgery.execute.steps import is_step, run_step
+from surgery.operations.fuse_qkv.projections import FusedPart, fuse_qkv_, is_fused, unfuse_qkv_
+from surgery.plan.registry import is_step, run_step
 from tests.families import SEPARATE, family, logits, skeleton, tokens
 
 from .fusing import Block, places

@@ -9,9 +9,9 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from surgery.anatomy import find_sites
 from surgery.errors import PlanError
 from surgery.execute.live import apply_
+from surgery.models.sites import find_sites
 from surgery.plan.operation import Step
 from surgery.plan.plan import Plan
 from tests.families import family, logits, skeleton

@@ -14,7 +14,7 @@ from transformers.models.llama.modeling_llama import LlamaAttention
 
 from surgery.errors import PlanError
 from surgery.execute.live import apply_
-from surgery.plan.rehearse import rehearse
+from surgery.verify.equivalence import check_equivalence
 from tests.execute.test_live import assert_untouched
 from tests.families import SEPARATE, family, logits
 from tests.operations.reference import gqa_plan
@@ -81,21 +81,21 @@ def test_a_block_that_is_never_run() -> None:
     model = family("llama")
     model.model.layers[1].forward = lambda hidden_states, **_: hidden_states
     with pytest.raises(PlanError, match=r"layers.1.self_attn took no part in a forward pass"):
-        rehearse(model, gqa_plan(model, 2))
+        check_equivalence(model, gqa_plan(model, 2))
 
 
 def test_a_model_that_cannot_be_run_at_all() -> None:
     model = family("llama")
     model.model.norm.weight = nn.Parameter(torch.ones(3))
     with pytest.raises(PlanError, match="the model cannot be run"):
-        rehearse(model, gqa_plan(model, 2))
+        check_equivalence(model, gqa_plan(model, 2))
 
 
 def test_a_model_whose_numbers_are_not_finite() -> None:
     model = family("llama")
     nn.init.constant_(model.model.layers[0].self_attn.v_proj.weight, float("nan"))
     with pytest.raises(PlanError, match="off by nan"):
-        rehearse(model, gqa_plan(model, 2))
+        check_equivalence(model, gqa_plan(model, 2))
 
 
 def test_unchecked_is_unchecked() -> None:
@@ -109,14 +109,14 @@ def test_unchecked_is_unchecked() -> None:
 def test_every_family_passes_and_nothing_changes(name: str, dtype: torch.dtype) -> None:
     model = family(name, dtype=dtype)
     before = copy.deepcopy(model)
-    rehearse(model, gqa_plan(model, 2))
+    check_equivalence(model, gqa_plan(model, 2))
     assert_untouched(model, before)
 
 
 @pytest.mark.parametrize("merge", ["first", "random"])
 def test_every_merge_passes(merge: str) -> None:
     model = family("olmo2")
-    rehearse(model, gqa_plan(model, 1, merge=merge))
+    check_equivalence(model, gqa_plan(model, 1, merge=merge))
 
 
 def test_a_flash_kernel_is_not_asked_of_a_cpu() -> None:

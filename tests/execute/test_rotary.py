@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from surgery.execute.rotary import rebuild_rotary
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
-from surgery.anatomy import find_sites
 from surgery.errors import PlanError
-from surgery.execute.rotary import rebuild_rotary
-from surgery.execute.site_rope import SiteRope, has_site_rope, site_rope, unset_site_rope_
+from surgery.models.sites import find_sites
+from surgery.operations.rope.site_rope import SiteRope, has_site_rope, site_rope, unset_site_rope_
 from tests.families import family, logits, skeleton, tokens
 from tests.operations.rope_models import draft_of, rope_, without_rotation
 

@@ -15,13 +15,14 @@ from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
-from surgery.anatomy import find_sites
 from surgery.errors import ConfigError
-from surgery.execute.fuse import unfuse_qkv_
 from surgery.execute.live import apply_
-from surgery.operations import Operation, parse_operations
+from surgery.models.sites import find_sites
+from surgery.operations.fuse_qkv.projections import unfuse_qkv_
 from surgery.plan.make import make_plan
+from surgery.plan.operation import Operation
 from surgery.plan.plan import Plan
+from surgery.plan.registry import parse_operations
 from tests.execute.sequences import OPERATIONS, Original
 from tests.families import VOCAB, logits, randomised, tokens
 from tests.operations.drafts import drafted

@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 
 import surgery
-from surgery.analysis.roles import MIXED, ROLES
 from surgery.importance.table import ScoreTable
+from surgery.lab.analysis.roles import MIXED, ROLES
 
 TINY = (
     "model=tiny_llama",

@@ -223,7 +223,7 @@ def test_learned_positions_become_rotary_ones(cli: Callable[..., Any], tmp_path:
     )
     assert outcome.code == 0, outcome.err
     export = json.loads((tmp_path / "run" / "summary.json").read_text())["export"]
-    assert export["format"] == "re-housed"
+    assert export["format"] == "converted"
     saved = json.loads((tmp_path / "run" / "export" / "config.json").read_text())
     assert (saved["model_type"], saved["max_position_embeddings"]) == ("starcoder2", 64)
 

@@ -19,9 +19,9 @@ from surgery.config.schema import Combine, Part
 from surgery.data.parts import part_of
 from surgery.errors import SurgeryError
 from surgery.importance import ScoreTable
+from surgery.lab.tasks import OutputProjections, combined
+from surgery.lab.tasks.agreement import correlations
 from surgery.models.source import byte_tokenizer
-from surgery.tasks import OutputProjections, combined
-from surgery.tasks.agreement import correlations
 from tests.tiny_models import tiny_model
 
 SMALL = (

@@ -8,8 +8,8 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from surgery.merging.keys import KeyMoments
-from surgery.merging.planes import Planes, half_split, interleaved
+from surgery.operations.gqa.keys import KeyMoments
+from surgery.operations.gqa.planes import Planes, half_split, interleaved
 
 F64 = torch.float64
 

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from surgery.merging.aligned import aligned_keys, procrustes, renormalised
-from surgery.merging.planes import half_split
+from surgery.operations.gqa.aligned import aligned_keys, procrustes, renormalised
+from surgery.operations.gqa.planes import half_split
 from tests.merging.drawing import F64, Drawn, drawn, features, moments_of
 
 

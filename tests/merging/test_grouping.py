@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from surgery.merging import grouping
-from surgery.merging.grouping import Groups, contiguous, partition
+from surgery.calibration import grouping
+from surgery.calibration.grouping import Groups, contiguous, partition
 
 
 def all_partitions(heads: tuple[int, ...], size: int) -> Iterator[Groups]:

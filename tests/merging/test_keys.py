@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from surgery.merging.aligned import aligned_keys
-from surgery.merging.keys import KeyMoments, SharedKeys, group_loss, shared_keys
-from surgery.merging.planes import half_split, interleaved
+from surgery.operations.gqa.aligned import aligned_keys
+from surgery.operations.gqa.keys import KeyMoments, SharedKeys, group_loss, shared_keys
+from surgery.operations.gqa.planes import half_split, interleaved
 from tests.merging.drawing import F64, Drawn, drawn, features, moments_of, rotations
 
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from surgery.merging.planes import Planes, find_planes, half_split, interleaved
+from surgery.operations.gqa.planes import Planes, find_planes, half_split, interleaved
 from tests.merging.drawing import F64, rotations
 
 EPS = torch.finfo(torch.float32).eps

@@ -10,9 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from surgery.merging.aligned import aligned_values
-from surgery.merging.subspace import NOISE, least_lost, readers, shared_subspace, top_subspace
-from surgery.merging.values import shared_values
+from surgery.operations.gqa.aligned import aligned_values
+from surgery.operations.gqa.subspace import (
+    NOISE,
+    least_lost,
+    readers,
+    shared_subspace,
+    top_subspace,
+)
+from surgery.operations.gqa.values import shared_values
 from tests.merging.drawing import F64
 
 

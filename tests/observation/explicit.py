@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from surgery.observation import AttentionCall, Tap
-from surgery.observation.entropy import row_entropy
-from surgery.observation.rows import row_logits
+from surgery.observe import AttentionCall, Tap
+from surgery.observe.entropy import row_entropy
+from surgery.observe.rows import row_logits
 
 
 def entropy_of(p: torch.Tensor) -> torch.Tensor:

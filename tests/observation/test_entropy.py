@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from surgery.observation.entropy import row_entropy
+from surgery.observe.entropy import row_entropy
 
 INF = float("inf")
 quick = settings(deadline=None, max_examples=60)

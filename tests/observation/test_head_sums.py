@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from surgery.observation.head_sums import HeadSums
+from surgery.observe.head_sums import HeadSums
 
 CPU = torch.device("cpu")
 quick = settings(deadline=None, max_examples=60)

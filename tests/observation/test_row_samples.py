@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from surgery.observation import AttentionCall
-from surgery.observation.rows import row_logits, row_weights, sample_rows
+from surgery.observe import AttentionCall
+from surgery.observe.rows import row_logits, row_weights, sample_rows
 from tests.observation.explicit import entropies, recorded_calls
 from tests.tiny_models import tiny_model, tokens
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from surgery.observation import AttentionCall
-from surgery.observation.rows import row_logits
+from surgery.observe import AttentionCall
+from surgery.observe.rows import row_logits
 from tests.observation import reference_flash
 from tests.observation.explicit import assert_close, entropies, recorded_calls
 from tests.tiny_models import tiny_model, tokens

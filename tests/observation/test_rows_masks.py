@@ -9,7 +9,7 @@ import torch
 from transformers.models.llama.modeling_llama import eager_attention_forward
 
 from surgery.errors import TapError
-from surgery.observation.rows import row_logits
+from surgery.observe.rows import row_logits
 from tests.observation.explicit import assert_close, entropies, recorded_calls
 from tests.tiny_models import tiny_model, tokens
 

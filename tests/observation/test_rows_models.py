@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from surgery.observation.rows import row_logits
+from surgery.observe.rows import row_logits
 from tests.observation.explicit import (
     assert_close,
     entropies,

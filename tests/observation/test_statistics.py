@@ -14,9 +14,9 @@ from transformers import (
     StaticCache,
 )
 
-from surgery.observation import AttentionCall, Tap, statistics
-from surgery.observation.head_sums import HeadSums
-from surgery.observation.statistics import MAXIMA, ROOTS, STATISTICS, head_statistics
+from surgery.observe import AttentionCall, Tap, statistics
+from surgery.observe.head_sums import HeadSums
+from surgery.observe.statistics import MAXIMA, ROOTS, STATISTICS, head_statistics
 from tests import families
 from tests.observation import reference_flash
 from tests.observation.explicit import explicit_maps, recorded_calls

@@ -8,9 +8,9 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from surgery.observation import AttentionCall, Tap
-from surgery.observation.entropy import row_entropy
-from surgery.observation.rows import row_logits
+from surgery.observe import AttentionCall, Tap
+from surgery.observe.entropy import row_entropy
+from surgery.observe.rows import row_logits
 from tests.tiny_models import tiny_model, tokens
 
 # Softcap (gemma2), sinks (gpt_oss) and biased relative positions (t5) included.

@@ -8,7 +8,7 @@ from torch import nn
 from transformers import AttentionInterface
 
 from surgery.errors import TapError
-from surgery.observation import AttentionCall, Tap
+from surgery.observe import AttentionCall, Tap
 from tests.tiny_models import tiny_model, tokens
 
 ORIGINAL = AttentionInterface.get_interface

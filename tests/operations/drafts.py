@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import copy
 
+import surgery.execute.dropout  # noqa: F401  (fills the registry of steps)
+from surgery.plan.steps import run_step
 from transformers import PreTrainedModel
 
-import surgery.execute.backend
-import surgery.execute.dropout  # noqa: F401  (fills the registry of steps)
-from surgery.anatomy import find_sites
-from surgery.architecture.config_patch import apply_patch
-from surgery.execute.steps import run_step
+from surgery.models.config import apply_patch
+from surgery.models.sites import find_sites
 from surgery.plan.operation import Draft, Operation, PlanContext
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from transformers import PreTrainedModel
 
-from surgery.operations import parse_operations
 from surgery.plan.make import make_plan
 from surgery.plan.plan import Plan
+from surgery.plan.registry import parse_operations
 
 
 def gqa_plan(model: PreTrainedModel, kv_heads: int, seed: int = 0, **options: object) -> Plan:

@@ -8,15 +8,15 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from surgery.plan.steps import run_step
 from torch import nn
 from transformers import PreTrainedModel
 
-from surgery.anatomy import find_sites
-from surgery.architecture.config_patch import apply_patch
 from surgery.execute import rotary as _rebuild  # noqa: F401  fills the registry of steps
-from surgery.execute.steps import run_step
-from surgery.operations import parse_operations
+from surgery.models.config import apply_patch
+from surgery.models.sites import find_sites
 from surgery.plan.operation import Draft, PlanContext
+from surgery.plan.registry import parse_operations
 from tests.families import skeleton
 
 

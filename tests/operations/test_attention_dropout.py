@@ -8,17 +8,17 @@ from typing import Any
 
 import pytest
 import torch
+from surgery.execute.dropout import set_attention_dropout
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 
-from surgery.anatomy import find_sites
-from surgery.architecture.dropouts import get_dropout, holders
 from surgery.errors import ConfigError, PlanError
-from surgery.execute.dropout import set_attention_dropout
-from surgery.operations import parse_operations
+from surgery.models.dropout import get_dropout, holders
+from surgery.models.sites import find_sites
 from surgery.operations.attention_dropout import AttentionDropout
-from surgery.operations.backend import Backend
+from surgery.operations.backend.operation import Backend
 from surgery.plan.operation import Step
+from surgery.plan.registry import parse_operations
 from tests.operations.drafts import drafted, performed
 from tests.operations.dropout_models import NAMES, OWN_ATTENTION, base_model, run, zero_contexts
 

@@ -6,13 +6,13 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from surgery.anatomy import find_sites
-from surgery.architecture.backends import Need, available, obstacle
 from surgery.errors import ConfigError
-from surgery.execute.first_batch import _counting
-from surgery.operations import parse_operations
+from surgery.models.sites import find_sites
 from surgery.operations.attention_dropout import AttentionDropout
-from surgery.operations.backend import Backend
+from surgery.operations.backend.available import Need, available, obstacle
+from surgery.operations.backend.operation import Backend
+from surgery.plan.registry import parse_operations
+from surgery.verify.first_batch import _counting
 from tests.families import FAMILIES, family_config
 from tests.operations.drafts import drafted
 from tests.operations.dropout_models import NAMES, OWN_ATTENTION, base_model, run

@@ -6,14 +6,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from surgery.plan.steps import run_step
 
-from surgery.anatomy import find_sites
 from surgery.errors import ConfigError
-from surgery.execute.fuse import is_fused, unfuse_qkv_
-from surgery.execute.steps import run_step
-from surgery.operations import parse_operations
+from surgery.models.convert import convert_model
+from surgery.models.sites import find_sites
+from surgery.operations.fuse_qkv.projections import is_fused, unfuse_qkv_
 from surgery.plan.operation import Draft, PlanContext
-from surgery.rehouse import rehouse
+from surgery.plan.registry import parse_operations
 from tests.families import SEPARATE, family, logits, skeleton
 from tests.rehouse.moving import model_of
 
@@ -50,7 +50,7 @@ def test_chosen_layers_only() -> None:
 
 def test_sites_that_are_fused_already_are_noted() -> None:
     for options in ({}, {"keep": True}):
-        draft = plan(rehouse(skeleton(model_of("llama")), "phi3"), **options)
+        draft = plan(convert_model(skeleton(model_of("llama")), "phi3"), **options)
         assert not draft.steps
         assert draft.notes == ["fuse_qkv: layers 0, 1 of this Phi3ForCausalLM are fused already"]
 

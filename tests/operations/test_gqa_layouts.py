@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks.coverage.oracles import first_heads_shared, first_heads_written_
-from surgery.anatomy import find_sites
+from surgery.models.sites import find_sites
 from tests.operations.zoo_models import (
     assert_other,
     assert_same,

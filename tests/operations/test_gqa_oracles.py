@@ -7,8 +7,8 @@ import copy
 import pytest
 import torch
 
-from surgery.anatomy import find_sites
 from surgery.execute.live import apply_
+from surgery.models.sites import find_sites
 from tests.families import HEADS, SEPARATE, family, logits
 from tests.operations.reference import attention_modules, gqa_plan, kv_tensors, share_by_hand_
 

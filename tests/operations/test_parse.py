@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from surgery.errors import ConfigError
-from surgery.operations import operation_fields, operation_names, parse_operations
-from surgery.operations.gqa import GQA, Grouping, Merge
-from surgery.operations.prune_heads import PruneHeads
+from surgery.operations.gqa.operation import GQA, Grouping, Merge
+from surgery.operations.prune_heads.operation import PruneHeads
+from surgery.plan.registry import operation_fields, operation_names, parse_operations
 
 TYPES = "a whole number, a list with one number per layer, or {average: number}"
 MERGES = "mean, first, random, aligned, aligned_renorm, optimal"

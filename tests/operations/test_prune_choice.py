@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from surgery.anatomy import Site, find_sites
 from surgery.errors import ConfigError
-from surgery.operations.choice import Wanted, choose
-from surgery.operations.scores import HeadScores
+from surgery.importance.choice import HeadCut, choose_heads
+from surgery.importance.score_file import HeadScores
+from surgery.models.sites import Site, find_sites
 from tests.operations.zoo_models import build
 
 SITE = find_sites(build("causal-lm", "llama")).sites[0]
@@ -39,7 +39,7 @@ class Question:
     count: int | None
 
     def answer(self) -> dict[int, list[int]]:
-        wanted = Wanted(
+        wanted = HeadCut(
             self.amount,
             self.count,
             together=self.together,
@@ -47,7 +47,7 @@ class Question:
             by_group=self.by_group,
             empty=self.empty,
         )
-        return choose(self.sites, HeadScores(self.heads, self.groups), wanted, self.protected)
+        return choose_heads(self.sites, HeadScores(self.heads, self.groups), wanted, self.protected)
 
     def step(self, site: Site) -> int:
         return site.group_size if self.by_group else site.kv_heads
@@ -195,10 +195,10 @@ def test_no_set_of_as_many_heads_is_cheaper(question: Question) -> None:
 def test_forty_percent_of_thirty_two_is_thirteen() -> None:
     sites = [site(layer, 8, 1) for layer in range(4)]
     scores = HeadScores({layer: list(range(8)) for layer in range(4)})
-    found = choose(sites, scores, Wanted(0.4, None, together=True))
+    found = choose_heads(sites, scores, HeadCut(0.4, None, together=True))
     assert sum(map(len, found.values())) == 13
-    assert {len(heads) for heads in choose(sites, scores, Wanted(0.4, None)).values()} == {3}
-    even = choose(sites, scores, Wanted(0.4, None, together=True, uniform=True))
+    assert {len(heads) for heads in choose_heads(sites, scores, HeadCut(0.4, None)).values()} == {3}
+    even = choose_heads(sites, scores, HeadCut(0.4, None, together=True, uniform=True))
     assert even == {n: [0, 1, 2] for n in range(4)}
 
 
@@ -208,27 +208,27 @@ def test_a_half_goes_down(uniform: bool, together: bool) -> None:
     sites = [site(0, 8, 1), site(1, 8, 1)]
     scores = HeadScores({layer: list(range(8)) for layer in range(2)})
     share = 0.3125 if uniform or not together else 0.28125  # 2.5 of 8, or 4.5 of 16
-    found = choose(sites, scores, Wanted(share, None, together=together, uniform=uniform))
+    found = choose_heads(sites, scores, HeadCut(share, None, together=together, uniform=uniform))
     assert found == {0: [0, 1], 1: [0, 1]}
 
 
 def test_groups_of_different_sizes_are_compared_by_head() -> None:
     sites = [site(0, 2, 4), site(1, 2, 2)]
     scores = HeadScores(None, {0: [5.0, 9.0], 1: [3.0, 9.0]})  # 1.25 a head, and 1.5
-    assert choose(sites, scores, Wanted(None, 4, together=True)) == {0: [0, 1, 2, 3], 1: []}
+    assert choose_heads(sites, scores, HeadCut(None, 4, together=True)) == {0: [0, 1, 2, 3], 1: []}
     # What is left over when no other group is small enough stays.
-    assert choose(sites, scores, Wanted(None, 5, together=True)) == {0: [0, 1, 2, 3], 1: []}
+    assert choose_heads(sites, scores, HeadCut(None, 5, together=True)) == {0: [0, 1, 2, 3], 1: []}
     with pytest.raises(ConfigError, match="groups of different sizes") as caught:
-        choose(sites, scores, Wanted(0.5, None, uniform=True))
+        choose_heads(sites, scores, HeadCut(0.5, None, uniform=True))
     assert caught.value.key == "attention.prune_heads.uniform"
 
 
 def test_too_few_to_become_equal() -> None:
     sites = [site(0, 4, 1), site(1, 2, 1)]
     scores = HeadScores({0: [1, 2, 3, 4], 1: [1, 2]})
-    even = choose(sites, scores, Wanted(0.4, None, together=True, uniform=True))
+    even = choose_heads(sites, scores, HeadCut(0.4, None, together=True, uniform=True))
     assert even == {0: [0, 1], 1: []}  # 2 of 6
     with pytest.raises(ConfigError, match="than the 2 that the smallest layer has") as caught:
-        choose(sites, scores, Wanted(0.1, None, together=True, uniform=True))
+        choose_heads(sites, scores, HeadCut(0.1, None, together=True, uniform=True))
     assert caught.value.key == "attention.prune_heads.amount"
     assert "0.333333 or more of all heads (2)" in str(caught.value.valid)

@@ -10,9 +10,9 @@ import torch
 from transformers import PreTrainedModel
 
 from benchmarks.coverage.oracles import heads_silenced
-from surgery.anatomy import find_sites
 from surgery.errors import ConfigError, PlanError
 from surgery.execute.live import apply_
+from surgery.models.sites import find_sites
 from tests.operations.zoo_models import (
     assert_other,
     assert_same,

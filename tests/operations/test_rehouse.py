@@ -6,12 +6,12 @@ import json
 
 import pytest
 
-from surgery.anatomy import find_sites
 from surgery.errors import ConfigError
-from surgery.operations import parse_operations
+from surgery.models.convert import TARGETS, convert_model
+from surgery.models.sites import find_sites
 from surgery.operations.rehouse import HOUSES
 from surgery.plan.operation import Draft, Operation, PlanContext, Step
-from surgery.rehouse import TARGETS, rehouse
+from surgery.plan.registry import parse_operations
 from tests.families import skeleton
 from tests.rehouse.moving import model_of
 
@@ -45,7 +45,7 @@ def test_what_it_asks_for_can_be_done(operation, source, result) -> None:
     model = skeleton(model_of(source))
     arguments = parsed(name, **options).rehousing(model.config)
     assert arguments is not None
-    new = rehouse(model, **json.loads(json.dumps(arguments)))
+    new = convert_model(model, **json.loads(json.dumps(arguments)))
     assert type(new).__name__ == result
 
 
@@ -55,7 +55,7 @@ def test_positions_are_said_in_the_config() -> None:
     def rope(**options: object) -> dict[str, object]:
         arguments = parsed("absolute_to_rope", **options).rehousing(model.config)
         assert arguments is not None
-        return dict(rehouse(model, **arguments).config.rope_parameters)
+        return dict(convert_model(model, **arguments).config.rope_parameters)
 
     assert rope() == {"rope_type": "default", "rope_theta": 10000.0}
     assert rope(theta=500)["rope_theta"] == 500
@@ -100,8 +100,8 @@ def test_the_wrong_operation_names_the_right_one() -> None:
     arguments = parsed("rehouse", into="starcoder2").rehousing(None)
     assert arguments is not None
     with pytest.raises(ConfigError, match="absolute_to_rope"):
-        rehouse(skeleton(model_of("gpt2")), **arguments)
+        convert_model(skeleton(model_of("gpt2")), **arguments)
     arguments = parsed("absolute_to_rope").rehousing(None)
     assert arguments is not None
     with pytest.raises(ConfigError, match=r"attention\.absolute_to_rope: .*'llama'"):
-        rehouse(skeleton(model_of("llama")), **arguments)
+        convert_model(skeleton(model_of("llama")), **arguments)

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from surgery.errors import ConfigError
-from surgery.operations import parse_operations
+from surgery.plan.registry import parse_operations
 from tests.families import _BASE, family, logits, randomised, tokens
 from tests.operations.rope_models import built_from, draft_of, rope_, without_rotation
 

@@ -11,9 +11,9 @@ from transformers import PreTrainedModel
 
 from benchmarks.coverage import shrink, zoo
 from surgery.execute.live import apply_
-from surgery.operations import parse_operations
 from surgery.plan.make import make_plan
 from surgery.plan.plan import Plan
+from surgery.plan.registry import parse_operations
 
 
 def build(

@@ -19,8 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 import surgery.hydra  # noqa: F401
 from surgery.config.schema import RunConfig
 from surgery.config.validate import checked
-from surgery.operations import parse_operations
-from surgery.operations.base import operation_fields, operation_names
+from surgery.plan.registry import operation_fields, operation_names, parse_operations
 
 from .conftest import ROOT
 

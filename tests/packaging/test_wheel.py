@@ -52,7 +52,7 @@ def test_every_file_of_the_source_and_no_other(contents: set[str]) -> None:
         "surgery/conf/config.yaml",
         "surgery/conf/attention/gqa.yaml",
         "surgery/recipes/gqa_convert.yaml",
-        "surgery/report/summary.schema.json",
+        "surgery/lab/report/summary.schema.json",
         "surgery/models/embedded/config.json",
         "surgery/models/embedded/model.safetensors",
         "surgery/models/embedded/tokenizer_config.json",

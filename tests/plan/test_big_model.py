@@ -37,7 +37,7 @@ print(json.dumps({{
 LIBRARY = """
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
-from surgery.operations import parse_operations
+from surgery.plan.registry import parse_operations
 from surgery.plan.make import make_plan
 with torch.device("meta"):
     model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained("MODEL"))

@@ -6,9 +6,9 @@ import pytest
 
 from surgery.execute.live import apply_
 from surgery.models.own_record import is_own_record
-from surgery.operations import parse_operations
 from surgery.plan.make import make_plan
 from surgery.plan.plan import Plan
+from surgery.plan.registry import parse_operations
 from surgery.plan.runtimes import known_runtimes
 from tests.families import SEPARATE, family
 from tests.operations.reference import gqa_plan

@@ -9,8 +9,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from surgery.errors import ConfigError
-from surgery.operations import parse_operations
 from surgery.plan.make import make_plan
+from surgery.plan.registry import parse_operations
 from tests.families import family, family_config
 from tests.operations.reference import gqa_plan
 

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from surgery.plan.make import make_plan
 from surgery.plan.plan import Plan
-from surgery.plan.render import heads, plan_table
+from surgery.plan.render import by_layer, plan_table
 from tests.families import family
 from tests.operations.reference import gqa_plan
 
@@ -32,9 +32,9 @@ def test_before_and_after_stand_side_by_side() -> None:
 
 def test_runs_of_layers_are_named() -> None:
     plan = gqa_plan(family("llama", num_hidden_layers=4), 2, layers=[0, 1, 3])
-    assert heads(plan.before, "kv_heads") == "8"
-    assert heads(plan.after, "kv_heads") == "2 (0-1), 8 (2), 2 (3)"
-    assert heads((), "kv_heads") == "-"
+    assert by_layer(plan.before, "kv_heads") == "8"
+    assert by_layer(plan.after, "kv_heads") == "2 (0-1), 8 (2), 2 (3)"
+    assert by_layer((), "kv_heads") == "-"
 
 
 def test_an_operation_that_changes_nothing_says_so() -> None:

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from surgery.anatomy import find_sites
 from surgery.execute.live import apply_
-from surgery.operations import parse_operations
+from surgery.models.sites import find_sites
 from surgery.plan.make import make_plan
+from surgery.plan.registry import parse_operations
 from surgery.plan.sizes import attention_flops, kv_bytes_per_token
 from tests.families import SEPARATE, family, masked_lm, randomised, tokens
 from tests.operations.reference import gqa_plan

@@ -8,9 +8,9 @@ import torch
 from transformers import PreTrainedModel
 
 from surgery.execute.live import apply_
-from surgery.operations import parse_operations
 from surgery.plan.make import make_plan
 from surgery.plan.plan import Plan
+from surgery.plan.registry import parse_operations
 from tests.operations.zoo_models import build
 
 # Name → kind, type, how it is built, and what is done to it.

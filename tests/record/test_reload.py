@@ -17,12 +17,12 @@ from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
 from benchmarks.coverage import zoo
-from surgery.anatomy import find_sites
 from surgery.errors import PlanError, SurgeryError
 from surgery.execute.live import apply_
 from surgery.models.own_record import is_own_record
-from surgery.operations import parse_operations
+from surgery.models.sites import find_sites
 from surgery.plan.make import make_plan
+from surgery.plan.registry import parse_operations
 from tests.record.exporting import CASES, TEXT, exported, original
 from tests.tiny_models import tiny_model
 

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from surgery.rehouse import Move, reverse_move, run_move, tensor_map
+from surgery.models.convert import Move, reverse_move, run_move, tensor_map
 
 from .moving import ALL, model_of
 

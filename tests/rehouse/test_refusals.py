@@ -6,7 +6,7 @@ import pytest
 from transformers import AutoConfig
 
 from surgery.errors import ConfigError
-from surgery.rehouse import TARGETS, houses, rehouse_config, tensor_map
+from surgery.models.convert import TARGETS, convert_config, list_targets, tensor_map
 from tests.families import family_config
 
 from .moving import NOPE, ROPE, config_of
@@ -36,35 +36,35 @@ REFUSED = [
 def test_a_field_in_the_way_is_named(name, into, positions, fields) -> None:
     config = config_of(name, **fields)
     (field,) = fields
-    assert field in houses(config, positions)[into]
-    for act in (rehouse_config, tensor_map):
+    assert field in list_targets(config, positions)[into]
+    for act in (convert_config, tensor_map):
         with pytest.raises(ConfigError, match=field):
             act(config, into, positions)
 
 
 def test_heads_of_odd_width_cannot_be_rotated() -> None:
     config = config_of("gpt2", n_embd=36, n_head=12)
-    assert "num_attention_heads" in houses(config, ROPE)["starcoder2"]
+    assert "num_attention_heads" in list_targets(config, ROPE)["starcoder2"]
 
 
 def test_other_weights_than_plain_ones_are_refused() -> None:
     config = config_of("llama")
     config.quantization_config = {"quant_method": "bitsandbytes"}
-    assert "quantization_config" in houses(config)["phi3"]
+    assert "quantization_config" in list_targets(config)["phi3"]
     config = config_of("llama")
     config.auto_map = {"AutoModelForCausalLM": "somewhere.py"}
-    assert "auto_map" in houses(config)["mistral"]
+    assert "auto_map" in list_targets(config)["mistral"]
 
 
 def test_houses_of_each_kind() -> None:
     def possible(config, positions=None) -> list[str]:
-        return [name for name, why in houses(config, positions).items() if not why]
+        return [name for name, why in list_targets(config, positions).items() if not why]
 
     assert set(TARGETS) == {"mistral", "phi3", "starcoder2"}
     assert possible(config_of("llama")) == ["mistral", "phi3"]
     assert possible(config_of("mistral")) == ["phi3"]
     assert possible(config_of("gpt2")) == []
-    assert "absolute_to_rope" in houses(config_of("gpt2"))["starcoder2"]
+    assert "absolute_to_rope" in list_targets(config_of("gpt2"))["starcoder2"]
     assert possible(config_of("gpt2"), ROPE) == ["starcoder2"]
     assert possible(config_of("opt"), NOPE) == ["starcoder2"]
     for other in ("qwen2", "qwen3", "gemma", "starcoder2", "phi", "cohere"):
@@ -74,7 +74,7 @@ def test_houses_of_each_kind() -> None:
 
 def test_positions_are_for_learned_ones_only() -> None:
     with pytest.raises(ConfigError, match="no learned positions"):
-        rehouse_config(config_of("llama"), "mistral", ROPE)
+        convert_config(config_of("llama"), "mistral", ROPE)
 
 
 @pytest.mark.parametrize(
@@ -90,11 +90,11 @@ def test_positions_are_for_learned_ones_only() -> None:
 )
 def test_positions_have_to_say_something(positions) -> None:
     with pytest.raises(ConfigError, match="rotary frequencies"):
-        rehouse_config(config_of("gpt2"), "starcoder2", positions)
+        convert_config(config_of("gpt2"), "starcoder2", positions)
 
 
 def test_an_unknown_house_lists_the_possible_ones() -> None:
     with pytest.raises(ConfigError, match=r"attention\.rehouse\.into(.|\n)*mistral, phi3"):
-        rehouse_config(config_of("llama"), "palace")
+        convert_config(config_of("llama"), "palace")
     with pytest.raises(ConfigError, match="already"):
-        rehouse_config(config_of("mistral"), "mistral")
+        convert_config(config_of("mistral"), "mistral")

@@ -12,8 +12,9 @@ from torch.func import functional_call
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from surgery.errors import ConfigError, PlanError
-from surgery.rehouse import check_rehoused, rehouse, rehouse_config
-from surgery.rehouse.config import _OWN, _PAIRS
+from surgery.models.convert import convert_config, convert_model
+from surgery.models.convert.config import _OWN, _PAIRS
+from surgery.verify.conversion import check_conversion
 from tests.families import logits, skeleton, tokens
 
 from .moving import ABSOLUTE, ALL, KEPT, NOPE, ROPE, config_of, model_of
@@ -42,20 +43,20 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
 @pytest.mark.parametrize(("name", "into"), KEPT)
 def test_the_logits_are_the_same(name, into, dtype, tolerance) -> None:
     model = model_of(name, dtype)
-    assert relative(logits(rehouse(model, into)), logits(model)) <= tolerance
+    assert relative(logits(convert_model(model, into)), logits(model)) <= tolerance
 
 
 @pytest.mark.parametrize("name", [name for name, into in KEPT if into == "mistral"])
 def test_the_same_modules_give_the_same_bits(name) -> None:
     model = model_of(name)
-    assert torch.equal(logits(rehouse(model, "mistral")), logits(model))
+    assert torch.equal(logits(convert_model(model, "mistral")), logits(model))
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-6)])
 @pytest.mark.parametrize("name", ABSOLUTE)
 def test_no_positions_are_a_table_of_zeros(name, dtype, tolerance) -> None:
     model = model_of(name, dtype)
-    new = rehouse(model, "starcoder2", NOPE)
+    new = convert_model(model, "starcoder2", NOPE)
     assert not new.model.rotary_emb.inv_freq.any()
     assert relative(logits(new), without_positions(model)) <= tolerance
 
@@ -63,7 +64,7 @@ def test_no_positions_are_a_table_of_zeros(name, dtype, tolerance) -> None:
 @pytest.mark.parametrize("name", ABSOLUTE)
 def test_rotary_positions_make_a_difference(name) -> None:
     model = model_of(name)
-    new = rehouse(model, "starcoder2", {"theta": 500.0})
+    new = convert_model(model, "starcoder2", {"theta": 500.0})
     assert new.config.rope_parameters["rope_theta"] == 500.0
     assert new.config.max_position_embeddings == model.config.max_position_embeddings
     assert relative(logits(new), without_positions(model)) > 1e-3
@@ -72,10 +73,10 @@ def test_rotary_positions_make_a_difference(name) -> None:
 @pytest.mark.parametrize(("name", "into", "positions"), ALL)
 def test_the_check_passes_and_changes_nothing(name, into, positions) -> None:
     model = model_of(name, torch.float32).train()
-    new = rehouse(model, into, positions)
+    new = convert_model(model, into, positions)
     before = [copy.deepcopy(m.state_dict()) for m in (model, new)]
     frequencies = new.model.rotary_emb.inv_freq.clone()
-    assert check_rehoused(model, new, positions is not None) <= 1e-6
+    assert check_conversion(model, new, positions is not None) <= 1e-6
     for m, state in zip((model, new), before, strict=True):
         assert m.training
         assert all(
@@ -87,11 +88,11 @@ def test_the_check_passes_and_changes_nothing(name, into, positions) -> None:
 @pytest.mark.parametrize(("name", "into", "positions"), ALL)
 def test_the_check_notices_one_wrong_matrix(name, into, positions) -> None:
     model = model_of(name, torch.float32)
-    new = rehouse(model, into, positions)
+    new = convert_model(model, into, positions)
     output = new.model.layers[1].self_attn.o_proj
     output.weight = nn.Parameter(output.weight.detach() * 1.1)  # not in place: it may be shared
     with pytest.raises(PlanError, match="computes something else"):
-        check_rehoused(model, new, positions is not None)
+        check_conversion(model, new, positions is not None)
 
 
 @pytest.mark.parametrize(("name", "into"), KEPT)
@@ -99,7 +100,7 @@ def test_generation_with_a_cache_is_the_same(name, into) -> None:
     model = model_of(name)
     model.generation_config.max_new_tokens = 20
     model.generation_config.do_sample = False
-    new = rehouse(model, into)
+    new = convert_model(model, into)
     assert new.generation_config is not model.generation_config
     assert new.generation_config.to_dict() == model.generation_config.to_dict()
     inputs = tokens()
@@ -111,7 +112,7 @@ def test_generation_with_a_cache_is_the_same(name, into) -> None:
 
 def test_a_renamed_tensor_is_shared_and_others_are_not() -> None:
     model = model_of("llama_tied")
-    new = rehouse(model, "phi3")
+    new = convert_model(model, "phi3")
     attention, old = new.model.layers[0].self_attn, model.model.layers[0].self_attn
     assert attention.o_proj.weight.data_ptr() == old.o_proj.weight.data_ptr()
     assert attention.o_proj.weight is not old.o_proj.weight
@@ -123,7 +124,7 @@ def test_a_renamed_tensor_is_shared_and_others_are_not() -> None:
 def test_ties_gradients_dtype_and_mode_stay(name, into, positions) -> None:
     model = model_of(name, torch.bfloat16)
     model.get_input_embeddings().weight.requires_grad_(False)
-    new = rehouse(model.train(), into, positions)
+    new = convert_model(model.train(), into, positions)
     tied = new.lm_head.weight is new.get_input_embeddings().weight
     assert tied == model.config.tie_word_embeddings
     assert not new.get_input_embeddings().weight.requires_grad
@@ -137,7 +138,10 @@ def test_ties_gradients_dtype_and_mode_stay(name, into, positions) -> None:
 @pytest.mark.parametrize(("name", "into", "positions"), ALL)
 def test_a_skeleton_moves_too(name, into, positions) -> None:
     model = model_of(name)
-    new, moved = rehouse(model, into, positions), rehouse(skeleton(model), into, positions)
+    new, moved = (
+        convert_model(model, into, positions),
+        convert_model(skeleton(model), into, positions),
+    )
     assert all(p.is_meta for p in moved.parameters())
     shapes = {n: p.shape for n, p in new.named_parameters()}
     assert shapes == {n: p.shape for n, p in moved.named_parameters()}
@@ -147,8 +151,8 @@ def test_a_skeleton_moves_too(name, into, positions) -> None:
 @pytest.mark.parametrize(("name", "into", "positions"), ALL)
 def test_the_config_alone_builds_the_same_model(name, into, positions) -> None:
     model = model_of(name, torch.float32)
-    new = rehouse(model, into, positions)
-    fresh = AutoModelForCausalLM.from_config(rehouse_config(model.config, into, positions))
+    new = convert_model(model, into, positions)
+    fresh = AutoModelForCausalLM.from_config(convert_config(model.config, into, positions))
     fresh.load_state_dict(new.state_dict())
     assert torch.equal(logits(fresh.eval()), logits(new))
 
@@ -158,14 +162,14 @@ def test_training_is_the_same(name, into, positions) -> None:
     """Dropouts have the same probabilities; without them, the gradients agree."""
     if positions is not None:
         model = model_of(name, attention_dropout=0.3) if "opt" in name else model_of(name)
-        config = rehouse(model, into, positions).config
+        config = convert_model(model, into, positions).config
         source = model.config
         assert config.residual_dropout == getattr(source, "resid_pdrop", None) or source.dropout
         assert config.attention_dropout == getattr(source, "attn_pdrop", 0.3)
         assert config.embedding_dropout == getattr(source, "embd_pdrop", 0.0)
         return
     model = model_of(name)
-    new = copy.deepcopy(rehouse(model, into))
+    new = copy.deepcopy(convert_model(model, into))
     for m in (model, new):
         m.train()(input_ids=tokens(), labels=tokens()).loss.backward()
     a, b = model.model.layers[0].self_attn, new.model.layers[0].self_attn
@@ -187,19 +191,19 @@ def test_every_field_of_the_new_config_is_accounted_for(pair) -> None:
 def test_gradient_checkpointing_goes_along() -> None:
     model = model_of("llama")
     model.gradient_checkpointing_enable()
-    assert rehouse(model, "mistral").model.layers[0].gradient_checkpointing
+    assert convert_model(model, "mistral").model.layers[0].gradient_checkpointing
 
 
 def test_the_attention_implementation_goes_along() -> None:
     model = model_of("llama")
     model.set_attn_implementation("eager")
-    assert rehouse(model, "phi3").config._attn_implementation == "eager"
+    assert convert_model(model, "phi3").config._attn_implementation == "eager"
 
 
 def test_a_partial_factor_that_llama_passes_over_is_not_handed_to_phi3() -> None:
     rope = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
     model = model_of("llama", rope_parameters=rope)
-    assert relative(logits(rehouse(model, "phi3")), logits(model)) <= 1e-12
+    assert relative(logits(convert_model(model, "phi3")), logits(model)) <= 1e-12
 
 
 @pytest.mark.parametrize(
@@ -220,15 +224,15 @@ def test_a_partial_factor_that_llama_passes_over_is_not_handed_to_phi3() -> None
 )
 def test_scaled_rope_moves_to_mistral_and_not_to_phi3(rope) -> None:
     model = model_of("llama", rope_parameters={"rope_theta": 1e4} | rope)
-    assert torch.equal(logits(rehouse(model, "mistral")), logits(model))
+    assert torch.equal(logits(convert_model(model, "mistral")), logits(model))
     with pytest.raises(ConfigError, match="rope_parameters"):
-        rehouse(model, "phi3")
+        convert_model(model, "phi3")
 
 
 def test_the_source_is_left_as_it_is() -> None:
     model = model_of("gpt2")
     config, state = model.config.to_dict(), copy.deepcopy(model.state_dict())
-    rehouse(model, "starcoder2", ROPE)
+    convert_model(model, "starcoder2", ROPE)
     assert model.config.to_dict() == config
     assert all(torch.equal(model.state_dict()[name], state[name]) for name in state)
 
@@ -237,27 +241,27 @@ def test_a_model_changed_beforehand_is_refused() -> None:
     model = model_of("llama")
     model.model.layers[0].self_attn.k_proj = nn.Linear(64, 32, bias=False).double()
     with pytest.raises(PlanError, match=r"k_proj.*should be \[64, 64\]"):
-        rehouse(model, "mistral")
+        convert_model(model, "mistral")
     with pytest.raises(PlanError, match="rows"):
-        rehouse(model, "phi3")
+        convert_model(model, "phi3")
     model = model_of("llama")
     model.model.layers[0].self_attn.extra = nn.Linear(2, 2)
     with pytest.raises(PlanError, match=r"extra.*no place"):
-        rehouse(model, "mistral")
+        convert_model(model, "mistral")
     model = model_of("llama_tied")
     model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
     with pytest.raises(PlanError, match=r"lm_head\.weight"):
-        rehouse(model, "mistral")
+        convert_model(model, "mistral")
 
 
 def test_partly_trained_projections_cannot_be_one() -> None:
     model = model_of("llama")
     model.model.layers[0].self_attn.q_proj.weight.requires_grad_(False)
     with pytest.raises(PlanError, match="only some are trained"):
-        rehouse(model, "phi3")
+        convert_model(model, "phi3")
 
 
 def test_another_task_is_refused() -> None:
     with pytest.raises(ConfigError, match="LlamaForCausalLM"):
-        rehouse(model_of("llama").model, "mistral")
+        convert_model(model_of("llama").model, "mistral")
     assert config_of("llama").model_type == "llama"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from surgery.rehouse import rehouse
+from surgery.models.convert import convert_model
 from tests.families import logits
 
 from .moving import NOPE, ROPE, model_of
@@ -41,7 +41,7 @@ CASES = {
 def test_stock_transformers_loads_it(tmp_path: Path) -> None:
     expected = {}
     for case, (name, into, positions) in CASES.items():
-        new = rehouse(model_of(name, torch.float32), into, positions)
+        new = convert_model(model_of(name, torch.float32), into, positions)
         new.save_pretrained(tmp_path / case)
         expected[case] = logits(new)
     command = [sys.executable, "-c", LOAD, *(str(tmp_path / case) for case in CASES)]

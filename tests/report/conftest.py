@@ -46,7 +46,7 @@ def viewer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Viewer]:
 @pytest.fixture(scope="session")
 def report_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A report of a made-up run that has everything."""
-    from surgery.report.html import write_report
+    from surgery.lab.report.html import write_report
     from tests.report.making import write_full_run
 
     return write_report(write_full_run(tmp_path_factory.mktemp("report")))

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from surgery.importance.table import ScoreTable, SiteScores
-from surgery.report.summary import FORMAT, machine, versions
+from surgery.lab.report.summary import FORMAT, machine, versions
 
 METRICS = (
     "head_importance",

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from selenium.webdriver.common.keys import Keys
 
-from surgery.report.html import write_report
-from surgery.report.html.quantities import MINUS
+from surgery.lab.report.html import write_report
+from surgery.lab.report.html.quantities import MINUS
 from tests.report.making import HEADS, LAYERS, STEPS, write_analysis, write_full_run, write_heads
 from tests.report.test_page import NASTY
 from tests.report.viewing import Viewer

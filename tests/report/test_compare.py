@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from selenium.webdriver.common.keys import Keys
 
-from surgery.report.compare import compare, main, run_directories
-from surgery.report.html import write_report
-from surgery.report.html.comparison import run_names
-from surgery.report.html.data import read_run
-from surgery.report.html.differences import differences, main_differences
+from surgery.lab.report.compare import compare, main, run_directories
+from surgery.lab.report.html import write_report
+from surgery.lab.report.html.comparison import run_names
+from surgery.lab.report.html.data import read_run
+from surgery.lab.report.html.differences import differences, main_differences
 from tests.report.making import summary, write_run
 from tests.report.test_page import NASTY
 from tests.report.viewing import Viewer
@@ -92,7 +92,7 @@ def test_bad_input_is_one_message(tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_the_command_runs(tmp_path: Path) -> None:
     sweep(tmp_path / "multirun")
     done = subprocess.run(
-        [sys.executable, "-m", "surgery.report", "multirun"],
+        [sys.executable, "-m", "surgery.lab.report", "multirun"],
         cwd=tmp_path,
         capture_output=True,
         text=True,

@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from surgery.report.html import write_report
-from surgery.report.html.maps import encoded, fixed_maps, observed_maps, precision
-from surgery.report.html.report import LIMIT
+from surgery.lab.report.html import write_report
+from surgery.lab.report.html.maps import encoded, fixed_maps, observed_maps, precision
+from surgery.lab.report.html.report import LIMIT
 from tests.report.making import METRICS, write_analysis, write_heads, write_importance, write_run
 
 LARGE = 10**9
@@ -117,8 +117,8 @@ def _repeat(drawn: dict[str, np.ndarray], directory: Path) -> dict[str, np.ndarr
 
 @pytest.mark.parametrize("limit", [400_000, 900_000])
 def test_a_tighter_limit_is_kept_too(limit: int, tmp_path: Path) -> None:
-    from surgery.report.html.data import read_run
-    from surgery.report.html.report import report_page
+    from surgery.lab.report.html.data import read_run
+    from surgery.lab.report.html.report import report_page
 
     write_run(tmp_path)
     write_heads(tmp_path, list(range(100)), 16, 16)

@@ -16,24 +16,24 @@ import pytest
 import torch
 from transformers import GPT2Tokenizer
 
-import surgery.analysis.result
 import surgery.importance.table
+import surgery.lab.analysis.result
 import surgery.plan.plan
 from surgery.execute.live import apply_
-from surgery.operations import parse_operations
+from surgery.lab.report.html import write_report
+from surgery.lab.report.html.data import FORMATS, read_run
+from surgery.lab.report.html.layers import layers_table
+from surgery.lab.report.html.loading import snippet
+from surgery.lab.report.html.markup import tag
+from surgery.lab.report.html.page import embedded
+from surgery.lab.report.html.quantities import MINUS
+from surgery.lab.report.html.remarks import remarks
+from surgery.lab.report.html.verdict import headline
+from surgery.lab.report.summary import schema_text
 from surgery.pipeline.report import report_again
 from surgery.plan.make import make_plan
+from surgery.plan.registry import parse_operations
 from surgery.plan.store import save_plan
-from surgery.report.html import write_report
-from surgery.report.html.data import FORMATS, read_run
-from surgery.report.html.layers import layers_table
-from surgery.report.html.loading import snippet
-from surgery.report.html.markup import tag
-from surgery.report.html.page import embedded
-from surgery.report.html.quantities import MINUS
-from surgery.report.html.remarks import remarks
-from surgery.report.html.verdict import headline
-from surgery.report.summary import schema_text
 from tests.report.making import alarm, plan, summary, write_full_run, write_run
 from tests.tiny_models import tiny_model, tokens
 
@@ -41,7 +41,7 @@ from tests.tiny_models import tiny_model, tokens
 WRITTEN = {
     "plan.json": surgery.plan.plan.FORMAT,
     "importance.json": surgery.importance.table.FORMAT,
-    "analysis/heads.json": surgery.analysis.result.FORMAT,
+    "analysis/heads.json": surgery.lab.analysis.result.FORMAT,
 }
 SMALLER = f"KV cache {MINUS}75%, parameters {MINUS}11%"
 NASTY = "</script><b>bold</b><script>window.hacked = 1</script>\"'&amp;"
@@ -268,7 +268,7 @@ def test_the_stage_writes_it_and_writes_it_again(
     ("declared", "form"),
     [
         ({"gqa": {"kv_heads": 1, "merge": "mean"}}, "native"),
-        ({"rehouse": {"into": "phi3"}}, "re-housed"),
+        ({"rehouse": {"into": "phi3"}}, "converted"),
         ({"prune_heads": {"heads": {1: [0, 1]}}}, "record"),
     ],
 )

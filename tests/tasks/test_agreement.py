@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from surgery.importance.table import ScoreTable, SiteScores
-from surgery.tasks.agreement import correlations, needed_by_one, ranks, spearman
+from surgery.lab.tasks.agreement import correlations, needed_by_one, ranks, spearman
 
 VALUES = st.lists(st.integers(-3, 3) | st.floats(-9, 9), min_size=2, max_size=12)
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from surgery.config.schema import Combine
 from surgery.errors import SurgeryError
 from surgery.importance.table import ScoreTable, SiteScores
-from surgery.tasks import combined
+from surgery.lab.tasks import combined
 
 SHAPE = (3, 2)
 SCORES = st.lists(st.floats(-5, 5), min_size=sum(SHAPE), max_size=sum(SHAPE)).filter(

@@ -13,8 +13,8 @@ import surgery.hydra  # noqa: F401
 from surgery.config.schema import DataConfig, DataKind, Layout, Part, RunConfig
 from surgery.config.validate import checked
 from surgery.errors import ConfigError
-from surgery.operations import parse_operations
-from surgery.tasks.declare import check_tasks
+from surgery.lab.tasks.declare import check_tasks
+from surgery.plan.registry import parse_operations
 
 TWO = "tasks.data={code:{part:code},prose:{part:prose}}"
 PRUNE = ("attention=[prune_heads]", "attention.prune_heads.amount=0.25")

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from surgery.errors import SurgeryError
-from surgery.tasks import OutputProjections
+from surgery.lab.tasks import OutputProjections
 from tests.tiny_models import tiny_model, tokens
 
 MODELS = ("llama", "gpt2", "bert", "qwen3")

@@ -13,8 +13,8 @@ from pytorch_lightning.callbacks import Callback
 from surgery.config.schema import ModelConfig, Task
 from surgery.data.module import TextData
 from surgery.models.source import ModelSource
-from surgery.operations import parse_operations
 from surgery.plan.make import make_plan
+from surgery.plan.registry import parse_operations
 from surgery.training.module import SurgeryModule, _typed
 from surgery.training.trainer import build_trainer
 from tests.data.making import documents, text_data, write_texts

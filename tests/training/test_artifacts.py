@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from surgery.report.comparable import comparable
+from surgery.lab.report.comparable import comparable
 from surgery.training.identity import fingerprint
 
 MIB = 1 << 20

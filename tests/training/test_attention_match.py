@@ -12,11 +12,11 @@ from transformers import AlbertConfig, AlbertForMaskedLM, PreTrainedModel
 
 from surgery.config.schema import ObjectiveConfig, ObjectiveName, Task
 from surgery.errors import ConfigError, SurgeryError
-from surgery.execute.backend import set_backend
 from surgery.execute.live import apply_
-from surgery.operations import parse_operations
+from surgery.operations.backend.switch import set_backend
 from surgery.plan.make import make_plan
 from surgery.plan.plan import Plan
+from surgery.plan.registry import parse_operations
 from surgery.training.objectives import Loss, training_loss
 from surgery.training.pairs import own_pairs, pair_sites
 from tests.tiny_models import tiny_model, tokens

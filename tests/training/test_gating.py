@@ -13,12 +13,12 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
 
-from surgery.anatomy import find_sites
 from surgery.config.schema import Task
 from surgery.errors import ConfigError, SurgeryError
 from surgery.importance import ScoreTable, SiteScores, score_heads
-from surgery.training.cut import cut_closed_
-from surgery.training.gating import GatedPruning
+from surgery.models.sites import find_sites
+from surgery.operations.prune_heads.cut import cut_closed_
+from surgery.operations.prune_heads.gating import GatedPruning
 from surgery.training.module import SurgeryModule
 from tests.tiny_models import tiny_model, tokens
 from tests.training.making import Losses, fit, operated, save_model, small_data

@@ -11,9 +11,9 @@ from pytorch_lightning.callbacks import Callback
 
 from surgery.config.schema import Trained
 from surgery.errors import ConfigError
-from surgery.execute.fuse import unfuse_qkv_
-from surgery.operations import parse_operations
+from surgery.operations.fuse_qkv.projections import unfuse_qkv_
 from surgery.plan.make import make_plan
+from surgery.plan.registry import parse_operations
 from surgery.training.module import SurgeryModule
 from surgery.training.parameters import changed_names, check_parameters
 from tests.tiny_models import tiny_model

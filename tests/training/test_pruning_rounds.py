@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from surgery.anatomy import find_sites
 from surgery.errors import ConfigError
-from surgery.operations import parse_operations
-from surgery.operations.prune_heads import PruneHeads, Schedule
-from surgery.operations.scores import HeadScores
-from surgery.training.closing import closing
-from surgery.training.pruning_schedule import PruningSchedule
+from surgery.importance.score_file import HeadScores
+from surgery.models.sites import find_sites
+from surgery.operations.prune_heads.closing import closing
+from surgery.operations.prune_heads.operation import PruneHeads, Schedule
+from surgery.operations.prune_heads.schedule import PruningSchedule
+from surgery.plan.registry import parse_operations
 from tests.tiny_models import tiny_model
 
 SITES = find_sites(tiny_model("llama", num_attention_heads=8, num_key_value_heads=4)).sites

@@ -1,0 +1,87 @@
+"""A changed config reaches the live model: what a fresh model would compute from it is computed."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from surgery.errors import PlanError
+from surgery.models.config import apply_patch, config_at, config_prefixes
+from surgery.models.reference import ReferenceModels
+from surgery.models.rotary import build, rotaries
+
+# What stays of a module that is built anew in its place: hooks, and accelerate's.
+_KEPT = ("training", "forward", "_old_forward", "_hf_hook", "_is_hf_initialized")
+
+
+def patch_config_(model: PreTrainedModel, patch: Mapping[str, Any]) -> None:
+    """Set dotted config keys, and rebuild what holds numbers that follow from them.
+
+    Attributes are the plan's (`surgery.models.reference`). Left are rotary embeddings, whose
+    frequencies no checkpoint stores, and modules without parameters of which the patched config
+    makes another kind. Modules that are rebuilt keep their identity, their hooks and their device;
+    frequencies are in fp32 whatever the model's dtype.
+
+    Raises:
+        PlanError: a module cannot be built from the patched config.
+    """
+    if not patch:
+        return
+    before, old_reference = copy.deepcopy(model.config), ReferenceModels(model).of({})
+    apply_patch(model.config, patch)
+    places = {id(config_at(model.config, p)): p for p in config_prefixes(model.config)}
+    for path, module in rotaries(model).items():
+        prefix = places.get(id(module.config))
+        if prefix is None:  # a config of its own, which no key reaches
+            continue
+        try:
+            old, new = build(module, config_at(before, prefix)), build(module, module.config)
+        except (KeyError, ValueError, TypeError, ArithmeticError, RuntimeError) as error:
+            raise PlanError(f"{path} cannot be built from the config: {error}") from error
+        if _differ(old, new):
+            _become(module, new.to(next(module.buffers()).device))
+    for path, fresh in _other_kinds(old_reference, ReferenceModels(model).of({})):
+        _replace(model, path, fresh)
+
+
+def _differ(old: nn.Module, new: nn.Module) -> bool:
+    buffers = dict(old.named_buffers()), dict(new.named_buffers())
+    if buffers[0].keys() != buffers[1].keys():
+        return True
+    if any(not torch.equal(tensor, buffers[1][name]) for name, tensor in buffers[0].items()):
+        return True
+    return bool(_plain_state(old) != _plain_state(new))
+
+
+def _plain_state(module: nn.Module) -> dict[str, Any]:
+    kinds = (bool, int, float, str, type(None))
+    return {name: value for name, value in vars(module).items() if isinstance(value, kinds)}
+
+
+def _become(module: nn.Module, fresh: nn.Module) -> None:
+    state = vars(module)
+    kept = {name: value for name, value in state.items() if name in _KEPT or "_hooks" in name}
+    state.clear()
+    state.update(vars(fresh) | kept)
+
+
+def _other_kinds(old: nn.Module, new: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Modules without tensors of which two reference models have different kinds."""
+    there = dict(old.named_modules())
+    for path, module in new.named_modules():
+        other = there.get(path)
+        if not path or other is None or type(other) is type(module):
+            continue
+        if not module.state_dict() and not any(True for _ in module.buffers()):
+            yield path, module
+
+
+def _replace(model: nn.Module, path: str, fresh: nn.Module) -> None:
+    parent, _, name = path.rpartition(".")
+    holder = model.get_submodule(parent)
+    setattr(holder, name, fresh.train(holder.training))

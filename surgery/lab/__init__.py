@@ -1,0 +1,1 @@
+"""Looking at heads and at results: what the core never imports."""

@@ -1,0 +1,90 @@
+"""What a run directory holds, read as it is; what cannot be read is said, not raised."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from surgery.lab.report.summary import FORMAT, SUMMARY
+
+HEADS = "heads.parquet"
+# Letters of config.yaml that are kept.
+_CONFIG = 200_000
+# file → the format that is read
+FORMATS = {"plan.json": 3, "importance.json": 1, "analysis/heads.json": 1}
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """The files of a run. A mapping is empty where its file is not there or cannot be read.
+
+    Attributes:
+        directory: the run's.
+        summary, plan, importance, analysis: the JSON of that name.
+        heads: where `heads.parquet` is; ``None`` where it is not.
+        config: text of `config.yaml`.
+        problems: a sentence for each file that could not be read.
+    """
+
+    directory: Path
+    summary: Mapping[str, Any]
+    plan: Mapping[str, Any]
+    importance: Mapping[str, Any]
+    analysis: Mapping[str, Any]
+    heads: Path | None
+    config: str
+    problems: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Name of the model."""
+        model = self.summary.get("model") or self.plan.get("model") or {}
+        return str(model.get("name") or self.directory.name)
+
+    @property
+    def operations(self) -> list[Mapping[str, Any]]:
+        """The declared operations, in order."""
+        return list(self.summary.get("operations") or self.plan.get("operations") or [])
+
+
+def read_run(directory: Path) -> RunFiles:
+    """Everything of a run that a report is made of."""
+    problems: list[str] = []
+    summary = _json(directory / SUMMARY, FORMAT, problems)
+    plan, importance, analysis = (
+        _json(directory / name, known, problems) for name, known in FORMATS.items()
+    )
+    heads, config = directory / HEADS, directory / "config.yaml"
+    return RunFiles(
+        directory=directory,
+        summary=summary,
+        plan=plan,
+        importance=importance,
+        analysis=analysis,
+        heads=heads if heads.is_file() else None,
+        config=_text(config) if config.is_file() else "",
+        problems=tuple(problems),
+    )
+
+
+def _text(path: Path) -> str:
+    text = path.read_text(encoding="utf-8", errors="replace")
+    return text if len(text) <= _CONFIG else f"{text[:_CONFIG]}\n# cut off here: it is long"
+
+
+def _json(path: Path, known: int, problems: list[str]) -> Mapping[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        problems.append(f"{path.name} cannot be read and is left out: {error}")
+        return {}
+    found = data.get("format") if isinstance(data, dict) else None
+    if found != known:
+        problems.append(f"{path.name} is of format {found}, not {known}, and is left out")
+        return {}
+    return dict(data)

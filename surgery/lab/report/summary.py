@@ -1,0 +1,77 @@
+"""`summary.json`: the run for scripts. Its schema lies beside it; docs/outputs.md explains it."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from importlib.resources import files
+from typing import Any
+
+import torch
+
+FORMAT = 1
+SUMMARY = "summary.json"
+SCHEMA = "summary.schema.json"
+MOMENTS = ("before", "after_surgery", "after_training")
+# Nats per token: what surgery opens below this is rounding, and nothing to close.
+NO_GAP = 1e-4
+PACKAGES = (
+    "attention-surgery",
+    "torch",
+    "transformers",
+    "pytorch-lightning",
+    "hydra-core",
+    "omegaconf",
+    "wandb",
+    "safetensors",
+    "datasets",
+)
+
+
+def gap_closed(figures: dict[str, Any]) -> float | None:
+    """Share of the loss that surgery opened and training closed again."""
+    if any(figures.get(moment) is None for moment in MOMENTS):
+        return None
+    before, opened, healed = (figures[moment]["loss"] for moment in MOMENTS)
+    gap = opened - before
+    return float((opened - healed) / gap) if gap > NO_GAP else None
+
+
+def machine() -> dict[str, Any]:
+    """What the timings were taken on."""
+    return {
+        "cpu": _cpu_name(),
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
+        "system": platform.platform(),
+        "python": platform.python_version(),
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            for line in lines:
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of what a result depends on."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def schema_text() -> str:
+    """The JSON Schema of `summary.json`."""
+    return files("surgery.lab.report").joinpath(SCHEMA).read_text(encoding="utf-8")

@@ -1,0 +1,45 @@
+"""The heads that a task could do without, and a model as it is without them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from surgery.importance.choice import HeadCut, choose_heads
+from surgery.importance.gates import Gates
+from surgery.importance.score_file import HeadScores
+from surgery.importance.table import ScoreTable
+from surgery.lab.tasks.agreement import Mask
+from surgery.models.sites import Site
+from surgery.plan.operation import Operation
+
+# Of each layer's heads, where the run declares no pruning.
+AMOUNT = 0.25
+
+
+def choose_mask(operations: Sequence[Operation], sites: Sequence[Site], table: ScoreTable) -> Mask:
+    """Layer → query heads that the run's own pruning would remove by these scores.
+
+    Where the run declares none, a quarter of each layer's heads.
+
+    Raises:
+        ConfigError: as many cannot go.
+    """
+    scores = HeadScores.of(table, sites)
+    for operation in operations:
+        mask = operation.choose_by(sites, scores)
+        if mask is not None:
+            return mask
+    return choose_heads(sites, scores, HeadCut(AMOUNT, None))
+
+
+def gates_of(model: nn.Module, sites: Sequence[Site], mask: Mask) -> Gates:
+    """Gates that, while open, make `model` compute what it would without the heads of `mask`."""
+    gates = {}
+    for site in sites:
+        gate = torch.ones(site.q_heads, device=next(model.parameters()).device)
+        gate[list(mask.get(site.layer, ()))] = 0.0
+        gates[site.path] = gate
+    return Gates(model, sites, gates)

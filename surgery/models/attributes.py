@@ -1,0 +1,112 @@
+"""Attributes of modules that state a shape or a head count."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+from surgery.models.sites import Site, names
+
+# Module path → attribute → value, plain JSON.
+Attributes = dict[str, dict[str, Any]]
+_ABSENT = object()
+
+
+def set_attributes(model: nn.Module, attributes: Mapping[str, Mapping[str, Any]]) -> None:
+    """Set module path → attribute → value; a list becomes a tuple where one stood."""
+    for path, values in attributes.items():
+        module = model.get_submodule(path)
+        for name, value in values.items():
+            was_tuple = isinstance(vars(module).get(name), tuple)
+            setattr(module, name, tuple(value) if was_tuple else value)
+
+
+def merge_attributes(*several: Mapping[str, Mapping[str, Any]]) -> Attributes:
+    """One mapping of all; of two values for an attribute, the later."""
+    found: Attributes = {}
+    for attributes in several:
+        for path, values in attributes.items():
+            found.setdefault(path, {}).update(values)
+    return found
+
+
+@contextmanager
+def attributes_set(model: nn.Module, attributes: Mapping[str, Mapping[str, Any]]) -> Iterator[None]:
+    """The same for a while."""
+    before = {
+        path: {name: vars(model.get_submodule(path)).get(name, _ABSENT) for name in values}
+        for path, values in attributes.items()
+    }
+    set_attributes(model, attributes)
+    try:
+        yield
+    finally:
+        for path, values in before.items():
+            module = model.get_submodule(path)
+            for name, value in values.items():
+                if value is _ABSENT:
+                    delattr(module, name)
+                else:
+                    setattr(module, name, value)
+
+
+def named_attributes(module: nn.Module, old: Site, new: Site) -> list[Attributes]:
+    """What `old`'s module must hold as `new`, told by the names of its attributes.
+
+    For architectures whose config cannot say the result, so that no reference model can be
+    asked. Whether a width means all heads or the model's own width cannot be told from names: there are several
+    answers, and which is right is told by running them.
+
+    Returns:
+        Candidates, the most likely first: module path → attribute → value.
+    """
+    counts: dict[str, Any] = {}
+    widths: dict[str, Any] = {}
+    old_width, new_width = old.q_heads * old.value_dim, new.q_heads * new.value_dim
+    for name, value in vars(module).items():
+        if name in names.Q_HEADS and value == old.q_heads:
+            counts[name] = new.q_heads
+        elif name in names.KV_HEADS and value == old.kv_heads:
+            counts[name] = new.kv_heads
+        elif name == names.GROUPS:
+            counts[name] = new.group_size
+        elif name in names.WIDTHS and value == old_width != new_width:
+            widths[name] = new_width
+    if new.group_size > 1 and names.GROUPS not in counts:
+        counts[names.GROUPS] = new.group_size
+    split = getattr(module, "split_size", None)
+    old_kv = old.kv_heads * old.head_dim
+    # GPT-2's, and what an earlier operation made of it.
+    if new.packing is not None and split in (old_width, [old_width, old_kv, old_kv]):
+        kv = new.kv_heads * new.head_dim
+        counts["split_size"] = [new_width, kv, kv] if kv != new_width else new_width
+        widths.pop("split_size", None)
+    own = {
+        name: width for name, width in widths.items() if name not in ("embed_dim", "hidden_size")
+    }
+    answers = [counts | own, counts, counts | widths]
+    projections = _projection_sizes(old, new)
+    found: list[dict[str, dict[str, Any]]] = []
+    for answer in answers:
+        values = {old.path: answer, **projections} if answer else dict(projections)
+        if values not in found:
+            found.append(values)
+    return found
+
+
+def _projection_sizes(old: Site, new: Site) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for role in ("query", "key", "value", "output"):
+        before, after = old.projection(role), new.projection(role)
+        into, out = ("nx", "nf") if before.transposed else ("in_features", "out_features")
+        values = {}
+        if before.in_features != after.in_features:
+            values[into] = after.in_features
+        if before.out_features != after.out_features:
+            values[out] = after.out_features
+        if values:
+            found[before.path] = values
+    return found

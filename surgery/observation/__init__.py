@@ -1,5 +1,0 @@
-"""Seeing a running model's attention: the tap, and what is computed at it."""
-
-from surgery.observation.tap import AttentionCall, Tap
-
-__all__ = ["AttentionCall", "Tap"]

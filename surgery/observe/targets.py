@@ -1,0 +1,94 @@
+"""Keys that a query may be looking for: the first, the one before, the token it saw earlier.
+
+A target counts where the row sees it. A row whose target is hidden (it lies outside the sliding
+window, in another of the packed documents, or under padding) says nothing of the head.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from surgery.observe.masks import EVERY, sees_previous
+from surgery.observe.tap import AttentionCall
+
+COLUMNS = ("first_token", "previous_token", "own_token")
+SETS = ("same_token", "induction")
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What the rows may be looking for; nothing where it is not known.
+
+    Attributes:
+        columns: name → (index of the key, whether the row sees it): [1 or b, 1 or Hq, R] each.
+        sets: name → keys [b, R, S]; the row looks for any of them.
+        distance: |i - j| in tokens, [1 or b, R, S].
+    """
+
+    columns: dict[str, tuple[torch.Tensor, torch.Tensor]]
+    sets: dict[str, torch.Tensor]
+    distance: torch.Tensor | None
+
+
+def find_targets(
+    call: AttentionCall, rows: torch.Tensor, visible: torch.Tensor, examples: slice = EVERY
+) -> Targets:
+    """The targets of query rows `rows` [R].
+
+    Args:
+        visible: [1 or b, 1 or Hq, R, S], which keys the rows see.
+    """
+    first = visible.byte().argmax(-1)
+    if call.cross:
+        return Targets({"first_token": (first, visible.any(-1))}, {}, None)
+    continues = sees_previous(call, examples)
+    position = _positions(call, rows, visible)
+    before = (position - 1).clamp_min(0)
+    columns = {
+        "first_token": (first, _begins(call, first, position, continues) & visible.any(-1)),
+        "previous_token": (before, _at(visible, before) & (position > 0)),
+        "own_token": (position, _at(visible, position)),
+    }
+    place = position[:, 0]
+    key = torch.arange(visible.shape[-1], device=rows.device)
+    distance = (place[..., None] - key).abs_()
+    tokens = call.tokens
+    if tokens is None or tokens.shape != (call.query.shape[0], len(key)):
+        return Targets(columns, {}, distance)
+    tokens = tokens.to(rows.device)[examples]
+    own = tokens.gather(1, place.expand(len(tokens), -1))
+    earlier = key < place[..., None]
+    same = (tokens[:, None, :] == own[..., None]) & earlier
+    after = torch.zeros_like(same)
+    after[..., 1:] = same[..., :-1]
+    seen = visible[:, 0] & earlier
+    if continues is not None:  # what follows the last token of a document is another one's first
+        after &= continues[:, None, :]
+    return Targets(columns, {"same_token": same & seen, "induction": after & seen}, distance)
+
+
+def _positions(call: AttentionCall, rows: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
+    """[1 or b, 1 or Hq, R], which key belongs to the query's own token."""
+    keys = visible.shape[-1]
+    if call.query.shape[2] == keys:
+        return rows.view(1, 1, -1)
+    # A cache, and so causal; it may have room for keys that are still to come.
+    return keys - 1 - visible.flip(-1).byte().argmax(-1)
+
+
+def _begins(
+    call: AttentionCall, first: torch.Tensor, position: torch.Tensor, continues: torch.Tensor | None
+) -> torch.Tensor:
+    """Whether a text begins at the first key that is seen, or a window does."""
+    if continues is not None:
+        return ~_at(continues[:, None, None], first)
+    window = call.options.get("sliding_window")
+    seen = position - first + 1
+    return seen < window if window is not None else torch.ones_like(seen, dtype=torch.bool)
+
+
+def _at(visible: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    shape = torch.broadcast_shapes(visible.shape[:-1], index.shape)
+    return visible.expand(*shape, -1).gather(-1, index.expand(shape)[..., None])[..., 0]

@@ -1,0 +1,309 @@
+"""Query, key and value projections as one matrix product, in a live model of any architecture.
+
+The three modules stay where the model's code looks for them, but as `FusedPart`: they hold no
+weights and share one `qkv_proj`. The first of them to be called in a pass of the attention block
+runs the product, the others hand out what is theirs of it. No forward is rewritten, and
+`unfuse_qkv_` brings back three Linears with the same bits, so an export is native.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from surgery.errors import PlanError
+
+FUSED = "qkv_proj"
+ROLES = ("query", "key", "value")
+
+# What else a result depends on, besides the input and the weights.
+_Key = tuple[int | None, bool, bool]
+
+
+class _Round:
+    """What is left to hand out in one pass of the block."""
+
+    def __init__(self) -> None:
+        self.outputs: dict[int, torch.Tensor] = {}
+        self.input: torch.Tensor | None = None
+        self.key: _Key | None = None
+
+
+class Handout:
+    """What the three parts of one block share.
+
+    Results are kept only while the block runs, whether it returns or raises, and only for the very
+    tensor they were computed from. Anything else (another input, a part called twice or from
+    outside the block) is computed from that part's rows of the weight.
+
+    Attributes:
+        holder: the module with the parts and the fused projection.
+        sizes: output features of query, key and value.
+    """
+
+    def __init__(self, holder: nn.Module, sizes: Sequence[int]) -> None:
+        self.holder = holder
+        self.sizes = tuple(sizes)
+        self._rounds: list[_Round] = []
+
+    def open(self, module: nn.Module, args: Any) -> None:
+        """Forward pre-hook of the block. Blocks may be called within themselves: it is a stack."""
+        self._rounds.append(_Round())
+
+    def close(self, module: nn.Module, args: Any, output: Any) -> None:
+        """Forward hook of the block, called after exceptions too."""
+        if self._rounds:
+            self._rounds.pop()
+
+    def fused(self) -> nn.Module:
+        """Looked up each time, so that whatever wraps it is called."""
+        return self.holder.get_submodule(FUSED)
+
+    def rows(self, tensor: torch.Tensor, part: int) -> torch.Tensor:
+        """The part's rows of a fused weight or bias, as a view."""
+        return tensor.narrow(0, sum(self.sizes[:part]), self.sizes[part])
+
+    def take(self, x: torch.Tensor, part: int) -> torch.Tensor:
+        """[..., in] to the part's [..., out]."""
+        if not self._rounds:
+            return self._alone(x, part)
+        current, key = self._rounds[-1], _key(x)
+        if not current.outputs:
+            whole = self.fused()(x)
+            current.outputs = {i: self._of(whole, i) for i in range(3) if i != part}
+            current.input, current.key = x, key
+            return self._of(whole, part)
+        if part not in current.outputs or current.input is not x or current.key != key:
+            return self._alone(x, part)
+        output = current.outputs.pop(part)
+        if not current.outputs:
+            current.input = None
+        return output
+
+    def _of(self, whole: torch.Tensor, part: int) -> torch.Tensor:
+        return whole.narrow(-1, sum(self.sizes[:part]), self.sizes[part])
+
+    def _alone(self, x: torch.Tensor, part: int) -> torch.Tensor:
+        fused = self.fused()
+        if type(fused) is not nn.Linear:  # wrapped since: only a call does what it should
+            return self._of(fused(x), part)
+        bias = None if fused.bias is None else self.rows(fused.bias, part)
+        return functional.linear(x, self.rows(fused.weight, part), bias)
+
+
+def _key(x: torch.Tensor) -> _Key:
+    # Tensors count no versions in inference mode, nor in a graph that is being compiled: there we
+    # rely on a block not writing to its input between its projections.
+    uncounted = torch.compiler.is_compiling() or x.is_inference()
+    version = None if uncounted else x._version
+    return version, torch.is_grad_enabled(), torch.is_autocast_enabled(x.device.type)
+
+
+class FusedPart(nn.Module):
+    """Stands where a projection stood. Holds no parameters; shows those of its share as views."""
+
+    remedy = "surgery.unfuse_qkv_(model) first"  # for who needs the weights apart
+
+    def __init__(self, handout: Handout, part: int, in_features: int) -> None:
+        super().__init__()
+        self.handout = handout
+        self.part = part
+        self.in_features = in_features
+        self.out_features = handout.sizes[part]
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """[out_features, in_features], a view of the fused weight."""
+        weight = self.handout.fused().weight
+        assert isinstance(weight, torch.Tensor)
+        return self.handout.rows(weight, self.part)
+
+    @property
+    def bias(self) -> torch.Tensor | None:
+        """[out_features], a view of the fused bias."""
+        bias = self.handout.fused().bias
+        return self.handout.rows(bias, self.part) if isinstance(bias, torch.Tensor) else None
+
+    def parameter_holder(self) -> nn.Module:
+        """The module whose parameters these are a part of."""
+        return self.handout.fused()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.handout.take(x, self.part)
+
+    def extra_repr(self) -> str:
+        return (
+            f"{ROLES[self.part]} of {FUSED}, in_features={self.in_features}, "
+            f"out_features={self.out_features}"
+        )
+
+
+def fuse_qkv_(model: PreTrainedModel, sites: Sequence[Mapping[str, str]]) -> None:
+    """Fuse the projections of some sites, in place. Sites that are fused already stay as they are.
+
+    Args:
+        sites: per site the module paths ``path`` (the block), ``query``, ``key`` and ``value``:
+            three plain Linears of one module.
+
+    Raises:
+        PlanError: they are not, or cannot be one matrix. No site is changed then.
+    """
+    todo = [site for site in sites if not _is_done(model, site)]
+    owners = _owners(model)
+    for site in todo:
+        _check(model, site, owners)
+    for site in todo:
+        _fuse(model, site)
+
+
+def unfuse_qkv_(model: nn.Module) -> None:
+    """Three Linears in place of every fused projection, with the same bits.
+
+    Raises:
+        PlanError: something else was put in the place of a part or of the fused projection.
+    """
+    found = list(_fused_holders(model))
+    for path, names in found:
+        holder = model.get_submodule(path)
+        whole = type(getattr(holder, FUSED, None)) is nn.Linear
+        if len(names) != 3 or not whole:
+            raise PlanError(f"{path}: its {FUSED} was changed since it was fused")
+    for path, names in found:
+        _unfuse(model, path, names)
+
+
+def is_fused(model: nn.Module) -> bool:
+    """Whether any projection of the model is a part of a fused one."""
+    return any(isinstance(module, FusedPart) for module in model.modules())
+
+
+def _fuse(model: nn.Module, site: Mapping[str, str]) -> None:
+    path, names = _place(site)
+    holder = model.get_submodule(path)
+    linears = [holder.get_submodule(name) for name in names]
+    handout = Handout(holder, [int(linear.out_features) for linear in linears])  # type: ignore
+    fused = _linear([linear.weight for linear in linears], [linear.bias for linear in linears])
+    fused.train(linears[0].training)
+    for part, name in enumerate(names):
+        setattr(holder, name, FusedPart(handout, part, fused.in_features).train(fused.training))
+    setattr(holder, FUSED, fused)
+    block = model.get_submodule(site["path"])
+    block.register_forward_pre_hook(handout.open)
+    block.register_forward_hook(handout.close, always_call=True)
+
+
+def _unfuse(model: nn.Module, path: str, names: Sequence[str]) -> None:
+    holder = model.get_submodule(path)
+    fused: Any = getattr(holder, FUSED)
+    part: Any = getattr(holder, names[0])
+    handout: Handout = part.handout
+    for part_number, name in enumerate(names):
+        linear = _linear(
+            [_rows_of(fused.weight, handout, part_number)],
+            [_rows_of(fused.bias, handout, part_number)],
+        )
+        setattr(holder, name, linear.train(fused.training))
+    delattr(holder, FUSED)
+    for module in model.modules():
+        _remove_hooks(module, handout)
+
+
+def _rows_of(parameter: nn.Parameter | None, handout: Handout, part: int) -> nn.Parameter | None:
+    if parameter is None:
+        return None
+    rows = nn.Parameter(handout.rows(parameter.detach(), part), parameter.requires_grad)
+    if parameter.grad is not None:
+        rows.grad = handout.rows(parameter.grad, part)
+    return rows
+
+
+def _linear(weights: Sequence[Any], biases: Sequence[Any]) -> nn.Linear:
+    """A Linear with the rows of all weights, none of whose memory it shares."""
+    rows = sum(int(weight.shape[0]) for weight in weights)
+    linear = nn.Linear(weights[0].shape[1], rows, bias=biases[0] is not None, device="meta")
+    linear.weight = _stacked(weights)
+    if biases[0] is not None:
+        linear.bias = _stacked(biases)
+    return linear
+
+
+def _stacked(parameters: Sequence[nn.Parameter]) -> nn.Parameter:
+    whole = torch.cat([parameter.detach() for parameter in parameters])
+    stacked = nn.Parameter(whole, requires_grad=parameters[0].requires_grad)
+    if any(parameter.grad is not None for parameter in parameters):
+        stacked.grad = torch.cat(
+            [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        )
+    return stacked
+
+
+def _remove_hooks(module: nn.Module, handout: Handout) -> None:
+    for hooks in (module._forward_pre_hooks, module._forward_hooks):
+        ours = [n for n, hook in hooks.items() if getattr(hook, "__self__", None) is handout]
+        for number in ours:
+            del hooks[number]
+            module._forward_hooks_always_called.pop(number, None)
+
+
+def _fused_holders(model: nn.Module) -> Iterator[tuple[str, list[str]]]:
+    """Modules with parts: their path, and the parts' names in the order query, key, value."""
+    for path, module in model.named_modules():
+        parts = [(m.part, name) for name, m in module.named_children() if isinstance(m, FusedPart)]
+        if parts:
+            yield path, [name for _, name in sorted(parts)]
+
+
+def _place(site: Mapping[str, str]) -> tuple[str, list[str]]:
+    """The module that holds the three projections, and their names in it."""
+    places = [site[role].rpartition(".") for role in ROLES]
+    if len({path for path, _, _ in places}) > 1:
+        raise PlanError(f"{site['path']}: its projections are in different modules")
+    return places[0][0], [name for _, _, name in places]
+
+
+def _is_done(model: nn.Module, site: Mapping[str, str]) -> bool:
+    path, names = _place(site)
+    holder = model.get_submodule(path)
+    children = [getattr(holder, name, None) for name in names]
+    return all(isinstance(child, FusedPart) for child in children)
+
+
+def _owners(model: nn.Module) -> dict[int, int]:
+    """How many places of the model hold each parameter."""
+    count: dict[int, int] = {}
+    for _, parameter in model.named_parameters(remove_duplicate=False):
+        count[id(parameter)] = count.get(id(parameter), 0) + 1
+    return count
+
+
+def _check(model: nn.Module, site: Mapping[str, str], owners: Mapping[int, int]) -> None:
+    path, names = _place(site)
+    holder = model.get_submodule(path)
+    if hasattr(holder, FUSED):
+        raise PlanError(f"{path} has a {FUSED} already")
+    linears: list[nn.Linear] = []
+    for name in names:
+        child = getattr(holder, name, None)
+        if type(child) is not nn.Linear:
+            kind = type(child).__name__
+            raise PlanError(f"{path}.{name} is a {kind}; only plain Linears can be fused")
+        if child._forward_hooks or child._forward_pre_hooks or "forward" in vars(child):
+            raise PlanError(f"{path}.{name} is hooked, which would be lost")
+        linears.append(child)
+    differing: dict[str, set[Any]] = {
+        "inputs": {linear.in_features for linear in linears},
+        "biases": {linear.bias is not None for linear in linears},
+        "dtypes": {p.dtype for linear in linears for p in linear.parameters()},
+        "devices": {p.device for linear in linears for p in linear.parameters()},
+        "settings of requires_grad": {p.requires_grad for li in linears for p in li.parameters()},
+    }
+    for what, values in differing.items():
+        if len(values) > 1:
+            raise PlanError(f"{path}: its projections differ in their {what}")
+    if any(owners[id(p)] > 1 for linear in linears for p in linear.parameters()):
+        raise PlanError(f"{path}: its projections share weights with other modules")

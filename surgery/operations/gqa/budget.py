@@ -1,0 +1,94 @@
+"""How many KV heads each layer gets out of a budget: where fewer of them hurt least."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from surgery.calibration.options import Calibration
+from surgery.calibration.view import Batch
+from surgery.errors import ConfigError
+from surgery.models.copies import sharing_copy
+from surgery.models.forward import no_cache
+from surgery.models.sites import Site
+from surgery.operations.gqa.layerwise import calibrate_site
+from surgery.operations.gqa.options import GQAOptions, divisors
+
+
+def chosen_counts(
+    model: PreTrainedModel,
+    sites: Sequence[Site],
+    operation: GQAOptions,
+    batches: Sequence[Batch],
+    options: Calibration,
+    advance: Callable[[str], None],
+) -> GQAOptions:
+    """The operation with a count per layer in place of its average.
+
+    The cost of a count at a layer is measured: that layer alone is merged, and the KL divergence
+    of the model's predictions from the original's is taken over a few batches. Costs of layers are
+    taken to add up; the cheapest counts within the budget are found exactly.
+    """
+    assert operation.average is not None
+    some = batches[: options.budget_batches]
+    quick = replace(options, refine_steps=0)
+    costs: list[dict[int, float]] = []
+    for site in sites:
+        found = {site.kv_heads: 0.0}
+        for count in divisors(site.kv_heads)[:-1]:
+            work = sharing_copy(model)
+            plain = replace(operation, kv_heads=count)
+            calibrate_site(model, work, site, count, plain, some, quick, lambda _: None)
+            found[count] = divergence(model, work, some)
+            advance(f"layer {site.layer} with {count} KV heads: KL {found[count]:.4f}")
+        costs.append(found)
+    total = int(operation.average * len(sites) + 1e-9)
+    return replace(operation, kv_heads=cheapest(costs, total))
+
+
+def cheapest(costs: Sequence[dict[int, float]], total: int) -> list[int]:
+    """One count per layer, their sum at most `total`, their costs least in sum (exact).
+
+    Args:
+        costs: per layer, count → cost.
+    """
+    best: dict[int, tuple[float, list[int]]] = {0: (0.0, [])}
+    for options in costs:
+        grown: dict[int, tuple[float, list[int]]] = {}
+        for spent, (cost, chosen) in best.items():
+            for count, more in options.items():
+                at = spent + count
+                if at <= total and (at not in grown or cost + more < grown[at][0]):
+                    grown[at] = cost + more, [*chosen, count]
+        best = grown
+    return min(best.values(), key=lambda found: (found[0], sum(found[1])))[1]
+
+
+@torch.no_grad()
+def divergence(model: PreTrainedModel, changed: PreTrainedModel, batches: Sequence[Batch]) -> float:
+    """Mean KL(model || changed) in nats over the real positions of `batches`."""
+    total, count = 0.0, 0
+    device = next(model.parameters()).device
+    for batch in batches:
+        inputs = {name: value.to(device) for name, value in batch.items() if name != "labels"}
+        outputs = [one(**inputs, **no_cache(one)) for one in (model, changed)]
+        if not all(hasattr(output, "logits") for output in outputs):
+            raise ConfigError(
+                "attention.gqa.kv_heads",
+                f"a {type(model).__name__} predicts nothing by which layers could be compared",
+                valid="a number, or one per layer",
+            )
+        log_p, log_q = (F.log_softmax(output.logits.float(), dim=-1) for output in outputs)
+        kl = F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1)
+        mask = inputs.get(
+            "decoder_attention_mask" if model.config.is_encoder_decoder else "attention_mask"
+        )
+        if mask is not None and mask.shape == kl.shape:
+            kl = kl[mask.bool()]
+        total += float(kl.sum())
+        count += kl.numel()
+    return total / max(1, count)

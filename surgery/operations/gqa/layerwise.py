@@ -1,0 +1,190 @@
+"""The calibration of `gqa`: layer by layer, each on the stream of those below as they will be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from transformers import PreTrainedModel
+
+from surgery.calibration.grouping import Groups, contiguous
+from surgery.calibration.options import Calibration
+from surgery.calibration.output import solve_output
+from surgery.calibration.rows import in_plan_layout, put_parameter
+from surgery.calibration.text import SiteText
+from surgery.calibration.view import Batch
+from surgery.errors import ConfigError
+from surgery.models.copies import sharing_copy
+from surgery.models.sites import Site
+from surgery.operations.gqa import solve
+from surgery.operations.gqa.moments import SiteMoments
+from surgery.operations.gqa.options import GQAOptions, Grouping, Merge
+from surgery.operations.gqa.refine import refine
+from surgery.operations.gqa.solve import SiteMerge
+from surgery.operations.gqa.wide import (
+    moved_tensors,
+    output_with,
+    set_plain,
+    set_wide,
+)
+from surgery.plan.resolution import SiteResolution
+from surgery.transforms.head_edits import Merging
+
+Batches = Sequence[Batch]
+Advance = Callable[[str], None]
+# Of merge=random, where a budget or the stream to later layers needs some.
+STD = 0.02
+# Passes over the batches for one site, at most: for progress.
+PASSES = 3
+
+
+def calibrate_sites(
+    model: PreTrainedModel,
+    sites: Sequence[tuple[Site, int]],
+    operation: GQAOptions,
+    batches: Batches,
+    options: Calibration,
+    advance: Advance,
+) -> dict[str, SiteResolution]:
+    """Decide how each site's KV heads become as many as wanted.
+
+    Args:
+        model: as the operations before left it; not changed.
+        sites: with the KV heads each should have, in the order of the forward pass.
+        advance: told of every batch that is done with.
+    """
+    work = sharing_copy(model)
+    found = {}
+    for site, count in sites:
+        if count == site.kv_heads:
+            continue
+        found[site.path] = calibrate_site(
+            model, work, site, count, operation, batches, options, advance
+        )
+    return found
+
+
+def calibrate_site(
+    model: PreTrainedModel,
+    work: PreTrainedModel,
+    site: Site,
+    count: int,
+    operation: GQAOptions,
+    batches: Batches,
+    options: Calibration,
+    advance: Advance,
+) -> SiteResolution:
+    """Decide for one site, and let `work` compute the result from here on.
+
+    Args:
+        model: the original, whose outputs are aimed at.
+        work: a copy of it, operated on up to this site.
+    """
+    runs = contiguous(site.kv_heads, count)
+    optimal = operation.merge is Merge.optimal
+    given = operation.given_groups(site, count)
+    similar = operation.grouping is Grouping.similarity and count > 1 and given is None
+    text = SiteText(model, work, site, batches, options.keep_batches if optimal else 0)
+    groups: Groups = runs if given is None else given
+    if similar:
+        first = _moments(text, (), options, advance, "statistics")
+        groups = solve.similar_groups(work, site, first, count)
+    if groups != runs:
+        _refuse_order(text, groups, operation)
+    query = solve.heads_in_groups(site, groups)
+    figures = {"kv_heads": count, "groups": [list(group) for group in groups]}
+    if not operation.rewrites:
+        set_plain(work, site, query, groups, Merging(operation.merge.value, str(options.seed), STD))
+        return SiteResolution(query, groups, {}, figures)
+    if optimal or not similar:
+        first = _moments(
+            text, groups if optimal else (), options, advance, "values" if similar else "statistics"
+        )
+    if optimal:
+        merge = solve.optimal(work, site, first, groups)
+        if options.refine_steps and text.kept():
+            merge, before, after = refine(work, site, merge, text.kept(), options)
+            merge.losses.update(output_closed_form=before, output_refined=after)
+        if options.refit:
+            merge = _refitted(text, merge, options, advance)
+    else:
+        renorm = operation.merge is Merge.aligned_renorm
+        merge = solve.aligned(work, site, first, groups, renorm=renorm)
+    set_wide(work, site, merge)
+    return _resolution(site, merge, figures)
+
+
+@torch.no_grad()
+def _refuse_order(text: SiteText, groups: Groups, operation: GQAOptions) -> None:
+    """Whether the site computes the same with its heads in the order of `groups`.
+
+    Some hold something for every head, a position bias for one, that does not move with it.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    work, site = text.work, text.site
+    seen = next(iter(text.views()))
+    one_by_one = tuple((member,) for group in groups for member in group)
+    query = solve.heads_in_groups(site, groups)
+    made = output_with(
+        work, site, moved_tensors(work, site, query, one_by_one), *seen.block
+    ).double()
+    assert seen.output is not None
+    expected = seen.output.double()
+    if seen.real is not None:
+        made, expected = made[seen.real], expected[seen.real]
+    rounding = max(torch.finfo(seen.output.dtype).eps, torch.finfo(torch.float32).eps)
+    if not (made - expected).norm() <= rounding**0.5 * expected.norm():
+        given = operation.groups
+        raise ConfigError(
+            operation.key("groups" if given else "grouping"),
+            f"the heads of {site.path} cannot change places: something besides its projections "
+            "belongs to each of them",
+            given=given or Grouping.similarity.value,
+            valid="null" if given else Grouping.contiguous.value,
+        )
+
+
+def _resolution(site: Site, merge: SiteMerge, figures: dict[str, object]) -> SiteResolution:
+    tensors = {
+        role: tensor.detach().float().cpu()
+        for role, tensor in in_plan_layout(site, merge.tensors).items()
+    }
+    return SiteResolution(merge.query, merge.kv, tensors, {**figures, **merge.losses})
+
+
+def _moments(
+    text: SiteText,
+    groups: Groups | tuple[()],
+    options: Calibration,
+    advance: Advance,
+    what: str,
+) -> SiteMoments:
+    site = text.site
+    moments = SiteMoments(
+        text.work, site, groups, options.rows, options.seed + site.layer, values=not groups
+    )
+    for view in text.views():
+        moments.add(view)
+        advance(f"layer {site.layer}: {what}")
+    return moments
+
+
+@torch.no_grad()
+def _refitted(
+    text: SiteText, merge: SiteMerge, options: Calibration, advance: Advance
+) -> SiteMerge:
+    """The output projection by ridge least squares: what it is given then, what it gave before."""
+    work, site = text.work, text.site
+    before = set_wide(work, site, merge)
+    solved = solve_output(text, options.ridge, lambda: advance(f"layer {site.layer}: output"))
+    for name, parameter in before.items():
+        put_parameter(work.get_submodule(site.block), name, parameter)
+    # Spread out, its columns lie as in the source; the result's heads lie group by group.
+    columns = solved.weight.unflatten(1, (-1, site.output.unit))[:, [h for (h,) in merge.query]]
+    tensors = {**merge.tensors, "output": columns.flatten(1)}
+    if solved.bias is not None:
+        tensors["output_bias"] = solved.bias
+    return replace(merge, tensors=tensors)

@@ -1,0 +1,129 @@
+"""The operation `gqa`: fewer KV heads, each shared by a group of query heads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from surgery.errors import ConfigError
+from surgery.models.sites import Site
+from surgery.operations.gqa.options import GQAOptions, Grouping, Merge, split_evenly
+from surgery.operations.gqa.resolve import resolve_gqa
+from surgery.plan.operation import Alternative, Draft
+from surgery.plan.resolution import Resolution, SiteResolution
+from surgery.transforms.head_edits import Merging, Rewrite, regroup, rewrite_specs, unchanged
+
+
+@dataclass
+class GQA(GQAOptions):
+    """Fewer KV heads, each shared by a group of query heads (arXiv:2305.13245).
+
+    See `GQAOptions` for the options.
+    """
+
+    name = "gqa"
+
+    def calibrate(self, case: Any) -> tuple[GQAOptions, Resolution]:
+        return resolve_gqa(self, case)
+
+    def uncalibratable(self, path: str, why: str) -> ConfigError:
+        return ConfigError(
+            f"attention.{self.name}",
+            f"{path} cannot be calibrated: {why}",
+            valid="merge mean, first or random with grouping=contiguous, and a number of KV heads",
+        )
+
+    def alternative(self) -> Alternative | None:
+        if self.rewrites:
+            return None
+        best = replace(self, merge=Merge.optimal, grouping=Grouping.similarity)
+        return Alternative(
+            best,
+            "merge=optimal",
+            "+recipe=gqa_optimal, or attention.gqa.merge=optimal attention.gqa.grouping=similarity",
+            {"merge": best.merge.value, "grouping": best.grouping.value},
+        )
+
+    def plan(self, draft: Draft) -> None:
+        sites = self.select(draft.sites, draft.removed)
+        counts = self.counts(sites)
+        self._check_groups(sites, counts)
+        changing = [(s, n) for s, n in zip(sites, counts, strict=True) if s.kv_heads != n]
+        for site, _ in changing:
+            if self.rewrites or self.grouping is Grouping.similarity or self.groups:
+                self._check_gates(site)
+            if self.rewrites:
+                self._check_norms(site)
+        if draft.resolution is None:
+            self._open(draft, changing)
+        for site, count in changing:
+            groups = split_evenly(site.kv_heads, count)
+            assumed = SiteResolution(unchanged(site.q_heads), groups)
+            found = (draft.resolution or {}).get(site.path, assumed)
+            draft.change([self._change(draft, site, found)])
+
+    def _change(self, draft: Draft, site: Site, found: SiteResolution) -> Any:
+        context = draft.context
+        merging = Merging(
+            "mean" if self.rewrites else self.merge.value,
+            str(context.seed),
+            context.initializer_range,
+        )
+        rewrite = None
+        if self.rewrites:
+            bias = site.output.bias and self.merge is Merge.optimal
+            if found.tensors:
+                bias = "output_bias" in found.tensors
+            rewrite = Rewrite(f"{draft.number}.{site.path}", bias)
+            specs = rewrite_specs(site, rewrite, found.query, found.kv)
+            draft.tensors |= {specs[role].name: t for role, t in found.tensors.items()}
+        return regroup(site, self.name, found.query, found.kv, merging, rewrite)
+
+    def _open(self, draft: Draft, changing: Sequence[tuple[Site, int]]) -> None:
+        if self.average is not None and not draft.context.native:
+            draft.open_decisions.append(
+                f"gqa: KV heads of each layer, {self.average:g} on average (assumed here: the most "
+                "that all can have)"
+            )
+        if not changing:
+            return
+        if self.grouping is Grouping.similarity:
+            draft.open_decisions.append("gqa: which KV heads share one (assumed here: neighbours)")
+        if self.groups:
+            draft.open_decisions.append("gqa: whether the KV heads of `groups` can change places")
+        if self.rewrites:
+            draft.open_decisions.append(f"gqa: the coefficients of merge={self.merge.value}")
+
+    def _check_groups(self, sites: Sequence[Site], counts: Sequence[int]) -> None:
+        known = {str(site.layer) for site in sites}
+        for layer in self.groups or {}:
+            if str(layer) not in known:
+                raise ConfigError(
+                    self.key("groups"),
+                    "there is no such layer to change",
+                    given=layer,
+                    valid=sorted(map(int, known)),
+                )
+        for site, count in zip(sites, counts, strict=True):
+            self.given_groups(site, count)
+
+    def _check_norms(self, site: Site) -> None:
+        for role, norm in (("query", site.q_norm), ("key", site.k_norm)):
+            if norm is not None and norm.size != site.projection(role).unit:
+                raise ConfigError(
+                    self.key("merge"),
+                    f"{norm.path} is taken over all heads together, so no head can be rewritten "
+                    "by itself",
+                    given=self.merge.value,
+                    valid="mean, first, random",
+                )
+
+    def _check_gates(self, site: Site) -> None:
+        if site.projection("query").unit != site.projection("key").unit:
+            raise ConfigError(
+                self.key("merge" if self.rewrites else "groups" if self.groups else "grouping"),
+                f"{site.query.path} makes a gate beside each query, which no calibration knows",
+                given=self.merge.value if self.rewrites else self.groups or self.grouping.value,
+                valid="mean, first, random" if self.rewrites else "contiguous, no groups",
+            )

@@ -1,0 +1,47 @@
+"""What `gqa` leaves open: counts within a budget, groups, coefficients."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from surgery.calibration.case import Case
+from surgery.calibration.refusals import refuse_repeated, refuse_shared
+from surgery.console import progress
+from surgery.operations.gqa.budget import chosen_counts
+from surgery.operations.gqa.layerwise import PASSES, calibrate_sites
+from surgery.operations.gqa.options import GQAOptions
+from surgery.plan.resolution import Resolution
+
+
+def resolve_gqa(operation: GQAOptions, case: Case) -> tuple[GQAOptions, Resolution]:
+    """Raises: ConfigError, for a site that cannot be calibrated."""
+    model, batches, options = case.model, case.batches, case.options
+    sites = [s for s in case.sites if operation.layers is None or s.layer in operation.layers]
+    if operation.average is not None and case.native:
+        operation = replace(operation, kv_heads=operation.counts(sites))
+    if operation.average is not None:
+        refuse_shared(model, sites)
+        refuse_repeated(model, sites, batches[0])
+        with progress("choosing KV heads per layer") as steps:
+
+            def told(what: str) -> None:
+                steps.describe(what)
+                steps.advance()
+
+            operation = chosen_counts(model, sites, operation, batches, options, told)
+    counts = operation.counts(sites)
+    changed = sum(site.kv_heads != count for site, count in zip(sites, counts, strict=True))
+    if not operation.calibrated:
+        return operation, {}
+    refuse_shared(model, [s for s, n in zip(sites, counts, strict=True) if s.kv_heads != n])
+    refuse_repeated(model, sites, batches[0])
+    with progress("calibration", PASSES * changed * len(batches)) as steps:
+
+        def advance(what: str) -> None:
+            steps.describe(f"calibration, {what}")
+            steps.advance()
+
+        found = calibrate_sites(
+            model, list(zip(sites, counts, strict=True)), operation, batches, options, advance
+        )
+    return operation, found

@@ -1,0 +1,128 @@
+"""Heads that are left make up for those that went: each output projection solved anew.
+
+Closed-form compensation, as in Optimal Brain Surgeon (Hassibi & Stork 1992) and, for structures,
+ZipLM (Kurtic et al. 2023, arXiv:2302.04089); here towards what the site of the original puts out,
+on the stream of the already pruned layers below.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from surgery.calibration.options import Calibration
+from surgery.calibration.output import solve_output
+from surgery.calibration.refusals import refuse_repeated, refuse_shared
+from surgery.calibration.rows import in_plan_layout, put_parameter
+from surgery.calibration.text import SiteText
+from surgery.calibration.view import Batch
+from surgery.console import progress
+from surgery.models.copies import sharing_copy
+from surgery.models.sites import Site
+
+
+@dataclass(frozen=True)
+class Refit:
+    """One site's output projection.
+
+    Attributes:
+        tensors: ``output`` [D_model, kept heads * unit] in the architecture's layout, and
+            ``output_bias`` [D_model] where there is one.
+        figures: what the site's output on the data is off by, as a share of its root mean square:
+            `output_error_cut` with the heads simply gone, `output_error_refit` afterwards.
+    """
+
+    tensors: dict[str, torch.Tensor]
+    figures: dict[str, float] = field(default_factory=dict)
+
+
+@torch.no_grad()
+def refit_sites(
+    model: PreTrainedModel,
+    sites: Sequence[Site],
+    left: Mapping[str, Sequence[int]],
+    batches: Sequence[Batch],
+    options: Calibration,
+) -> dict[str, Refit]:
+    """Site path → its output projection, for every site that loses some of its heads.
+
+    Args:
+        model: with all its heads, whose outputs are aimed at; not changed.
+        sites: in the order of the forward pass.
+        left: site path → query heads that stay.
+
+    Raises:
+        SiteError: a site shares its weights with another, or cannot be seen at work.
+    """
+    changed = [site for site in sites if len(left[site.path]) < site.q_heads]
+    fitted = [site for site in changed if left[site.path]]
+    work, found = sharing_copy(model), {}
+    with progress("refit", len(fitted) * len(batches)) as steps:
+        refuse_shared(model, changed)
+        refuse_repeated(model, changed, batches[0])
+        for site in changed:
+            _silence(work, site, left[site.path])
+            if site not in fitted:
+                continue
+            text = SiteText(model, work, site, batches, 0)
+            steps.describe(f"refit, layer {site.layer}")
+            found[site.path] = _refit(text, left[site.path], options.ridge, steps.advance)
+            _set(work, site, left[site.path], found[site.path])
+    return found
+
+
+def _refit(
+    text: SiteText, heads: Sequence[int], ridge: float, advance: Callable[[], None]
+) -> Refit:
+    site = text.site
+    solved = solve_output(text, ridge, advance, _columns(site, heads))
+    tensors = {"output": solved.weight.float()}
+    if solved.bias is not None:
+        tensors["output_bias"] = solved.bias.float()
+    figures = {
+        "output_error_cut": _share(solved.before, solved.size),
+        "output_error_refit": _share(solved.after, solved.size),
+    }
+    return Refit({role: t.cpu() for role, t in in_plan_layout(site, tensors).items()}, figures)
+
+
+def _share(error: float, size: float) -> float:
+    return math.sqrt(max(0.0, error) / size) if size else 0.0
+
+
+def _columns(site: Site, heads: Sequence[int]) -> torch.Tensor:
+    """Features of the output projection's input that belong to `heads`."""
+    unit = site.output.unit
+    columns = [head * unit + n for head in heads for n in range(unit)]
+    return torch.tensor(columns, dtype=torch.long)
+
+
+def _silence(work: PreTrainedModel, site: Site, heads: Sequence[int]) -> None:
+    """In `work` nothing is read of the site's other heads."""
+    name = f"{site.output.path}.weight"
+    weight = work.get_parameter(name)
+    axis, columns = (0 if site.output.transposed else 1), _columns(site, heads).to(weight.device)
+    made = torch.zeros_like(weight)
+    made.index_copy_(axis, columns, weight.index_select(axis, columns))
+    put_parameter(work, name, nn.Parameter(made, requires_grad=False))
+
+
+def _set(work: PreTrainedModel, site: Site, heads: Sequence[int], refit: Refit) -> None:
+    """Let `work` compute what the pruned site will."""
+    name = f"{site.output.path}.weight"
+    weight = work.get_parameter(name)
+    axis, columns = (0 if site.output.transposed else 1), _columns(site, heads).to(weight.device)
+    given = refit.tensors["output"].to(device=weight.device, dtype=weight.dtype)
+    put_parameter(
+        work, name, nn.Parameter(weight.index_copy(axis, columns, given), requires_grad=False)
+    )
+    if "output_bias" in refit.tensors:
+        name = f"{site.output.path}.bias"
+        bias = work.get_parameter(name)
+        given = refit.tensors["output_bias"].to(device=bias.device, dtype=bias.dtype)
+        put_parameter(work, name, nn.Parameter(given, requires_grad=False))

@@ -1,0 +1,165 @@
+"""A block whose heads are all gone, and the check that the model runs without it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Cache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
+
+from surgery.errors import PlanError
+from surgery.models.probe import probe_inputs
+from surgery.models.sites import Site, find_sites
+from surgery.verify.equivalence import FAULTS, first_line
+
+
+class RemovedAttention(nn.Module):
+    """What an attention block computes when no head is left: its output projection's bias.
+
+    Args:
+        bias: [hidden_size], or ``None``.
+        layer_idx: its place in the cache, which counts tokens by what layers put into it; ``None``
+            for a block that caches nothing.
+    """
+
+    def __init__(self, bias: nn.Parameter | None, layer_idx: int | None) -> None:
+        super().__init__()
+        self.register_parameter("bias", bias)
+        self.layer_idx = layer_idx
+
+    def forward(
+        self, hidden_states: torch.Tensor, *args: Any, **options: Any
+    ) -> tuple[torch.Tensor, None]:
+        store = next((v for v in (*args, *options.values()) if isinstance(v, Cache)), None)
+        if store is not None and self.layer_idx is not None:
+            _count(store, hidden_states, self.layer_idx)
+        silence = torch.zeros_like(hidden_states)
+        return (silence + self.bias if isinstance(self.bias, nn.Parameter) else silence), None
+
+
+class _Counting:
+    """A cache layer that knows how many tokens it has seen, though it keeps nothing of them."""
+
+    def get_seq_length(self) -> int:
+        return self.keys.shape[-2] if self.is_initialized else 0  # type: ignore[attr-defined]
+
+
+@cache
+def _counting(kind: type) -> type:
+    return type(kind.__name__, (_Counting, kind), {})
+
+
+def _count(store: Cache, hidden_states: torch.Tensor, layer: int) -> None:
+    """Cache keys and values of no width, as many as there are tokens."""
+    store = getattr(store, "self_attention_cache", store)
+    batch, length, _ = hidden_states.shape
+    nothing = hidden_states.new_zeros(batch, 1, length, 0)
+    store.update(nothing, nothing, layer)
+    held = store.layers[layer]
+    # It takes tensors without elements for no tokens.
+    if isinstance(held, DynamicLayer) and length > 0 and held.get_seq_length() == 0:
+        counting: Any = object.__new__(_counting(type(held)))
+        vars(counting).update(vars(held))
+        store.layers[layer] = counting
+
+
+def remove_attention_(model: PreTrainedModel, sites: Sequence[str]) -> None:
+    """Put a `RemovedAttention` in the place of every named block.
+
+    Raises:
+        PlanError: a block without an output projection of its own.
+    """
+    found = {site.path: site for site in find_sites(model).sites}
+    for path in sites:
+        module = model.get_submodule(path)
+        if isinstance(module, RemovedAttention):
+            continue
+        if path not in found or found[path].block != path:
+            raise PlanError(f"{path} has no output projection of its own, so it cannot be removed")
+        _put(model, path, _removed(model, found[path]))
+
+
+def check_removal(
+    model: PreTrainedModel, sites: Sequence[Site], probe: Mapping[str, Any] | None = None
+) -> None:
+    """Run `model` without these blocks, and with them while nothing is read of their heads.
+
+    This finds blocks that hand on more than their output, and forwards that expect more of them.
+
+    Raises:
+        PlanError: the two differ, or the model cannot be run without.
+    """
+    inputs = probe or probe_inputs(model, cross=any(site.cross for site in sites))
+    names = ", ".join(site.path for site in sites)
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            with _silenced(model, sites):
+                expected = _output(model, inputs)
+            with _taken_out(model, sites):
+                actual = _output(model, inputs)
+    except FAULTS as error:
+        raise PlanError(f"the model cannot be run without {names}: {first_line(error)}") from error
+    finally:
+        for module, training in modes:
+            module.training = training
+    size = float(expected.float().norm()) or 1.0
+    difference = float((actual - expected).float().norm()) / size
+    eps = max(torch.finfo(expected.dtype).eps, torch.finfo(torch.float32).eps)
+    if not difference <= math.sqrt(eps):
+        raise PlanError(
+            f"{names} cannot be removed: the model's output would be off by {difference:.2g} of "
+            "its size from that of silent heads"
+        )
+
+
+def _removed(model: PreTrainedModel, site: Site) -> RemovedAttention:
+    module, output = model.get_submodule(site.path), model.get_submodule(site.output.path)
+    layer = getattr(module, "layer_idx", None) if site.cached else None
+    removed = RemovedAttention(getattr(output, "bias", None), layer)
+    return removed.train(module.training)
+
+
+def _put(model: nn.Module, path: str, module: nn.Module) -> None:
+    parent, _, name = path.rpartition(".")
+    setattr(model.get_submodule(parent), name, module)
+
+
+def _output(model: nn.Module, inputs: Mapping[str, Any]) -> torch.Tensor:
+    output = model(**inputs)
+    values = output.values() if isinstance(output, Mapping) else output
+    return next(v for v in values if isinstance(v, torch.Tensor) and v.is_floating_point())
+
+
+@contextmanager
+def _taken_out(model: PreTrainedModel, sites: Sequence[Site]) -> Iterator[None]:
+    before = {site.path: model.get_submodule(site.path) for site in sites}
+    try:
+        for site in sites:
+            _put(model, site.path, _removed(model, site))
+        yield
+    finally:
+        for path, module in before.items():
+            _put(model, path, module)
+
+
+@contextmanager
+def _silenced(model: PreTrainedModel, sites: Sequence[Site]) -> Iterator[None]:
+    def silence(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return torch.zeros_like(args[0]), *args[1:]
+
+    handles = [
+        model.get_submodule(site.output.path).register_forward_pre_hook(silence) for site in sites
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

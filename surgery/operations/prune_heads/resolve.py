@@ -1,0 +1,112 @@
+"""What `prune_heads` leaves open: which heads go, by an estimator's scores; and the refit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from surgery.calibration.case import Case
+from surgery.config.schema import Task
+from surgery.errors import ConfigError
+from surgery.importance import ScoreTable
+from surgery.importance.estimate import score_heads
+from surgery.importance.score_file import HeadScores, is_score
+from surgery.models.sites import Site
+from surgery.operations.prune_heads.options import PruneOptions
+from surgery.operations.prune_heads.refit import refit_sites
+from surgery.plan.resolution import Resolution, SiteResolution
+from surgery.transforms.head_edits import keep_heads
+
+# These look at no loss.
+_WITHOUT_LABELS = ("output_norm", "random")
+
+
+def resolve_pruning(operation: PruneOptions, case: Case) -> tuple[PruneOptions, Resolution]:
+    """Raises: ConfigError, for heads that cannot be scored, or a site that cannot be refitted."""
+    sites = [s for s in case.sites if operation.layers is None or s.layer in operation.layers]
+    scores, table = None, None
+    if operation.estimator is not None:
+        table = _table(operation, sites, case)
+        scores = HeadScores.of(table, sites)
+        _refuse_nan(operation, sites, scores)
+    # Some layers may be gone: a file was compared with all of them when the plan was made.
+    removed = operation.choose(sites, scores)
+    found = {}
+    for site in sites:
+        gone = removed.get(site.layer, [])
+        left = [head for head in range(site.q_heads) if head not in gone]
+        groups = sorted({head // site.group_size for head in left})
+        figures = {"removed": gone, **_figures(operation, table, site)}
+        found[site.path] = SiteResolution(keep_heads(left), keep_heads(groups), {}, figures)
+    if operation.refit:
+        found = _refitted(case, sites, found)
+    return operation, found
+
+
+def _table(operation: PruneOptions, sites: Sequence[Site], case: Case) -> ScoreTable:
+    estimator = operation.estimator
+    assert estimator is not None
+    if case.scorer is not None:
+        return case.scorer(case.model, sites, estimator, operation.unit)
+    if estimator not in _WITHOUT_LABELS and any("labels" not in one for one in case.batches):
+        raise ConfigError(
+            operation.key("estimator"),
+            "measures a loss, and the calibration data has no labels",
+            given=estimator,
+            valid=f"batches with `labels`, or {' or '.join(_WITHOUT_LABELS)}",
+        )
+    return score_heads(
+        case.model,
+        case.batches,
+        estimator,
+        sites=sites,
+        units=(operation.unit,),
+        task=_task(type(case.model).__name__),
+        seed=case.options.seed,
+    )
+
+
+def _task(name: str) -> Task:
+    """What a model was made to predict, by its class."""
+    if name.endswith("ForMaskedLM"):
+        return Task.masked_lm
+    if name.endswith("ForSequenceClassification"):
+        return Task.sequence_classification
+    return Task.causal_lm
+
+
+def _refuse_nan(operation: PruneOptions, sites: Sequence[Site], scores: HeadScores) -> None:
+    for site in sites:
+        for rows in (scores.heads, scores.groups):
+            if rows is not None and not all(is_score(score) for score in rows[site.layer]):
+                raise ConfigError(
+                    operation.key("estimator"),
+                    f"gives heads of {site.path} no finite score",
+                    given=operation.estimator,
+                )
+
+
+def _figures(operation: PruneOptions, table: ScoreTable | None, site: Site) -> dict[str, Any]:
+    if table is None:
+        return {}
+    (of_site,) = (one for one in table.of(operation.unit) if one.site == site.path)
+    return {
+        "estimator": operation.estimator,
+        "unit": operation.unit,
+        "scores": list(of_site.scores),
+        "standard_errors": [x if math.isfinite(x) else None for x in of_site.errors],
+    }
+
+
+def _refitted(
+    case: Case, sites: Sequence[Site], found: Mapping[str, SiteResolution]
+) -> dict[str, SiteResolution]:
+    left = {path: [head for (head,) in one.query] for path, one in found.items()}
+    made = refit_sites(case.model, sites, left, case.batches, case.options)
+    resolved = dict(found)
+    for path, refit in made.items():
+        figures = {**found[path].figures, **refit.figures}
+        resolved[path] = replace(found[path], tensors=refit.tensors, figures=figures)
+    return resolved

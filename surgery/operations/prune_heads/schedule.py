@@ -1,0 +1,107 @@
+"""When heads are closed while a model trains: in rounds, or along a curve."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from surgery.config.schema import Stage, Trained
+from surgery.errors import ConfigError
+from surgery.operations.prune_heads.options import PruneOptions, Schedule
+
+
+@dataclass(frozen=True)
+class PruningSchedule:
+    """Steps are optimizer steps, counted from 0: step t is the one that makes update t + 1.
+
+    gradual: heads are chosen at step 0, and their gates are (1 - t / end)^3 at step t, 0 from
+    `end` on: what is left open by Zhu & Gupta 2017 (arXiv:1710.01878, eq. 1) from sparsity 0.
+    iterative: round k of n = `rounds` (from 1) takes place at step (k - 1) end / n, rounded down,
+    and closes heads at once until k / n of all that are to go are closed.
+
+    Attributes:
+        end: steps that closing is spread over.
+    """
+
+    kind: Schedule
+    rounds: int
+    end: int
+
+    @classmethod
+    def of(cls, operation: PruneOptions, total: int) -> PruningSchedule:
+        """The schedule of `attention.prune_heads` in a training of `total` steps.
+
+        Raises:
+            ConfigError: there are more rounds than steps.
+        """
+        end = max(1, round(operation.until * total))
+        rounds = operation.rounds if operation.schedule is Schedule.iterative else 1
+        if rounds > end:
+            raise ConfigError(
+                operation.key("rounds"),
+                f"more rounds than steps: {operation.until:g} of {total} training steps",
+                given=rounds,
+                valid=f"1 to {end}",
+            )
+        return cls(operation.schedule, rounds, end)
+
+    def due(self, step: int) -> int:
+        """How many rounds have taken place when `step` begins, its own included."""
+        return sum(number * self.end // self.rounds <= step for number in range(self.rounds))
+
+    def gate(self, step: int) -> float:
+        """Of a head that was chosen, at `step`."""
+        if self.kind is Schedule.iterative:
+            return 0.0
+        return max(0.0, 1 - step / self.end) ** 3
+
+    def is_over(self, step: int) -> bool:
+        """Whether every head that is to go is closed before `step`."""
+        return self.due(step) == self.rounds and self.gate(step) == 0
+
+    def closes_at(self, step: int) -> int:
+        """From which step on the gates of heads that are chosen at `step` are 0."""
+        return step if self.kind is Schedule.iterative else max(step, self.end)
+
+
+def check_schedule(operation: PruneOptions, run: Any) -> None:
+    """Refuse a run (`surgery.config.schema.RunConfig`) that cannot close heads while it trains.
+
+    Raises:
+        ConfigError: no training, a strategy that shards the model, more rounds than steps, or
+            `optim.parameters` that only the cut could tell.
+    """
+    key = operation.key("schedule")
+    if Stage.operate in run.stages and Stage.train not in run.stages:
+        raise ConfigError(
+            "stages",
+            f"{key}={operation.schedule.value} closes heads while the model trains",
+            given=[stage.value for stage in run.stages],
+            valid=f"add `train`, or {key}=one_shot",
+        )
+    if Stage.train not in run.stages:
+        return
+    strategy = str(run.trainer.get("strategy"))
+    if strategy.startswith(("fsdp", "deepspeed")):
+        raise refuse_strategy(operation, strategy)
+    steps = run.trainer.get("max_steps")
+    if isinstance(steps, int) and steps > 0:
+        PruningSchedule.of(operation, steps)
+    if run.optim.parameters is Trained.changed:
+        raise ConfigError(
+            "optim.parameters",
+            f"which tensors {key}={operation.schedule.value} changes is decided while they train",
+            given=Trained.changed.value,
+            valid="all, attention, output",
+        )
+
+
+def refuse_strategy(operation: PruneOptions, strategy: str) -> ConfigError:
+    """Of one that shards the model."""
+    return ConfigError(
+        "trainer.strategy",
+        f"shards the model, and {operation.key('schedule')}={operation.schedule.value} scores the "
+        "heads of a whole one while it trains",
+        given=strategy,
+        valid=f"ddp, auto, or {operation.key('schedule')}=one_shot",
+    )

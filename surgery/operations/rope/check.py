@@ -1,0 +1,272 @@
+"""Whether an architecture does what its `rope_parameters` would say, asked of its own code.
+
+Some classes ignore a key, some crash on one, some hold a rotary width elsewhere. None of that is
+listed anywhere; so the modules are built, on the CPU and on the meta device, and compared with
+what transformers defines for the type.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from surgery.errors import ConfigError
+from surgery.models.config import config_at
+from surgery.models.rotary import (
+    Rotary,
+    build,
+    layer_type_of,
+    nested_types,
+    rotaries,
+    rotary_of,
+    with_parameters,
+)
+from surgery.models.sites import Site
+from surgery.operations.rope.frequencies import (
+    FAULTS,
+    KEY,
+    compare,
+    kinds,
+    parameters_of,
+    rotations_at,
+    sentence,
+)
+from surgery.operations.rope.reach import Reach, probe
+from surgery.plan.operation import Draft
+
+# What a model without rotary positions can do.
+ROTARY_FIRST = (
+    "a model with rotary positions; gpt2, gpt_bigcode and opt can be converted to one first"
+)
+
+
+def _check_strays(reference: PreTrainedModel, config: PreTrainedConfig) -> None:
+    """Some architectures build rotations per layer, each from a config that no one else sees."""
+    known = {id(held) for held in _tree(reference.config)}
+    stray = next((p for p, m in rotaries(reference).items() if id(m.config) not in known), None)
+    if stray is not None:
+        raise ConfigError(
+            KEY,
+            f"{config.model_type} computes {stray} from a config of its own, which "
+            "rope_parameters do not reach",
+        )
+
+
+def _tree(config: PreTrainedConfig) -> Iterator[PreTrainedConfig]:
+    yield config
+    for value in vars(config).values():
+        if isinstance(value, PreTrainedConfig):
+            yield from _tree(value)
+
+
+def check_everywhere(
+    draft: Draft, prefix: str, patch: Mapping[str, Any], sites: Sequence[Site]
+) -> None:
+    """Whether a model with the patched config has the positions that the patch says.
+
+    Args:
+        prefix: the part of the config whose positions change.
+        patch: dotted config keys and values, beside those that the draft holds already.
+        sites: the attention blocks that should have them.
+
+    Raises:
+        ConfigError: it has not; the key and what is valid are named.
+    """
+    config = draft.config
+    before, after = _reference(draft, {}), _reference(draft, patch)
+    old, new = (rotaries(one, config_at(one.config, prefix)) for one in (before, after))
+    if not old:
+        raise ConfigError(KEY, _no_rotary(config), given=config.model_type, valid=ROTARY_FIRST)
+    _check_strays(before, config)
+    _check_saved(after.config, prefix)
+    for path in old:
+        compare(old[path], new[path])
+    paths = [site.path for site in sites]
+    could, can = probe(before, paths), probe(after, paths)
+    _check_used(could, config)
+    for path, reach in can.items():
+        if reach.fault and not (path in could and could[path].fault):
+            parameters = _flat(config_at(after.config, prefix))
+            partial = "partial_rotary_factor" in parameters
+            raise ConfigError(
+                f"{KEY}.partial_rotary_factor" if partial else f"{KEY}.type",
+                f"{type(after.get_submodule(path)).__name__} cannot use it with type "
+                f"{parameters['rope_type']}: {reach.fault}",
+                valid="type proportional rotates a part of every head's dimensions in most "
+                "architectures"
+                if partial
+                else None,
+            )
+    if not could:
+        _check_shapes(before, after, prefix)
+
+
+def says_nope(draft: Draft, prefix: str, patch: Mapping[str, Any], sites: Sequence[Site]) -> bool:
+    """Whether the architecture honours a patch that should leave every head unrotated (NoPE)."""
+    try:
+        check_everywhere(draft, prefix, patch, sites)
+    except ConfigError:
+        return False
+    before, after = _reference(draft, {}), _reference(draft, patch)
+    for old, new in _pairs(before, after, prefix):
+        for kind in kinds(new):
+            changed = parameters_of(old.config, kind) != parameters_of(new.config, kind)
+            if changed and not _is_identity(rotations_at(new, kind)):
+                return False
+    return True
+
+
+def site_layer_type(draft: Draft, prefix: str, site: Site) -> str | None:
+    """Under which key of `rope_parameters` a block's positions stand; ``None`` for no key.
+
+    Raises:
+        ConfigError: the block has none there.
+    """
+    try:
+        return layer_type_of(config_at(draft.config, prefix), draft.model.get_submodule(site.path))
+    except ValueError as error:
+        raise ConfigError(f"{KEY}.layers", f"{site.path}: {error}", given=site.layer) from None
+
+
+def check_sites(
+    draft: Draft, sites: Sequence[Site], parameters: Mapping[str, Mapping[str, Any] | None]
+) -> None:
+    """Whether single blocks can be given positions of their own.
+
+    Args:
+        parameters: by module path, flat `rope_parameters`; ``None`` for NoPE.
+
+    Raises:
+        ConfigError: they cannot; the key and the block are named.
+    """
+    reference = _reference(draft, {})
+    paths = [site.path for site in sites]
+    reached = probe(reference, paths)
+    for site in sites:
+        reach = reached.get(site.path)
+        block = reference.get_submodule(site.path)
+        if reach is None:
+            _check_signature(site.path, block)
+        elif not reach.fault and not reach.rotations:
+            raise ConfigError(
+                f"{KEY}.layers",
+                f"{site.path} uses no rotations as it is",
+                given=site.layer,
+                valid="layers that do; null for all",
+            )
+        wanted = parameters[site.path]
+        if wanted is None:
+            continue
+        if reach is not None and not reach.position_ids:
+            raise ConfigError(
+                f"{KEY}.layers",
+                f"no position_ids reach {site.path}, so it cannot have rotations of its own",
+                valid="null for all layers; type none",
+            )
+        _check_own(reference, site, block, wanted)
+
+
+def _reference(draft: Draft, patch: Mapping[str, Any]) -> PreTrainedModel:
+    try:
+        return draft.references.of({**draft.patch, **patch})
+    except ConfigError as error:
+        raise ConfigError(KEY, error.problem) from None
+
+
+def _check_saved(config: PreTrainedConfig, prefix: str) -> None:
+    """Whether the config says the same after it was written and read; Phi-3 renames a type."""
+    wanted = config_at(config, prefix)
+    rope_type = _flat(wanted)["rope_type"]
+    try:
+        read = config_at(type(config).from_dict(config.to_dict()), prefix)
+        same = read.rope_parameters == wanted.rope_parameters
+    except FAULTS:
+        same = False
+    if not same:
+        raise ConfigError(
+            f"{KEY}.type", f"a saved {wanted.model_type} config does not keep it", given=rope_type
+        )
+
+
+def _pairs(
+    before: PreTrainedModel, after: PreTrainedModel, prefix: str
+) -> Iterator[tuple[Rotary, Rotary]]:
+    """The rotary modules of two reference models, with numbers in them."""
+    old, new = (
+        rotaries(reference, config_at(reference.config, prefix)) for reference in (before, after)
+    )
+    for path in old:
+        yield build(old[path], old[path].config), build(new[path], new[path].config)
+
+
+def _check_shapes(before: PreTrainedModel, after: PreTrainedModel, prefix: str) -> None:
+    """Where no block could be run, what they are given must at least look as before."""
+    for old, new in _pairs(before, after, prefix):
+        for kind in kinds(new):
+            was, width = (rotations_at(module, kind)[0].shape[-1] for module in (old, new))
+            if was != width:
+                raise ConfigError(
+                    f"{KEY}.partial_rotary_factor",
+                    f"rotations would be {width} wide instead of {was}, and it cannot be seen "
+                    f"whether {type(after).__name__} takes that",
+                )
+
+
+def _check_own(
+    reference: PreTrainedModel, site: Site, block: nn.Module, parameters: Mapping[str, Any]
+) -> None:
+    rotary = rotary_of(reference, site.path)
+    if rotary is None:
+        raise ConfigError(
+            f"{KEY}.layers", f"it is not clear what computes the rotations of {site.path}"
+        )
+    try:
+        kind = layer_type_of(rotary.config, block)
+        changed = with_parameters(rotary.config, kind, parameters)
+        own, old = build(rotary, changed), build(rotary, rotary.config)
+        new_shape, shape = (rotations_at(module, kind)[0].shape for module in (own, old))
+    except FAULTS as error:
+        raise ConfigError(f"{KEY}.type", f"{site.path}: {sentence(error)}") from None
+    if new_shape != shape:
+        raise ConfigError(
+            f"{KEY}.partial_rotary_factor",
+            f"{site.path} rotates {shape[-1]} dimensions of a head; a single layer cannot differ",
+            given=parameters.get("partial_rotary_factor"),
+            valid="layers null, or type proportional",
+        )
+    compare(old, own)
+
+
+def _check_used(reached: Mapping[str, Reach], config: PreTrainedConfig) -> None:
+    if reached and not any(reach.fault or reach.rotations for reach in reached.values()):
+        raise ConfigError(KEY, _no_rotary(config), given=config.model_type, valid=ROTARY_FIRST)
+
+
+def _check_signature(path: str, block: nn.Module) -> None:
+    if "position_embeddings" not in inspect.signature(block.forward).parameters:
+        raise ConfigError(
+            f"{KEY}.layers",
+            f"{path} takes no position_embeddings from outside",
+            valid="null for all layers",
+        )
+
+
+def _no_rotary(config: PreTrainedConfig) -> str:
+    return (
+        f"{config.model_type} models have no rotary embedding that reads rope_parameters; "
+        "this operation changes positions of a model that has one"
+    )
+
+
+def _flat(config: PreTrainedConfig) -> dict[str, Any]:
+    nested = nested_types(config)
+    return parameters_of(config, nested[0] if nested else None)
+
+
+def _is_identity(rotations: Any) -> bool:
+    first, *rest = rotations
+    return bool((first == 1).all()) and all(bool((tensor == 0).all()) for tensor in rest)

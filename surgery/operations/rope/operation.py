@@ -1,0 +1,329 @@
+"""`rope`: other rotary positions, for a longer context or for none (arXiv:2104.09864)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+from surgery.config.options import POSITIVE, Range, option
+from surgery.errors import ConfigError
+from surgery.models.config import config_at
+from surgery.models.rotary import nested_types
+from surgery.models.sites import Site
+from surgery.operations.rope.check import (
+    ROTARY_FIRST,
+    check_everywhere,
+    check_sites,
+    says_nope,
+    site_layer_type,
+)
+from surgery.operations.rope.kinds import (
+    HOLDS_ORIGINAL,
+    RopeType,
+    check_options,
+    rope_parameters,
+)
+from surgery.operations.rope.lengths import MAX, ORIGINAL, new_maximum, original_length
+from surgery.operations.rope.site_rope import has_site_rope, site_rope
+from surgery.plan.layers import LAYERS_HELP, select_sites
+from surgery.plan.operation import Draft, Operation, StepFunction
+
+# Types for which transformers reads `head_dim` without deriving it where it is null.
+_STRICT = (RopeType.dynamic, RopeType.yarn, RopeType.longrope)
+
+
+@dataclass
+class Rope(Operation):
+    """Options of `attention.rope`. ``None`` leaves to the type, or to the model, what it is.
+
+    Attributes:
+        type: how positions become angles.
+        theta: base of the frequencies; ``None`` keeps the model's.
+        partial_rotary_factor: share of a head's dimensions that rotate, in (0, 1].
+        factor: how much longer the context becomes.
+        attention_factor: factor on cos and sin, so its square is on the logits.
+        beta_fast, beta_slow: YaRN: rotations over the original length above which a pair is kept,
+            and below which it is divided by factor; 32 and 1.
+        mscale, mscale_all_dim: YaRN: attention_factor as DeepSeek computes it.
+        truncate: YaRN: whether those bounds are rounded to whole pairs.
+        short_factor, long_factor: LongRoPE: a divisor per rotated pair.
+        low_freq_factor, high_freq_factor: Llama 3: wavelengths over original length / this are
+            divided, those under it are kept; 1 and 4.
+        max_position_embeddings: positions the result is for; for scaling types factor times the
+            original, for `dynamic` always the original.
+        original_max_position_embeddings: positions the model was trained for before any scaling;
+            ``None`` takes what its config holds.
+        layer_type: where the config has parameters per layer type, the one to change; ``None``
+            for all.
+        layers: sites to change, by number from 0; ``None`` for all.
+    """
+
+    name = "rope"
+    steps: ClassVar[Mapping[str, StepFunction]] = {"site_rope": site_rope}
+
+    type: RopeType = option(RopeType.default, " ".join(kind.value for kind in RopeType))
+    theta: float | None = option(
+        None, "base of the frequencies; null keeps the model's", range=Range(1, low_open=True)
+    )
+    partial_rotary_factor: float | None = option(
+        None,
+        "share of a head that rotates; null keeps it",
+        range=Range(0, 1, low_open=True),
+        valid="above 0, at most 1 (for no rotation at all: type none)",
+    )
+    factor: float | None = option(None, "times longer the context becomes", range=Range(1))
+    attention_factor: float | None = option(
+        None, "yarn, longrope: on cos and sin; null: the papers'", range=POSITIVE
+    )
+    beta_fast: float | None = option(
+        None, "yarn: pairs turning more often are kept; null: 32", range=POSITIVE
+    )
+    beta_slow: float | None = option(
+        None, "yarn: pairs turning less often are divided; null: 1", range=POSITIVE
+    )
+    mscale: float | None = option(
+        None, "yarn: attention_factor as DeepSeek computes it", range=POSITIVE
+    )
+    mscale_all_dim: float | None = option(None, "yarn: with mscale", range=POSITIVE)
+    truncate: bool | None = option(None, "yarn: bounds rounded to whole pairs; null: true")
+    short_factor: list[float] | None = option(
+        None, "longrope: a divisor per pair, up to the original length", range=POSITIVE
+    )
+    long_factor: list[float] | None = option(None, "longrope: the same beyond it", range=POSITIVE)
+    low_freq_factor: float | None = option(
+        None, "llama3: waves longer than original / this; null: 1", range=POSITIVE
+    )
+    high_freq_factor: float | None = option(
+        None, "llama3: waves shorter than original / this; null: 4", range=POSITIVE
+    )
+    max_position_embeddings: int | None = option(
+        None, "null: factor times the original (dynamic: the original)", range=POSITIVE
+    )
+    original_max_position_embeddings: int | None = option(
+        None, "trained for so many; null: as its config says", range=POSITIVE
+    )
+    layer_type: str | None = option(None, "where each layer type has its own; null for all")
+    layers: list[int] | None = option(None, LAYERS_HELP)
+
+    def plan(self, draft: Draft) -> None:
+        check_options(self.type, self._given(), f"attention.{self.name}")
+        sites = select_sites(draft.sites, self.layers, self.key("layers"), draft.removed)
+        if self.layers is not None and self.layer_type is not None:
+            raise ConfigError(
+                self.key("layer_type"),
+                "layers already says which",
+                given=self.layer_type,
+                valid="null, or layers null",
+            )
+        for prefix in sorted({site.config_prefix for site in sites}):
+            mine = [site for site in sites if site.config_prefix == prefix]
+            self._one_config(draft, prefix, mine, whole=self._all(draft, prefix, mine))
+
+    def _all(self, draft: Draft, prefix: str, sites: Sequence[Site]) -> bool:
+        kept = [site for site in draft.sites if site.path not in draft.removed]
+        return len(sites) == sum(site.config_prefix == prefix for site in kept)
+
+    def _given(self) -> dict[str, Any]:
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {
+            name: value
+            for name, value in values.items()
+            if value is not None and name not in ("type", "layers", "layer_type")
+        }
+
+    def _one_config(self, draft: Draft, prefix: str, sites: Sequence[Site], *, whole: bool) -> None:
+        config = config_at(draft.config, prefix)
+        if not getattr(config, "rope_parameters", None) or getattr(config, "alibi", False):
+            raise ConfigError(
+                f"attention.{self.name}",
+                f"{config.model_type} models have no rotary embedding that reads rope_parameters; "
+                "this operation changes positions of a model that has one",
+                given=config.model_type,
+                valid=ROTARY_FIRST,
+            )
+        if not whole:
+            self._apart(draft, prefix, sites)
+            return
+        patch = self._patch(config, prefix)
+        if not patch:
+            draft.notes.append(f"{self.name}: the model has these positions already")
+            return
+        if self.type is RopeType.none and not says_nope(draft, prefix, patch, sites):
+            if self.layer_type is not None:
+                raise ConfigError(
+                    self.key("layer_type"),
+                    f"a {config.model_type} config cannot say type none",
+                    given=self.layer_type,
+                    valid="null, and layers by number",
+                )
+            self._apart(draft, prefix, sites)
+            return
+        if self.type is not RopeType.none:
+            check_everywhere(draft, prefix, patch, sites)
+        self._refuse_own(draft, sites)
+        for key, value in patch.items():
+            draft.set_config(key, value)
+        if self.layer_type is None:
+            for site in sites:
+                draft.tell(site.path, "positions", self._short(self.type.value, self.factor))
+
+    def _refuse_own(self, draft: Draft, sites: Sequence[Site]) -> None:
+        own = [s.path for s in sites if has_site_rope(draft.model.get_submodule(s.path))]
+        if own:
+            raise ConfigError(
+                f"attention.{self.name}",
+                f"{', '.join(own)}: these have positions of their own, which this would not change",
+                given=self.type.value,
+                valid="layers by number, which replaces them",
+            )
+
+    @staticmethod
+    def _short(kind: str | None, factor: float | None) -> str:
+        if kind is None or kind == "none":
+            return "none"
+        return kind if factor is None else f"{kind} \N{MULTIPLICATION SIGN}{factor:g}"
+
+    def _patch(self, config: Any, prefix: str) -> dict[str, Any]:
+        """Dotted config keys of a whole model that change, and their values."""
+        before = config.rope_parameters
+        nested = nested_types(config)
+        if nested:
+            parameters: dict[str, Any] = dict(before)
+            changed = self._chosen_types(before, nested)
+            for kind in changed:
+                parameters[kind] = self._parameters(config, before[kind], where=kind)
+            first = before[changed[0]]
+        else:
+            if self.layer_type is not None:
+                raise ConfigError(
+                    self.key("layer_type"),
+                    "all layers of this model share their positions",
+                    given=self.layer_type,
+                    valid="null",
+                )
+            parameters, first = self._parameters(config, before), before
+        patch: dict[str, Any] = {"rope_parameters": parameters}
+        original = self._original(config, first)
+        maximum = getattr(config, MAX, None)
+        patch[MAX] = new_maximum(
+            self.type,
+            self._given(),
+            original,
+            maximum,
+            first.get(ORIGINAL) is not None,
+            f"attention.{self.name}",
+        )
+        if self.type in HOLDS_ORIGINAL and getattr(config, ORIGINAL, None) is not None:
+            patch[ORIGINAL] = original  # where a config has it, it overrides the one held
+        if self.type in _STRICT and getattr(config, "head_dim", 0) is None:
+            patch["head_dim"] = _head_dim(config)  # their formulas do not derive it
+        return {
+            f"{prefix}{name}": value
+            for name, value in patch.items()
+            if value != getattr(config, name, None)
+        }
+
+    def _chosen_types(self, before: Mapping[str, Any], nested: Sequence[str]) -> list[str]:
+        rotating = [kind for kind in nested if before[kind] is not None]
+        if self.layer_type is None:
+            return rotating
+        if self.layer_type not in rotating:
+            raise ConfigError(
+                self.key("layer_type"),
+                "the model has no positions for such layers",
+                given=self.layer_type,
+                valid=rotating,
+            )
+        return [self.layer_type]
+
+    def _parameters(
+        self, config: Any, current: Mapping[str, Any], where: str | None = None
+    ) -> dict[str, Any]:
+        if where is not None and self.truncate is not None:
+            raise ConfigError(
+                self.key("truncate"),
+                "transformers does not look for it where positions differ by layer type",
+                given=self.truncate,
+                valid="null",
+            )
+        original = None
+        if self.type in HOLDS_ORIGINAL:
+            original = self._original(config, current)
+        if self.type is not RopeType.none:
+            self._check_width(config, current)
+        return rope_parameters(self.type, self._given(), current, original)
+
+    def _check_width(self, config: Any, current: Mapping[str, Any]) -> None:
+        """Rotated dimensions come in pairs, and LongRoPE has a number for each pair."""
+        head_dim = _head_dim(config)
+        share = self.partial_rotary_factor
+        if share is None:
+            share = 1.0
+            if current.get("rope_type") != RopeType.proportional.value:
+                share = current.get("partial_rotary_factor", 1.0)
+        width = head_dim if self.type is RopeType.proportional else int(head_dim * share)
+        if width % 2 or (self.type is RopeType.proportional and int(share * head_dim // 2) == 0):
+            raise ConfigError(
+                self.key("partial_rotary_factor"),
+                f"{int(head_dim * share)} of a head's {head_dim} dimensions would rotate",
+                given=share,
+                valid="what makes it an even number, 2 or more",
+            )
+        if self.type is RopeType.dynamic and width < 4:
+            raise ConfigError(
+                self.key("type"),
+                f"dynamic cannot do with {width} rotated dimensions per head",
+                given=self.type.value,
+                valid="linear, yarn, llama3",
+            )
+        for name in ("short_factor", "long_factor"):
+            factors = getattr(self, name)
+            if factors is not None and len(factors) != width // 2:
+                raise ConfigError(
+                    self.key(name),
+                    "needs a number for each rotated pair of dimensions",
+                    given=f"{len(factors)} numbers",
+                    valid=f"{width // 2} numbers",
+                )
+
+    def _original(self, config: Any, current: Mapping[str, Any]) -> int | None:
+        stated = self.original_max_position_embeddings
+        return original_length(config, current, stated, f"attention.{self.name}")
+
+    def _apart(self, draft: Draft, prefix: str, sites: Sequence[Site]) -> None:
+        """Positions of single layers, which no config says."""
+        config = config_at(draft.config, prefix)
+        own: dict[str, Any] = {}
+        for site in sites:
+            own[site.path] = None
+            if self.type is not RopeType.none:
+                kind = site_layer_type(draft, prefix, site)
+                current = config.rope_parameters if kind is None else config.rope_parameters[kind]
+                own[site.path] = self._parameters(config, current, where=kind)
+                self._check_lengths(config, current)
+        check_sites(draft, sites, own)
+        if self.max_position_embeddings is not None:
+            draft.set_config(f"{prefix}{MAX}", self.max_position_embeddings)
+        draft.add_step("site_rope", {"sites": own}, recorded=True)
+        for path, parameters in own.items():
+            held = parameters or {}
+            draft.tell(path, "positions", self._short(held.get("rope_type"), held.get("factor")))
+
+    def _check_lengths(self, config: Any, current: Mapping[str, Any]) -> None:
+        """The config's maximum is the other layers' too, so here it only changes when stated."""
+        original, maximum = self._original(config, current), getattr(config, MAX, None)
+        key = f"attention.{self.name}"
+        new_maximum(self.type, self._given(), original, maximum, False, key)
+        if self.type is RopeType.dynamic and original != maximum:
+            raise ConfigError(
+                f"{key}.layers",
+                f"type dynamic scales beyond {MAX}, which is no longer the original {original}",
+                given=self.layers,
+                valid="null for all",
+            )
+
+
+def _head_dim(config: Any) -> int:
+    stated = getattr(config, "head_dim", None)
+    return int(stated or config.hidden_size // config.num_attention_heads)

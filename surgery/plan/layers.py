@@ -1,0 +1,44 @@
+"""The option `layers`, which most operations have."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from surgery.errors import ConfigError
+from surgery.models.sites import Site
+
+LAYERS_HELP = "layer numbers from 0; null for all"
+
+
+def select_sites(
+    sites: Sequence[Site],
+    layers: Sequence[int] | None,
+    key: str,
+    removed: Collection[str] = (),
+) -> list[Site]:
+    """The sites named by number, in order; for ``None`` all that are not removed.
+
+    Args:
+        removed: paths of sites whose attention an earlier operation took away.
+
+    Raises:
+        ConfigError: no number at all, or one that is no site's, or a removed one's.
+    """
+    left = [site for site in sites if site.path not in removed]
+    if layers is None:
+        return left
+    if not layers:
+        raise ConfigError(key, "names no layer", given=list(layers), valid="null for all")
+    for layer in layers:
+        if not 0 <= layer < len(sites):
+            raise ConfigError(
+                key, "there is no such layer", given=layer, valid=f"0 to {len(sites) - 1}"
+            )
+        if sites[layer].path in removed:
+            raise ConfigError(
+                key,
+                f"{sites[layer].path} is removed before",
+                given=layer,
+                valid=[site.layer for site in left] or "none: all attention is removed",
+            )
+    return [sites[layer] for layer in sorted(set(layers))]

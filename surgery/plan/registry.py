@@ -1,0 +1,189 @@
+"""The operations there are: found, not listed.
+
+Every module of `surgery.operations` that defines an `Operation` brings one; other packages bring
+theirs by the entry point group `surgery.operations`. Nothing is imported before the first question.
+"""
+
+from __future__ import annotations
+
+import math
+import pkgutil
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
+from enum import Enum
+from functools import cache
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any, get_type_hints
+
+from omegaconf import OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from transformers import PreTrainedModel
+
+from surgery.config.options import check_ranges, valid_of
+from surgery.errors import ConfigError, PlanError
+from surgery.models.share_kv import use_shared_kv
+from surgery.plan.operation import SHARE_KV, Operation, StepFunction
+
+GROUP = "surgery.operations"
+
+
+def operations() -> dict[str, type[Operation]]:
+    """Name → class, by name.
+
+    Raises:
+        PlanError: two have one name, or one step kind.
+    """
+    return dict(_found())
+
+
+@cache
+def _found() -> dict[str, type[Operation]]:
+    for module in pkgutil.iter_modules(import_module(GROUP).__path__, f"{GROUP}."):
+        import_module(module.name)
+    for entry in entry_points(group=GROUP):
+        entry.load()
+    found: dict[str, type[Operation]] = {}
+    for kind in _subclasses(Operation):  # type: ignore[type-abstract]
+        if not hasattr(kind, "name"):
+            continue
+        if kind.name in found and found[kind.name] is not kind:
+            other = found[kind.name]
+            raise PlanError(
+                f"two operations are named {kind.name}: {other.__module__} and {kind.__module__}"
+            )
+        found[kind.name] = kind
+    return dict(sorted(found.items()))
+
+
+def _subclasses(kind: type[Operation]) -> Iterator[type[Operation]]:
+    for one in kind.__subclasses__():
+        yield one
+        yield from _subclasses(one)
+
+
+def operation_class(name: str) -> type[Operation]:
+    """Raises: PlanError, where this environment has no operation of this name."""
+    if name not in _found():
+        raise PlanError(
+            f"the plan asks for the operation {name!r}, which this environment has not: "
+            f"{', '.join(_found())}"
+        )
+    return _found()[name]
+
+
+def operation_names() -> list[str]:
+    return list(_found())
+
+
+def operation_fields(name: str) -> list[str]:
+    """The options of an operation; none for one that does not exist."""
+    return [field.name for field in fields(_found()[name])] if name in _found() else []
+
+
+@cache
+def _steps() -> dict[str, StepFunction]:
+    found: dict[str, StepFunction] = {SHARE_KV: _share_kv}
+    for operation in _found().values():
+        for kind, function in operation.steps.items():
+            if kind in found and found[kind] is not function:
+                raise PlanError(f"two operations have a step {kind!r}")
+            found[kind] = function
+    return found
+
+
+def _share_kv(model: PreTrainedModel) -> None:
+    use_shared_kv(model)
+
+
+def is_step(kind: str) -> bool:
+    return kind in _steps()
+
+
+def run_step(kind: str, model: PreTrainedModel, arguments: Mapping[str, Any]) -> None:
+    """Look a step up by name and do it.
+
+    Raises:
+        KeyError: there is no such step.
+    """
+    _steps()[kind](model, **arguments)
+
+
+def restore_saved_form_(model: PreTrainedModel) -> None:
+    """Undo what operations did for the run alone, in place: what is left is what is saved."""
+    for operation in _found().values():
+        operation.undo_(model)
+
+
+def parse_operations(attention: Mapping[str, Any]) -> list[Operation]:
+    """Typed specs from `attention.*`, in the order in which they stand there.
+
+    Raises:
+        ConfigError: an unknown operation, an unknown option, a value of the wrong type or out of
+            its range, or options that cannot be together.
+    """
+    return [_parse(name, options) for name, options in attention.items()]
+
+
+def parse_specs(specs: Any) -> list[Operation]:
+    """The operations of a plan's own JSON."""
+    named = [(str(spec["operation"]), dict(spec)) for spec in specs]
+    for _, spec in named:
+        del spec["operation"]
+    return [_parse(name, spec) for name, spec in named]
+
+
+def _parse(name: str, options: Any) -> Operation:
+    if name not in _found():
+        raise ConfigError(f"attention.{name}", "unknown operation", valid=operation_names())
+    if not isinstance(options, Mapping):
+        raise ConfigError(f"attention.{name}", "needs its options as keys", given=options)
+    spec = _found()[name]
+    known = [field.name for field in fields(spec)]
+    for option in options:
+        if option not in known:
+            raise ConfigError(f"attention.{name}.{option}", "unknown key", valid=known)
+    try:
+        parsed = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(spec), dict(options)))
+    except OmegaConfBaseException as error:
+        option = str(error.full_key or error.key).split("[")[0].split(".")[0]
+        missing = isinstance(error, MissingMandatoryValue)
+        problem = str(error.msg or error).splitlines()[0]
+        if "ListConfig, list or tuple" in problem:
+            problem = "must be a list"
+        raise ConfigError(
+            f"attention.{name}.{option}",
+            "a value is required here" if missing else problem,
+            given=None if missing else repr(options.get(option)),
+            valid=_values(spec, option),
+        ) from None
+    assert isinstance(parsed, Operation)
+    _check_finite(parsed, options)
+    check_ranges(parsed, f"attention.{name}.")
+    parsed.check_options()
+    return parsed
+
+
+def _check_finite(spec: Operation, options: Mapping[str, Any]) -> None:
+    """No plan or config file can hold infinity; nothing here has a use for it."""
+    for field in fields(spec):
+        value = getattr(spec, field.name)
+        numbers = value if isinstance(value, (list, tuple)) else [value]
+        if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
+            raise ConfigError(
+                spec.key(field.name),
+                "must be finite",
+                given=options[field.name],
+                valid=_values(type(spec), field.name),
+            )
+
+
+def _values(spec: type[Operation], option: str) -> str | list[str]:
+    """What an option accepts: as its field says, the members of an enum, or its declared type."""
+    said = next((valid_of(field) for field in fields(spec) if field.name == option), None)
+    if said is not None:
+        return said
+    kind = get_type_hints(spec).get(option)
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return [member.name for member in kind]
+    return kind.__name__ if type(kind) is type else str(kind)

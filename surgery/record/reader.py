@@ -1,0 +1,76 @@
+"""Rebuilding a recorded model while transformers loads it: on the meta device, before weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.quantizers.base import HfQuantizer
+
+from surgery.errors import PlanError
+from surgery.record.config import FORMAT, RecordConfig
+
+
+class RecordReader(HfQuantizer):
+    """No quantizer: transformers' plug-in point for checkpoints of another structure."""
+
+    requires_calibration = False
+    quantization_config: RecordConfig
+
+    def __init__(self, quantization_config: RecordConfig, **kwargs: Any) -> None:
+        super().__init__(quantization_config, **kwargs)
+        self.pre_quantized = True
+
+    def validate_environment(self, *args: Any, **kwargs: Any) -> None:
+        found = self.quantization_config.format
+        if found != FORMAT:
+            raise PlanError(f"a record of format {found}; this version reads {FORMAT}")
+
+    def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
+        from surgery.models.attributes import set_attributes
+
+        record = self.quantization_config
+        self._steps(model)  # first: they may replace modules
+        for name, shape in record.tensors.items():
+            path, _, attribute = name.rpartition(".")
+            with _named(name):
+                module = model.get_submodule(path)
+                old = getattr(module, attribute)
+                hollow = torch.empty(tuple(shape), dtype=old.dtype, device=old.device)
+                setattr(module, attribute, nn.Parameter(hollow, requires_grad=old.requires_grad))
+        for path, values in record.attributes.items():
+            with _named(path):
+                set_attributes(model, {path: values})
+        return model
+
+    def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
+        self._steps(model)  # again: some compute what only real memory can hold
+        return model
+
+    def _steps(self, model: Any) -> None:
+        from surgery.plan.registry import is_step, run_step
+
+        for kind, arguments in self.quantization_config.steps:
+            if not is_step(kind):
+                raise PlanError(f"the record asks for a step {kind!r} that this version has not")
+            with _named(f"step {kind}"):
+                run_step(kind, model, arguments)
+
+    def is_serializable(self, *args: Any, **kwargs: Any) -> bool:
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        return True
+
+
+@contextmanager
+def _named(what: str) -> Iterator[None]:
+    """A record that is none of this model's is refused, naming what does not fit."""
+    try:
+        yield
+    except (AttributeError, TypeError, KeyError) as error:
+        raise PlanError(f"the record does not fit the model, at {what}: {error}") from error

@@ -1,1 +1,0 @@
-"""Reading records back: what `import surgery` adds to transformers' `from_pretrained`."""

@@ -1,6 +1,0 @@
-"""`report.html`: one file for the person who decides."""
-
-from surgery.report.html.comparison import write_comparison
-from surgery.report.html.report import REPORT, write_report
-
-__all__ = ["REPORT", "write_comparison", "write_report"]

@@ -1,0 +1,1 @@
+"""Everything that runs a forward pass to check a plan or a result."""

@@ -1,0 +1,297 @@
+"""The equivalence check: does each site, changed, compute what it should?
+
+A changed site must give what the untouched site gives when each merged head stands in for every
+member of its group, and nothing is read of removed heads. Both are run, on the inputs the site
+gets from the model itself, with the new tensors swapped in for the moment. This catches a forward
+that pairs heads in its own way, or holds a head count somewhere that nobody updated. Nothing of the
+model is changed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from torch.func import functional_call
+from transformers import Cache, PreTrainedModel
+
+from surgery.errors import PlanError
+from surgery.models.attributes import attributes_set
+from surgery.models.config import patched
+from surgery.models.probe import probe_inputs
+from surgery.models.share_kv import shared_kv
+from surgery.models.sites import Site, text_config
+from surgery.transforms import run_equivalent, run_transform
+from surgery.transforms.edits import SiteChange, TensorEdit
+
+TF32_EPS = 2.0**-10
+# What a forward raises for shapes it does not take: no single base class covers it.
+FAULTS = (
+    ValueError,
+    TypeError,
+    RuntimeError,
+    AttributeError,
+    IndexError,
+    KeyError,
+    NotImplementedError,
+)
+
+Tensors = dict[str, torch.Tensor]
+# Called with a site's block and the arguments it was called with.
+Visit = Callable[[nn.Module, Any, Any], None]
+
+
+class PlannedChanges(Protocol):
+    """What of a `surgery.plan.plan.Plan` is checked; see there."""
+
+    @property
+    def before(self) -> tuple[Site, ...]: ...
+    @property
+    def changes(self) -> tuple[SiteChange, ...]: ...
+    @property
+    def edits(self) -> list[TensorEdit]: ...
+    @property
+    def head_attributes(self) -> Mapping[str, Mapping[str, Any]]: ...
+    @property
+    def head_patch(self) -> Mapping[str, Any]: ...
+    @property
+    def shares_kv(self) -> bool: ...
+    def inputs(self, edit: TensorEdit) -> list[torch.Tensor]: ...
+
+
+def check_equivalence(
+    model: PreTrainedModel, plan: PlannedChanges, probe: Mapping[str, Any] | None = None
+) -> None:
+    """Check every changed site of `plan` in one forward pass over a few tokens.
+
+    Args:
+        probe: arguments for that pass, for models that need more than token ids or pixels.
+
+    Raises:
+        PlanError: a changed site computes something else, was never run, or could not be.
+    """
+    edits = edits_by_site(plan)
+    sites = {site.path: site for site in plan.before if site.path in edits}
+    differences: dict[str, float] = {}
+
+    def visit(site: Site) -> Visit:
+        def compare(block: nn.Module, args: Any, kwargs: Any) -> None:
+            differences[site.path] = math.inf
+            tensors = site_tensors(block, site, edits[site.path], plan.inputs)
+            with attributes_set_in(block, site, plan.head_attributes), patched(model.config, patch):
+                changed = run_block(block, tensors[0], args, kwargs)
+            # Last, so that what a site hands on to later ones has the shape they expect.
+            differences[site.path] = _distance(changed, run_block(block, tensors[1], args, kwargs))
+
+        return compare
+
+    patch = plan.head_patch
+    what = "the model"
+    try:
+        with (
+            _evaluating(model),
+            _runnable_here(model),
+            shared_kv(model, plan.shares_kv),
+            torch.no_grad(),
+        ):
+            visit_sites(model, sites.values(), visit, probe=probe)
+            if _reaches_further(plan):
+                what = "the model with its new heads"
+                _run_whole(model, plan, patch, probe)
+    except FAULTS as error:
+        stuck = [f"{path} with its new heads" for path, d in differences.items() if d == math.inf]
+        what = stuck[0] if stuck else what
+        raise PlanError(f"{what} cannot be run: {first_line(error)}") from error
+    for path, site in sites.items():
+        if path not in differences:
+            raise PlanError(f"{path} took no part in a forward pass, so it cannot be checked")
+        if not differences[path] <= _tolerance(model.get_submodule(site.block)):
+            raise PlanError(
+                f"{path} does not use its heads as planned: with the new ones its output is "
+                f"off by {differences[path]:.2g} of its size"
+            )
+
+
+def _reaches_further(plan: PlannedChanges) -> bool:
+    """Whether a tensor besides projections and norms changes: what it makes may be handed on."""
+    for change in plan.changes:
+        site = change.before
+        known = (site.query, site.key, site.value, site.output, site.q_norm, site.k_norm)
+        own = tuple(f"{part.path}." for part in known if part is not None)
+        names = [spec.name for edit in change.edits for spec in edit.results]
+        if any(not name.startswith(own) for name in names):
+            return True
+    return False
+
+
+def _run_whole(
+    model: PreTrainedModel,
+    plan: PlannedChanges,
+    patch: Mapping[str, Any],
+    probe: Mapping[str, Any] | None,
+) -> None:
+    tensors: Tensors = {}
+    for edit in plan.edits:
+        sources = [tensors.get(s.name, model.get_parameter(s.name)).detach() for s in edit.sources]
+        results = run_transform(edit.transform, [*sources, *plan.inputs(edit)], edit.arguments)
+        tensors |= {spec.name: tensor for spec, tensor in zip(edit.results, results, strict=True)}
+    inputs = probe or probe_inputs(model, cross=any(site.cross for site in plan.before))
+    with attributes_set(model, plan.head_attributes), patched(model.config, patch):
+        functional_call(model, tensors, kwargs=dict(inputs), strict=False)
+
+
+def edits_by_site(plan: PlannedChanges) -> dict[str, list[TensorEdit]]:
+    """Site path → its tensor edits, in order."""
+    edits: dict[str, list[TensorEdit]] = {}
+    for change in plan.changes:
+        edits.setdefault(change.before.path, []).extend(change.edits)
+    return edits
+
+
+def visit_sites(
+    model: PreTrainedModel,
+    sites: Iterable[Site],
+    visit: Callable[[Site], Visit],
+    *,
+    mask: bool = False,
+    probe: Mapping[str, Any] | None = None,
+) -> None:
+    """Run `model` once; each site's block is visited the first time that it is called.
+
+    Args:
+        mask: whether to give the model an attention mask.
+        probe: what to run it on instead.
+    """
+    sites = list(sites)
+    visited: set[str] = set()
+
+    def hook(site: Site) -> Any:
+        seen = visit(site)
+
+        def called(block: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            if site.path not in visited:  # also ends the recursion of the visitor's own calls
+                visited.add(site.path)
+                # Some models cache whatever they are told; every call must start without.
+                args = tuple(None if isinstance(value, Cache) else value for value in args)
+                kwargs = {k: None if isinstance(v, Cache) else v for k, v in kwargs.items()}
+                seen(block, args, kwargs)
+
+        return called
+
+    handles = [
+        model.get_submodule(site.block).register_forward_hook(hook(site), with_kwargs=True)
+        for site in sites
+    ]
+    try:
+        if probe is None:
+            probe = probe_inputs(model, cross=any(site.cross for site in sites), mask=mask)
+        model(**probe)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def attributes_set_in(
+    block: nn.Module, site: Site, attributes: Mapping[str, Mapping[str, Any]]
+) -> Iterator[None]:
+    """Those of a plan's attributes that lie in `site`'s block, set on it for a while."""
+    within = {
+        name[len(site.block) :].lstrip("."): values
+        for name, values in attributes.items()
+        if name == site.block or name.startswith(f"{site.block}.") or not site.block
+    }
+    with attributes_set(block, within):
+        yield
+
+
+def run_block(block: nn.Module, tensors: Tensors, args: Any, kwargs: Any) -> torch.Tensor:
+    """The block's output with other tensors in it."""
+    output = functional_call(block, tensors, args, kwargs)
+    while isinstance(output, (tuple, list)):
+        output = output[0]
+    if not isinstance(output, torch.Tensor):
+        raise TypeError(f"{type(block).__name__} returns {type(output).__name__}, not a tensor")
+    return output
+
+
+def site_tensors(
+    block: nn.Module,
+    site: Site,
+    edits: Sequence[TensorEdit],
+    inputs: Callable[[TensorEdit], list[torch.Tensor]],
+) -> tuple[Tensors, Tensors]:
+    """The block's new parameters, and those that do the same in the old shapes; local names.
+
+    Args:
+        inputs: the calibrated tensors that an edit takes besides its sources.
+    """
+    prefix = f"{site.block}." if site.block else ""
+    new = {f"{prefix}{name}": p.detach() for name, p in block.named_parameters()}
+    stages = []
+    for edit in edits:
+        stages.append([new[spec.name] for spec in edit.sources])
+        tensors = [*stages[-1], *inputs(edit)]
+        results = run_transform(edit.transform, tensors, edit.arguments)
+        new |= {spec.name: tensor for spec, tensor in zip(edit.results, results, strict=True)}
+    old = dict(new)
+    for edit, sources in zip(reversed(edits), reversed(stages), strict=True):
+        results = [old[spec.name] for spec in edit.results]
+        wide = run_equivalent(edit.transform, results, sources, edit.arguments)
+        old |= {spec.name: tensor for spec, tensor in zip(edit.sources, wide, strict=True)}
+    return (
+        {name[len(prefix) :]: tensor for name, tensor in new.items()},
+        {name[len(prefix) :]: tensor for name, tensor in old.items()},
+    )
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def _distance(changed: torch.Tensor, expected: torch.Tensor) -> float:
+    """Relative to the size of what is expected."""
+    size = expected.float().norm().clamp_min(torch.finfo(torch.float32).tiny)
+    return float((changed - expected).float().norm() / size)
+
+
+def _tolerance(module: nn.Module) -> float:
+    """A head in the wrong place is off by about 1; rounding is far below the root of epsilon."""
+    parameter = next(module.parameters())
+    # Norms and softmax are computed in fp32 in fp64 models too.
+    eps = max(torch.finfo(parameter.dtype).eps, torch.finfo(torch.float32).eps)
+    if parameter.is_cuda and torch.get_float32_matmul_precision() != "highest":
+        eps = max(eps, TF32_EPS)
+    return math.sqrt(eps)
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@contextmanager
+def _runnable_here(model: PreTrainedModel) -> Iterator[None]:
+    """Flash kernels have no CPU side, and models are operated on before they move to a GPU."""
+    text = text_config(model.config)
+    implementation = text._attn_implementation
+    if model.device.type != "cpu" or "flash" not in str(implementation):
+        yield
+        return
+    text._attn_implementation = "eager"
+    try:
+        yield
+    finally:
+        text._attn_implementation = implementation

@@ -1,0 +1,194 @@
+"""Trying new heads on the meta device: shapes tell what a forward cannot take."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from surgery.errors import ConfigError
+from surgery.models.attributes import Attributes, set_attributes
+from surgery.models.config import head_count_patch, patched
+from surgery.models.copies import meta_copy
+from surgery.models.probe import probe_inputs
+from surgery.models.reference import ReferenceModels
+from surgery.models.share_kv import shared_kv
+from surgery.models.sites import Site
+from surgery.transforms.edits import SiteChange, TensorEdit
+from surgery.verify.equivalence import (
+    FAULTS,
+    attributes_set_in,
+    first_line,
+    run_block,
+    site_tensors,
+    visit_sites,
+)
+
+Faults = dict[str, dict[int, str]]
+
+
+def pick_attributes(
+    old: Site, new: Site, answers: Sequence[Attributes], faults: Mapping[int, str]
+) -> Attributes:
+    """The first answer that the site's forward takes.
+
+    A block that could not be reached on the meta device is judged when it is rehearsed.
+    """
+    number = next((n for n in range(len(answers)) if n not in faults), None)
+    if number is None:
+        counts = f"{new.q_heads} query and {new.kv_heads} KV heads of {new.head_dim}"
+        raise ConfigError(
+            "attention",
+            f"the forward of {old.path} does not take {counts}: {faults[0]}",
+            given=counts,
+            valid=f"the {old.q_heads} query and {old.kv_heads} KV heads it has",
+        )
+    return answers[number]
+
+
+def head_patch(
+    model: PreTrainedModel,
+    before: Sequence[Site],
+    after: Sequence[Site],
+    references: ReferenceModels,
+) -> dict[str, Any]:
+    """What the result's config will hold, for forwards that read it as they run (Phi-3)."""
+    patch = head_count_patch(model.config, before, after) or {}
+    try:
+        references.of(patch)
+    except ConfigError:
+        return {}
+    return patch
+
+
+def try_sites(
+    model: PreTrainedModel,
+    sites: Sequence[Site],
+    changes: Sequence[SiteChange],
+    options: Mapping[str, Sequence[Attributes]],
+    patch: Mapping[str, Any],
+) -> tuple[Faults, bool | None]:
+    """What the forwards of the sites raise, and how the model as it is can be run here.
+
+    Of blocks that are alike, and changed alike, one is tried.
+
+    Returns:
+        Site path → number of the answer → what the forward raised for it; and whether the whole
+        model runs on the meta device with a mask (``True``), without, or not at all (``None``).
+    """
+    copied = meta_copy(model)
+    edits: dict[str, list[TensorEdit]] = {}
+    for change in changes:
+        edits.setdefault(change.before.path, []).extend(change.edits)
+    first: dict[str, Site] = {}
+    alike = {
+        site.path: first.setdefault(_likeness(copied, site, edits[site.path]), site)
+        for site in sites
+    }
+    faults, mask = _find_faults(copied, list(first.values()), edits, options, patch)
+    return {path: faults[one.path] for path, one in alike.items() if one.path in faults}, mask
+
+
+def _likeness(model: PreTrainedModel, site: Site, edits: Sequence[TensorEdit]) -> str:
+    block = model.get_submodule(site.block)
+    shapes = [(name, tuple(p.shape)) for name, p in block.named_parameters()]
+    return repr((type(block), shapes, [(e.transform, e.arguments) for e in edits]))
+
+
+def _find_faults(
+    copied: PreTrainedModel,
+    sites: Sequence[Site],
+    edits: Mapping[str, Sequence[TensorEdit]],
+    options: Mapping[str, Sequence[Attributes]],
+    patch: Mapping[str, Any],
+) -> tuple[Faults, bool | None]:
+    faults: Faults = {}
+    passed: bool | None = None
+    seen: dict[type, tuple[Any, Any]] = {}
+
+    def attempt(site: Site, block: nn.Module, args: Any, kwargs: Any) -> None:
+        narrow, wide = site_tensors(block, site, edits[site.path], _hollow)
+        try:
+            expected = run_block(block, wide, args, kwargs).shape
+        except FAULTS:
+            return  # it does not run on the meta device as it is, so this tells nothing
+        faults[site.path] = {}
+        for number, attributes in enumerate(options[site.path]):
+            with (
+                attributes_set_in(block, site, attributes),
+                patched(copied.config, patch),
+            ):
+                faults[site.path] |= _find_fault(number, block, narrow, args, kwargs, expected)
+        # Last, so that what it hands on to later ones has the shape they expect.
+        with suppress(*FAULTS):
+            run_block(block, wide, args, kwargs)
+
+    def visit(site: Site) -> Any:
+        def called(block: nn.Module, args: Any, kwargs: Any) -> None:
+            seen[type(block)] = args, kwargs
+            attempt(site, block, args, kwargs)
+
+        return called
+
+    with shared_kv(copied, True), torch.no_grad():
+        # Some look into a mask, some into position ids where there is none: neither has numbers
+        # here. What comes before a fault is seen all the same.
+        for mask in (True, False):
+            left = [site for site in sites if site.path not in faults]
+            with suppress(*FAULTS):
+                visit_sites(copied, left, visit, mask=mask)
+                passed = mask
+                break
+        # Past experts, which choose by numbers, no layer is reached: they are called like others.
+        for site in sites:
+            block = copied.get_submodule(site.block)
+            if site.path not in faults and type(block) in seen:
+                attempt(site, block, *seen[type(block)])
+    return faults, passed
+
+
+def _hollow(edit: TensorEdit) -> list[torch.Tensor]:
+    return [torch.empty(spec.shape, device="meta") for spec in edit.resolved]
+
+
+def find_whole_fault(
+    model: PreTrainedModel,
+    changes: Sequence[SiteChange],
+    attributes: Attributes,
+    patch: Mapping[str, Any],
+    mask: bool,
+) -> str:
+    """What the model raises on the meta device with all its changes; "" where it runs.
+
+    Blocks that each take their new heads may still hand on what others cannot take.
+
+    Args:
+        mask: whether it is given an attention mask.
+    """
+    copied = meta_copy(model)
+    for spec in (spec for change in changes for edit in change.edits for spec in edit.results):
+        path, _, name = spec.name.rpartition(".")
+        hollow = torch.empty(spec.shape, device="meta", dtype=model.dtype)
+        setattr(copied.get_submodule(path), name, nn.Parameter(hollow))
+    set_attributes(copied, attributes)
+    cross = any(change.before.cross for change in changes)
+    try:
+        with shared_kv(copied, True), torch.no_grad(), patched(copied.config, patch):
+            copied(**probe_inputs(copied, cross=cross, mask=mask))
+    except FAULTS as error:
+        return first_line(error)
+    return ""
+
+
+def _find_fault(
+    number: int, block: nn.Module, tensors: Any, args: Any, kwargs: Any, expected: torch.Size
+) -> dict[int, str]:
+    try:
+        shape = run_block(block, tensors, args, kwargs).shape
+    except FAULTS as error:
+        return {number: first_line(error)}
+    return {} if shape == expected else {number: f"its output would be {list(shape)}"}
