@@ -142,15 +142,19 @@ def config_differences(
     """Plain attributes in which two reference models differ.
 
     Raises:
-        ConfigError: one has a module with tensors that the other has not.
+        ConfigError: they differ in their tensors too.
     """
+    name = first_difference(shapes_of(before), shapes_of(after))
+    if name is not None:
+        raise ConfigError(
+            "attention",
+            f"a {after.config.model_type} of another {', '.join(patch)} would have another {name}, "
+            "which no config change alone can give to a model",
+        )
     there = dict(before.named_modules())
     found: Attributes = {}
     for path, module in after.named_modules():
         if path not in there:
-            if any(True for _ in module.parameters()):
-                keys = ", ".join(patch)
-                raise ConfigError("attention", f"a changed {keys} would add {path} to the model")
             continue
         values = differing_attributes(there[path], module)
         if values:
@@ -171,7 +175,9 @@ def differing_attributes(old: nn.Module, new: nn.Module) -> dict[str, Any]:
 
 def plain(value: Any) -> Any:
     """An attribute's value as JSON holds it."""
-    return list(value) if isinstance(value, (tuple, list)) else value
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, (tuple, list)) else value
 
 
 def ancestors(path: str) -> list[str]:
@@ -193,5 +199,7 @@ def first_difference(a: Shapes, b: Shapes) -> str | None:
 
 def _is_plain(value: Any) -> bool:
     if isinstance(value, (tuple, list)):
-        return all(isinstance(item, _PLAIN) for item in value)
+        return all(map(_is_plain, value))
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _is_plain(item) for key, item in value.items())
     return isinstance(value, _PLAIN)
