@@ -58,8 +58,8 @@ def named_attributes(module: nn.Module, old: Site, new: Site) -> list[Attributes
     """What `old`'s module must hold as `new`, told by the names of its attributes.
 
     For architectures whose config cannot say the result, so that no reference model can be
-    asked. Whether a width means all heads or the model's own width cannot be told from names: there are several
-    answers, and which is right is told by running them.
+    asked. Names do not tell whether a width means all heads or the model's own width: there are
+    several answers, and running them tells which is right.
 
     Returns:
         Candidates, the most likely first: module path → attribute → value.

@@ -24,6 +24,7 @@ from surgery.config.options import check_ranges, valid_of
 from surgery.errors import ConfigError, PlanError
 from surgery.models.share_kv import use_shared_kv
 from surgery.plan.operation import SHARE_KV, Operation, StepFunction
+from surgery.transforms import register_transform
 
 GROUP = "surgery.operations"
 
@@ -53,6 +54,8 @@ def _found() -> dict[str, type[Operation]]:
                 f"two operations are named {kind.name}: {other.__module__} and {kind.__module__}"
             )
         found[kind.name] = kind
+        for name, (transform, equivalent) in kind.transforms.items():
+            register_transform(name, transform, equivalent)
     return dict(sorted(found.items()))
 
 

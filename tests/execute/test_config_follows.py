@@ -6,7 +6,6 @@ On every causal model type that transformers maps, attribute by attribute and bu
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,9 +62,8 @@ class PatchConfig(Operation):
 
 
 @pytest.fixture(autouse=True)
-def known() -> Iterator[None]:
+def known() -> None:
     registry._found.cache_clear()
-    yield
 
 
 def find_changes(model: PreTrainedModel) -> dict[str, Any]:
@@ -108,11 +106,9 @@ def _is_plain(value: Any) -> bool:
 
 @pytest.mark.parametrize("model_type", TYPES)
 def test_the_live_model_is_the_fresh_one(model_type: str) -> None:
-    try:
-        model = zoo.tiny_model("causal-lm", model_type)
-    except Exception as error:  # whatever its own code raises
-        assert ("causal-lm", model_type) in zoo.UNBUILDABLE, error
+    if ("causal-lm", model_type) in zoo.UNBUILDABLE:
         pytest.skip("cannot be built here")
+    model = zoo.tiny_model("causal-lm", model_type)
     anatomy = find_sites(model)
     if anatomy.unreadable or not anatomy.sites:
         pytest.skip("its attention is not operated on")
@@ -148,5 +144,4 @@ def build(kind: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedMo
 def test_a_key_that_would_add_modules_with_weights_is_refused() -> None:
     model = zoo.tiny_model("causal-lm", "llama")
     with pytest.raises(ConfigError, match="attention_bias"):
-        plan = make_plan(model, [PatchConfig({"attention_bias": True})])
-        apply_(model, plan)
+        make_plan(model, [PatchConfig({"attention_bias": True})])

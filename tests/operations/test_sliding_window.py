@@ -63,7 +63,9 @@ def band(window: int | None, real: torch.Tensor) -> torch.Tensor:
     if window is not None:
         seen = seen & (columns > rows - window)
     seen = seen[None, None] & real[:, None, None, :].bool()
-    return torch.zeros(seen.shape, dtype=torch.float64).masked_fill(~seen, torch.finfo(torch.float64).min)
+    return torch.zeros(seen.shape, dtype=torch.float64).masked_fill(
+        ~seen, torch.finfo(torch.float64).min
+    )
 
 
 @torch.no_grad()
