@@ -71,7 +71,8 @@ def _undeclared(key: str) -> ConfigError | None:
     parts = key.split(".")
     if len(parts) != 3 or parts[0] != "attention":
         return None
-    from surgery.plan.registry import operation_fields  # seconds, for torch and transformers
+    # torch and transformers take seconds.
+    from surgery.plan.registry import operation_fields
 
     if parts[2] not in operation_fields(parts[1]):
         return None
@@ -107,6 +108,7 @@ def _keys_beside(key: str) -> list[str] | str | None:
 
 
 def _operation_keys(key: str) -> list[str] | None:
+    # torch and transformers take seconds.
     from surgery.plan.registry import operation_fields, operation_names
 
     parts = key.split(".")
