@@ -189,7 +189,7 @@ def _check_objective(objective: ObjectiveConfig) -> None:
 
 
 def _check_trainer(options: Mapping[str, Any]) -> None:
-    from pytorch_lightning import Trainer
+    from pytorch_lightning import Trainer  # takes seconds
 
     valid = set(inspect.signature(Trainer.__init__).parameters) - {"self"} - TRAINER_OWNED
     if options.get("max_steps") == 0:
