@@ -1,4 +1,4 @@
-"""An operation is one thing: nothing outside its own place says its name, its kinds or its class."""
+"""An operation is one thing: nothing outside its place says its name, its steps or its class."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_nobody_else_says_its_name(name: str) -> None:
     module = ".".join(operation.__module__.split(".")[:3])
     found = []
     for path in [*ROOT.glob("surgery/**/*.py"), *ROOT.glob("callbacks/*.py"), ROOT / "train.py"]:
-        if path == ENTRY or path == place or place in path.parents:
+        if path in (ENTRY, place) or place in path.parents:
             continue
         tree = ast.parse(path.read_text(encoding="utf-8"))
         found += [
