@@ -17,7 +17,7 @@ from surgery.lab.dashboard import names
 from surgery.training.identity import fingerprint
 from tests.lab.dashboard import reading
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 STEPS = 5
 EVERY = list(range(STEPS))
 HEALING = (
