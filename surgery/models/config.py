@@ -67,12 +67,15 @@ def _has(config: PreTrainedConfig, name: str) -> bool:
 @contextmanager
 def patched(config: PreTrainedConfig, patch: Mapping[str, Any]) -> Iterator[None]:
     """Hold `patch` for a while, for forwards that read their config as they run."""
-    before = {key: get_key(config, key) for key in patch}
+    before = {key: get_key(config, key) for key in patch if _holds(config, key)}
     apply_patch(config, patch)
     try:
         yield
     finally:
         apply_patch(config, before)
+        for key in patch.keys() - before.keys():  # `None` is not the same as no value
+            prefix, _, name = key.rpartition(".")
+            delattr(config_at(config, prefix), name)
 
 
 def apply_patch(config: PreTrainedConfig, patch: Mapping[str, Any]) -> None:
@@ -87,6 +90,11 @@ def get_key(config: PreTrainedConfig, key: str) -> Any:
     """The value under a dotted key; ``None`` where there is none."""
     prefix, _, name = key.rpartition(".")
     return getattr(config_at(config, prefix), name, None)
+
+
+def _holds(config: PreTrainedConfig, key: str) -> bool:
+    prefix, _, name = key.rpartition(".")
+    return hasattr(config_at(config, prefix), name)
 
 
 def config_at(config: PreTrainedConfig, prefix: str) -> Any:
