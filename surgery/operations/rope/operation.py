@@ -62,7 +62,7 @@ class Rope(Operation):
     name = "rope"
     steps: ClassVar[Mapping[str, StepFunction]] = {"site_rope": site_rope}
 
-    type: RopeType = option(RopeType.default, " ".join(kind.value for kind in RopeType))
+    type: RopeType = option(RopeType.default)
     theta: float | None = option(
         None, "base of the frequencies; null keeps the model's", range=Range(1, low_open=True)
     )
