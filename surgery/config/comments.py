@@ -111,8 +111,8 @@ def rewrite_comments(text: str, keys: Mapping[str, Key]) -> str:
         above, beside = comments[number]
         while len(lines) > head and lines[-1].lstrip().startswith("#"):
             lines.pop()
-        if above and len(lines) == head > 0:
-            lines.append("")
+        if above and len(lines) == head:
+            lines.append("")  # or it would become the head, or a part of it
         lines += [*above, beside]
     return "\n".join(lines) + "\n"
 

@@ -144,7 +144,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         "anatomy",
         "errors",
     },
-    "hydra": {"config"},
+    "config.__main__": {"plan", "config", "console", "errors"},
+    "hydra": {"plan", "config"},
     "cli": {"hydra", "config", "refusals", "pipeline", "errors"},
     "__main__": {"cli"},
     "callbacks": {"observation", "data", "console", "errors", "files", "units"},
@@ -169,7 +170,10 @@ MUST_NOT_IMPORT: dict[str, set[str]] = {
 
 
 def part_of(path: Path) -> str:
+    """A room's command (`python -m surgery.ROOM`) is a way in, and no part of the room."""
     top, *rest = path.relative_to(ROOT).parts
+    if len(rest) == 2 and rest[1] == "__main__.py":
+        return f"{rest[0]}.__main__"
     return top if top == "callbacks" else rest[0].removesuffix(".py")
 
 
