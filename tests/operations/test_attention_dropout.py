@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 import torch
-from surgery.execute.dropout import set_attention_dropout
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 
-from surgery.errors import ConfigError, PlanError
+from surgery.errors import ConfigError
+from surgery.models.attributes import set_attributes
 from surgery.models.dropout import get_dropout, holders
 from surgery.models.sites import find_sites
 from surgery.operations.attention_dropout import AttentionDropout
 from surgery.operations.backend.operation import Backend
-from surgery.plan.operation import Step
+from surgery.plan.make import make_plan
 from surgery.plan.registry import parse_operations
 from tests.operations.drafts import drafted, performed
 from tests.operations.dropout_models import NAMES, OWN_ATTENTION, base_model, run, zero_contexts
@@ -77,16 +77,18 @@ def test_training_drops_and_evaluation_does_not(name: str, attention: str) -> No
 def test_a_model_built_from_the_patched_config_drops_the_same(name: str) -> None:
     model = base_model(name)
     draft = drafted(model, AttentionDropout(p=0.3))
-    assert [step.recorded for step in draft.steps] == [name in RECORDED]
+    assert draft.steps == []
     assert bool(draft.patch) == (name not in RECORDED)
+    plan = make_plan(model, [AttentionDropout(p=0.3)])
+    assert (plan.export.format == "record") == (name in RECORDED)
     performed(model, draft)
     with torch.device("meta"):
-        twin = type(model)(copy.deepcopy(draft.config))
+        reference = type(model)(copy.deepcopy(draft.config))
     if name not in RECORDED:
-        assert dropouts(twin) == dropouts(model)
-    else:  # the reload is told: the step, run again, says all
-        performed(twin, draft)
-        assert dropouts(twin) == dropouts(model)
+        assert dropouts(reference) == dropouts(model)
+    else:  # the reload is told: the attributes say all
+        set_attributes(reference, draft.attributes())
+        assert dropouts(reference) == dropouts(model)
 
 
 def test_every_holder_of_a_site_says_p() -> None:
@@ -103,17 +105,13 @@ def test_chosen_layers_are_recorded_and_only_these_drop() -> None:
     model = base_model("llama")
     draft = drafted(model, AttentionDropout(p=0.3, layers=[1]))
     assert draft.patch == {}
-    assert draft.steps == [
-        Step(
-            "attention_dropout",
-            "attention_dropout",
-            {"p": 0.3, "sites": ["layers.1.self_attn"]},
-            recorded=True,
-        )
-    ]
+    assert draft.attributes() == {"layers.1.self_attn": {"attention_dropout": 0.3}}
+    assert draft.layers == {"layers.1.self_attn": {"dropout": "0.3"}}
+    plan = make_plan(model, [AttentionDropout(p=0.3, layers=[1])])
+    assert plan.export.format == "record"
+    assert json.loads(json.dumps(plan.attributes)) == draft.attributes()
     performed(model, draft)
     assert [layer.self_attn.attention_dropout for layer in model.layers] == [0.0, 0.3]
-    assert json.loads(json.dumps(dict(draft.steps[0].arguments))) == draft.steps[0].arguments
 
 
 def test_a_plan_reads_no_weight() -> None:
@@ -126,7 +124,7 @@ def test_a_plan_reads_no_weight() -> None:
 
 @pytest.mark.parametrize("p", [-0.1, 1.0, 1.5, float("nan")])
 def test_what_is_no_share_is_refused(p: float) -> None:
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(ConfigError, match=r"must be in \[0, 1\)") as caught:
         drafted(base_model("llama"), AttentionDropout(p=p))
     assert caught.value.key == "attention.attention_dropout.p"
 
@@ -172,13 +170,9 @@ def test_dropout_of_the_model_itself_excludes_flex_until_it_is_put_out() -> None
     model.layers[1].self_attn.attention_dropout = 0.1
     with pytest.raises(ConfigError, match=r"attention drops 0\.1"):
         drafted(model, Backend("flex_attention"))
-    assert drafted(model, AttentionDropout(p=0.0), Backend("flex_attention")).steps
-
-
-def test_the_step_refuses_before_it_changes_anything() -> None:
-    model = base_model("llama")
-    with pytest.raises(PlanError, match=r"layers\.0\.mlp takes no attention dropout"):
-        set_attention_dropout(model, 0.5, ["layers.0.self_attn", "layers.0.mlp"])
+    draft = drafted(model, AttentionDropout(p=0.0), Backend("flex_attention"))
+    assert draft.steps
+    performed(model, drafted(model, AttentionDropout(p=0.0)))
     assert set(dropouts(model).values()) == {0.0}
 
 
