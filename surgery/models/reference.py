@@ -95,6 +95,8 @@ class ReferenceModels:
     def attributes(self, patch: Mapping[str, Any]) -> Attributes:
         """Module path → attribute → value that a patched config decides otherwise.
 
+        Left out are modules that the model has not, though its config says so: they were removed.
+
         Raises:
             ConfigError: the architecture does not accept the patched config, or would have other
                 modules by it.
@@ -103,7 +105,9 @@ class ReferenceModels:
             return {}
         key = json.dumps(patch, sort_keys=True)
         if key not in self._differences:
-            self._differences[key] = config_differences(self.of({}), self.of(patch), patch)
+            found = config_differences(self.of({}), self.of(patch), patch)
+            held = {path for path, _ in self._model.named_modules()}
+            self._differences[key] = {path: found[path] for path in found if path in held}
         return self._differences[key]
 
 
@@ -144,18 +148,13 @@ def config_differences(
     Raises:
         ConfigError: one has a module with tensors that the other has not.
     """
-    there = dict(before.named_modules())
-    found: Attributes = {}
-    for path, module in after.named_modules():
-        if path not in there:
-            if any(True for _ in module.parameters()):
-                keys = ", ".join(patch)
-                raise ConfigError("attention", f"a changed {keys} would add {path} to the model")
-            continue
-        values = differing_attributes(there[path], module)
-        if values:
-            found[path] = values
-    return found
+    old, new = dict(before.named_modules()), dict(after.named_modules())
+    for path, module in [*old.items(), *new.items()]:
+        if (path in old) != (path in new) and any(True for _ in module.parameters()):
+            verb = "add" if path in new else "remove"
+            raise ConfigError("attention", f"a changed {', '.join(patch)} would {verb} {path}")
+    found = {path: differing_attributes(old[path], new[path]) for path in new if path in old}
+    return {path: values for path, values in found.items() if values}
 
 
 def differing_attributes(old: nn.Module, new: nn.Module) -> dict[str, Any]:

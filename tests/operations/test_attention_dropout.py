@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 
 from surgery.errors import ConfigError
+from surgery.execute.live import apply_
 from surgery.models.attributes import set_attributes
 from surgery.models.dropout import get_dropout, holders
 from surgery.models.sites import find_sites
@@ -109,9 +111,24 @@ def test_chosen_layers_are_recorded_and_only_these_drop() -> None:
     assert draft.layers == {"layers.1.self_attn": {"dropout": "0.3"}}
     plan = make_plan(model, [AttentionDropout(p=0.3, layers=[1])])
     assert plan.export.format == "record"
+    assert plan.outcomes == ("1 attribute",)
     assert json.loads(json.dumps(plan.attributes)) == draft.attributes()
     performed(model, draft)
     assert [layer.self_attn.attention_dropout for layer in model.layers] == [0.0, 0.3]
+
+
+def test_what_one_layer_drops_ends_when_all_drop_nothing(tmp_path: Path) -> None:
+    """Though the config has said 0 all along: what was recorded for the layer is gone."""
+    model = base_model("llama")
+    apply_(model, make_plan(model, [AttentionDropout(p=0.3, layers=[1])]))
+    model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path)
+    assert [layer.self_attn.attention_dropout for layer in loaded.layers] == [0.0, 0.3]
+    plan = make_plan(loaded, [AttentionDropout(p=0.0)])
+    assert plan.export.format == "native"
+    apply_(loaded, plan)
+    assert set(dropouts(loaded).values()) == {0.0}
+    assert not hasattr(loaded.config, "quantization_config")
 
 
 def test_a_plan_reads_no_weight() -> None:

@@ -84,7 +84,9 @@ def test_parameters_appear_once() -> None:
         "qkv_proj.bias",
     ]
     assert set(names) <= set(changed.state_dict())
-    assert sum(p.numel() for p in changed.parameters()) == sum(p.numel() for p in model.parameters())
+    assert sum(p.numel() for p in changed.parameters()) == sum(
+        p.numel() for p in model.parameters()
+    )
 
 
 def test_parts_look_like_projections() -> None:
