@@ -56,9 +56,9 @@ def attributes_set(model: nn.Module, attributes: Mapping[str, Mapping[str, Any]]
 def named_attributes(module: nn.Module, old: Site, new: Site) -> list[Attributes]:
     """What `old`'s module must hold as `new`, told by the names of its attributes.
 
-    For architectures whose config cannot say the result, so that no reference model can be
-    asked. Whether a width means all heads or the model's own width cannot be told from names: there are several
-    answers, and which is right is told by running them.
+    For architectures whose config cannot say the result, so that no reference model can be asked.
+    Whether a width means all heads or the model's own width cannot be told from names: there are
+    several answers, and which is right is told by running them.
 
     Returns:
         Candidates, the most likely first: module path → attribute → value.

@@ -16,9 +16,14 @@ def test_what_is_patched_for_a_while_is_as_it_was_afterwards() -> None:
     config = family_config("qwen2")
     assert not hasattr(config, "head_dim")
     before, state = config.to_dict(), dict(vars(config))
-    with pytest.raises(RuntimeError), patched(config, {"head_dim": 16, "num_attention_heads": 4}):
-        assert (config.head_dim, config.num_attention_heads) == (16, 4)
-        raise RuntimeError
+
+    def fail() -> None:
+        with patched(config, {"head_dim": 16, "num_attention_heads": 4}):
+            assert (config.head_dim, config.num_attention_heads) == (16, 4)
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
     assert not hasattr(config, "head_dim")
     assert config.to_dict() == before
     assert vars(config) == state

@@ -19,9 +19,9 @@ from surgery.observe import AttentionCall, Tap
 from surgery.operations.backend.switch import set_backend
 from surgery.plan.registry import run_step
 from surgery.verify.first_batch import TOLERANCES, _FirstBatch, first_batch_check
-from tests.verify.batches import packed, padded
 from tests.families import family, tokens
 from tests.tiny_models import tiny_model
+from tests.verify.batches import packed, padded
 
 
 def pending(model: nn.Module) -> int:
