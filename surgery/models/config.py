@@ -67,15 +67,16 @@ def _has(config: PreTrainedConfig, name: str) -> bool:
 @contextmanager
 def patched(config: PreTrainedConfig, patch: Mapping[str, Any]) -> Iterator[None]:
     """Hold `patch` for a while, for forwards that read their config as they run."""
-    before = {key: get_key(config, key) for key in patch if _holds(config, key)}
+    holders = [config_at(config, prefix) for prefix in {key.rpartition(".")[0] for key in patch}]
+    # Whole, since a key that was not there must not be there again: a `head_dim` of None is none.
+    before = [(holder, dict(vars(holder))) for holder in holders]
     apply_patch(config, patch)
     try:
         yield
     finally:
-        apply_patch(config, before)
-        for key in patch.keys() - before.keys():  # `None` is not the same as no value
-            prefix, _, name = key.rpartition(".")
-            delattr(config_at(config, prefix), name)
+        for holder, state in before:
+            vars(holder).clear()
+            vars(holder).update(state)
 
 
 def apply_patch(config: PreTrainedConfig, patch: Mapping[str, Any]) -> None:
@@ -90,11 +91,6 @@ def get_key(config: PreTrainedConfig, key: str) -> Any:
     """The value under a dotted key; ``None`` where there is none."""
     prefix, _, name = key.rpartition(".")
     return getattr(config_at(config, prefix), name, None)
-
-
-def _holds(config: PreTrainedConfig, key: str) -> bool:
-    prefix, _, name = key.rpartition(".")
-    return hasattr(config_at(config, prefix), name)
 
 
 def config_at(config: PreTrainedConfig, prefix: str) -> Any:

@@ -1,4 +1,4 @@
-"""The rehearsal finds forwards that do not share heads as `repeat_kv` does."""
+"""The equivalence check finds forwards that do not share heads as `repeat_kv` does."""
 
 from __future__ import annotations
 

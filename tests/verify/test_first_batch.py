@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from surgery.plan.steps import run_step
 from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -18,10 +17,11 @@ from transformers.masking_utils import sdpa_mask
 from surgery.errors import PlanError, SurgeryError
 from surgery.observe import AttentionCall, Tap
 from surgery.operations.backend.switch import set_backend
+from surgery.plan.registry import run_step
 from surgery.verify.first_batch import TOLERANCES, _FirstBatch, first_batch_check
-from tests.execute.batches import packed, padded
 from tests.families import family, tokens
 from tests.tiny_models import tiny_model
+from tests.verify.batches import packed, padded
 
 
 def pending(model: nn.Module) -> int:

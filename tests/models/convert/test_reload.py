@@ -1,4 +1,4 @@
-"""A process that never heard of this project loads what was re-housed."""
+"""A process that never heard of this project loads what was converted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A re-housed model is the same model."""
+"""A converted model is the same model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 from torch.func import functional_call
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
-from surgery.errors import ConfigError, PlanError
+from surgery.errors import ConversionError, PlanError
 from surgery.models.convert import convert_config, convert_model
 from surgery.models.convert.config import _OWN, _PAIRS
 from surgery.verify.conversion import check_conversion
@@ -225,7 +225,7 @@ def test_a_partial_factor_that_llama_passes_over_is_not_handed_to_phi3() -> None
 def test_scaled_rope_moves_to_mistral_and_not_to_phi3(rope) -> None:
     model = model_of("llama", rope_parameters={"rope_theta": 1e4} | rope)
     assert torch.equal(logits(convert_model(model, "mistral")), logits(model))
-    with pytest.raises(ConfigError, match="rope_parameters"):
+    with pytest.raises(ConversionError, match="rope_parameters"):
         convert_model(model, "phi3")
 
 
@@ -262,6 +262,6 @@ def test_partly_trained_projections_cannot_be_one() -> None:
 
 
 def test_another_task_is_refused() -> None:
-    with pytest.raises(ConfigError, match="LlamaForCausalLM"):
+    with pytest.raises(ConversionError, match="LlamaForCausalLM"):
         convert_model(model_of("llama").model, "mistral")
     assert config_of("llama").model_type == "llama"

@@ -1,4 +1,4 @@
-"""Positions of live models: rebuilt rotary modules, and hooks on single attention blocks."""
+"""Positions of single attention blocks of live models: hooks that hand them their own."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ from typing import Any
 
 import pytest
 import torch
-from surgery.execute.rotary import rebuild_rotary
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
+from transformers import PreTrainedModel
 
-from surgery.errors import PlanError
+from surgery.errors import ConfigError, PlanError
+from surgery.execute.live import apply_
 from surgery.models.sites import find_sites
 from surgery.operations.rope.site_rope import SiteRope, has_site_rope, site_rope, unset_site_rope_
+from surgery.plan.make import make_plan
+from surgery.plan.registry import parse_operations
 from tests.families import family, logits, skeleton, tokens
-from tests.operations.rope_models import draft_of, rope_, without_rotation
+from tests.operations.rope_models import decoded, draft_of, rope_, without_rotation
 
 FAMILIES = [
     "llama",
@@ -34,106 +36,10 @@ FAMILIES = [
     "stablelm",
     "starcoder2",
 ]
-YARN = {"type": "yarn", "factor": 2.0}
-
-
-def rotary(model: PreTrainedModel) -> Any:
-    return model.model.rotary_emb
 
 
 def paths(model: PreTrainedModel) -> list[str]:
     return [site.path for site in find_sites(model).sites]
-
-
-@torch.no_grad()
-def decoded(model: PreTrainedModel, ids: torch.Tensor, prefix: int) -> torch.Tensor:
-    """Logits of `ids`, the last ones token by token with a cache."""
-    first = model(input_ids=ids[:, :prefix], use_cache=True)
-    parts, cache = [first.logits], first.past_key_values
-    for i in range(prefix, ids.shape[1]):
-        step = model(input_ids=ids[:, i : i + 1], past_key_values=cache, use_cache=True)
-        parts.append(step.logits)
-    return torch.cat(parts, dim=1)
-
-
-# The whole model
-
-
-def test_editing_the_config_alone_changes_nothing_and_the_step_does() -> None:
-    model = family("llama")
-    before = logits(model)
-    model.config.rope_parameters = {"rope_type": "default", "rope_theta": 77.0}
-    assert torch.equal(logits(model), before)
-    rebuild_rotary(model)
-    assert not torch.allclose(logits(model), before)
-
-
-@pytest.mark.parametrize("name", FAMILIES)
-def test_rebuilding_an_unchanged_model_changes_no_bit(name: str) -> None:
-    model = family(name)
-    before = logits(model)
-    rebuild_rotary(model)
-    rebuild_rotary(model)
-    assert torch.equal(logits(model), before)
-
-
-def test_frequencies_stay_fp32_in_a_bf16_model() -> None:
-    model = family("llama").to(torch.bfloat16)
-    assert rotary(model).inv_freq.dtype is torch.bfloat16  # what `.to` does to them
-    rope_(model, **YARN)
-    assert rotary(model).inv_freq.dtype is torch.float32
-    exact = rotary(rope_(family("llama", dtype=torch.float32), **YARN)).inv_freq
-    assert torch.equal(rotary(model).inv_freq, exact)
-
-
-def test_modules_keep_their_identity_and_hooks() -> None:
-    model = family("llama")
-    module, calls = rotary(model), []
-    module.register_forward_hook(lambda *_: calls.append(1))
-    rope_(model, **YARN)
-    assert rotary(model) is module
-    logits(model)
-    assert calls == [1]
-    assert module.rope_type == "yarn"
-
-
-def test_state_of_a_dynamic_type_does_not_stay() -> None:
-    model = rope_(family("llama"), type="dynamic", factor=2.0)
-    logits(model, tokens(1, 100))  # grows the frequencies
-    rope_(model, type="default")
-    assert torch.equal(logits(model), logits(family("llama")))
-
-
-def test_on_the_meta_device() -> None:
-    model = skeleton(family("llama"))
-    model.config.rope_parameters = {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}
-    rebuild_rotary(model)
-    assert rotary(model).rope_type == "linear"
-    assert rotary(model).inv_freq.is_meta
-
-
-def test_training_mode_stays() -> None:
-    model = family("llama").train()
-    rope_(model, **YARN)
-    assert all(module.training for module in model.modules())
-
-
-def test_a_model_without_rotary_modules_is_refused() -> None:
-    model = GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=2))
-    with pytest.raises(PlanError, match="no rotary embedding"):
-        rebuild_rotary(model)
-
-
-@pytest.mark.parametrize("name", ["llama", "gemma3", "glm4", "mixtral"])
-@pytest.mark.parametrize("kind", ["linear", "yarn", "llama3", "none"])
-def test_decoding_with_a_cache(name: str, kind: str) -> None:
-    model = family(name)
-    rope_(model, type=kind, **({} if kind == "none" else {"factor": 2.0}))
-    ids = tokens(2, 12)
-    torch.testing.assert_close(decoded(model, ids, 5), logits(model, ids), atol=1e-6, rtol=1e-6)
-
-
-# Single blocks
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -246,10 +152,17 @@ def test_gradients_pass() -> None:
     assert bool(weight.grad.any())
 
 
-def test_a_hidden_change_is_refused() -> None:
+def test_a_change_of_the_config_that_would_not_reach_them_is_refused() -> None:
+    operations = parse_operations({"rope": {"type": "linear", "factor": 2.0}})
+    plan = make_plan(family("llama"), operations)
     model = rope_(family("llama"), type="none", layers=[0])
+    before, config = logits(model), model.config.to_dict()
+    with pytest.raises(ConfigError, match="positions of their own"):
+        make_plan(model, operations)
     with pytest.raises(PlanError, match="positions of their own"):
-        rebuild_rotary(model)
+        apply_(model, plan)
+    assert torch.equal(logits(model), before)
+    assert model.config.to_dict() == config
 
 
 class _Own(nn.Module):

@@ -6,7 +6,7 @@ import torch
 from transformers import DynamicCache
 
 from surgery.verify.excerpt import excerpt
-from tests.execute.batches import packed, padded
+from tests.verify.batches import packed, padded
 
 
 def test_rows_and_tokens_are_cut_out_of_every_tensor() -> None:

@@ -25,9 +25,9 @@ TOLERANCE = 1e-12  # fp64; only the blocking of the matrix product differs
 
 
 def fused(model: PreTrainedModel) -> PreTrainedModel:
-    twin = copy.deepcopy(model)
-    fuse_qkv_(twin, places(twin))
-    return twin
+    changed = copy.deepcopy(model)
+    fuse_qkv_(changed, places(changed))
+    return changed
 
 
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -42,12 +42,12 @@ def gradients(model: nn.Module) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("name", SEPARATE)
 def test_logits_and_gradients_are_the_same(name: str) -> None:
     model = family(name)
-    twin = fused(model)
-    assert is_fused(twin)
-    assert relative(logits(twin), logits(model)) <= TOLERANCE
-    for m in (model, twin):
+    changed = fused(model)
+    assert is_fused(changed)
+    assert relative(logits(changed), logits(model)) <= TOLERANCE
+    for m in (model, changed):
         m(input_ids=tokens(), use_cache=False).logits.square().mean().backward()
-    expected, found = gradients(model), gradients(twin)
+    expected, found = gradients(model), gradients(changed)
     assert found.keys() == expected.keys()
     for key in expected:
         # Gradients that are nothing but rounding have no relative error.
@@ -58,33 +58,35 @@ def test_logits_and_gradients_are_the_same(name: str) -> None:
 @pytest.mark.parametrize("name", SEPARATE)
 def test_undone_to_the_bit(name: str) -> None:
     model = family(name)
-    twin = fused(model)
-    unfuse_qkv_(twin)
-    assert not is_fused(twin)
-    assert list(twin.state_dict()) == list(model.state_dict())
-    for a, b in zip(twin.state_dict().values(), model.state_dict().values(), strict=True):
+    changed = fused(model)
+    unfuse_qkv_(changed)
+    assert not is_fused(changed)
+    assert list(changed.state_dict()) == list(model.state_dict())
+    for a, b in zip(changed.state_dict().values(), model.state_dict().values(), strict=True):
         assert torch.equal(a, b)
     kinds = [(path, type(module)) for path, module in model.named_modules()]
-    assert [(path, type(module)) for path, module in twin.named_modules()] == kinds
-    for module in twin.modules():
+    assert [(path, type(module)) for path, module in changed.named_modules()] == kinds
+    for module in changed.modules():
         assert not module._forward_hooks
         assert not module._forward_pre_hooks
         assert not module._forward_hooks_always_called
-    assert torch.equal(logits(twin), logits(model))
+    assert torch.equal(logits(changed), logits(model))
 
 
 def test_parameters_appear_once() -> None:
     model = family("llama_biased")
-    twin = fused(model)
-    names = [name for name, _ in twin.named_parameters() if "layers.0.self_attn" in name]
+    changed = fused(model)
+    names = [name for name, _ in changed.named_parameters() if "layers.0.self_attn" in name]
     assert [name.removeprefix("model.layers.0.self_attn.") for name in names] == [
         "o_proj.weight",
         "o_proj.bias",
         "qkv_proj.weight",
         "qkv_proj.bias",
     ]
-    assert set(names) <= set(twin.state_dict())
-    assert sum(p.numel() for p in twin.parameters()) == sum(p.numel() for p in model.parameters())
+    assert set(names) <= set(changed.state_dict())
+    assert sum(p.numel() for p in changed.parameters()) == sum(
+        p.numel() for p in model.parameters()
+    )
 
 
 def test_parts_look_like_projections() -> None:
@@ -104,17 +106,17 @@ def test_parts_look_like_projections() -> None:
 @pytest.mark.parametrize("name", SEPARATE)
 def test_one_product_per_block_and_no_other(name: str) -> None:
     """So no block writes to its input meanwhile, or calls a projection with something else."""
-    twin = fused(family(name))
-    ours = [f"{site['path']}.qkv_proj" for site in places(twin)]
+    changed = fused(family(name))
+    ours = [f"{site['path']}.qkv_proj" for site in places(changed)]
     calls: list[str] = []
-    for path, module in twin.named_modules():
+    for path, module in changed.named_modules():
         if path in ours:
             module.register_forward_hook(lambda *_, path=path: calls.append(path))
         elif isinstance(module, FusedPart):
             module.handout._alone = None  # type: ignore[assignment]
-    logits(twin)
+    logits(changed)
     with torch.inference_mode():
-        twin(input_ids=tokens())
+        changed(input_ids=tokens())
     assert sorted(calls) == sorted(2 * ours)
 
 
@@ -135,26 +137,26 @@ def test_generation_with_a_cache(implementation: str) -> None:
 
 def test_training_steps() -> None:
     model = family("qwen2").train()
-    twin = fused(model)
-    for m in (model, twin):
+    changed = fused(model)
+    for m in (model, changed):
         optimizer = torch.optim.AdamW(m.parameters(), lr=1e-2)
         for seed in range(3):
             optimizer.zero_grad()
             m(input_ids=tokens(seed=seed), labels=tokens(seed=seed)).loss.backward()
             optimizer.step()
-    unfuse_qkv_(twin)
-    for a, b in zip(twin.state_dict().values(), model.state_dict().values(), strict=True):
+    unfuse_qkv_(changed)
+    for a, b in zip(changed.state_dict().values(), model.state_dict().values(), strict=True):
         assert relative(a, b) <= 1e-8  # Adam divides by gradients that are near zero
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_gradient_checkpointing(reentrant: bool) -> None:
     model = family("llama").train()
-    twin = fused(model)
-    twin.gradient_checkpointing_enable({"use_reentrant": reentrant})
-    for m in (model, twin):
+    changed = fused(model)
+    changed.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    for m in (model, changed):
         m(input_ids=tokens(), labels=tokens(), use_cache=False).loss.backward()
-    expected, found = gradients(model), gradients(twin)
+    expected, found = gradients(model), gradients(changed)
     for key in expected:
         assert relative(found[key], expected[key]) <= 1e-10, key
 
@@ -162,9 +164,9 @@ def test_gradient_checkpointing(reentrant: bool) -> None:
 @pytest.mark.parametrize("grad", [False, True])
 def test_compiled_whole(grad: bool) -> None:
     model = family("llama")
-    twin = fused(model)
+    changed = fused(model)
     torch.compiler.reset()
-    compiled = torch.compile(twin, backend="aot_eager", fullgraph=True)
+    compiled = torch.compile(changed, backend="aot_eager", fullgraph=True)
     with torch.set_grad_enabled(grad):
         found = compiled(input_ids=tokens(), use_cache=False).logits
         again = compiled(input_ids=tokens(seed=1), use_cache=False).logits
@@ -197,10 +199,10 @@ def test_autocast() -> None:
 def test_values_changed_in_place_afterwards() -> None:
     """OLMo clamps queries, keys and values where they are."""
     model = family("olmo", clip_qkv=0.5).train()
-    twin = fused(model)
-    for m in (model, twin):
+    changed = fused(model)
+    for m in (model, changed):
         m(input_ids=tokens(), labels=tokens()).loss.backward()
-    expected, found = gradients(model), gradients(twin)
+    expected, found = gradients(model), gradients(changed)
     assert all(relative(found[key], expected[key]) <= 1e-10 for key in expected)
 
 
@@ -210,9 +212,9 @@ def test_values_changed_in_place_afterwards() -> None:
 def blocks() -> tuple[Block, Block]:
     torch.manual_seed(0)
     plain = Block().double()
-    twin = copy.deepcopy(plain)
-    fuse_qkv_(twin, [Block.place()])
-    return plain, twin
+    changed = copy.deepcopy(plain)
+    fuse_qkv_(changed, [Block.place()])
+    return plain, changed
 
 
 def inputs(seed: int = 0) -> torch.Tensor:
@@ -226,76 +228,76 @@ def same(a: tuple[torch.Tensor, ...], b: tuple[torch.Tensor, ...]) -> bool:
 
 @pytest.mark.parametrize("order", ["qkv", "kqv", "vkq", "qqkv", "qkvqkv", "kk", "qk"])
 def test_any_order_of_calls(order: str) -> None:
-    plain, twin = blocks()
+    plain, changed = blocks()
     x = inputs()
-    assert same(twin(x, order=order), plain(x, order=order))
+    assert same(changed(x, order=order), plain(x, order=order))
 
 
 def test_other_inputs_for_keys_and_values() -> None:
-    plain, twin = blocks()
+    plain, changed = blocks()
     x, y, z = (inputs(seed) for seed in range(3))
-    assert same(twin(x, y), plain(x, y))
-    assert same(twin(x, y, z), plain(x, y, z))
-    assert same(twin(x, x.clone(), z), plain(x, x.clone(), z))
+    assert same(changed(x, y), plain(x, y))
+    assert same(changed(x, y, z), plain(x, y, z))
+    assert same(changed(x, x.clone(), z), plain(x, x.clone(), z))
 
 
 def test_an_input_written_to_between_the_calls() -> None:
-    plain, twin = blocks()
+    plain, changed = blocks()
     with torch.no_grad():
-        assert same(twin(inputs(), write=True), plain(inputs(), write=True))
+        assert same(changed(inputs(), write=True), plain(inputs(), write=True))
 
 
 def test_weights_written_to_between_calls_from_outside() -> None:
-    plain, twin = blocks()
+    plain, changed = blocks()
     x = inputs()
-    for block in (plain, twin):
+    for block in (plain, changed):
         block.attn.q(x)
         with torch.no_grad():
             block.attn.k.weight.mul_(2)
-    assert same((twin.attn.k(x),), (plain.attn.k(x),))
+    assert same((changed.attn.k(x),), (plain.attn.k(x),))
 
 
 def test_grad_mode_changed_between_the_calls() -> None:
-    plain, twin = blocks()
+    plain, changed = blocks()
     x = inputs().requires_grad_()
-    for block in (plain, twin):
+    for block in (plain, changed):
         q, k, v = block(x, no_grad_first=True)
         assert [t.requires_grad for t in (q, k, v)] == [False, True, True]
-    assert same(twin(x, no_grad_first=True), plain(x, no_grad_first=True))
+    assert same(changed(x, no_grad_first=True), plain(x, no_grad_first=True))
 
 
 def test_nothing_is_held_after_a_pass() -> None:
-    _, twin = blocks()
+    _, changed = blocks()
     x = inputs()
     seen = weakref.ref(x)
-    twin(x)
-    twin(x, order="q")  # an unfinished one
+    changed(x)
+    changed(x, order="q")  # an unfinished one
     del x
     gc.collect()
     assert seen() is None
 
 
 def test_nothing_is_held_after_an_exception() -> None:
-    plain, twin = blocks()
+    plain, changed = blocks()
     x = inputs()
     seen = weakref.ref(x)
     with pytest.raises(ValueError, match="midway"):
-        twin(x, fail=True)
+        changed(x, fail=True)
     del x
     gc.collect()
     assert seen() is None
-    assert same(twin(inputs(1)), plain(inputs(1)))
+    assert same(changed(inputs(1)), plain(inputs(1)))
 
 
 def test_a_block_called_within_itself() -> None:
-    plain, twin = blocks()
-    assert same(twin(inputs(), within=inputs(1)), plain(inputs(), within=inputs(1)))
+    plain, changed = blocks()
+    assert same(changed(inputs(), within=inputs(1)), plain(inputs(), within=inputs(1)))
 
 
 def test_checkpointing_that_stops_early() -> None:
-    plain, twin = blocks()
+    plain, changed = blocks()
     found = []
-    for block in (plain, twin):
+    for block in (plain, changed):
         x = inputs().requires_grad_()
         q, k, v = checkpoint(block, x, use_reentrant=False)
         (q[..., :4] * k + v).sum().backward()
@@ -304,22 +306,22 @@ def test_checkpointing_that_stops_early() -> None:
 
 
 def test_copies_are_independent() -> None:
-    _, twin = blocks()
-    other = copy.deepcopy(twin)
+    _, changed = blocks()
+    other = copy.deepcopy(changed)
     with torch.no_grad():
         other.attn.qkv_proj.weight.zero_()
         other.attn.qkv_proj.bias.zero_()
     assert not any(t.any() for t in other(inputs()))
-    assert all(t.any() for t in twin(inputs()))
+    assert all(t.any() for t in changed(inputs()))
     unfuse_qkv_(other)
-    assert is_fused(twin)
+    assert is_fused(changed)
     assert not other.attn._forward_hooks
 
 
 def test_a_pickled_model_stays_fused() -> None:
-    _, twin = blocks()
-    other = pickle.loads(pickle.dumps(twin))
-    assert same(other(inputs()), twin(inputs()))
+    _, changed = blocks()
+    other = pickle.loads(pickle.dumps(changed))
+    assert same(other(inputs()), changed(inputs()))
     unfuse_qkv_(other)
     assert not other.attn._forward_hooks
 
@@ -334,13 +336,13 @@ def test_what_wraps_the_fused_projection_is_called() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return 2 * self.inner(x)
 
-    plain, twin = blocks()
-    twin.attn.qkv_proj = Doubled(twin.attn.qkv_proj)
+    plain, changed = blocks()
+    changed.attn.qkv_proj = Doubled(changed.attn.qkv_proj)
     x, y = inputs(), inputs(1)
-    assert same(twin(x), tuple(2 * t for t in plain(x)))
-    assert same(twin(x, y), tuple(2 * t for t in plain(x, y)))
+    assert same(changed(x), tuple(2 * t for t in plain(x)))
+    assert same(changed(x, y), tuple(2 * t for t in plain(x, y)))
     with pytest.raises(PlanError, match="changed since"):
-        unfuse_qkv_(twin)
+        unfuse_qkv_(changed)
 
 
 # --- the step ------------------------------------------------------------------------------------
@@ -377,25 +379,25 @@ def test_weights_loaded_into_the_fused_model() -> None:
 
 def test_moving_and_casting() -> None:
     model = family("llama")
-    twin = fused(model).to(torch.float32)
-    assert twin.model.layers[0].self_attn.q_proj.weight.dtype is torch.float32
-    assert relative(logits(twin).double(), logits(model)) <= 1e-5
+    changed = fused(model).to(torch.float32)
+    assert changed.model.layers[0].self_attn.q_proj.weight.dtype is torch.float32
+    assert relative(logits(changed).double(), logits(model)) <= 1e-5
 
 
 def test_gradients_and_settings_survive_both_ways() -> None:
     model = family("llama")
     model(input_ids=tokens(), labels=tokens()).loss.backward()
-    twin = copy.deepcopy(model)
-    attention = twin.model.layers[0].self_attn
+    changed = copy.deepcopy(model)
+    attention = changed.model.layers[0].self_attn
     for name in "qkv":
         getattr(attention, f"{name}_proj").weight.requires_grad_(False)
-    for a, b in zip(model.parameters(), twin.parameters(), strict=True):
+    for a, b in zip(model.parameters(), changed.parameters(), strict=True):
         b.grad = a.grad.clone()
-    fuse_qkv_(twin, places(twin))
+    fuse_qkv_(changed, places(changed))
     assert not attention.qkv_proj.weight.requires_grad
-    unfuse_qkv_(twin)
+    unfuse_qkv_(changed)
     assert not attention.k_proj.weight.requires_grad
-    for a, b in zip(model.parameters(), twin.parameters(), strict=True):
+    for a, b in zip(model.parameters(), changed.parameters(), strict=True):
         assert torch.equal(a.grad, b.grad)
 
 
