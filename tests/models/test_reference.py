@@ -29,7 +29,7 @@ def test_a_key_that_nothing_reads_when_a_model_is_built() -> None:
 )
 def test_other_modules_with_tensors_are_refused(layers: int, told: str) -> None:
     references = ReferenceModels(skeleton(family("llama")))
-    with pytest.raises(ConfigError, match=f"a changed num_hidden_layers would {told}$"):
+    with pytest.raises(ConfigError, match=rf"a changed num_hidden_layers would {told}\."):
         references.attributes({"num_hidden_layers": layers})
 
 
