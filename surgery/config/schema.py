@@ -13,6 +13,8 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from surgery.config.options import COUNT, option
+
 
 class Task(Enum):
     causal_lm = "causal_lm"
@@ -189,6 +191,13 @@ class LoggerConfig:
 
 
 @dataclass
+class PlanConfig:
+    tokens: int | None = option(
+        MISSING, "length at which sizes are given; null: data.seq_len", range=COUNT
+    )
+
+
+@dataclass
 class MeasureConfig:
     windows: int = MISSING
     batch_size: int = MISSING
@@ -288,6 +297,7 @@ class RunConfig:
     trainer: dict[str, Any] = field(default_factory=dict)
     callbacks: dict[str, Any] = field(default_factory=dict)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
+    plan: PlanConfig = field(default_factory=PlanConfig)
     measure: MeasureConfig = field(default_factory=MeasureConfig)
     importance: ImportanceConfig = field(default_factory=ImportanceConfig)
     analysis: AnalysisConfig = field(default_factory=AnalysisConfig)

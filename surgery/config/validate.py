@@ -17,6 +17,7 @@ from omegaconf.errors import (
     ValidationError,
 )
 
+from surgery.config import options
 from surgery.config.schema import DataConfig, ObjectiveConfig, ObjectiveName, RunConfig, Stage
 from surgery.errors import ConfigError
 
@@ -26,7 +27,7 @@ _SHARD_SIZE = re.compile(r"\d+(\.\d+)?[KMGT]B")
 TRAINER_OWNED = {"logger", "callbacks", "default_root_dir", "use_distributed_sampler"}
 
 
-def checked(cfg: DictConfig) -> RunConfig:
+def check_config(cfg: DictConfig) -> RunConfig:
     """The typed config, or one `ConfigError` naming the first key that cannot be.
 
     Raises:
@@ -96,6 +97,7 @@ def changed_data(data: DataConfig, changes: Mapping[str, Any]) -> DataConfig:
 
 def check_ranges(run: RunConfig) -> None:
     """Raises: ConfigError, for the first number that is out of its range."""
+    options.check_ranges(run.plan, "plan.")
     positive: Iterable[tuple[str, float]] = [
         ("data.seq_len", run.data.seq_len),
         ("data.batch_size", run.data.batch_size),

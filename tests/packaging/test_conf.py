@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 import surgery.hydra  # noqa: F401
 from surgery.config.schema import RunConfig
-from surgery.config.validate import checked
+from surgery.config.validate import check_config
 from surgery.plan.registry import operation_fields, operation_names, parse_operations
 
 from .conftest import ROOT
@@ -27,9 +27,11 @@ from .conftest import ROOT
 OPEN_GROUPS = {"attention", "trainer", "callbacks"}
 TYPED = {name: hint for name, hint in get_type_hints(RunConfig).items() if is_dataclass(hint)}
 # Sections of config.yaml itself, with no choice of files.
-SECTIONS = {"analysis", "importance", "tasks", "calibration", "measure", "export"}
+SECTIONS = {"analysis", "importance", "tasks", "calibration", "measure", "plan", "export"}
 # What the files leave open with `???`; a number where it is not named here.
 FILLED = {"data.path": "x.txt"}
+# One of several keys that an operation needs, where each alone may be left out.
+NEEDED: dict[str, dict[str, Any]] = {"prune_heads": {"heads": [0]}}
 
 
 def choices(group: str) -> list[str]:
@@ -107,6 +109,7 @@ def test_an_attention_file_parses_once_it_is_filled_in(name: str) -> None:
     assert isinstance(options, dict)
     filled: Any = {
         str(operation): {k: 2 if v == "???" else v for k, v in values.items()}
+        | NEEDED.get(str(operation), {})
         for operation, values in options.items()
     }
     (operation,) = parse_operations(filled)
@@ -132,12 +135,12 @@ def test_every_file_passes_the_checks(group: str, name: str) -> None:
     cfg = chosen(group, name)
     for key in sorted(OmegaConf.missing_keys(cfg)):
         OmegaConf.update(cfg, key, FILLED.get(key, 2))
-    checked(cfg)
+    check_config(cfg)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_recipe_passes_the_checks(recipe: str) -> None:
-    run = checked(composed(f"+recipe={recipe}"))
+    run = check_config(composed(f"+recipe={recipe}"))
     parse_operations(run.attention)
 
 

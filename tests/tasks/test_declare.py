@@ -11,13 +11,14 @@ from hydra.core.global_hydra import GlobalHydra
 
 import surgery.hydra  # noqa: F401
 from surgery.config.schema import DataConfig, DataKind, Layout, Part, RunConfig
-from surgery.config.validate import checked
+from surgery.config.validate import check_config
 from surgery.errors import ConfigError
 from surgery.lab.tasks.declare import check_tasks
 from surgery.plan.registry import parse_operations
 
 TWO = "tasks.data={code:{part:code},prose:{part:prose}}"
 PRUNE = ("attention=[prune_heads]", "attention.prune_heads.amount=0.25")
+NAMED = ("attention=[prune_heads]", "attention.prune_heads.heads=[0]")
 SCORED = (*PRUNE, "attention.prune_heads.estimator=random")
 SCORE = "stages=[plan,score]"
 ONE = (*SCORED, TWO, "tasks.mode=one_mask")
@@ -32,7 +33,7 @@ def hydra() -> Iterator[None]:
 
 
 def run_of(*overrides: str) -> RunConfig:
-    return checked(compose("config", overrides=[*overrides, "run_dir=somewhere"]))
+    return check_config(compose("config", overrides=[*overrides, "run_dir=somewhere"]))
 
 
 def tasks_of(*overrides: str) -> dict[str, DataConfig]:
@@ -96,7 +97,7 @@ def test_what_makes_sense_is_let_through(overrides: tuple[str, ...]) -> None:
         (("tasks.data={a:{kind:text,part:code},b:{}}", SCORE), "tasks.data.a.part", "not read"),
         ((TWO,), "stages", "needs `score`"),
         ((TWO, "tasks.mode=one_mask"), "tasks.mode", "by an estimator"),
-        ((*PRUNE, TWO, "tasks.mode=prune_each"), "tasks.mode", "by an estimator"),
+        ((*NAMED, TWO, "tasks.mode=prune_each"), "tasks.mode", "by an estimator"),
         ((*ONE, "stages=[operate]"), "stages", "needs `calibrate`"),
         ((*ONE, "stages=[calibrate]"), "stages", "needs `operate`"),
         ((*ONE, "tasks.weights={code:1,prose:1}"), "tasks.weights", "of no use"),
