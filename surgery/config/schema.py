@@ -297,7 +297,9 @@ class RunConfig:
     trainer: dict[str, Any] = field(default_factory=dict)
     callbacks: dict[str, Any] = field(default_factory=dict)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
-    plan: PlanConfig = field(default_factory=PlanConfig)
+    plan: PlanConfig = option(
+        default_factory=PlanConfig, help="Sizes before and after: stages `plan` and `measure`."
+    )
     measure: MeasureConfig = field(default_factory=MeasureConfig)
     importance: ImportanceConfig = field(default_factory=ImportanceConfig)
     analysis: AnalysisConfig = field(default_factory=AnalysisConfig)

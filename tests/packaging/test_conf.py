@@ -30,8 +30,8 @@ TYPED = {name: hint for name, hint in get_type_hints(RunConfig).items() if is_da
 SECTIONS = {"analysis", "importance", "tasks", "calibration", "measure", "plan", "export"}
 # What the files leave open with `???`; a number where it is not named here.
 FILLED = {"data.path": "x.txt"}
-# One of several keys that an operation needs, where each alone may be left out.
-NEEDED: dict[str, dict[str, Any]] = {"prune_heads": {"heads": [0]}}
+# One of several options that a file leaves at null has to be given.
+CHOSEN: dict[str, dict[str, Any]] = {"prune_heads": {"heads": [0]}}
 
 
 def choices(group: str) -> list[str]:
@@ -109,7 +109,7 @@ def test_an_attention_file_parses_once_it_is_filled_in(name: str) -> None:
     assert isinstance(options, dict)
     filled: Any = {
         str(operation): {k: 2 if v == "???" else v for k, v in values.items()}
-        | NEEDED.get(str(operation), {})
+        | CHOSEN.get(str(operation), {})
         for operation, values in options.items()
     }
     (operation,) = parse_operations(filled)

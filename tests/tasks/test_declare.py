@@ -17,9 +17,9 @@ from surgery.lab.tasks.declare import check_tasks
 from surgery.plan.registry import parse_operations
 
 TWO = "tasks.data={code:{part:code},prose:{part:prose}}"
-PRUNE = ("attention=[prune_heads]", "attention.prune_heads.amount=0.25")
-NAMED = ("attention=[prune_heads]", "attention.prune_heads.heads=[0]")
-SCORED = (*PRUNE, "attention.prune_heads.estimator=random")
+PRUNE = "attention=[prune_heads]"
+NAMED = (PRUNE, "attention.prune_heads.heads=[0]")
+SCORED = (PRUNE, "attention.prune_heads.amount=0.25", "attention.prune_heads.estimator=random")
 SCORE = "stages=[plan,score]"
 ONE = (*SCORED, TWO, "tasks.mode=one_mask")
 OUT = ("tasks.mode=output_projections", "optim.parameters=output", TWO, "stages=[train]")
