@@ -17,7 +17,7 @@ ROWS: dict[str, tuple[str, Callable[[float], str]]] = {
     "perplexity": ("perplexity", "{:.3f}".format),
     "parameters": ("parameters", in_count),
     "kv_bytes_per_token": ("KV cache per token", in_bytes),
-    "attention_flops": ("attention FLOPs", in_count),
+    "attention_flops": ("attention FLOPs per window", in_count),
     "prefill_ms": ("prefill (ms)", "{:.2f}".format),
     "decode_ms": ("decode (ms/token)", "{:.2f}".format),
 }

@@ -19,10 +19,7 @@ def result_table(summary: Mapping[str, Any]) -> Table:
     for moment in moments:
         name = MOMENT_NAMES[moment] if summary.get("operations") else moment.replace("_", " ")
         table.add_column(name, justify="right")
-    tokens = (summary.get("planned") or {}).get("tokens")
     for field, (label, shown) in ROWS.items():
-        if field == "attention_flops" and tokens is not None:
-            label = f"{label}, {tokens} tokens"
         values = [summary[moment].get(field) for moment in moments]
         table.add_row(label, *("-" if value is None else shown(value) for value in values))
     closed = summary.get("gap_closed")

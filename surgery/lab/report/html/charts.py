@@ -57,10 +57,10 @@ def _curve(run: RunFiles) -> dict[str, Any] | None:
         for m in MOMENTS
         if comparable and run.summary.get(m)
     ]
-    decided = (training.get("decision") or {}).get("events") or []
+    pruned = (training.get("pruning") or {}).get("events") or []
     events = [
         {"step": event["step"], "text": f"{sum(map(len, event['closed'].values()))} heads closed"}
-        for event in decided
+        for event in pruned
     ]
     return {
         "points": [[step, _rounded(loss)] for step, loss in points],
