@@ -1,4 +1,4 @@
-"""What each head does: the stage `analyze`."""
+"""The stage `analyze`: what each head does."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from surgery.config.schema import AnalysisConfig, Task
-from surgery.console import is_rank_zero, say, show
+from surgery.console import say, show
 from surgery.data.windows import frame
 from surgery.files import write_json
 from surgery.lab.analysis.behaviour import observe_text
@@ -45,9 +45,16 @@ from surgery.lab.analysis.sources import check_probes, probe_name, probe_texts
 from surgery.lab.analysis.table import probes_table, roles_table
 from surgery.lab.analysis.watch import Batch, self_attention, unmasked
 from surgery.models.sites import Site
+from surgery.pipeline.files import (
+    ANALYSIS,
+    GROUPS,
+    HEADS,
+    PROBES_PICTURE,
+    REDUNDANCY,
+    ROLES_PICTURE,
+    SIMILARITY_PICTURE,
+)
 from surgery.pipeline.session import Session
-
-FOLDER = "analysis"
 
 
 def check_analysis(cfg: AnalysisConfig, skeleton: PreTrainedModel) -> None:
@@ -64,19 +71,16 @@ def analyze(session: Session) -> None:
     Raises:
         TapError: attention that cannot be observed.
     """
-    if not is_rank_zero():
-        return
-    cfg, run = session.run.analysis, session.run
-    model = session.loaded()
-    sites = self_attention(model)
-    folder = session.run_dir / FOLDER
+    cfg, run, model = session.run.analysis, session.run, session.load_model()
+    folder = session.run_dir / ANALYSIS
     folder.mkdir(exist_ok=True)
     thresholds = Thresholds(**vars(cfg.thresholds))
-    batches = _batches(session)
+    batches = _pick_batches(session)
+    sites = self_attention(model)
     behaviour = observe_text(model, batches, sites, cfg.rows, run.seed)
-    sites = _seen(sites, behaviour)
-    repeats = observe_repeats(model, _repeats(session, batches), sites)
-    judged = _probes(session, sites)
+    sites = _keep_observed(sites, behaviour)
+    repeats = observe_repeats(model, _draw_repeats(session, batches), sites)
+    judged = _run_probes(session, sites)
     similarity = compare_heads(model, batches, sites, cfg.rows, run.seed)
     links = tree(similarity.divergence)
     families = clusters(links, cfg.cluster_distance)
@@ -91,55 +95,69 @@ def analyze(session: Session) -> None:
         "thresholds": thresholds.to_json(),
         "heads": heads,
         "probes": probes_json(judged),
-        "clusters": _clusters(similarity, links.tolist(), families, cfg.cluster_distance),
+        "clusters": _describe_clusters(similarity, links.tolist(), families, cfg.cluster_distance),
     }
-    save_heads(result, folder / "heads.json")
+    files = _write_tables(session, result, similarity, sites, len(batches), folder)
+    files += _draw(result, similarity, links, folder)
+    files += _draw_maps(session, sites, heads, folder)
+    session.results.analysis = in_short(result, [f"{ANALYSIS}/{name}" for name in files])
+    show(roles_table(result))
+    if judged:
+        show(probes_table(result))
+    say(f"  analysis of {len(heads)} heads: {ANALYSIS}/ ({', '.join(files)})")
+
+
+def _write_tables(
+    session: Session,
+    result: Mapping[str, Any],
+    similarity: Similarity,
+    sites: list[Site],
+    batches: int,
+    folder: Path,
+) -> list[str]:
+    save_heads(result, folder / f"{HEADS}.json")
     what_is_its_own(
         similarity,
         sites,
         model=session.source.name,
-        data=run.data.kind.value,
-        batches=len(batches),
-        seed=run.seed,
-    ).save(folder / "redundancy.json")
-    files = ["heads.json", "heads.parquet", "redundancy.json", "redundancy.parquet"]
+        data=session.run.data.kind.value,
+        batches=batches,
+        seed=session.run.seed,
+    ).save(folder / f"{REDUNDANCY}.json")
+    files = [f"{name}{end}" for name in (HEADS, REDUNDANCY) for end in (".json", ".parquet")]
     groups = shared_groups(similarity, sites)
     if groups:
-        write_json(folder / "groups.json", groups)
-        files.append("groups.json")
-    draw_roles(result, folder / "roles.png")
-    draw_similarity(result, similarity, links, folder / "similarity.png")
-    files += ["roles.png", "similarity.png"]
-    if judged:
-        draw_probes(result, folder / "probes.png")
-        files.append("probes.png")
-    files += _maps(session, sites, heads, folder)
-    session.analysis = in_short(result, [f"{FOLDER}/{name}" for name in files])
-    show(roles_table(result))
-    if judged:
-        show(probes_table(result))
-    say(f"  analysis of {len(heads)} heads: {FOLDER}/ ({', '.join(files)})")
+        write_json(folder / GROUPS, groups)
+        files.append(GROUPS)
+    return files
 
 
-def _batches(session: Session) -> list[Batch]:
+def _draw(result: Mapping[str, Any], similarity: Similarity, links: Any, folder: Path) -> list[str]:
+    draw_roles(result, folder / ROLES_PICTURE)
+    draw_similarity(result, similarity, links, folder / SIMILARITY_PICTURE)
+    if not result["probes"]:
+        return [ROLES_PICTURE, SIMILARITY_PICTURE]
+    draw_probes(result, folder / PROBES_PICTURE)
+    return [ROLES_PICTURE, SIMILARITY_PICTURE, PROBES_PICTURE]
+
+
+def _pick_batches(session: Session) -> list[Batch]:
     """Windows of the run's training text, nothing masked out."""
-    assert session.data is not None
     cfg = session.run.analysis
     batches = session.data.importance_batches(cfg.windows, cfg.batch_size)
     masked = session.run.model.task is Task.masked_lm
     return [unmasked(batch) if masked else batch for batch in batches]
 
 
-def _seen(sites: Sequence[Site], behaviour: Mapping[str, Any]) -> list[Site]:
+def _keep_observed(sites: Sequence[Site], behaviour: Mapping[str, Any]) -> list[Site]:
     missing = [site for site in sites if site.path not in behaviour]
     for site in missing:
         say(f"  {site.path}: its attention did not come by, so its heads are left out")
     return [site for site in sites if site.path in behaviour]
 
 
-def _repeats(session: Session, batches: Sequence[Batch]) -> Repeats:
+def _draw_repeats(session: Session, batches: Sequence[Batch]) -> Repeats:
     """Drawn from the tokens of the text that was looked at: none is special, none was never met."""
-    assert session.tokenizer is not None
     cfg, run = session.run.analysis, session.run
     special = torch.tensor(session.tokenizer.all_special_ids)
     real = [
@@ -150,7 +168,7 @@ def _repeats(session: Session, batches: Sequence[Batch]) -> Repeats:
     ]
     vocabulary = torch.cat(real).unique()
     vocabulary = vocabulary[~torch.isin(vocabulary, special)]
-    before, after = _frame(session)
+    before, after = _find_frame(session)
     room = (run.data.seq_len - len(before) - len(after)) // 2
     return random_repeats(
         vocabulary,
@@ -162,15 +180,13 @@ def _repeats(session: Session, batches: Sequence[Batch]) -> Repeats:
     )
 
 
-def _frame(session: Session) -> tuple[list[int], list[int]]:
+def _find_frame(session: Session) -> tuple[list[int], list[int]]:
     """Special tokens around a text; what ends it says nothing to a model that looks back."""
-    assert session.tokenizer is not None
     before, after = frame(session.tokenizer)
     return before, [] if session.run.model.task is Task.causal_lm else after
 
 
-def _probes(session: Session, sites: Sequence[Site]) -> dict[str, Judged]:
-    assert session.tokenizer is not None
+def _run_probes(session: Session, sites: Sequence[Site]) -> dict[str, Judged]:
     cfg, run = session.run.analysis, session.run
     found: dict[str, Judged] = {}
     for probe in cfg.probes:
@@ -183,14 +199,14 @@ def _probes(session: Session, sites: Sequence[Site]) -> dict[str, Judged]:
             val_fraction=run.data.val_fraction,
         )
         name = probe_name(probe)
-        judged, few = run_probes(session.loaded(), texts, sites, name)
+        judged, few = run_probes(session.load_model(), texts, sites, name)
         found |= {f"{name}:{relation}": one for relation, one in judged.items()}
         if few:
             say(f"  too few pairs in {name} to judge: {', '.join(few)}")
     return found
 
 
-def _clusters(
+def _describe_clusters(
     similarity: Similarity, links: list[list[float]], families: Sequence[int], distance: float
 ) -> dict[str, Any]:
     members: list[list[list[int]]] = [[] for _ in range(max(families) + 1)]
@@ -206,13 +222,12 @@ def _clusters(
     }
 
 
-def _maps(
+def _draw_maps(
     session: Session, sites: Sequence[Site], heads: Sequence[Mapping[str, Any]], folder: Path
 ) -> list[str]:
     asked = session.run.analysis.maps
     if not asked.heads:
         return []
-    assert session.tokenizer is not None
     chosen: list[Head]
     roles = {(head["layer"], head["head"]): head["role"] for head in heads}
     if asked.heads == BEST:
@@ -222,7 +237,12 @@ def _maps(
         chosen = parsed(asked.heads)
     files = []
     for found in attention_maps(
-        session.loaded(), session.tokenizer, sites, chosen, list(asked.texts), _frame(session)
+        session.load_model(),
+        session.tokenizer,
+        sites,
+        chosen,
+        list(asked.texts),
+        _find_frame(session),
     ):
         layer, head = found.head
         name = f"map-{layer}.{head}-{found.text + 1}.png"
