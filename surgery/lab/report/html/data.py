@@ -14,7 +14,7 @@ HEADS = "heads.parquet"
 # Letters of config.yaml that are kept.
 _CONFIG = 200_000
 # file → the format that is read
-FORMATS = {"plan.json": 3, "importance.json": 1, "analysis/heads.json": 1}
+FORMATS = {"plan.json": 4, "importance.json": 1, "analysis/heads.json": 1}
 
 
 @dataclass(frozen=True)

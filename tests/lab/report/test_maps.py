@@ -17,7 +17,13 @@ from hypothesis.extra.numpy import arrays
 from surgery.lab.report.html import write_report
 from surgery.lab.report.html.maps import encoded, fixed_maps, observed_maps, precision
 from surgery.lab.report.html.report import LIMIT
-from tests.report.making import METRICS, write_analysis, write_heads, write_importance, write_run
+from tests.lab.report.making import (
+    METRICS,
+    write_analysis,
+    write_heads,
+    write_importance,
+    write_run,
+)
 
 LARGE = 10**9
 

@@ -15,9 +15,9 @@ from surgery.lab.report.html import write_report
 from surgery.lab.report.html.comparison import run_names
 from surgery.lab.report.html.data import read_run
 from surgery.lab.report.html.differences import differences, main_differences
-from tests.report.making import summary, write_run
-from tests.report.test_page import NASTY
-from tests.report.viewing import Viewer
+from tests.lab.report.making import summary, write_run
+from tests.lab.report.test_page import NASTY
+from tests.lab.report.viewing import Viewer
 
 # KV heads, loss after healing: the third is worse than the second in both.
 RUNS = [(1, 1.5), (2, 1.2), (4, 1.3), (8, 1.0)]

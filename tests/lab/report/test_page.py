@@ -34,7 +34,7 @@ from surgery.pipeline.report import report_again
 from surgery.plan.make import make_plan
 from surgery.plan.registry import parse_operations
 from surgery.plan.store import save_plan
-from tests.report.making import alarm, plan, summary, write_full_run, write_run
+from tests.lab.report.making import alarm, plan, summary, write_full_run, write_run
 from tests.tiny_models import tiny_model, tokens
 
 # The page goes by files alone; who writes them says in which format.
@@ -43,6 +43,7 @@ WRITTEN = {
     "importance.json": surgery.importance.table.FORMAT,
     "analysis/heads.json": surgery.lab.analysis.result.FORMAT,
 }
+COLUMNS = ["layers", "query heads", "", "KV heads", "which share"]
 SMALLER = f"KV cache {MINUS}75%, parameters {MINUS}11%"
 NASTY = "</script><b>bold</b><script>window.hacked = 1</script>\"'&amp;"
 
@@ -127,11 +128,11 @@ def test_what_changes_per_layer_is_read_off_the_plan() -> None:
     found = layers_table(plan())
     assert found is not None
     assert cells(found) == [
-        ["layers", "query heads", "", "KV heads", "which share", "positions", "backend", "other"],
+        [*COLUMNS, "positions", "backend", "attention"],
         ["0", "8", "", "8 → 2", "0 1 2 3 | 4 5 6 7", "", "sdpa", ""],
         ["1", "8 → 6", "", "8 → 2", "1 2 4 | 5 6 7", "", "sdpa", ""],
         ["2", "8", "", "8 → 2", "0 1 2 3 | 4 5 6 7", "none", "sdpa", ""],
-        ["3", "8 → 0", "", "8 → 0", "", "", "sdpa", "attention removed"],
+        ["3", "8 → 0", "", "8 → 0", "", "", "sdpa", "removed"],
     ]
     paths = re.findall(r'd="([^"]*)" class="gone"', found)
     drawn = [re.findall(r"M([\d.]+) 1.5", path) for path in paths]
@@ -146,7 +147,7 @@ def test_what_changes_per_layer_is_read_off_the_plan() -> None:
 
 
 def test_layers_that_fare_alike_share_a_line() -> None:
-    alike = plan() | {"steps": []}
+    alike = plan()
     alike["source"] = alike["before"] = [alike["source"][0] | {"path": str(n)} for n in range(5)]
     alike["after"] = alike["source"]
     found = layers_table(alike)
