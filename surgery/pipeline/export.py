@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from surgery.config.schema import Dtype
 from surgery.console import say
 from surgery.errors import SurgeryError
-from surgery.lab.report.card import model_card
+from surgery.lab.report.card import render_card
 from surgery.pipeline.session import Session
 from surgery.pipeline.summary import summarize
 from surgery.plan.registry import restore_saved_form_
@@ -50,7 +50,8 @@ def export(session: Session) -> None:
         "bytes": sum(f.stat().st_size for f in draft.glob("*.safetensors")),
         "max_logit_difference_after_reload": difference,
     }
-    (draft / "README.md").write_text(model_card(summarize(session)))
+    card = render_card(summarize(session), session.whole_plan.outcomes)
+    (draft / "README.md").write_text(card)
     if final.exists():
         shutil.rmtree(final)
     draft.rename(final)

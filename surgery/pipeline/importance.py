@@ -13,7 +13,7 @@ from surgery.data.collate import Batch
 from surgery.data.module import TextData
 from surgery.importance.estimate import Scorer, score_heads
 from surgery.importance.table import GROUPS, HEADS, ScoreTable
-from surgery.lab.report.importance import draw_scores, scores_table
+from surgery.lab.report.importance import draw_scores, tabulate_scores
 from surgery.models.sites import Site
 from surgery.pipeline.session import Session
 
@@ -34,7 +34,7 @@ def score(session: Session) -> None:
     with torch.random.fork_rng():
         table = scorer_of(session)(model, (), estimator, "both")
     keep(session, table)
-    show(scores_table(table.to_json()))
+    show(tabulate_scores(table.to_json()))
 
 
 def keep(session: Session, table: ScoreTable) -> None:

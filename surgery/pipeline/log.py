@@ -54,14 +54,14 @@ def send_results(session: Session, summary: Mapping[str, Any]) -> None:
     wanted = LoggerKind.wandb in session.run.logger.kinds and is_logged(set(session.run.stages))
     if not wanted or session.task_runs:  # each task's run has sent its own
         return
-    from surgery.lab.report.comparable import comparable
+    from surgery.lab.report.comparable import flatten_summary
     from surgery.training.loggers import wandb_runs
 
     open_loggers(session)
     for run in wandb_runs(session.loggers):
         _send_lineage(session, run)
         _send_tables(session, run)
-        run.summary.update(comparable(summary))
+        run.summary.update(flatten_summary(summary))
 
 
 def _send_lineage(session: Session, run: Any) -> None:

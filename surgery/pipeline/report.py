@@ -8,7 +8,7 @@ from pathlib import Path
 from surgery.console import say, show
 from surgery.errors import ConfigError
 from surgery.lab.report.summary import FORMAT, MOMENTS, SUMMARY
-from surgery.lab.report.table import result_table
+from surgery.lab.report.table import tabulate_result
 
 PICTURE = "result.png"
 
@@ -20,7 +20,7 @@ def report(run_dir: Path) -> None:
         from surgery.lab.report.picture import draw_result
 
         draw_result(summary, run_dir / PICTURE)
-        show(result_table(summary))
+        show(tabulate_result(summary))
     if summary.get("tasks"):
         from surgery.lab.tasks.table import agreement_table, losses_table, warnings
 

@@ -14,7 +14,7 @@ from surgery.config.validate import checked
 from surgery.console import is_rank_zero
 from surgery.execute.live import apply_
 from surgery.files import write_json, write_text
-from surgery.lab.report.summary import SCHEMA, SUMMARY, schema_text
+from surgery.lab.report.summary import SCHEMA, SUMMARY, read_schema
 from surgery.pipeline.log import closing_loggers, send_results
 from surgery.pipeline.prepare import check_writable, prepare
 from surgery.pipeline.report import report, report_again
@@ -64,7 +64,7 @@ def _keep(session: Session) -> None:
 
         keep_tasks(session)
     summary = summarize(session)
-    write_text(session.run_dir / SCHEMA, schema_text())
+    write_text(session.run_dir / SCHEMA, read_schema())
     write_json(session.run_dir / SUMMARY, summary)
     if session.has(Stage.report):
         report(session.run_dir)

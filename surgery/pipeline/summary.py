@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from surgery.lab.report.summary import FORMAT, MOMENTS, gap_closed, machine, versions
+from surgery.lab.report.summary import (
+    FORMAT,
+    MOMENTS,
+    compute_gap_closed,
+    describe_machine,
+    find_versions,
+)
 from surgery.pipeline.session import Session
 
 
@@ -25,7 +31,7 @@ def summarize(session: Session) -> dict[str, Any]:
             "after": session.whole_plan.sizes_after.to_json(),
         },
         **figures,
-        "gap_closed": gap_closed(figures),
+        "gap_closed": compute_gap_closed(figures),
         "calibration": session.plan.calibration,
         "importance": None if session.scores is None else session.scores.about(),
         "analysis": session.analysis or None,
@@ -34,6 +40,6 @@ def summarize(session: Session) -> dict[str, Any]:
         "training": session.training or None,
         "export": session.export or None,
         "timings": {name: round(seconds, 3) for name, seconds in session.timings.items()},
-        "machine": machine(),
-        "versions": versions(),
+        "machine": describe_machine(),
+        "versions": find_versions(),
     }

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from surgery.importance.table import ScoreTable, SiteScores
-from surgery.lab.report.summary import FORMAT, machine, versions
+from surgery.lab.report.summary import FORMAT, describe_machine, find_versions
 from surgery.models.sites import Projection, Site
 from surgery.plan.plan import Export, Plan
 from surgery.plan.sizes import Sizes
@@ -46,7 +46,7 @@ def summary(
         "seed": 0,
         "model": {"name": name, "class": "LlamaForCausalLM", "model_type": "llama"},
         "operations": [{"operation": "gqa", "kv_heads": 2, "merge": "mean", "layers": None}],
-        "planned": {"before": _sizes(8192), "after": _sizes(kv)},
+        "planned": {"tokens": TOKENS, "before": _sizes(8192), "after": _sizes(kv)},
         "before": _measured(1.0, 8192),
         "after_surgery": _measured(2.5, kv),
         "after_training": _measured(loss, kv),
@@ -70,7 +70,7 @@ def summary(
             "lr": 0.003,
             "final_train_loss": loss,
             "checkpoint": None,
-            "pruning": None,
+            "decision": None,
             "alarms": [],
             "curve": [[step, loss + 1.3 * 0.95**step] for step in range(1, 101)],
         },
@@ -85,8 +85,8 @@ def summary(
             "max_logit_difference_after_reload": 0.0,
         },
         "timings": {"load": 0.1, "train": 61.0, "total": 75.0},
-        "machine": machine(),
-        "versions": versions(),
+        "machine": describe_machine(),
+        "versions": find_versions(),
     }
     return found | changes
 
@@ -99,7 +99,7 @@ def _measured(loss: float, kv: int) -> dict[str, Any]:
     return {
         "loss": loss,
         "perplexity": float(np.exp(loss)),
-        **{name: size for name, size in _sizes(kv).items() if name != "kv_bytes"},
+        **_sizes(kv),
         "cache_bytes_per_token": float(kv),
         "prefill_ms": 65.0,
         "decode_ms": 4.0 + kv / 10_000,

@@ -11,7 +11,7 @@ import pytest
 from selenium.webdriver.common.keys import Keys
 
 from surgery.lab.report.html import write_report
-from surgery.lab.report.html.quantities import MINUS
+from surgery.lab.report.quantities import MINUS
 from tests.lab.report.making import (
     HEADS,
     LAYERS,
