@@ -158,7 +158,7 @@ def test_policy_names_the_very_script_and_style(report_file: Path) -> None:
 def test_what_changes_per_layer_is_read_off_the_plan(tmp_path: Path) -> None:
     found = layers_table(write_plan(tmp_path, plan()))
     assert cells(found) == [
-        [*COLUMNS, "positions", "backend", "attention"],
+        [*COLUMNS, "positions", "implementation", "attention"],
         ["0", "8", "", "8 → 2", "0 1 2 3 | 4 5 6 7", "", "sdpa", ""],
         ["1", "8 → 6", "", "8 → 2", "1 2 4 | 5 6 7", "", "sdpa", ""],
         ["2", "8", "", "8 → 2", "0 1 2 3 | 4 5 6 7", "none", "sdpa", ""],

@@ -54,7 +54,7 @@ def tabulate_layers(plan: Mapping[str, Any]) -> Table | None:
     after = {site["path"]: site for site in plan.get("after") or []}
     told = plan.get("layers") or {}
     columns = list(dict.fromkeys(column for texts in told.values() for column in texts))
-    names = ["query heads", "", "KV heads", "which share", *columns, "backend", "attention"]
+    names = ["query heads", "", "KV heads", "which share", *columns, "implementation", "attention"]
     lines: list[tuple[list[int], list[Any]]] = []
     pairs = zip(plan.get("source") or [], plan.get("before") or [], strict=False)
     for place, (old, start) in enumerate(pairs):

@@ -195,8 +195,8 @@ def write_snippet(run: RunFiles) -> str:
         return ""
     name = str(run.model["class"])
     auto = next((auto for end, auto in _AUTO.items() if name.endswith(end)), name)
-    backend = run.plan.get("implementation")
-    extra = f', attn_implementation="{backend}"' if backend else ""
+    chosen = run.plan.get("implementation")
+    extra = f', attn_implementation="{chosen}"' if chosen else ""
     record = "import surgery  # reads the record; without it transformers cannot\n\n"
     return (
         f"{record if export['format'] == 'record' else ''}"
