@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from surgery.config.schema import Dtype
 from surgery.console import say
-from surgery.lab.report.card import model_card
+from surgery.lab.report.card import render_card
 from surgery.pipeline.files import CARD, EXPORT, EXPORT_DRAFT, RECORD
 from surgery.pipeline.session import Session
 from surgery.pipeline.summary import summarize
@@ -49,7 +49,7 @@ def export(session: Session) -> None:
         "bytes": size,
         "max_logit_difference_after_reload": difference,
     }
-    (draft / CARD).write_text(model_card(summarize(session)))
+    (draft / CARD).write_text(render_card(summarize(session), session.whole_plan.outcomes))
     if final.exists():
         shutil.rmtree(final)
     draft.rename(final)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from surgery.config.schema import LoggerKind, Stage
-from surgery.lab.report.comparable import comparable
+from surgery.lab.report.comparable import flatten_summary
 from surgery.pipeline.files import ANALYSIS, HEADS, IMPORTANCE, IMPORTANCE_PICTURE, TASKS_PICTURE
 from surgery.pipeline.session import Session
 from surgery.plan.store import PLAN, TENSORS
@@ -62,7 +62,7 @@ def send_results(session: Session, summary: Mapping[str, Any]) -> None:
     for run in wandb_runs(session.loggers):
         _send_lineage(session, run)
         _send_tables(session, run)
-        run.summary.update(comparable(summary))
+        run.summary.update(flatten_summary(summary))
 
 
 def _send_lineage(session: Session, run: Any) -> None:

@@ -10,7 +10,7 @@ from surgery.errors import ConfigError
 from surgery.lab.report.html import write_report
 from surgery.lab.report.picture import draw_result
 from surgery.lab.report.summary import FORMAT, MOMENTS, SUMMARY
-from surgery.lab.report.table import result_table
+from surgery.lab.report.table import tabulate_result
 from surgery.lab.tasks.table import agreement_table, losses_table, warnings
 from surgery.pipeline.files import RESULT_PICTURE
 
@@ -20,7 +20,7 @@ def report(run_dir: Path) -> None:
     summary = json.loads((run_dir / SUMMARY).read_text(encoding="utf-8"))
     if any(summary.get(moment) for moment in MOMENTS):
         draw_result(summary, run_dir / RESULT_PICTURE)
-        show(result_table(summary))
+        show(tabulate_result(summary))
     if summary.get("tasks"):
         if summary["tasks"].get("spearman"):
             show(agreement_table(summary["tasks"]))

@@ -6,7 +6,7 @@ import torch
 
 from surgery.config.schema import TaskMode
 from surgery.console import show
-from surgery.lab.report.importance import scores_table
+from surgery.lab.report.importance import tabulate_scores
 from surgery.pipeline.scorer import keep_scores, make_scorer
 from surgery.pipeline.session import Session
 from surgery.pipeline.tasks import compare_tasks
@@ -21,4 +21,4 @@ def score(session: Session) -> None:
     with torch.random.fork_rng():
         table = make_scorer(session)(model, (), estimator, "both")
     keep_scores(session, table)
-    show(scores_table(table.to_json()))
+    show(tabulate_scores(table.to_json()))

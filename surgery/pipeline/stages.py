@@ -15,7 +15,7 @@ from transformers import set_seed
 from surgery.config.schema import Stage
 from surgery.console import is_rank_zero
 from surgery.files import write_json, write_text
-from surgery.lab.report.summary import SCHEMA, SUMMARY, schema_text
+from surgery.lab.report.summary import SCHEMA, SUMMARY, read_schema
 from surgery.pipeline.cut import cut
 from surgery.pipeline.export import export
 from surgery.pipeline.log import finish_loggers, send_results
@@ -71,7 +71,7 @@ def finish(session: Session, start: float) -> dict[str, Any] | None:
 
         write_tasks(session)
     summary = summarize(session)
-    write_text(session.run_dir / SCHEMA, schema_text())
+    write_text(session.run_dir / SCHEMA, read_schema())
     write_json(session.run_dir / SUMMARY, summary)
     if session.has(Stage.report):
         from surgery.pipeline.report import report

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from surgery.lab.report.summary import FORMAT, MOMENTS, gap_closed, machine, versions
+from surgery.lab.report.summary import (
+    FORMAT,
+    MOMENTS,
+    compute_gap_closed,
+    describe_machine,
+    find_versions,
+)
 from surgery.pipeline.files import IMPORTANCE
 from surgery.pipeline.session import Session
 
@@ -29,7 +35,7 @@ def summarize(session: Session) -> dict[str, Any]:
             "after": whole.sizes_after.to_json(),
         },
         **figures,
-        "gap_closed": gap_closed(figures),
+        "gap_closed": compute_gap_closed(figures),
         "calibration": plan.calibration,
         "importance": None if scores is None else scores.about(),
         "analysis": results.analysis or None,
@@ -38,6 +44,6 @@ def summarize(session: Session) -> dict[str, Any]:
         "training": results.training or None,
         "export": results.export or None,
         "timings": {name: round(seconds, 3) for name, seconds in results.timings.items()},
-        "machine": machine(),
-        "versions": versions(),
+        "machine": describe_machine(),
+        "versions": find_versions(),
     }

@@ -15,7 +15,7 @@ from benchmarks.pruning.clock import paired
 from benchmarks.pruning.page import page
 from benchmarks.pruning.runs import RUNS, P, S, command
 from surgery.config.validate import check_config
-from surgery.lab.report.summary import machine, versions
+from surgery.lab.report.summary import describe_machine, find_versions
 from surgery.plan.registry import parse_operations
 from tests.tiny_models import tiny_model
 
@@ -58,8 +58,8 @@ def _page(*runs: dict[str, Any]) -> str:
             "steps": 260,
             "share": 0.1,
             "command": "c",
-            "machine": machine(),
-            "versions": versions(),
+            "machine": describe_machine(),
+            "versions": find_versions(),
         }
     )
 

@@ -10,14 +10,13 @@ from typing import Any
 import pytest
 from selenium.webdriver.common.keys import Keys
 
-from surgery.lab.report.compare import compare, main, run_directories
+from surgery.lab.report.compare import compare_runs, find_runs, main
 from surgery.lab.report.html import write_report
-from surgery.lab.report.html.comparison import run_names
+from surgery.lab.report.html.comparison import find_differences, name_runs, select_main
 from surgery.lab.report.html.data import read_run
-from surgery.lab.report.html.differences import differences, main_differences
-from tests.report.making import summary, write_run
-from tests.report.test_page import NASTY
-from tests.report.viewing import Viewer
+from tests.lab.report.making import summary, write_run
+from tests.lab.report.test_page import NASTY
+from tests.lab.report.viewing import Viewer
 
 # KV heads, loss after healing: the third is worse than the second in both.
 RUNS = [(1, 1.5), (2, 1.2), (4, 1.3), (8, 1.0)]
@@ -36,9 +35,9 @@ def sweep(folder: Path, **changes: Any) -> Path:
 
 def test_a_sweep_differs_in_what_was_swept(tmp_path: Path) -> None:
     """And not in where its runs lie."""
-    runs = [read_run(place) for place in run_directories([sweep(tmp_path)])]
-    assert differences(runs) == {"attention.gqa.kv_heads": [1, 2, 4, 8]}
-    assert run_names(runs) == ["0", "1", "2", "3"]
+    runs = [read_run(place) for place in find_runs([sweep(tmp_path)])]
+    assert find_differences(runs) == {"attention.gqa.kv_heads": [1, 2, 4, 8]}
+    assert name_runs(runs) == ["0", "1", "2", "3"]
 
 
 def test_operations_and_missing_keys_are_differences(tmp_path: Path) -> None:
@@ -46,19 +45,19 @@ def test_operations_and_missing_keys_are_differences(tmp_path: Path) -> None:
     other = write_run(
         tmp_path / "other", "seed: 1\n", operations=[{"operation": "prune_heads", "amount": 0.4}]
     )
-    found = differences([read_run(one), read_run(other)])
+    found = find_differences([read_run(one), read_run(other)])
     assert found == {
         "attention.gqa.merge": ["mean", None],
         "operations": ["gqa", "prune_heads"],
     }
-    assert next(iter(main_differences(found))) == "operations"
+    assert next(iter(select_main(found))) == "operations"
 
 
 def test_runs_are_found_in_hydras_order(tmp_path: Path) -> None:
     for name in ("10", "9", "b", "a/inner"):
         write_run(tmp_path / name)
     write_run(tmp_path / "9" / "tasks" / "code")  # belongs to run 9
-    found = run_directories([tmp_path, tmp_path / "b"])
+    found = find_runs([tmp_path, tmp_path / "b"])
     names = [place.relative_to(tmp_path.resolve()).as_posix() for place in found]
     assert names == ["9", "10", "a/inner", "b"]
 
@@ -72,12 +71,12 @@ def test_bad_input_is_one_message(tmp_path: Path, capsys: pytest.CaptureFixture[
     empty = tmp_path / "empty"
     empty.mkdir()
     cases: list[tuple[list[Any], str]] = [
-        ([tmp_path / "nowhere"], "is no directory"),
+        ([tmp_path / "nowhere"], "is not a directory"),
         ([empty], "holds no run"),
         ([broken], "cannot be read"),
         ([other], "format 99"),
         ([run, "--out", tmp_path], "is a directory"),
-        ([run, "--out", tmp_path / "no" / "x.html"], "lies in no directory"),
+        ([run, "--out", tmp_path / "no" / "x.html"], "is in no directory"),
         ([], "RUN_DIR"),
     ]
     for arguments, said in cases:
@@ -107,7 +106,7 @@ def test_the_command_runs(tmp_path: Path) -> None:
 def comparison(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = sweep(tmp_path_factory.mktemp("sweep & more"))
     write_report(folder / "2")
-    compare([folder], folder / "compare.html")
+    compare_runs([folder], folder / "compare.html")
     return folder / "compare.html"
 
 
@@ -170,7 +169,7 @@ def test_names_cannot_break_it(viewer: Viewer, tmp_path: Path) -> None:
     config = f"attention:\n  a: {NASTY.replace(':', '')!r}\n"
     write_run(tmp_path / "</script><b>one", config.replace("\\'", "''"), model=model)
     write_run(tmp_path / "two", "attention:\n  a: x\n", loss=1.1)
-    compare([tmp_path], tmp_path / "compare.html")
+    compare_runs([tmp_path], tmp_path / "compare.html")
     viewer.open(tmp_path / "compare.html")
     assert "</script><b>one" in " ".join(viewer.texts("#runs tbody th"))
     assert viewer.run("return window.hacked") is None

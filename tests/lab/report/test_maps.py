@@ -15,15 +15,21 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from surgery.lab.report.html import write_report
-from surgery.lab.report.html.maps import encoded, fixed_maps, observed_maps, precision
+from surgery.lab.report.html.maps import choose_precision, encode_metric, pack_maps, read_maps
 from surgery.lab.report.html.report import LIMIT
-from tests.report.making import METRICS, write_analysis, write_heads, write_importance, write_run
+from tests.lab.report.making import (
+    METRICS,
+    write_analysis,
+    write_heads,
+    write_importance,
+    write_run,
+)
 
 LARGE = 10**9
 
 
 def decoded(metric: dict[str, Any]) -> np.ndarray:
-    """What the page reads off the codes, by the formula in the docstring of `encoded`."""
+    """What the page reads off the codes, by the formula in the docstring of `encode_metric`."""
     raw = base64.b64decode(metric["codes"])
     codes = np.frombuffer(raw, "<u2" if metric["bits"] == 16 else "u1").astype(float)
     highest = 2 ** metric["bits"] - 2
@@ -42,7 +48,7 @@ def decoded(metric: dict[str, Any]) -> np.ndarray:
 def test_codes_are_half_a_step_off_at_most(values: np.ndarray, bits: int) -> None:
     if not np.isfinite(values).any():
         return
-    metric = encoded("x", values, bits)
+    metric = encode_metric("x", values, bits)
     found = decoded(metric).reshape(values.shape)
     assert np.array_equal(np.isnan(found), np.isnan(values))
     known = np.isfinite(values)
@@ -55,7 +61,7 @@ def test_codes_are_half_a_step_off_at_most(values: np.ndarray, bits: int) -> Non
 def test_few_observations_are_all_kept(tmp_path: Path) -> None:
     steps = [0, 5, 10, 15]
     drawn = write_heads(tmp_path, steps, 3, 4)
-    found = observed_maps(tmp_path / "heads.parquet", LARGE)
+    found = read_maps(tmp_path / "heads.parquet", LARGE)
     assert found is not None
     assert [metric["name"] for metric in found["metrics"]] == list(METRICS)
     for metric in found["metrics"]:
@@ -67,7 +73,8 @@ def test_few_observations_are_all_kept(tmp_path: Path) -> None:
 
 
 def test_heads_that_are_not_there_stay_empty() -> None:
-    found = fixed_maps("t", {"x": [[1.0, 2.0, 3.0], [4.0], [None, 5.0]]}, LARGE)
+    places = [(0, 0), (0, 1), (0, 2), (1, 0), (2, 0), (2, 1)]
+    found = pack_maps("t", places, {"x": [1.0, 2.0, 3.0, 4.0, None, 5.0]}, LARGE)
     assert found is not None
     expected = [1, 2, 3, 4, np.nan, np.nan, np.nan, 5, np.nan]
     assert np.allclose(decoded(found["metrics"][0]), expected, equal_nan=True, atol=1e-3)
@@ -75,7 +82,7 @@ def test_heads_that_are_not_there_stay_empty() -> None:
 
 @given(st.integers(1, 5000), st.integers(1, 20_000), st.integers(0, 3_000_000))
 def test_precision_fits_the_room(steps: int, heads: int, room: int) -> None:
-    bits, kept = precision(steps, heads, room)
+    bits, kept = choose_precision(steps, heads, room)
     assert 1 <= kept <= steps
     assert kept * heads * bits // 8 <= max(room, heads)
 
@@ -118,8 +125,8 @@ def _repeat(drawn: dict[str, np.ndarray], directory: Path) -> dict[str, np.ndarr
 @pytest.mark.parametrize("limit", [400_000, 900_000])
 def test_a_tighter_limit_is_kept_too(limit: int, tmp_path: Path) -> None:
     from surgery.lab.report.html.data import read_run
-    from surgery.lab.report.html.report import report_page
+    from surgery.lab.report.html.report import render_report
 
     write_run(tmp_path)
     write_heads(tmp_path, list(range(100)), 16, 16)
-    assert len(report_page(read_run(tmp_path), limit).encode()) <= limit
+    assert len(render_report(read_run(tmp_path), limit).encode()) <= limit

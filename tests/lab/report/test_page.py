@@ -14,6 +14,7 @@ from typing import Any
 import jsonschema
 import pytest
 import torch
+from jinja2 import UndefinedError
 from transformers import GPT2Tokenizer
 
 import surgery.importance.table
@@ -22,19 +23,15 @@ import surgery.plan.plan
 from surgery.execute.live import apply_
 from surgery.lab.report.html import write_report
 from surgery.lab.report.html.data import FORMATS, read_run
-from surgery.lab.report.html.layers import layers_table
-from surgery.lab.report.html.loading import snippet
-from surgery.lab.report.html.markup import tag
-from surgery.lab.report.html.page import embedded
-from surgery.lab.report.html.quantities import MINUS
-from surgery.lab.report.html.remarks import remarks
-from surgery.lab.report.html.verdict import headline
-from surgery.lab.report.summary import schema_text
+from surgery.lab.report.html.page import render_page
+from surgery.lab.report.html.words import collect_remarks, write_headline, write_snippet
+from surgery.lab.report.quantities import MINUS
+from surgery.lab.report.summary import read_schema
 from surgery.pipeline.report import report_again
 from surgery.plan.make import make_plan
 from surgery.plan.registry import parse_operations
 from surgery.plan.store import save_plan
-from tests.report.making import alarm, plan, summary, write_full_run, write_run
+from tests.lab.report.making import alarm, plan, summary, write_full_run, write_run
 from tests.tiny_models import tiny_model, tokens
 
 # The page goes by files alone; who writes them says in which format.
@@ -43,6 +40,7 @@ WRITTEN = {
     "importance.json": surgery.importance.table.FORMAT,
     "analysis/heads.json": surgery.lab.analysis.result.FORMAT,
 }
+COLUMNS = ["layers", "query heads", "", "KV heads", "which share"]
 SMALLER = f"KV cache {MINUS}75%, parameters {MINUS}11%"
 NASTY = "</script><b>bold</b><script>window.hacked = 1</script>\"'&amp;"
 
@@ -70,13 +68,29 @@ class Reader(HTMLParser):
             self.texts.setdefault(self.inside[-1], []).append(data)
 
 
+def layers_table(run: Path) -> str:
+    """The markup of the table of layers, as it is on the page."""
+    text = write_report(run).read_text(encoding="utf-8")
+    return re.findall(r'aria-label="What changes in each layer">(.*?)</table>', text, re.DOTALL)[0]
+
+
 def cells(markup: str) -> list[list[str]]:
     """Text of a table, line by line."""
-    lines = re.findall(r"<tr>(.*?)</tr>", markup)
+    lines = re.findall(r"<tr>(.*?)</tr>", markup, re.DOTALL)
     return [
-        [re.sub("<.*?>", "", c) for c in re.findall(r"<t[hd].*?>(.*?)</t[hd]>", line)]
+        [
+            re.sub("<.*?>", "", cell, flags=re.DOTALL)
+            for cell in re.findall(r"<t[hd].*?>(.*?)</t[hd]>", line, re.DOTALL)
+        ]
         for line in lines
     ]
+
+
+def write_plan(directory: Path, plan: dict[str, Any]) -> Path:
+    """A run of which there is a plan, of one operation, and nothing else."""
+    spec = {"operation": "gqa", "kv_heads": 2}
+    (directory / "plan.json").write_text(json.dumps(plan | {"operations": [spec]}))
+    return directory
 
 
 def test_files_are_read_in_the_format_they_are_written_in() -> None:
@@ -85,7 +99,7 @@ def test_files_are_read_in_the_format_they_are_written_in() -> None:
 
 def test_made_up_summaries_are_such_as_runs_write() -> None:
     """So that what these tests show holds for real runs."""
-    jsonschema.validate(summary(), json.loads(schema_text()))
+    jsonschema.validate(summary(), json.loads(read_schema()))
 
 
 def test_strings_of_the_run_stay_text(tmp_path: Path) -> None:
@@ -99,14 +113,32 @@ def test_strings_of_the_run_stay_text(tmp_path: Path) -> None:
 
 def test_data_cannot_close_its_element() -> None:
     data = {"name": NASTY, "line": "a\u2028b", "amount": [1, 2.5, None]}
-    text = embedded(data)
-    assert not set("<>&") & set(text)
-    assert json.loads(text) == data
+    view = {"title": "", "heading": "", "subtitle": "", "names": [], "rest": None}
+    text = render_page("comparison.html.j2", data, view)
+    held = text.partition('id="data">')[2].partition("</script>")[0]
+    assert not set("<>&") & set(held)
+    assert json.loads(held) == data
 
 
-def test_attributes_are_escaped() -> None:
-    found = Reader(tag("p", "x", title='"><script>', hidden=True, class_=None))
-    assert found.tags == [("p", {"title": '"><script>', "hidden": None})]
+def test_data_that_is_no_json_is_refused() -> None:
+    view = {"title": "", "heading": "", "subtitle": "", "names": [], "rest": None}
+    with pytest.raises(ValueError, match="JSON"):
+        render_page("comparison.html.j2", {"loss": float("nan")}, view)
+
+
+def test_a_name_that_no_view_has_is_an_error() -> None:
+    with pytest.raises(UndefinedError, match="subtitle"):
+        render_page("comparison.html.j2", {}, {"title": "", "heading": "", "names": []})
+
+
+def test_attributes_are_escaped(tmp_path: Path) -> None:
+    nasty = '"><script>'
+    sites = {"model.layers.0.self_attn": {"keys": 0.5}}
+    operations = [{"operation": nasty, "sites": sites}]
+    calibration = {"batches": 2, "tokens": 512, "operations": operations}
+    path = write_report(write_run(tmp_path, calibration=calibration))
+    found = Reader(path.read_text(encoding="utf-8"))
+    assert f"Errors of {nasty} by layer" in [a.get("aria-label") for _, a in found.tags]
 
 
 def test_policy_names_the_very_script_and_style(report_file: Path) -> None:
@@ -123,20 +155,19 @@ def test_policy_names_the_very_script_and_style(report_file: Path) -> None:
     assert not sources  # nothing to load, and no style that the policy would refuse
 
 
-def test_what_changes_per_layer_is_read_off_the_plan() -> None:
-    found = layers_table(plan())
-    assert found is not None
+def test_what_changes_per_layer_is_read_off_the_plan(tmp_path: Path) -> None:
+    found = layers_table(write_plan(tmp_path, plan()))
     assert cells(found) == [
-        ["layers", "query heads", "", "KV heads", "which share", "positions", "backend", "other"],
+        [*COLUMNS, "positions", "implementation", "attention"],
         ["0", "8", "", "8 → 2", "0 1 2 3 | 4 5 6 7", "", "sdpa", ""],
         ["1", "8 → 6", "", "8 → 2", "1 2 4 | 5 6 7", "", "sdpa", ""],
         ["2", "8", "", "8 → 2", "0 1 2 3 | 4 5 6 7", "none", "sdpa", ""],
-        ["3", "8 → 0", "", "8 → 0", "", "", "sdpa", "attention removed"],
+        ["3", "8 → 0", "", "8 → 0", "", "", "sdpa", "removed"],
     ]
-    paths = re.findall(r'd="([^"]*)" class="gone"', found)
+    paths = re.findall(r'd="([^"]*)"\s+class="gone"', found)
     drawn = [re.findall(r"M([\d.]+) 1.5", path) for path in paths]
     assert [[int(float(x) // 8) for x in path] for path in drawn] == [[], [0, 3], [], [*range(8)]]
-    strips = re.findall(r'aria-label="(.*?)"', found)[1:]
+    strips = re.findall(r'aria-label="(.*?)"', found)
     assert strips == [
         "all 8 query heads stay",
         "6 of 8 query heads stay",
@@ -145,12 +176,11 @@ def test_what_changes_per_layer_is_read_off_the_plan() -> None:
     ]
 
 
-def test_layers_that_fare_alike_share_a_line() -> None:
-    alike = plan() | {"steps": []}
+def test_layers_that_fare_alike_share_a_line(tmp_path: Path) -> None:
+    alike = plan()
     alike["source"] = alike["before"] = [alike["source"][0] | {"path": str(n)} for n in range(5)]
     alike["after"] = alike["source"]
-    found = layers_table(alike)
-    assert found is not None
+    found = layers_table(write_plan(tmp_path, alike))
     assert [line[0] for line in cells(found)[1:]] == ["0\N{EN DASH}4"]
 
 
@@ -176,13 +206,13 @@ def test_layers_that_fare_alike_share_a_line() -> None:
 def test_headline_says_what_was_saved_and_what_it_cost(
     changes: dict[str, Any], said: str, tmp_path: Path
 ) -> None:
-    assert headline(read_run(write_run(tmp_path, **changes))) == said
+    assert write_headline(read_run(write_run(tmp_path, **changes))) == said
 
 
 def test_alarms_are_told_by_head(tmp_path: Path) -> None:
     alarms = [alarm("collapse", 20, 1, 2), alarm("collapse", 10, 1, 2), alarm("dead", 5, 0, 0)]
     run = write_run(tmp_path, training=summary()["training"] | {"alarms": alarms})
-    first, second = remarks(read_run(run))
+    first, second = collect_remarks(read_run(run))
     assert first.text == "Entropy collapsed in 1 head while training."
     assert "layer 1 head 2 at step 10 (0.01, threshold 0.05)" in first.detail
     assert second.text == "No output was left of 1 head while training."
@@ -206,8 +236,8 @@ def test_alarms_are_told_by_head(tmp_path: Path) -> None:
     ],
 )
 def test_what_stands_in_the_way_is_said(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
-    assert remarks(read_run(write_run(tmp_path / "sound"))) == []
-    found = remarks(read_run(write_run(tmp_path / "other", **changes)))
+    assert collect_remarks(read_run(write_run(tmp_path / "sound"))) == []
+    found = collect_remarks(read_run(write_run(tmp_path / "other", **changes)))
     assert any(said in remark.text for remark in found)
 
 
@@ -244,8 +274,7 @@ def test_a_real_plan_is_read(tmp_path: Path) -> None:
         "backend": {"implementation": "sdpa", "check": False},
     }
     save_plan(make_plan(model, parse_operations(declared)), tmp_path)
-    found = layers_table(read_run(tmp_path).plan)
-    assert found is not None
+    found = layers_table(tmp_path)
     assert cells(found)[1:] == [
         ["0", "4", "", "4 → 2", "0 1 | 2 3", "", "sdpa"],
         ["1", "4 → 2", "", "4 → 2", "", "", "sdpa"],
@@ -283,7 +312,7 @@ def test_the_code_shown_loads_the_export(
     model.save_pretrained(tmp_path / "export")
     GPT2Tokenizer(vocab={"a": 0}, merges=[]).save_pretrained(tmp_path / "export")
     run = read_run(write_run(tmp_path, export=summary()["export"] | {"format": form}))
-    code = snippet(run)
+    code = write_snippet(run)
     assert ("import surgery" in code) is (form == "record")
     space: dict[str, Any] = {}
     with chdir(tmp_path):

@@ -11,7 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from surgery.importance.table import ScoreTable, SiteScores
-from surgery.lab.report.summary import FORMAT, machine, versions
+from surgery.lab.report.summary import FORMAT, describe_machine, find_versions
+from surgery.models.sites import Projection, Site
+from surgery.plan.plan import Export, Plan
+from surgery.plan.sizes import Sizes
+from surgery.transforms.edits import SiteChange
 
 METRICS = (
     "head_importance",
@@ -28,6 +32,7 @@ METRICS = (
     "distance",
     "output_norm",
 )
+TOKENS = 512
 ROLES = ("previous_token", "first_token", "induction", "duplicate_token", "broadcast", "mixed")
 
 
@@ -41,7 +46,7 @@ def summary(
         "seed": 0,
         "model": {"name": name, "class": "LlamaForCausalLM", "model_type": "llama"},
         "operations": [{"operation": "gqa", "kv_heads": 2, "merge": "mean", "layers": None}],
-        "planned": {"before": _sizes(8192), "after": _sizes(kv)},
+        "planned": {"tokens": TOKENS, "before": _sizes(8192), "after": _sizes(kv)},
         "before": _measured(1.0, 8192),
         "after_surgery": _measured(2.5, kv),
         "after_training": _measured(loss, kv),
@@ -65,7 +70,7 @@ def summary(
             "lr": 0.003,
             "final_train_loss": loss,
             "checkpoint": None,
-            "pruning": None,
+            "decision": None,
             "alarms": [],
             "curve": [[step, loss + 1.3 * 0.95**step] for step in range(1, 101)],
         },
@@ -80,18 +85,14 @@ def summary(
             "max_logit_difference_after_reload": 0.0,
         },
         "timings": {"load": 0.1, "train": 61.0, "total": 75.0},
-        "machine": machine(),
-        "versions": versions(),
+        "machine": describe_machine(),
+        "versions": find_versions(),
     }
     return found | changes
 
 
-def _sizes(kv: int) -> dict[str, int]:
-    return {
-        "parameters": 2_800_000 + 60 * kv,
-        "kv_bytes_per_token": kv,
-        "attention_flops": 10**9 + 70_000 * kv,
-    }
+def _sizes(kv: int) -> dict[str, Any]:
+    return Sizes(2_800_000 + 60 * kv, TOKENS * kv, kv, 10**9 + 70_000 * kv).to_json()
 
 
 def _measured(loss: float, kv: int) -> dict[str, Any]:
@@ -208,7 +209,7 @@ STEPS = list(range(0, 100, 10))
 
 
 def plan() -> dict[str, Any]:
-    """What a plan says of layers: 8 KV heads become 2; layer 1 loses two heads, layer 3 all."""
+    """A plan whose layers differ: 8 KV heads become 2; layer 1 loses two heads, layer 3 all."""
     source = [_site(layer, 8, 8) for layer in range(LAYERS)]
     after = [_site(0, 8, 2), _site(1, 6, 2), _site(2, 8, 2)]
     pairs = [[0, 1, 2, 3], [4, 5, 6, 7]]
@@ -217,45 +218,69 @@ def plan() -> dict[str, Any]:
     changes += [_change(_site(1, 7, 7), _site(1, 6, 6), [[h] for h in (0, 1, 3, 4, 5, 6)])]
     changes += [_change(source[layer], _site(layer, 8, 2), None, pairs) for layer in (0, 2)]
     changes += [_change(_site(1, 6, 6), after[1], None, [[0, 1, 2], [3, 4, 5]])]
-    return {
-        "format": 3,
-        "model": {"name": "tiny"},
-        "operations": [],
-        "source": source,
-        "before": source,
-        "after": after,
-        "changes": changes,
-        "left_alone": [],
-        "config_patch": {"num_key_value_heads": 2},
-        "notes": ["a note"],
-        "open_decisions": [],
-        "steps": [
-            {"operation": "backend", "kind": "backend", "arguments": {"implementation": "sdpa"}},
-            {
-                "operation": "rope",
-                "kind": "site_rope",
-                "arguments": {"sites": {source[2]["path"]: None}},
-            },
-            {
-                "operation": "prune_heads",
-                "kind": "remove_attention",
-                "arguments": {"sites": [source[3]["path"]]},
-            },
-        ],
-    }
+    return Plan(
+        model={"name": "tiny", "class": "LlamaForCausalLM", "model_type": "llama"},
+        operations=(),
+        outcomes=(),
+        conversion=None,
+        changes=tuple(changes),
+        source=tuple(source),
+        before=tuple(source),
+        after=tuple(after),
+        left_alone=(),
+        layers={source[2].path: {"positions": "none"}},
+        attributes={},
+        head_attributes={},
+        config_patch={"num_key_value_heads": 2},
+        head_patch={},
+        steps=(),
+        implementation="sdpa",
+        notes=("a note",),
+        open_decisions=(),
+        calibration=None,
+        resolved={},
+        tokens=TOKENS,
+        kv_bytes=4,
+        sizes_before=Sizes(**_sizes(8192)),
+        sizes_after=Sizes(**_sizes(2048)),
+        export=Export("native", "the architecture's own config says the result", (), {}),
+    ).to_json()
 
 
-def _site(layer: int, q_heads: int, kv_heads: int) -> dict[str, Any]:
+def _site(layer: int, q_heads: int, kv_heads: int) -> Site:
     path = f"model.layers.{layer}.self_attn"
-    return {"path": path, "layer": layer, "q_heads": q_heads, "kv_heads": kv_heads}
+    query, key, value = (
+        Projection(f"{path}.{role}_proj", 64, 8 * heads, False, 8)
+        for role, heads in (("q", q_heads), ("k", kv_heads), ("v", kv_heads))
+    )
+    return Site(
+        path=path,
+        block=path,
+        layer=layer,
+        q_heads=q_heads,
+        kv_heads=kv_heads,
+        head_dim=8,
+        value_dim=8,
+        hidden_size=64,
+        query=query,
+        key=key,
+        value=value,
+        output=Projection(f"{path}.o_proj", 8 * q_heads, 64, False, 8),
+        q_norm=None,
+        k_norm=None,
+        cached=True,
+        cross=False,
+        config_prefix="",
+    )
 
 
-def _change(
-    before: dict[str, Any], after: dict[str, Any], heads: Any = None, groups: Any = None
-) -> dict[str, Any]:
-    same = [[head] for head in range(after["q_heads"])]
-    query = heads or same
-    return {"before": before, "after": after, "edits": [], "query": query, "kv": groups or query}
+def _change(before: Site, after: Site, heads: Any = None, groups: Any = None) -> SiteChange:
+    query = heads or [[head] for head in range(after.q_heads)]
+    return SiteChange(before, after, (), _fixed(query), _fixed(groups or query))
+
+
+def _fixed(groups: list[list[int]]) -> tuple[tuple[int, ...], ...]:
+    return tuple(map(tuple, groups))
 
 
 def alarm(kind: str, step: int, layer: int, head: int) -> dict[str, Any]:

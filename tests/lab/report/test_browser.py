@@ -11,10 +11,17 @@ import pytest
 from selenium.webdriver.common.keys import Keys
 
 from surgery.lab.report.html import write_report
-from surgery.lab.report.html.quantities import MINUS
-from tests.report.making import HEADS, LAYERS, STEPS, write_analysis, write_full_run, write_heads
-from tests.report.test_page import NASTY
-from tests.report.viewing import Viewer
+from surgery.lab.report.quantities import MINUS
+from tests.lab.report.making import (
+    HEADS,
+    LAYERS,
+    STEPS,
+    write_analysis,
+    write_full_run,
+    write_heads,
+)
+from tests.lab.report.test_page import NASTY
+from tests.lab.report.viewing import Viewer
 
 CELLS = "[data-draw=maps] td"
 SECTIONS = [

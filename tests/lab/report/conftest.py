@@ -11,7 +11,7 @@ import pytest
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 
-from tests.report.viewing import Viewer
+from tests.lab.report.viewing import Viewer
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = (
@@ -47,6 +47,6 @@ def viewer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Viewer]:
 def report_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A report of a made-up run that has everything."""
     from surgery.lab.report.html import write_report
-    from tests.report.making import write_full_run
+    from tests.lab.report.making import write_full_run
 
     return write_report(write_full_run(tmp_path_factory.mktemp("report")))
