@@ -161,7 +161,7 @@ def write_analysis(directory: Path, layers: int, heads: int) -> dict[str, Any]:
     """`analysis/heads.json`: roles, statistics, probes of every head."""
     draw = np.random.default_rng(2)
     found = {
-        "format": 2,
+        "format": 1,
         "model": "tiny",
         "data": "stdlib",
         "windows": 32,
