@@ -8,6 +8,7 @@ from dataclasses import fields, is_dataclass
 from importlib.resources import files
 from typing import Any, get_type_hints
 
+from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
 from surgery.config.schema import RunConfig
@@ -85,10 +86,11 @@ def _undeclared(key: str) -> ConfigError | None:
 
 
 def _options(group: str) -> list[str]:
-    """The files of a config group."""
+    """The files of a config group, and what is stored there."""
     folder = files("surgery.conf").joinpath(group)
     names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
-    return sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml"))
+    names += ConfigStore.instance().repo.get(group, {})
+    return sorted({name.removesuffix(".yaml") for name in names if name.endswith(".yaml")})
 
 
 def _keys_beside(key: str) -> list[str] | str | None:

@@ -67,12 +67,16 @@ def _has(config: PreTrainedConfig, name: str) -> bool:
 @contextmanager
 def patched(config: PreTrainedConfig, patch: Mapping[str, Any]) -> Iterator[None]:
     """Hold `patch` for a while, for forwards that read their config as they run."""
-    before = {key: get_key(config, key) for key in patch}
+    holders = [config_at(config, prefix) for prefix in {key.rpartition(".")[0] for key in patch}]
+    # Whole, since a key that was not there must not be there again: a `head_dim` of None is none.
+    before = [(holder, dict(vars(holder))) for holder in holders]
     apply_patch(config, patch)
     try:
         yield
     finally:
-        apply_patch(config, before)
+        for holder, state in before:
+            vars(holder).clear()
+            vars(holder).update(state)
 
 
 def apply_patch(config: PreTrainedConfig, patch: Mapping[str, Any]) -> None:

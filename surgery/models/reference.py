@@ -95,6 +95,8 @@ class ReferenceModels:
     def attributes(self, patch: Mapping[str, Any]) -> Attributes:
         """Module path → attribute → value that a patched config decides otherwise.
 
+        Left out are modules that the model has not, though its config says so: they were removed.
+
         Raises:
             ConfigError: the architecture does not accept the patched config, or would have other
                 modules by it.
@@ -103,7 +105,9 @@ class ReferenceModels:
             return {}
         key = json.dumps(patch, sort_keys=True)
         if key not in self._differences:
-            self._differences[key] = config_differences(self.of({}), self.of(patch), patch)
+            found = config_differences(self.of({}), self.of(patch), patch)
+            held = {path for path, _ in self._model.named_modules()}
+            self._differences[key] = {path: found[path] for path in found if path in held}
         return self._differences[key]
 
 
@@ -144,22 +148,15 @@ def config_differences(
     Raises:
         ConfigError: they differ in their tensors too.
     """
-    name = first_difference(shapes_of(before), shapes_of(after))
+    shapes = shapes_of(before), shapes_of(after)
+    name = first_difference(*shapes)
     if name is not None:
-        raise ConfigError(
-            "attention",
-            f"a {after.config.model_type} of another {', '.join(patch)} would have another {name}, "
-            "which no config change alone can give to a model",
-        )
-    there = dict(before.named_modules())
-    found: Attributes = {}
-    for path, module in after.named_modules():
-        if path not in there:
-            continue
-        values = differing_attributes(there[path], module)
-        if values:
-            found[path] = values
-    return found
+        verb = "change" if name in shapes[0] and name in shapes[1] else "add"
+        verb = verb if name in shapes[1] else "remove"
+        raise ConfigError("attention", f"a changed {', '.join(patch)} would {verb} {name}")
+    old, new = dict(before.named_modules()), dict(after.named_modules())
+    found = {path: differing_attributes(old[path], new[path]) for path in new if path in old}
+    return {path: values for path, values in found.items() if values}
 
 
 def differing_attributes(old: nn.Module, new: nn.Module) -> dict[str, Any]:

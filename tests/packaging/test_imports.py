@@ -114,6 +114,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "config",
         "errors",
     },
+    "config.__main__": {"plan", "config", "console", "errors"},
     "hydra": {"plan", "config", "errors"},
     "cli": {"hydra", "pipeline", "refusals", "config", "errors"},
     "__main__": {"cli"},
@@ -157,7 +158,10 @@ class Import:
 
 
 def room_of(path: Path) -> str:
+    """A room's command (`python -m surgery.ROOM`) is a way in, and no part of the room."""
     top, *rest = path.relative_to(ROOT).parts
+    if top == "surgery" and len(rest) == 2 and rest[1] == "__main__.py":
+        return f"{rest[0]}.__main__"
     return top if top == "callbacks" else rest[0].removesuffix(".py")
 
 

@@ -67,8 +67,8 @@ def test_it_goes_all_the_way(installed: Path, tmp_path: Path) -> None:
         installed,
         "train.py",
         f"hydra.run.dir={tmp_path}",
-        "attention=[]",
-        "+attention.temperature.value=2",
+        "attention=[temperature]",
+        "attention.temperature.value=2",
         "stages=[plan,measure,operate,train,export,report]",
         "data.seq_len=64",
         "data.batch_size=2",
@@ -101,8 +101,8 @@ def test_a_mistake_in_it_is_answered_as_any_other(installed: Path, tmp_path: Pat
         "train.py",
         f"hydra.run.dir={tmp_path}/run",
         "stages=[plan]",
-        "attention=[]",
-        "+attention.temperature.value=0",
+        "attention=[temperature]",
+        "attention.temperature.value=0",
     )
     assert done.returncode == 2
     assert "attention.temperature.value: must be above 0" in done.stderr
@@ -115,8 +115,8 @@ def test_without_the_package_the_plan_says_what_is_missing(installed: Path, tmp_
         "train.py",
         f"hydra.run.dir={tmp_path}",
         "stages=[plan]",
-        "attention=[]",
-        "+attention.temperature.value=2",
+        "attention=[temperature]",
+        "attention.temperature.value=2",
     )
     assert done.returncode == 0, done.stderr
     load = "import surgery, sys, pathlib\n"
