@@ -459,7 +459,7 @@ TABLE_OF_ROWS = {
         f"{FUSE}.keep",
         "keeps its projections apart",
         "True",
-        "false, or first a conversion to an architecture that has them so, such as phi3",
+        "false, or convert it first to an architecture that has them so (phi3)",
     ),
     "kept fused in a Mistral": Bad(
         "llama",
