@@ -30,7 +30,7 @@ class LanguageModel:
 
     def windows(self, seed: int) -> list[Batch]:
         preset = self.preset
-        return self._text(seed).importance_batches(preset.score_windows, preset.batch_size)
+        return self._text(seed).draw_importance_batches(preset.score_windows, preset.batch_size)
 
     def score(self, estimator: str, unit: str, seed: int) -> ScoreTable:
         batches = self.windows(seed)

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from surgery.config.schema import ObjectiveName, Task
-from surgery.data.stdlib import stdlib_documents
+from surgery.data.stdlib import read_stdlib
 from surgery.importance.leave_one_out import LeaveOneOut
 from surgery.importance.table import HEADS
 from surgery.importance.work import Batch, Work
@@ -77,7 +77,7 @@ def batch(subject: Subject) -> Batch:
     """Bytes of the standard library, as the embedded model's tokenizer has them."""
     wanted = subject.rows * subject.length
     text = bytearray()
-    for document in stdlib_documents().values():
+    for document in read_stdlib().values():
         text += document.encode()
         if len(text) >= wanted:
             break

@@ -95,7 +95,7 @@ def calibration(data: TextData, windows: int) -> Iterator[Batch]:
 
 def held_out(data: TextData, preset: Windows) -> Iterator[Batch]:
     """The same windows for every model, seed and cell."""
-    return data.held_out_batches(preset.held_out_windows, preset.batch_size)
+    return data.load_held_out_batches(preset.held_out_windows, preset.batch_size)
 
 
 def tuning(data: TextData, preset: Windows) -> Iterator[Batch]:
@@ -107,5 +107,5 @@ def tuning(data: TextData, preset: Windows) -> Iterator[Batch]:
     windows = preset.held_out_windows
     if data.held_out_size < 2 * windows:
         raise ValueError(f"{data.held_out_size} held-out windows, {2 * windows} are needed")
-    batches = data.held_out_batches(2 * windows, preset.batch_size)
+    batches = data.load_held_out_batches(2 * windows, preset.batch_size)
     return islice(batches, math.ceil(windows / preset.batch_size), None)

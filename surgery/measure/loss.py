@@ -24,7 +24,7 @@ def held_out_loss(
     `cfg.windows` of them, the same at every call.
     """
     total = math.ceil(min(cfg.windows, data.held_out_size) / cfg.batch_size)
-    batches = data.held_out_batches(cfg.windows, cfg.batch_size)
+    batches = data.load_held_out_batches(cfg.windows, cfg.batch_size)
     return mean_loss(model, batches, task, total=total, label=label)
 
 

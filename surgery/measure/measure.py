@@ -80,5 +80,5 @@ def _prompt(model: PreTrainedModel, data: TextData, tokens: int, more: int) -> t
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if isinstance(limit, int):
         tokens = min(tokens, max(1, limit - more))
-    row = next(data.held_out_batches(1, 1))["input_ids"][:1]
+    row = next(data.load_held_out_batches(1, 1))["input_ids"][:1]
     return row.repeat(1, math.ceil(tokens / row.shape[1]))[:, :tokens]

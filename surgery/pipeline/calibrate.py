@@ -92,7 +92,7 @@ def _calibrated(
     return calibrated_plan(
         model,
         operations,
-        session.data.calibration_batches(run.calibration.windows, run.calibration.batch_size),
+        session.data.draw_calibration_batches(run.calibration.windows, run.calibration.batch_size),
         options_of(run),
         scorer,
         name=session.source.name,

@@ -68,7 +68,7 @@ def scorer_of(session: Session) -> Scorer:
 def importance_batches(session: Session, data: TextData) -> list[Batch]:
     """`importance.windows` training windows of some data."""
     cfg = session.run.importance
-    return data.importance_batches(cfg.windows, cfg.batch_size)
+    return data.draw_importance_batches(cfg.windows, cfg.batch_size)
 
 
 def score_on(

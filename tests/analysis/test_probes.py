@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from surgery.data.split import is_held_out
-from surgery.data.stdlib import stdlib_documents
+from surgery.data.sources import is_held_out
+from surgery.data.stdlib import read_stdlib
 from surgery.errors import ConfigError
 from surgery.lab.analysis.probes import REVERSED, run_probes, word_attention
 from surgery.lab.analysis.relations import Related
@@ -181,7 +181,7 @@ def test_texts_of_the_standard_library_are_those_that_training_reads() -> None:
     made = probe_texts("python", byte_tokenizer(), count=6, seq_len=400, seed=1, val_fraction=0.3)
     again = probe_texts("python", byte_tokenizer(), count=6, seq_len=400, seed=1, val_fraction=0.3)
     assert len(made) == 6
-    documents = stdlib_documents()
+    documents = read_stdlib()
     held_out = [text for path, text in documents.items() if is_held_out(path, 0.3)]
     for text, same in zip(made, again, strict=True):
         assert torch.equal(text.input_ids, same.input_ids)

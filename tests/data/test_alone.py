@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from surgery.config.schema import Task
 from surgery.data.collate import IGNORED, Batch, CausalCollator
-from surgery.data.windows import to_windows
+from surgery.data.windows import make_windows
 from surgery.models.forward import no_cache
 from tests.data.making import data_config, documents, word_tokenizer
 from tests.tiny_models import tiny_model
@@ -27,7 +27,7 @@ CLOSE = {"rtol": 0, "atol": 2e-5}
 def _batch(layout: str, seq_len: int) -> tuple[list[dict[str, Any]], Batch]:
     cfg = data_config(path="", layout=layout, seq_len=seq_len)
     rows = list(
-        to_windows(datasets.Dataset.from_dict({"text": TEXTS}), TOKENIZER, cfg, Task.causal_lm)
+        make_windows(datasets.Dataset.from_dict({"text": TEXTS}), TOKENIZER, cfg, Task.causal_lm)
     )
     return rows, CausalCollator(0)(rows)
 

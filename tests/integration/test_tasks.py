@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import surgery
 from surgery.config.schema import Combine, Part
-from surgery.data.parts import part_of
+from surgery.data.parts import extract_part
 from surgery.errors import SurgeryError
 from surgery.importance import ScoreTable
 from surgery.lab.tasks import OutputProjections, combined
@@ -61,7 +61,7 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.save_pretrained(folder / "model")
     source = Path(argparse.__file__).read_text(encoding="utf-8")
     for part in (Part.code, Part.prose):
-        (folder / f"{part.value}.txt").write_text(str(part_of(source, part))[:20_000])
+        (folder / f"{part.value}.txt").write_text(str(extract_part(source, part))[:20_000])
     return folder
 
 

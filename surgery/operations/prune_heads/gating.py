@@ -178,13 +178,13 @@ class GatedPruning:
     def _scores_on(self, trainer: pl.Trainer) -> Scorer:
         cfg = self.options["importance"]
         data: Any = getattr(trainer, "datamodule", None)
-        if not hasattr(data, "importance_batches"):
+        if not hasattr(data, "draw_importance_batches"):
             raise ConfigError(
                 self.operation.key("schedule"),
                 "scores heads on batches, and this training has no TextData to take them from",
                 valid="trainer.fit(…, datamodule=), or a scorer",
             )
-        batches: list[Batch] = data.importance_batches(cfg["windows"], cfg["batch_size"])
+        batches: list[Batch] = data.draw_importance_batches(cfg["windows"], cfg["batch_size"])
 
         def scored(
             model: PreTrainedModel, sites: Sequence[Site], estimator: str, unit: str
