@@ -11,8 +11,7 @@ from transformers import PreTrainedModel
 from surgery.data.collate import Batch
 from surgery.models.forward import no_cache
 from surgery.observe import AttentionCall, Tap
-from surgery.observe.entropy import row_entropy
-from surgery.observe.rows import row_logits, sample_rows
+from surgery.observe.rows import compute_row_entropy, compute_row_logits, sample_rows
 
 
 @torch.inference_mode()
@@ -70,7 +69,7 @@ class _Entropy:
     def __call__(self, call: AttentionCall) -> None:
         generator = torch.Generator().manual_seed(self.batch)
         rows = sample_rows(call.query.shape[2], self.rows, generator)
-        entropy, _, _ = row_entropy(row_logits(call, rows))
+        entropy, _, _ = compute_row_entropy(compute_row_logits(call, rows))
         self.total += float(entropy.double().sum())
         self.count += entropy.numel()
 

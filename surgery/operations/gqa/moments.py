@@ -11,7 +11,7 @@ from surgery.calibration.rows import widest
 from surgery.calibration.view import SiteView
 from surgery.errors import SiteError
 from surgery.models.sites import Site
-from surgery.observe.rows import row_logits, row_weights, sample_rows
+from surgery.observe.rows import compute_row_logits, sample_rows, weigh_rows
 from surgery.operations.gqa.keys import KeyMoments
 from surgery.operations.gqa.planes import Planes, find_planes
 from surgery.operations.gqa.scales import Scales, measured, normalised, ones
@@ -180,8 +180,8 @@ class SiteMoments:
         call, site = view.call, self.site
         assert call is not None
         rows = sample_rows(call.query.shape[2], self.rows, self.generator)
-        weights = row_weights(call, rows)  # [B, R]
-        shares = torch.softmax(row_logits(call, rows), dim=-1).nan_to_num(0.0)
+        weights = weigh_rows(call, rows)  # [B, R]
+        shares = torch.softmax(compute_row_logits(call, rows), dim=-1).nan_to_num(0.0)
         shares = shares[..., : call.value.shape[2]] * weights[:, None, :, None]
         self._drawn += float(weights.sum())
         value = call.value if call.value.dtype == torch.float64 else call.value.float()
