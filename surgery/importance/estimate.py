@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from surgery.config.schema import ObjectiveName, Task
-from surgery.console import progress, say
+from surgery.console import say, track_progress
 from surgery.errors import ConfigError
 from surgery.importance.check import check_estimator
 from surgery.importance.control import random_scores
@@ -117,7 +117,7 @@ def _measured(work: Work, estimator: str, batches: Sequence[Batch]) -> list[Batc
     measure = _MEASURED[estimator](work)
     device = next(work.model.parameters()).device
     found = []
-    with at_rest(work.model), progress(f"importance, {estimator}", len(batches)) as steps:
+    with at_rest(work.model), track_progress(f"importance, {estimator}", len(batches)) as steps:
         for batch in batches:
             batch = {name: value.to(device) for name, value in batch.items()}
             if estimator != "output_norm":

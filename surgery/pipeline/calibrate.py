@@ -17,7 +17,7 @@ from surgery.errors import ConfigError, PlanError, SurgeryError
 from surgery.execute.live import apply_
 from surgery.importance import ScoreTable
 from surgery.importance.estimate import Scorer
-from surgery.measure.loss import held_out_loss
+from surgery.measure.loss import measure_held_out_loss
 from surgery.models.sites import Site
 from surgery.pipeline.deferred import immediate_operations
 from surgery.pipeline.session import Session
@@ -72,7 +72,7 @@ def compare(session: Session) -> dict[str, Any] | None:
         except (ConfigError, PlanError) as error:
             say(f"  {name} is not for this model: {error.args[0].splitlines()[0]}")
             return None
-        loss = held_out_loss(model, session.data, run.measure, run.model.task, label=name)
+        loss = measure_held_out_loss(model, session.data, run.measure, run.model.task, label=name)
     return {
         "name": name,
         "advice": "; ".join(one.advice for one in found),

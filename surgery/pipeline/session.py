@@ -13,7 +13,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from surgery.config.schema import RunConfig, Stage
-from surgery.console import heading
+from surgery.console import print_heading
 from surgery.models.source import ModelSource
 from surgery.plan.plan import Plan
 
@@ -101,7 +101,7 @@ class Session:
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Announce and time a stage; `timings` adds up what one name took, in seconds."""
-        heading(name)
+        print_heading(name)
         start = time.perf_counter()
         yield
         self.timings[name] = self.timings.get(name, 0.0) + time.perf_counter() - start

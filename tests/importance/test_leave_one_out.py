@@ -13,7 +13,7 @@ from surgery.importance import leave_one_out, sharing
 from surgery.importance.leave_one_out import LeaveOneOut
 from surgery.importance.table import GROUPS, HEADS, UNITS
 from surgery.importance.work import Batch, ablations
-from surgery.measure.loss import mean_loss
+from surgery.measure.loss import compute_mean_loss
 from tests.families import family, masked_lm, tokens
 from tests.importance.cases import CASES, case, pruned, work
 
@@ -53,10 +53,10 @@ def test_scores_are_the_loss_of_the_pruned_model(name: str) -> None:
     model, batch, task = case(name)
     sites = find_sites(model).sites
     found = LeaveOneOut(work(model, sites, task, UNITS))(batch)
-    whole = mean_loss(model, [dict(batch)], task, total=1, label="whole")
+    whole = compute_mean_loss(model, [dict(batch)], task, total=1, label="whole")
     for number, site in enumerate(sites):
         group = [*range(site.group_size)]
-        without = mean_loss(
+        without = compute_mean_loss(
             pruned(model, {site.layer: group}), [dict(batch)], task, total=1, label="pruned"
         )
         score = float(found.scores[GROUPS][number][0])

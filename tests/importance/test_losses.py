@@ -8,7 +8,7 @@ import torch
 from surgery.config.schema import Task
 from surgery.importance.losses import divergences, judged, label_losses, row_means, targets
 from surgery.importance.work import logits_of
-from surgery.measure.loss import mean_loss
+from surgery.measure.loss import compute_mean_loss
 from surgery.training.objectives import distillation_kl, labelled
 from tests.importance.cases import CASES, case
 
@@ -19,7 +19,7 @@ def test_mean_over_positions_is_the_held_out_loss(name: str) -> None:
     model, batch, task = case(name)
     where = targets(batch["labels"], task)
     losses = label_losses(judged(logits_of(model, batch), where), where.labels)
-    expected = mean_loss(model, [dict(batch)], task, total=1, label="test")
+    expected = compute_mean_loss(model, [dict(batch)], task, total=1, label="test")
     assert losses.mean().item() == pytest.approx(expected, abs=1e-6)
     assert where.total == labelled(dict(batch), task)
 
@@ -31,7 +31,7 @@ def test_mean_of_a_row_is_the_loss_of_that_row_alone() -> None:
     means = row_means(label_losses(judged(logits_of(model, batch), where), where.labels), where)
     for row in range(3):
         alone = {name: value[row : row + 1] for name, value in batch.items()}
-        expected = mean_loss(model, [alone], task, total=1, label="test")
+        expected = compute_mean_loss(model, [alone], task, total=1, label="test")
         assert means[row].item() == pytest.approx(expected, abs=1e-6)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from surgery.console import progress, say
+from surgery.console import say, track_progress
 from surgery.data.sources import is_held_out
 from surgery.data.stdlib import read_stdlib
 from surgery.data.windows import find_special_tokens
@@ -81,7 +81,7 @@ def probe_texts(
     paths = sorted(files)
     rng.shuffle(paths)
     texts: list[ProbeText] = []
-    with progress("analysis, Python source", min(count, len(paths))) as steps:
+    with track_progress("analysis, Python source", min(count, len(paths))) as steps:
         for path in paths:
             if len(texts) == count:
                 break

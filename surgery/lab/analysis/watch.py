@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import torch
 from transformers import PreTrainedModel
 
-from surgery.console import progress
+from surgery.console import track_progress
 from surgery.errors import ConfigError, TapError
 from surgery.importance.estimate import at_rest
 from surgery.models.forward import no_cache
@@ -64,7 +64,7 @@ def passes(
 
     tap = Tap(model, observer)
     device = next(model.parameters()).device
-    with at_rest(model), torch.no_grad(), progress(what, len(batches)) as steps:
+    with at_rest(model), torch.no_grad(), track_progress(what, len(batches)) as steps:
         for given in batches:
             batch = {k: v.to(device) for k, v in given.items() if k != "labels"}
             met.clear()

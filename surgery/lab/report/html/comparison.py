@@ -17,7 +17,7 @@ from surgery.lab.report.html.page import page
 from surgery.lab.report.html.quantities import signed
 from surgery.lab.report.html.report import REPORT, drawing, toggle
 from surgery.lab.report.html.verdict import ends
-from surgery.units import in_bytes, in_count
+from surgery.units import format_bytes, format_count
 
 NOTHING = "\N{EN DASH}"
 # Names longer than this do not fit on a point of the picture; runs are then numbered.
@@ -126,7 +126,7 @@ def _runs(
     columns.append(Column("gap closed", closed))
     for field, (name, is_bytes) in _SIZES.items():
         found = [ends(run)[1].get(field) for run in runs]
-        amount = in_bytes if is_bytes else in_count
+        amount = format_bytes if is_bytes else format_count
         cells = [(NOTHING, "") if value is None else (amount(value), value) for value in found]
         columns.append(Column(name, cells))
     decode = [_figure(ends(run)[1].get("decode_ms"), ".2f") for run in runs]
