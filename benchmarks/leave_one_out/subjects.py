@@ -9,10 +9,11 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from surgery.config.schema import ObjectiveName, Task
+from surgery.data.collate import Batch
 from surgery.data.stdlib import read_stdlib
 from surgery.importance.leave_one_out import LeaveOneOut
 from surgery.importance.table import HEADS
-from surgery.importance.work import Batch, Work
+from surgery.importance.work import Work
 from surgery.models.sites import find_sites
 from surgery.models.source import embedded_dir
 

@@ -94,7 +94,7 @@ def _send_tables(session: Session, run: Any) -> None:
         show_picture(run, "head_scores", folder / importance.PICTURE, session.scores.estimator)
     for name, table in tables.items():
         files = [folder / f"{name}{end}" for end in (".json", ".parquet")]
-        log_tables(run, name, table.about(), files)
+        log_tables(run, name, table.describe(), files)
     if session.tasks.get("losses"):
         show_picture(run, "tasks", folder / tasks.PICTURE, session.run.tasks.mode.value)
     heads = [folder / "analysis" / f"heads{end}" for end in (".json", ".parquet")]

@@ -22,7 +22,7 @@ from surgery.config.schema import (
 )
 from surgery.console import is_terminal
 from surgery.errors import ConfigError
-from surgery.importance.check import check_estimator
+from surgery.importance.work import check_estimator
 from surgery.lab.tasks.declare import EACH, check_tasks
 from surgery.models.sites import text_config
 from surgery.models.source import ModelSource

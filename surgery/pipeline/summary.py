@@ -27,7 +27,7 @@ def summarize(session: Session) -> dict[str, Any]:
         **figures,
         "gap_closed": gap_closed(figures),
         "calibration": session.plan.calibration,
-        "importance": None if session.scores is None else session.scores.about(),
+        "importance": None if session.scores is None else session.scores.describe(),
         "analysis": session.analysis or None,
         "comparison": session.comparison,
         "tasks": session.tasks or None,

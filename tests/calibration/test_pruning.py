@@ -268,7 +268,7 @@ def _nothing_finite(*given: Any) -> ScoreTable:
             {"count": 6, "estimator": "random", "protect": [0, 1, 2]},
             {},
             "protect",
-            "lets 5 of the heads of model.layers.0.self_attn go, and 6 should",
+            "leaves only 5 heads of model.layers.0.self_attn to remove, but 6 should be removed",
         ),
     ],
 )

@@ -25,7 +25,7 @@ def test_the_table_says_what_was_measured(estimator: str) -> None:
     )
     sites = find_sites(model).sites
     for unit, count in zip(UNITS, (8, 4), strict=True):
-        found = table.of(unit)
+        found = table.get_scores(unit)
         assert [(one.layer, one.site) for one in found] == [(s.layer, s.path) for s in sites]
         assert all(len(one.scores) == len(one.errors) == count for one in found)
         assert all(math.isnan(e) == (estimator == "random") for one in found for e in one.errors)

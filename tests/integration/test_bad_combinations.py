@@ -205,7 +205,9 @@ TABLE_OF_ROWS = {
         "heads=[0] cut=queries", f"{PRUNE}.cut", "of no use where `heads`", "queries", "groups"
     ),
     "no such head": _prune("heads=[8]", HEADS, "has no such head", "8", "0 to 7"),
-    "lists by layer": _prune("heads=[[1],[2]]", HEADS, "is no list of heads", "[[1], [2]]", LISTS),
+    "lists by layer": _prune(
+        "heads=[[1],[2]]", HEADS, "must be a list of heads", "[[1], [2]]", LISTS
+    ),
     "no such layer's heads": _prune("heads={5:[0]}", HEADS, "no such layer", "5", "0, 1"),
     "heads of a layer not chosen": _prune(
         "heads={0:[1]} layers=[1]", HEADS, "no such layer", "0", "1"
@@ -238,7 +240,7 @@ TABLE_OF_ROWS = {
     "count over the layer": _prune(
         "count=9 remove_attention=true scores={good}",
         COUNT,
-        "not so many heads",
+        "not that many heads",
         "9",
         "at most 8 heads",
     ),
@@ -255,7 +257,7 @@ TABLE_OF_ROWS = {
     ),
     # prune_heads: score tables
     "scores missing": _prune("count=2 scores={root}/no", TABLE, "cannot be read: No such", "/", ""),
-    "scores not JSON": _prune("count=2 scores={not_json}", TABLE, "is no JSON", "/", JSON),
+    "scores not JSON": _prune("count=2 scores={not_json}", TABLE, "is not valid JSON", "/", JSON),
     "scores no table": _prune("count=2 scores={no_table}", TABLE, "no score table", "/", JSON),
     "scores, other layers": _prune(
         "count=2 scores={three_layers}", TABLE, "is for 3 layers; the model has 2", "/", JSON
@@ -264,10 +266,10 @@ TABLE_OF_ROWS = {
         "count=2 scores={seven_heads}", TABLE, "7 scores for the 8 heads of layer 1", "/", JSON
     ),
     "scores not finite": _prune(
-        "count=2 scores={not_finite}", TABLE, "layer 0 is no finite number", "/", JSON
+        "count=2 scores={not_finite}", TABLE, "layer 0 is not a finite number", "/", JSON
     ),
     "scores with a word": _prune(
-        "count=2 scores={word}", TABLE, "layer 1 is no finite number", "/", JSON
+        "count=2 scores={word}", TABLE, "layer 1 is not a finite number", "/", JSON
     ),
     # prune_heads: models
     "norm over all heads": _prune(

@@ -107,7 +107,8 @@ def test_compare(tasks: Callable[..., Any], tmp_path: Path, here: Path) -> None:
     assert found["spearman"] == correlations(tables)
     for name, table in tables.items():  # one head of each layer's four is the default
         assert found["masks"][name] == {
-            str(site.layer): [site.scores.index(min(site.scores))] for site in table.of("heads")
+            str(site.layer): [site.scores.index(min(site.scores))]
+            for site in table.get_scores("heads")
         }
     for name, other in (TASKS, TASKS[::-1]):
         only = {(int(layer), heads[0]) for layer, heads in found["masks"][other].items()} - {
@@ -207,7 +208,7 @@ def test_one_mask(tasks: Callable[..., Any], tmp_path: Path, how: tuple[str, ...
     table = combined(tables, Combine(found["combine"]), found["weights"])
     assert ScoreTable.from_json(json.loads((tmp_path / "importance.json").read_text())) == table
     sites = summary["calibration"]["operations"][0]["sites"]
-    for site in table.of("groups"):
+    for site in table.get_scores("groups"):
         order = sorted(range(4), key=site.scores.__getitem__)
         assert sites[site.site]["removed"] == sorted(order[:2])
 

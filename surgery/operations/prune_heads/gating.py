@@ -17,8 +17,8 @@ from surgery.console import say
 from surgery.data.collate import Batch
 from surgery.errors import ConfigError, SurgeryError
 from surgery.importance import Gates, ScoreTable, score_heads
-from surgery.importance.estimate import Scorer, at_rest
-from surgery.importance.head_lists import Heads
+from surgery.importance.choice import Heads
+from surgery.importance.estimate import Scorer, evaluating
 from surgery.importance.score_file import HeadScores
 from surgery.models.sites import Site
 from surgery.operations.prune_heads.closing import choose_closing
@@ -166,11 +166,11 @@ class GatedPruning:
         assert isinstance(model, PreTrainedModel)
         assert estimator is not None
         sites = select_sites(self.sites, self.operation.layers, self.operation.key("layers"))
-        with isolate_rng(include_cuda=torch.cuda.is_available()), at_rest(model):
+        with isolate_rng(include_cuda=torch.cuda.is_available()), evaluating(model):
             torch.manual_seed(self.options["seed"])
             scorer = self._scorer or self._scores_on(trainer)
             table = scorer(model, sites, estimator, self.operation.unit)
-        scores = HeadScores.of(table, sites)
+        scores = HeadScores.from_table(table, sites)
         found, going = choose_closing(self.operation, sites, scores, self.chosen, share)
         check_cut(model, self.sites, self.operation, going, native=bool(self.options["native"]))
         return found
