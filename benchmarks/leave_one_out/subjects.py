@@ -15,7 +15,7 @@ from surgery.importance.leave_one_out import LeaveOneOut
 from surgery.importance.table import HEADS
 from surgery.importance.work import Work
 from surgery.models.sites import find_sites
-from surgery.models.source import embedded_dir
+from surgery.models.source import find_embedded_dir
 
 SEED = 0
 
@@ -56,7 +56,7 @@ MEASURED = [name for name in SUBJECTS if name != "tiny"]
 def build(subject: Subject) -> PreTrainedModel:
     """In fp32, on the CPU."""
     if subject.layers is None:
-        model = AutoModelForCausalLM.from_pretrained(embedded_dir(), dtype=torch.float32)
+        model = AutoModelForCausalLM.from_pretrained(find_embedded_dir(), dtype=torch.float32)
         return model.eval()
     torch.manual_seed(SEED)
     heads = subject.hidden // 32

@@ -13,7 +13,7 @@ from benchmarks.merge_layer.layer import Preset, build, windows
 from benchmarks.merge_layer.memory import kept_bytes, peak
 from surgery.calibration.refit import OutputMoments
 from surgery.calibration.view import see
-from surgery.models.copies import sharing_copy
+from surgery.models.copies import make_sharing_copy
 from surgery.operations.gqa import solve
 from surgery.operations.gqa.moments import SiteMoments
 from surgery.operations.gqa.wide import set_wide
@@ -27,7 +27,7 @@ def collect(preset: Preset, path: Path) -> dict[str, Any]:
     written are those of `measured_rows`.
     """
     model, site = build(preset)
-    work = sharing_copy(model)
+    work = make_sharing_copy(model)
     output = site.output
 
     def statistics(groups: Any, rows: int) -> tuple[SiteMoments, Callable[[Any], None]]:

@@ -17,7 +17,7 @@ from surgery.config.schema import RunConfig
 from surgery.config.validate import checked
 from surgery.data.collate import Batch
 from surgery.data.module import TextData
-from surgery.models.sites import text_config
+from surgery.models.sites import get_text_config
 from surgery.models.source import ModelSource
 from surgery.pipeline.prepare import HEALING_RATE
 
@@ -68,7 +68,9 @@ def run_config(
         "trainer.precision=bf16-mixed",
     ]
     run = copy.deepcopy(_composed(tuple(overrides)))
-    run.optim.lr = rate * HEALING_RATE / text_config(ModelSource(run.model).config()).hidden_size
+    run.optim.lr = (
+        rate * HEALING_RATE / get_text_config(ModelSource(run.model).load_config()).hidden_size
+    )
     return run
 
 
@@ -82,7 +84,7 @@ def _composed(overrides: tuple[str, ...]) -> RunConfig:
 
 def text(run: RunConfig) -> TextData:
     """The standard library, in the order of the run's seed."""
-    data = TextData(run.data, ModelSource(run.model).tokenizer(), run.model.task, run.seed)
+    data = TextData(run.data, ModelSource(run.model).load_tokenizer(), run.model.task, run.seed)
     data.setup()
     return data
 

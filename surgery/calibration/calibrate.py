@@ -14,7 +14,7 @@ from surgery.calibration.view import Batch
 from surgery.errors import ConfigError, SiteError
 from surgery.execute.live import apply_
 from surgery.importance.estimate import Scorer
-from surgery.models.copies import sharing_copy
+from surgery.models.copies import make_sharing_copy
 from surgery.models.sites import find_sites
 from surgery.plan.make import make_plan
 from surgery.plan.operation import Operation
@@ -59,7 +59,7 @@ def calibrated_plan(
         if not operation.calibrated:
             continue
         _refuse_no_data(operation, rows)
-        before, sites = sharing_copy(model), find_sites(model).sites
+        before, sites = make_sharing_copy(model), find_sites(model).sites
         if number:
             earlier = make_plan(before, operations[:number], resolutions=resolutions, **same)
             # What only runs otherwise computes the same; projections are looked at one by one.

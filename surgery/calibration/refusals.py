@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from surgery.errors import SiteError
-from surgery.models.forward import no_cache
+from surgery.models.forward import get_forward_options
 from surgery.models.sites import ROLES, Site
 
 
@@ -23,7 +23,7 @@ def refuse_shared(model: PreTrainedModel, sites: Sequence[Site]) -> None:
     owner: dict[int, Site] = {}
     for site in sites:
         for role in (*ROLES, "output"):
-            weight = model.get_parameter(f"{site.projection(role).path}.weight")
+            weight = model.get_parameter(f"{site.get_projection(role).path}.weight")
             other = owner.setdefault(id(weight), site)
             if other is not site:
                 raise SiteError(site.path, f"it shares its weights with {other.path}")
@@ -50,7 +50,7 @@ def refuse_repeated(
         for site in sites:
             block: nn.Module = model.get_submodule(site.block)
             handles.append(block.register_forward_hook(partial(called, site.path)))
-        model(**inputs, **no_cache(model))
+        model(**inputs, **get_forward_options(model))
     finally:
         for handle in handles:
             handle.remove()

@@ -13,7 +13,7 @@ from transformers import Cache, PreTrainedModel
 
 from surgery.calibration.rows import features
 from surgery.errors import SiteError
-from surgery.models.forward import no_cache
+from surgery.models.forward import get_forward_options
 from surgery.models.sites import Site
 from surgery.observe import AttentionCall, Tap
 
@@ -95,7 +95,7 @@ def see(
             if isinstance(batch, Kept):
                 model.get_submodule(site.block)(*batch.args, **batch.kwargs)
             else:
-                model(**inputs, **no_cache(model))
+                model(**inputs, **get_forward_options(model))
         except _Seen:
             pass
     if view.output is None:
@@ -153,7 +153,7 @@ def _watch(
 
     if attention:
         for role in ("query", "key", "value"):
-            hooked(site.projection(role).path, projected(role))
+            hooked(site.get_projection(role).path, projected(role))
     hooked(site.output.path, put_out)
     hooked(site.block, called, pre=True)
     hooked(site.block, done)

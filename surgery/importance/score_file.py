@@ -92,7 +92,9 @@ def _read_parquet(path: str, key: str) -> dict[str, Any]:
         problem = f"cannot be read: {error.strerror or 'not a parquet file'}"
         raise ConfigError(key, problem, given=path) from None
     except pa.ArrowException as error:
-        raise ConfigError(key, f"is not a parquet file: {error}", given=path, valid=_VALID) from None
+        raise ConfigError(
+            key, f"is not a parquet file: {error}", given=path, valid=_VALID
+        ) from None
     by_name: dict[str, dict[int, dict[int, Any]]] = {}
     try:
         for line in lines:

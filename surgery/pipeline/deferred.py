@@ -68,7 +68,7 @@ def plan_whole(session: Session, deferred: Deferred) -> Plan:
     """From the original to the result, as if it had been known from the start what is decided."""
     early, operation = session.plan, deferred.operation
     plan = make_plan(
-        session.source.skeleton(),
+        session.source.build_meta_model(),
         [*parse_specs(early.operations), operation.decided(deferred.decision)],
         name=session.source.name,
         seed=session.run.seed,

@@ -24,7 +24,7 @@ from surgery.console import is_terminal
 from surgery.errors import ConfigError
 from surgery.importance.work import check_estimator
 from surgery.lab.tasks.declare import EACH, check_tasks
-from surgery.models.sites import text_config
+from surgery.models.sites import get_text_config
 from surgery.models.source import ModelSource
 from surgery.pipeline.deferred import Deferred, split_deferred
 from surgery.pipeline.log import is_logged
@@ -68,7 +68,7 @@ def prepare(run: RunConfig, run_dir: Path, settings: dict[str, Any]) -> Session:
         from surgery.pipeline.each_task import prepare_each
 
         return prepare_each(run, run_dir, settings, tasks)
-    config = source.config()
+    config = source.load_config()
     if run.optim.lr is None and Stage.train in wanted:
         run.optim.lr = _healing_rate(config)
     calibrates = Stage.calibrate in wanted and (
@@ -83,7 +83,7 @@ def prepare(run: RunConfig, run_dir: Path, settings: dict[str, Any]) -> Session:
         from surgery.training.loggers import check_loggers
 
         check_loggers(run.logger)
-    skeleton = source.skeleton(config)
+    skeleton = source.build_meta_model(config)
     if Stage.analyze in wanted:
         from surgery.pipeline.analysis import check_analysis
 
@@ -110,7 +110,7 @@ def prepare(run: RunConfig, run_dir: Path, settings: dict[str, Any]) -> Session:
     if late is not None:
         session.deferred = Deferred(late, whole)
     if wanted & (_DATA | {Stage.export}) or calibrates:
-        session.tokenizer = source.tokenizer()
+        session.tokenizer = source.load_tokenizer()
     if Stage.train in wanted:
         from surgery.training.trainer import build_callbacks, build_trainer
 
@@ -208,7 +208,7 @@ def _check_stages(run: RunConfig, wanted: set[Stage]) -> None:
 
 
 def _healing_rate(config: Any) -> float:
-    width = getattr(text_config(config), "hidden_size", None)
+    width = getattr(get_text_config(config), "hidden_size", None)
     if not isinstance(width, int):
         raise ConfigError(
             "optim.lr", "a value is required: the model's config states no hidden_size to go by"

@@ -39,10 +39,10 @@ def prepare_tasks(session: Session, tasks: Mapping[str, DataConfig]) -> None:
     from surgery.pipeline.prepare import check_fit
 
     run = session.run
-    session.tokenizer = session.tokenizer or session.source.tokenizer()
+    session.tokenizer = session.tokenizer or session.source.load_tokenizer()
     for name, cfg in tasks.items():
         with of_task(name):
-            check_fit(replace(run, data=cfg), session.source.config(), session.plan)
+            check_fit(replace(run, data=cfg), session.source.load_config(), session.plan)
             data = TextData(cfg, session.tokenizer, run.model.task, run.seed)
             data.setup()
         session.task_data[name] = data

@@ -8,7 +8,7 @@ from dataclasses import replace
 from transformers import PreTrainedModel
 
 from surgery.errors import ConfigError
-from surgery.models.reference import Shapes, first_difference, shapes_of
+from surgery.models.reference import Shapes, find_first_difference, get_shapes
 from surgery.models.sites import Site
 from surgery.transforms.edits import SiteChange, TensorEdit
 from surgery.transforms.head_edits import dependent_edit
@@ -24,13 +24,13 @@ def with_dependents(
     Raises:
         ConfigError: a tensor follows the head counts in a way that nothing here knows.
     """
-    shapes = shapes_of(model)
+    shapes = get_shapes(model)
     found = []
     for change in changes:
         site = change.before
         reference = references.get(site.path)
         wanted = (
-            shapes_of(reference.get_submodule(site.block), f"{site.block}.") if reference else None
+            get_shapes(reference.get_submodule(site.block), f"{site.block}.") if reference else None
         )
         operation = change.edits[0].operation if change.edits else ""
         extra: list[TensorEdit] = []
@@ -89,9 +89,9 @@ def _shares(
 
 
 def _check_site(site: Site, shapes: Shapes, reference: PreTrainedModel) -> None:
-    built = shapes_of(reference.get_submodule(site.block), f"{site.block}.")
+    built = get_shapes(reference.get_submodule(site.block), f"{site.block}.")
     planned = {n: shape for n, shape in shapes.items() if n.startswith(f"{site.block}.")}
-    name = first_difference(planned, built)
+    name = find_first_difference(planned, built)
     if name is not None:
         raise ConfigError(
             "attention",

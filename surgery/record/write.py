@@ -8,8 +8,8 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from surgery.models.own_record import is_own_record, recorded_attributes, recorded_steps
-from surgery.models.reference import ReferenceModels, shapes_of
+from surgery.models.own_record import is_own_record, read_recorded_attributes, read_recorded_steps
+from surgery.models.reference import ReferenceModels, get_shapes
 from surgery.plan.operation import Step
 from surgery.record.config import RecordConfig
 
@@ -25,13 +25,13 @@ def write_record(
         attributes, steps: what the last plan set and did; what the config says already is left
             out.
     """
-    reference = ReferenceModels(model).of({})
-    built = shapes_of(reference)
+    reference = ReferenceModels(model).get({})
+    built = get_shapes(reference)
     tensors = {
-        name: list(shape) for name, shape in shapes_of(model).items() if built.get(name) != shape
+        name: list(shape) for name, shape in get_shapes(model).items() if built.get(name) != shape
     }
     held: dict[str, dict[str, Any]] = {}
-    for source in (recorded_attributes(model.config), attributes):
+    for source in (read_recorded_attributes(model.config), attributes):
         for path, values in source.items():
             there = _module(model, path)
             if there is None:  # a later operation took it away
@@ -41,7 +41,7 @@ def write_record(
                 now = vars(there).get(name)
                 if name not in fresh or fresh[name] != now:
                     held.setdefault(path, {})[name] = list(now) if isinstance(now, tuple) else now
-    done = [list(step) for step in recorded_steps(model.config)]
+    done = [list(step) for step in read_recorded_steps(model.config)]
     done += [[s.kind, dict(s.arguments)] for s in steps if [s.kind, dict(s.arguments)] not in done]
     model.config.quantization_config = RecordConfig(tensors=tensors, attributes=held, steps=done)
 

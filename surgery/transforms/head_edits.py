@@ -77,7 +77,7 @@ def regroup(
     projections: dict[str, Projection] = {}
     if site.packing is None:
         for role in ROLES:
-            old = site.projection(role)
+            old = site.get_projection(role)
             new = replace(old, out_features=old.unit * len(parts[role]))
             projections[role] = new
             if not mixes:
@@ -151,7 +151,7 @@ def rewrite_specs(site: Site, rewrite: Rewrite, query: Parts, kv: Parts) -> dict
     shapes: dict[str, tuple[int, ...]] = {}
     mixed = () if rewrite.output_only else (("query", query), ("key", kv), ("value", kv))
     for role, parts in mixed:
-        unit = site.projection(role).unit
+        unit = site.get_projection(role).unit
         shapes[role] = (len(parts), unit, len(parts[0]) * unit)
     output = site.output
     wide = output.unit * len(query)
@@ -173,7 +173,7 @@ def dependent_edit(
         axis: along which the heads of `role` lie.
     """
     parts = change.query if role == "query" else change.kv
-    heads = change.before.heads(role)
+    heads = change.before.count_heads(role)
     unit = shape[axis] // heads
     result = (*shape[:axis], unit * len(parts), *shape[axis + 1 :])
     return TensorEdit(

@@ -20,11 +20,11 @@ from torch.func import functional_call
 from transformers import Cache, PreTrainedModel
 
 from surgery.errors import PlanError
-from surgery.models.attributes import attributes_set
-from surgery.models.config import patched
-from surgery.models.probe import probe_inputs
-from surgery.models.share_kv import shared_kv
-from surgery.models.sites import Site, text_config
+from surgery.models.attributes import setting_attributes
+from surgery.models.config import patching_config
+from surgery.models.forward import make_probe_inputs
+from surgery.models.share_kv import sharing_kv
+from surgery.models.sites import Site, get_text_config
 from surgery.transforms import run_equivalent, run_transform
 from surgery.transforms.edits import SiteChange, TensorEdit
 
@@ -82,7 +82,10 @@ def check_equivalence(
         def compare(block: nn.Module, args: Any, kwargs: Any) -> None:
             differences[site.path] = math.inf
             tensors = site_tensors(block, site, edits[site.path], plan.inputs)
-            with attributes_set_in(block, site, plan.head_attributes), patched(model.config, patch):
+            with (
+                attributes_set_in(block, site, plan.head_attributes),
+                patching_config(model.config, patch),
+            ):
                 changed = run_block(block, tensors[0], args, kwargs)
             # Last, so that what a site hands on to later ones has the shape they expect.
             differences[site.path] = _distance(changed, run_block(block, tensors[1], args, kwargs))
@@ -95,7 +98,7 @@ def check_equivalence(
         with (
             _evaluating(model),
             _runnable_here(model),
-            shared_kv(model, plan.shares_kv),
+            sharing_kv(model, plan.shares_kv),
             torch.no_grad(),
         ):
             visit_sites(model, sites.values(), visit, probe=probe)
@@ -139,8 +142,8 @@ def _run_whole(
         sources = [tensors.get(s.name, model.get_parameter(s.name)).detach() for s in edit.sources]
         results = run_transform(edit.transform, [*sources, *plan.inputs(edit)], edit.arguments)
         tensors |= {spec.name: tensor for spec, tensor in zip(edit.results, results, strict=True)}
-    inputs = probe or probe_inputs(model, cross=any(site.cross for site in plan.before))
-    with attributes_set(model, plan.head_attributes), patched(model.config, patch):
+    inputs = probe or make_probe_inputs(model, cross=any(site.cross for site in plan.before))
+    with setting_attributes(model, plan.head_attributes), patching_config(model.config, patch):
         functional_call(model, tensors, kwargs=dict(inputs), strict=False)
 
 
@@ -188,7 +191,7 @@ def visit_sites(
     ]
     try:
         if probe is None:
-            probe = probe_inputs(model, cross=any(site.cross for site in sites), mask=mask)
+            probe = make_probe_inputs(model, cross=any(site.cross for site in sites), mask=mask)
         model(**probe)
     finally:
         for handle in handles:
@@ -205,7 +208,7 @@ def attributes_set_in(
         for name, values in attributes.items()
         if name == site.block or name.startswith(f"{site.block}.") or not site.block
     }
-    with attributes_set(block, within):
+    with setting_attributes(block, within):
         yield
 
 
@@ -285,7 +288,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def _runnable_here(model: PreTrainedModel) -> Iterator[None]:
     """Flash kernels have no CPU side, and models are operated on before they move to a GPU."""
-    text = text_config(model.config)
+    text = get_text_config(model.config)
     implementation = text._attn_implementation
     if model.device.type != "cpu" or "flash" not in str(implementation):
         yield

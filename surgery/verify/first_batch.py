@@ -21,8 +21,8 @@ from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
 
 from surgery.console import say
 from surgery.errors import SurgeryError
-from surgery.models.forward import no_cache
-from surgery.models.share_kv import eager_of
+from surgery.models.forward import get_forward_options
+from surgery.models.share_kv import get_eager_implementation
 from surgery.verify.excerpt import Excerpt, excerpt
 
 # Root mean square of the difference, in standard deviations of eager's logits. Faults (a mask or a
@@ -52,7 +52,7 @@ def first_batch_check(model: PreTrainedModel, tolerance: float | None = None) ->
     """
     for hook in [h for h in model._forward_pre_hooks.values() if isinstance(h, _FirstBatch)]:
         hook.remove()
-    if model.config._attn_implementation == eager_of(model):
+    if model.config._attn_implementation == get_eager_implementation(model):
         return
     pending = _FirstBatch(tolerance)
     pending.handle = model.register_forward_pre_hook(pending, with_kwargs=True)
@@ -91,7 +91,7 @@ def _compare(model: PreTrainedModel, part: Excerpt, tolerance: float | None) -> 
     allowed = tolerance if tolerance is not None else _tolerance(chosen.device, model.dtype)
     rounding = 0.0
     try:
-        reference = eager_of(model)
+        reference = get_eager_implementation(model)
         with _everywhere(model, reference):
             eager, _ = _logits(model, part, reference)
             measured = _distance(chosen, eager, part.real)
@@ -122,7 +122,7 @@ def _logits(
     Args:
         wider: let attention compute in the next wider dtype.
     """
-    inputs = {**part.inputs, **no_cache(model)}
+    inputs = {**part.inputs, **get_forward_options(model)}
     device = next(model.parameters()).device
     with ExitStack() as stack:
         calls = stack.enter_context(_counting(implementation, wider))

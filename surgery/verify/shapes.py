@@ -12,11 +12,11 @@ from transformers import PreTrainedModel
 
 from surgery.errors import ConfigError
 from surgery.models.attributes import Attributes, set_attributes
-from surgery.models.config import head_count_patch, patched
-from surgery.models.copies import meta_copy
-from surgery.models.probe import probe_inputs
+from surgery.models.config import make_head_count_patch, patching_config
+from surgery.models.copies import make_meta_copy
+from surgery.models.forward import make_probe_inputs
 from surgery.models.reference import ReferenceModels
-from surgery.models.share_kv import shared_kv
+from surgery.models.share_kv import sharing_kv
 from surgery.models.sites import Site
 from surgery.transforms.edits import SiteChange, TensorEdit
 from surgery.verify.equivalence import (
@@ -57,9 +57,9 @@ def head_patch(
     references: ReferenceModels,
 ) -> dict[str, Any]:
     """What the result's config will hold, for forwards that read it as they run (Phi-3)."""
-    patch = head_count_patch(model.config, before, after) or {}
+    patch = make_head_count_patch(model.config, before, after) or {}
     try:
-        references.of(patch)
+        references.get(patch)
     except ConfigError:
         return {}
     return patch
@@ -80,7 +80,7 @@ def try_sites(
         Site path → number of the answer → what the forward raised for it; and whether the whole
         model runs on the meta device with a mask (``True``), without, or not at all (``None``).
     """
-    copied = meta_copy(model)
+    copied = make_meta_copy(model)
     edits: dict[str, list[TensorEdit]] = {}
     for change in changes:
         edits.setdefault(change.before.path, []).extend(change.edits)
@@ -120,7 +120,7 @@ def _find_faults(
         for number, attributes in enumerate(options[site.path]):
             with (
                 attributes_set_in(block, site, attributes),
-                patched(copied.config, patch),
+                patching_config(copied.config, patch),
             ):
                 faults[site.path] |= _find_fault(number, block, narrow, args, kwargs, expected)
         # Last, so that what it hands on to later ones has the shape they expect.
@@ -134,7 +134,7 @@ def _find_faults(
 
         return called
 
-    with shared_kv(copied, True), torch.no_grad():
+    with sharing_kv(copied, True), torch.no_grad():
         # Some look into a mask, some into position ids where there is none: neither has numbers
         # here. What comes before a fault is seen all the same.
         for mask in (True, False):
@@ -169,7 +169,7 @@ def find_whole_fault(
     Args:
         mask: whether it is given an attention mask.
     """
-    copied = meta_copy(model)
+    copied = make_meta_copy(model)
     for spec in (spec for change in changes for edit in change.edits for spec in edit.results):
         path, _, name = spec.name.rpartition(".")
         hollow = torch.empty(spec.shape, device="meta", dtype=model.dtype)
@@ -177,8 +177,8 @@ def find_whole_fault(
     set_attributes(copied, attributes)
     cross = any(change.before.cross for change in changes)
     try:
-        with shared_kv(copied, True), torch.no_grad(), patched(copied.config, patch):
-            copied(**probe_inputs(copied, cross=cross, mask=mask))
+        with sharing_kv(copied, True), torch.no_grad(), patching_config(copied.config, patch):
+            copied(**make_probe_inputs(copied, cross=cross, mask=mask))
     except FAULTS as error:
         return first_line(error)
     return ""

@@ -168,7 +168,7 @@ def test_linears_with_a_module_around_each_are_named_themselves() -> None:
     model = build("causal-lm", "moshi")
     for site in find_sites(model).sites:
         for role in ("query", "key", "value", "output"):
-            path = site.projection(role).path
+            path = site.get_projection(role).path
             assert path.endswith("_proj.linear")
             assert isinstance(model.get_submodule(path), torch.nn.Linear)
 
@@ -198,7 +198,7 @@ def test_a_sites_parameters_are_those_of_its_modules(kind: str, model_type: str)
     model: PreTrainedModel = zoo.tiny_model(kind, model_type)
     for site in find_sites(model).sites:
         for role in ("query", "key", "value", "output"):
-            projection = site.projection(role)
+            projection = site.get_projection(role)
             module = model.get_submodule(projection.path)
             assert projection.parameters == sum(p.numel() for p in module.parameters())
             assert projection.bias == (getattr(module, "bias", None) is not None)

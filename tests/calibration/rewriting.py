@@ -63,7 +63,7 @@ class Heads:
 
     def tensors(self, role: str, head: int) -> list[Tensor]:
         """Views [unit, …] of the weight, and of the bias where there is one."""
-        projection = self.site.projection(role)
+        projection = self.site.get_projection(role)
         module = self.model.get_submodule(projection.path)
         weight = module.weight.mT if projection.transposed else module.weight
         place = slice(head * projection.unit, (head + 1) * projection.unit)

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from surgery.config.schema import Task
 from surgery.data.collate import IGNORED, Batch, CausalCollator
 from surgery.data.windows import make_windows
-from surgery.models.forward import no_cache
+from surgery.models.forward import get_forward_options
 from tests.data.making import data_config, documents, word_tokenizer
 from tests.tiny_models import tiny_model
 
@@ -35,7 +35,7 @@ def _batch(layout: str, seq_len: int) -> tuple[list[dict[str, Any]], Batch]:
 @torch.no_grad()
 def _logits(model: PreTrainedModel, **inputs: torch.Tensor) -> torch.Tensor:
     inputs.pop("labels", None)
-    return model(**inputs, **no_cache(model)).logits
+    return model(**inputs, **get_forward_options(model)).logits
 
 
 def _mean_loss(model: PreTrainedModel, sequences: list[torch.Tensor]) -> torch.Tensor:
@@ -76,7 +76,7 @@ def test_packed_loss_is_the_mean_over_documents_alone(model: PreTrainedModel) ->
     _, batch = _batch("packed", 16)
     alone = [batch["input_ids"][row, where] for row, where in _documents_in(batch)]
     with torch.no_grad():
-        loss = model(**batch, **no_cache(model)).loss
+        loss = model(**batch, **get_forward_options(model)).loss
     torch.testing.assert_close(loss, _mean_loss(model, alone), **CLOSE)
 
 
@@ -101,7 +101,7 @@ def test_padded_rows_are_as_alone(model: PreTrainedModel) -> None:
 def test_padded_loss_is_the_mean_over_tokens(model: PreTrainedModel) -> None:
     rows, batch = _batch("padded", 16)
     with torch.no_grad():
-        loss = model(**batch, **no_cache(model)).loss
+        loss = model(**batch, **get_forward_options(model)).loss
     alone = [torch.tensor(row["input_ids"]) for row in rows]
     torch.testing.assert_close(loss, _mean_loss(model, alone), **CLOSE)
     predicted = (batch["labels"][:, 1:] != IGNORED).sum()

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from surgery.data.cache import hash_tokenizer
-from surgery.models.source import byte_tokenizer
+from surgery.models.source import make_byte_tokenizer
 from tests.data.making import all_rows, documents, ids_of, text_data, word_tokenizer, write_texts
 
 
@@ -80,6 +80,6 @@ def test_identity_survives_use_and_tells_tokenizers_apart() -> None:
         word_tokenizer(eos_token="</s>"),
         word_tokenizer(eos_token="<s>", pad_token="<pad>"),
         word_tokenizer(eos_token="</s>", pad_token="<pad>", begins=True),
-        byte_tokenizer(),
+        make_byte_tokenizer(),
     ]
     assert len({identity, *map(hash_tokenizer, others)}) == 5

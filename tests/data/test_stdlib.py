@@ -12,7 +12,7 @@ from surgery.config.schema import Task
 from surgery.data.module import TextData
 from surgery.data.sources import is_held_out, load_corpus
 from surgery.data.stdlib import read_stdlib
-from surgery.models.source import byte_tokenizer
+from surgery.models.source import make_byte_tokenizer
 from tests.data.making import data_config
 
 ROOT = Path(sysconfig.get_paths()["stdlib"])
@@ -20,7 +20,9 @@ ROOT = Path(sysconfig.get_paths()["stdlib"])
 
 @pytest.fixture(scope="module")
 def data() -> TextData:
-    made = TextData(data_config("stdlib", seq_len=512), byte_tokenizer(), Task.causal_lm, seed=0)
+    made = TextData(
+        data_config("stdlib", seq_len=512), make_byte_tokenizer(), Task.causal_lm, seed=0
+    )
     made.setup("fit")
     return made
 

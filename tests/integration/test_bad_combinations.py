@@ -486,12 +486,14 @@ TABLE_OF_ROWS = {
     "no such house": _move("llama", "gpt2", "no such house", "mistral, phi3, starcoder2"),
     "house for other positions": _move("llama", "starcoder2", NO_HOUSE, "mistral, phi3"),
     "house it is in": _move("mistral", "mistral", "model_type is 'mistral' already", "phi3"),
-    "no way from Qwen2": _move("qwen2", "mistral", "no exact way", "none, for this model"),
+    "no way from Qwen2": _move("qwen2", "mistral", "no exact conversion", "none, for this model"),
     "biases of attention": _move("biased", "mistral", "attention_bias is True", "none, for this"),
     "biases of the MLP": _move("mlp biased", "phi3", "mlp_bias is True", "none, for this model"),
-    "scaled into Phi-3": _move("yarn rope", "phi3", "none but the default RoPE", "mistral"),
+    "scaled into Phi-3": _move("yarn rope", "phi3", "only the default RoPE", "mistral"),
     "learned positions unsaid": _move("gpt2", "starcoder2", "attention.absolute_to_rope", "none"),
-    "moved, quantized": _move("gptq", "mistral", "only plain weights", "none, for this model"),
+    "moved, quantized": _move(
+        "gptq", "mistral", "not quantized can be converted", "none, for this model"
+    ),
     "Llama has no table": _to_rope("llama", "model_type is 'llama'"),
     "heads of odd width": _to_rope("gpt2 odd", "num_attention_heads is 4"),
     "scaled by layer": _to_rope("gpt2 inverse", "scale_attn_by_inverse_layer_idx is True"),

@@ -21,7 +21,7 @@ from surgery.errors import SurgeryError
 from surgery.importance import ScoreTable
 from surgery.lab.tasks import OutputProjections, combined
 from surgery.lab.tasks.agreement import correlations
-from surgery.models.source import byte_tokenizer
+from surgery.models.source import make_byte_tokenizer
 from tests.tiny_models import tiny_model
 
 SMALL = (
@@ -55,7 +55,7 @@ PRUNE = (
 def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of 4 heads and as many KV heads in 2 layers, and two texts."""
     folder = tmp_path_factory.mktemp("tasks")
-    tokenizer = byte_tokenizer()
+    tokenizer = make_byte_tokenizer()
     model = tiny_model("llama", vocab_size=len(tokenizer), num_key_value_heads=4)
     model.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")

@@ -6,7 +6,7 @@ import pytest
 from transformers import AutoConfig
 
 from surgery.errors import ConfigError
-from surgery.models.convert import TARGETS, convert_config, list_targets, tensor_map
+from surgery.models.convert import TARGETS, convert_config, list_targets, map_tensors
 from tests.families import family_config
 
 from .moving import NOPE, ROPE, config_of
@@ -37,7 +37,7 @@ def test_a_field_in_the_way_is_named(name, into, positions, fields) -> None:
     config = config_of(name, **fields)
     (field,) = fields
     assert field in list_targets(config, positions)[into]
-    for act in (convert_config, tensor_map):
+    for act in (convert_config, map_tensors):
         with pytest.raises(ConfigError, match=field):
             act(config, into, positions)
 

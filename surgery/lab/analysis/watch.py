@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from surgery.console import track_progress
 from surgery.errors import ConfigError, TapError
 from surgery.importance.estimate import evaluating
-from surgery.models.forward import no_cache
+from surgery.models.forward import get_forward_options
 from surgery.models.sites import Site, find_sites
 from surgery.observe import AttentionCall, Tap
 
@@ -70,7 +70,7 @@ def passes(
             met.clear()
             tap.open(batch.get("attention_mask"), tokens=batch.get("input_ids"))
             try:
-                model(**batch, **no_cache(model))
+                model(**batch, **get_forward_options(model))
             finally:
                 tap.close()
             if not met:

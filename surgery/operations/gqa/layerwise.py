@@ -15,7 +15,7 @@ from surgery.calibration.rows import in_plan_layout, put_parameter
 from surgery.calibration.text import SiteText
 from surgery.calibration.view import Batch
 from surgery.errors import ConfigError
-from surgery.models.copies import sharing_copy
+from surgery.models.copies import make_sharing_copy
 from surgery.models.sites import Site
 from surgery.operations.gqa import solve
 from surgery.operations.gqa.moments import SiteMoments
@@ -54,7 +54,7 @@ def calibrate_sites(
         sites: with the KV heads each should have, in the order of the forward pass.
         advance: told of every batch that is done with.
     """
-    work = sharing_copy(model)
+    work = make_sharing_copy(model)
     found = {}
     for site, count in sites:
         if count == site.kv_heads:

@@ -110,7 +110,7 @@ class GQA(GQAOptions):
 
     def _check_norms(self, site: Site) -> None:
         for role, norm in (("query", site.q_norm), ("key", site.k_norm)):
-            if norm is not None and norm.size != site.projection(role).unit:
+            if norm is not None and norm.size != site.get_projection(role).unit:
                 raise ConfigError(
                     self.key("merge"),
                     f"{norm.path} is taken over all heads together, so no head can be rewritten "
@@ -120,7 +120,7 @@ class GQA(GQAOptions):
                 )
 
     def _check_gates(self, site: Site) -> None:
-        if site.projection("query").unit != site.projection("key").unit:
+        if site.get_projection("query").unit != site.get_projection("key").unit:
             raise ConfigError(
                 self.key("merge" if self.rewrites else "groups" if self.groups else "grouping"),
                 f"{site.query.path} makes a gate beside each query, which no calibration knows",

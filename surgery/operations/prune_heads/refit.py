@@ -22,7 +22,7 @@ from surgery.calibration.rows import in_plan_layout, put_parameter
 from surgery.calibration.text import SiteText
 from surgery.calibration.view import Batch
 from surgery.console import track_progress
-from surgery.models.copies import sharing_copy
+from surgery.models.copies import make_sharing_copy
 from surgery.models.sites import Site
 
 
@@ -61,7 +61,7 @@ def refit_sites(
     """
     changed = [site for site in sites if len(left[site.path]) < site.q_heads]
     fitted = [site for site in changed if left[site.path]]
-    work, found = sharing_copy(model), {}
+    work, found = make_sharing_copy(model), {}
     with track_progress("refit", len(fitted) * len(batches)) as steps:
         refuse_shared(model, changed)
         refuse_repeated(model, changed, batches[0])

@@ -14,7 +14,7 @@ from transformers import Cache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from surgery.errors import PlanError
-from surgery.models.probe import probe_inputs
+from surgery.models.forward import make_probe_inputs
 from surgery.models.sites import Site, find_sites
 from surgery.verify.equivalence import FAULTS, first_line
 
@@ -95,7 +95,7 @@ def check_removal(
     Raises:
         PlanError: the two differ, or the model cannot be run without.
     """
-    inputs = probe or probe_inputs(model, cross=any(site.cross for site in sites))
+    inputs = probe or make_probe_inputs(model, cross=any(site.cross for site in sites))
     names = ", ".join(site.path for site in sites)
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
