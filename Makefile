@@ -34,7 +34,7 @@ SOME_HOME := $(if $(shell test -w "$$HOME" && echo yes),,HOME="$(CURDIR)/$(VENV)
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
 .NOTPARALLEL:
-.PHONY: help demo test lint types wheel constraints clean
+.PHONY: help demo test lint types conf wheel constraints clean
 
 help:
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile
@@ -53,6 +53,9 @@ lint: $(VENV)/.installed-dev  ## style and format
 
 types: $(VENV)/.installed-dev  ## static types
 	$(BIN) -m mypy
+
+conf: $(VENV)/.installed  ## the comments in conf/, from the options in the code
+	$(SOME_HOME)$(BIN) -m surgery.config
 
 wheel: $(VENV)/.installed-dev  ## a wheel in dist/
 	rm -rf build/lib  # setuptools would pack what was deleted since

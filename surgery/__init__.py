@@ -13,13 +13,16 @@ from surgery.record.register import register_when_needed
 
 if TYPE_CHECKING:
     from surgery.calibration import Calibration, calibrated_plan
+    from surgery.config.options import Range, option
     from surgery.errors import ConfigError, PlanError, SurgeryError, TapError
     from surgery.execute.live import apply_
     from surgery.importance import ScoreTable, score_heads
     from surgery.models.sites import Anatomy, Site, find_sites
     from surgery.observe import AttentionCall, Tap
     from surgery.operations.fuse_qkv.projections import unfuse_qkv_
+    from surgery.plan.layers import select_sites
     from surgery.plan.make import make_plan
+    from surgery.plan.operation import Draft, Operation
     from surgery.plan.plan import Plan
     from surgery.plan.registry import parse_operations
     from surgery.plan.store import load_plan, save_plan
@@ -29,8 +32,11 @@ _HOMES = {
     "AttentionCall": "surgery.observe",
     "Calibration": "surgery.calibration",
     "ConfigError": "surgery.errors",
+    "Draft": "surgery.plan.operation",
+    "Operation": "surgery.plan.operation",
     "Plan": "surgery.plan.plan",
     "PlanError": "surgery.errors",
+    "Range": "surgery.config.options",
     "ScoreTable": "surgery.importance",
     "Site": "surgery.models.sites",
     "SurgeryError": "surgery.errors",
@@ -41,9 +47,11 @@ _HOMES = {
     "find_sites": "surgery.models.sites",
     "load_plan": "surgery.plan.store",
     "make_plan": "surgery.plan.make",
+    "option": "surgery.config.options",
     "parse_operations": "surgery.plan.registry",
     "save_plan": "surgery.plan.store",
     "score_heads": "surgery.importance",
+    "select_sites": "surgery.plan.layers",
     "unfuse_qkv_": "surgery.operations.fuse_qkv.projections",
 }
 
@@ -52,8 +60,11 @@ __all__ = [
     "AttentionCall",
     "Calibration",
     "ConfigError",
+    "Draft",
+    "Operation",
     "Plan",
     "PlanError",
+    "Range",
     "ScoreTable",
     "Site",
     "SurgeryError",
@@ -64,9 +75,11 @@ __all__ = [
     "find_sites",
     "load_plan",
     "make_plan",
+    "option",
     "parse_operations",
     "save_plan",
     "score_heads",
+    "select_sites",
     "unfuse_qkv_",
 ]
 

@@ -41,7 +41,7 @@ def main() -> None:
 
     try:
         train()
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, SurgeryError) as error:
         from surgery.refusals import explained
 
         refuse(explained(error))

@@ -8,6 +8,7 @@ from dataclasses import fields, is_dataclass
 from importlib.resources import files
 from typing import Any, get_type_hints
 
+from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
 from surgery.config.schema import RunConfig
@@ -71,7 +72,8 @@ def _undeclared(key: str) -> ConfigError | None:
     parts = key.split(".")
     if len(parts) != 3 or parts[0] != "attention":
         return None
-    from surgery.plan.registry import operation_fields  # seconds, for torch and transformers
+    # torch and transformers take seconds.
+    from surgery.plan.registry import operation_fields
 
     if parts[2] not in operation_fields(parts[1]):
         return None
@@ -84,10 +86,11 @@ def _undeclared(key: str) -> ConfigError | None:
 
 
 def _options(group: str) -> list[str]:
-    """The files of a config group."""
+    """The files of a config group, and what is stored there."""
     folder = files("surgery.conf").joinpath(group)
     names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
-    return sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml"))
+    names += ConfigStore.instance().repo.get(group, {})
+    return sorted({name.removesuffix(".yaml") for name in names if name.endswith(".yaml")})
 
 
 def _keys_beside(key: str) -> list[str] | str | None:
@@ -107,6 +110,7 @@ def _keys_beside(key: str) -> list[str] | str | None:
 
 
 def _operation_keys(key: str) -> list[str] | None:
+    # torch and transformers take seconds.
     from surgery.plan.registry import operation_fields, operation_names
 
     parts = key.split(".")

@@ -30,14 +30,13 @@ def cached_difference(model: PreTrainedModel, given: dict[str, Any]) -> float:
     return float(difference / whole.abs().max())
 
 
-def cache_bytes_per_token(model: PreTrainedModel, given: dict[str, Any]) -> float:
-    """Bytes of keys and values per token, in the cache that transformers really makes."""
-    tokens = given["input_ids"]
-    cache = model(input_ids=tokens, use_cache=True).past_key_values
+def cache_bytes(model: PreTrainedModel, given: dict[str, Any]) -> int:
+    """Bytes of keys and values of one sequence, in the cache that transformers really makes."""
+    cache = model(input_ids=given["input_ids"], use_cache=True).past_key_values
     cache = getattr(cache, "self_attention_cache", cache)
     held = 0
     for layer in cache.layers:
         for states in (getattr(layer, "keys", None), getattr(layer, "values", None)):
             if isinstance(states, torch.Tensor):
-                held += states.numel() * states.element_size()
-    return held / tokens.numel()
+                held += states.numel() // len(states) * states.element_size()
+    return held

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from benchmarks.coverage import zoo
-from benchmarks.coverage.caching import cache_bytes_per_token, cached_difference
+from benchmarks.coverage.caching import cache_bytes, cached_difference
 from benchmarks.coverage.oracles import (
     first_heads_shared,
     first_heads_written_,
@@ -77,7 +77,7 @@ class Case:
 
     def operated(self, **attention: Any) -> tuple[PreTrainedModel, Plan]:
         model = self.model()
-        plan = make_plan(model, parse_operations(attention), kv_bytes=4)
+        plan = make_plan(model, parse_operations(attention), kv_bytes=4, tokens=zoo.LENGTH)
         try:
             return apply_(model, plan), plan
         except PlanError as error:
@@ -260,15 +260,16 @@ def _cache_fault(case: Case, model: PreTrainedModel, plan: Plan) -> str:
     given = zoo.inputs(case.kind, original)
     try:
         caches = cached_difference(original, given) <= TOLERANCE
-        counts = cache_bytes_per_token(original, given) == plan.sizes_before.kv_bytes_per_token
+        counts = cache_bytes(original, given) == plan.sizes_before.kv_bytes
     except Exception:  # it takes no cache
         return ""
     difference = cached_difference(model, given) if caches else 0.0
     if not difference <= TOLERANCE:
         return f"with a cache, its logits are off by {difference:.2g}"
-    held = cache_bytes_per_token(model, given) if counts else plan.sizes_after.kv_bytes_per_token
-    if held != plan.sizes_after.kv_bytes_per_token:
-        return f"{held} cached bytes per token, not {plan.sizes_after.kv_bytes_per_token}"
+    planned = plan.sizes_after.kv_bytes
+    held = cache_bytes(model, given) if counts else planned
+    if held != planned:
+        return f"{held} cached bytes after {plan.tokens} tokens, not the {planned} planned"
     return ""
 
 

@@ -15,10 +15,11 @@ from benchmarks.coverage.shrink import IMAGE
 # Types whose `input_ids` are audio codes, a row per codebook.
 AUDIO_CODES = {"musicgen_decoder", "musicgen_melody_decoder"}
 FIRST, LAST = 8, 80  # random token ids: no special ones and no markers
+LENGTH = 12  # of each row; sliding windows are shorter
 
 
 def feed(
-    kind: str, model: PreTrainedModel, *, batch: int = 2, length: int = 12, seed: int = 0
+    kind: str, model: PreTrainedModel, *, batch: int = 2, length: int = LENGTH, seed: int = 0
 ) -> dict[str, Any]:
     """Forward arguments of `model`, the same at every call."""
     random = torch.Generator().manual_seed(seed)

@@ -36,7 +36,8 @@ performed on it, compared with its oracle, saved and loaded again:
 [record](record.md), because the architecture's own config cannot say it; all others are native.
 `1`: to one KV head only.
 Logits may differ from the oracle's by 2e-4 of the largest one (fp32), reloaded ones by nothing
-(with experts: by rounding), and the number of parameters must be the planned one.
+(with experts: by rounding), and the number of parameters must be the planned one. So must be the
+bytes that a cache holds after more tokens than sliding windows take, where the original's are.
 
 """
 

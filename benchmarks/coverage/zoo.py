@@ -34,11 +34,12 @@ from benchmarks.coverage.exceptions import (
     NONDETERMINISTIC,
     UNBUILDABLE,
 )
-from benchmarks.coverage.feeds import feed
+from benchmarks.coverage.feeds import LENGTH, feed
 
 __all__ = [
     "EXCEPTIONS",
     "KINDS",
+    "LENGTH",
     "NONDETERMINISTIC",
     "NO_FP64",
     "UNBUILDABLE",
@@ -140,7 +141,7 @@ def _settle(kind: str, model: PreTrainedModel) -> None:
 
 
 def inputs(
-    kind: str, model: PreTrainedModel, *, batch: int = 2, length: int = 12, seed: int = 0
+    kind: str, model: PreTrainedModel, *, batch: int = 2, length: int = LENGTH, seed: int = 0
 ) -> dict[str, Any]:
     """Forward arguments of `model`, the same at every call."""
     return feed(kind, model, batch=batch, length=length, seed=seed)

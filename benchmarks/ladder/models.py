@@ -110,7 +110,7 @@ def operations(preset: Preset) -> dict[str, dict[str, Any]]:
 
 
 def climb(preset: Preset, longest: int) -> dict[str, PreTrainedModel]:
-    """The model of each rung, all from the same weights; planned, rehearsed, applied."""
+    """The model of each rung, all from the same weights; planned, checked, applied."""
     config = LlamaConfig(
         vocab_size=preset.vocabulary,
         hidden_size=preset.hidden_size,

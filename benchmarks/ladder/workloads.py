@@ -6,7 +6,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from surgery.models.sites import find_sites
-from surgery.plan.sizes import kv_bytes_per_token
+from surgery.plan.sizes import kv_bytes
 
 PREFILL_CHUNK = 512
 
@@ -69,9 +69,9 @@ class Decode(Forward):
 WORKLOADS: dict[str, type[Forward]] = {"forward": Forward, "train": Train, "decode": Decode}
 
 
-def decode_bytes(model: PreTrainedModel, batch: int, length: int) -> float:
+def decode_bytes(model: PreTrainedModel, batch: int, length: int) -> int:
     """What one decoded token has to read: every matrix but the embedding's, and the cache."""
     embedding = model.get_input_embeddings().weight
     weights = sum(p.numel() for p in model.parameters()) - embedding.numel()
     size = embedding.element_size()
-    return weights * size + batch * length * kv_bytes_per_token(find_sites(model).sites, size)
+    return weights * size + batch * kv_bytes(find_sites(model).sites, length, size)

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from typing import Any
 
 from surgery.errors import ConfigError
 
 _HELP, _RANGE, _VALID = "help", "range", "valid"
+REQUIRED = "???"  # as OmegaConf and Hydra write it
 
 
 @dataclass(frozen=True)
@@ -35,15 +36,15 @@ class Range:
         return math.isfinite(value) and above and below
 
     def __str__(self) -> str:
-        """``[0, 1)``, ``above 0``, ``at least 1``."""
+        """``in [0, 1)``, ``above 0``, ``at least 1``."""
         if self.low is not None and self.high is not None:
             left, right = "(" if self.low_open else "[", ")" if self.high_open else "]"
-            return f"in {left}{self.low:g}, {self.high:g}{right}"
+            return f"in {left}{self.low}, {self.high}{right}"
         if self.low is not None:
-            return f"{'above' if self.low_open else 'at least'} {self.low:g}"
+            return f"{'above' if self.low_open else 'at least'} {self.low}"
         if self.high is not None:
-            return f"{'below' if self.high_open else 'at most'} {self.high:g}"
-        return "a finite number"
+            return f"{'below' if self.high_open else 'at most'} {self.high}"
+        return "finite"
 
 
 POSITIVE = Range(low=0, low_open=True)
@@ -63,7 +64,8 @@ def option(
     """A dataclass field that says what it is for.
 
     Args:
-        help: one line, the comment that stands beside the key in `conf/`.
+        help: what it is for, in a few words: the comment that stands beside the key in `conf/`.
+            The choices of an enum and unusual ranges are added there by themselves.
         range: of a number, or of every number in a list; ``None`` as a value is always allowed.
         valid: what is valid, in words, where the type and the range do not say it.
     """
@@ -79,6 +81,19 @@ def help_of(option: Field[Any]) -> str:
     return str(option.metadata.get(_HELP, ""))
 
 
+def range_of(option: Field[Any]) -> Range | None:
+    return option.metadata.get(_RANGE)
+
+
+def default_of(option: Field[Any]) -> Any:
+    """The value of a field that is not given; ``???`` where one is required."""
+    if option.default is not MISSING:
+        return option.default
+    if option.default_factory is not MISSING:
+        return option.default_factory()
+    return REQUIRED
+
+
 def valid_of(option: Field[Any]) -> str | None:
     """What is valid, in words; ``None`` where the field does not say."""
     said = option.metadata.get(_VALID)
@@ -88,23 +103,25 @@ def valid_of(option: Field[Any]) -> str | None:
 
 
 def check_ranges(options: Any, prefix: str) -> None:
-    """Hold every number of a dataclass against the range of its field.
+    """Hold every number of a dataclass, and of those in it, against the range of its field.
 
     Args:
-        prefix: dotted config key of the dataclass, with its dot.
+        prefix: dotted config key of the dataclass, with its dot; empty for a whole run.
 
     Raises:
         ConfigError: the first that is outside.
     """
     for one in fields(options):
-        bounds, value = one.metadata.get(_RANGE), getattr(options, one.name)
+        bounds, value = range_of(one), getattr(options, one.name)
+        key = f"{prefix}{one.name}"
+        if is_dataclass(value):
+            check_ranges(value, f"{key}.")
         if bounds is None:
             continue
         for number in _numbers(value):
             if number not in bounds:
-                raise ConfigError(
-                    f"{prefix}{one.name}", f"must be {bounds}", given=value, valid=valid_of(one)
-                )
+                problem = f"must be {bounds}" if math.isfinite(number) else "must be finite"
+                raise ConfigError(key, problem, given=value, valid=valid_of(one))
 
 
 def _numbers(value: Any) -> Iterator[float]:

@@ -1,12 +1,17 @@
-"""Hydra's view of this package: the `recipe` group, and the config groups as a search path."""
+"""What Hydra finds in its store: the group `recipe`, and operations that come without YAML."""
 
 from __future__ import annotations
 
+from dataclasses import fields
+from enum import Enum
 from functools import cache
 from importlib.resources import files
+from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from surgery.config.options import default_of
 
 
 def register_recipes() -> None:
@@ -14,6 +19,22 @@ def register_recipes() -> None:
     store = ConfigStore.instance()
     for name, node in _recipes().items():
         store.store(group="recipe", name=name, node=node, package="_global_", provider="surgery")
+
+
+def register_operation(name: str, kind: type) -> None:
+    """Store `attention/<name>` with every option's default, ``???`` where one is required.
+
+    Args:
+        kind: a dataclass.
+    """
+    options = {field.name: _plain(default_of(field)) for field in fields(kind)}
+    ConfigStore.instance().store(
+        group="attention", name=name, node={name: options}, provider="surgery"
+    )
+
+
+def _plain(value: Any) -> Any:
+    return value.name if isinstance(value, Enum) else value
 
 
 @cache

@@ -1,17 +1,20 @@
 """The schema every composed config is held against.
 
-Hydra's YAML files hold the defaults people read and override; these dataclasses hold the types.
-A key that stands here and nowhere in `conf/` would be a default nobody can see, so
+These dataclasses hold the type, the range and the meaning of every key; Hydra's YAML files hold the
+defaults people read and override, with comments that `make conf` writes from here. A key that
+stands here and nowhere in `conf/` would be a default nobody can see, so
 `tests/packaging/test_conf.py` holds the two together.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
 from omegaconf import MISSING
+
+from surgery.config.options import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, Range, option
 
 
 class Task(Enum):
@@ -117,180 +120,323 @@ class Stage(Enum):
     report = "report"
 
 
+_AT_LEAST_TWO = Range(low=2)
+_SEED = Range(low=0, high=2**32 - 1)  # what numpy takes
+
+
 @dataclass
 class ModelConfig:
-    path: str | None = MISSING
-    revision: str | None = MISSING
-    tokenizer: str | None = MISSING
-    task: Task = MISSING
-    dtype: Dtype = MISSING
-    device: str = MISSING
-    attn_implementation: str | None = MISSING
-    num_labels: int | None = MISSING
-    trust_remote_code: bool = MISSING
-    scratch: dict[str, Any] | None = MISSING
+    path: str | None = option(MISSING, "embedded | a local directory | a hub id")
+    revision: str | None = option(MISSING, "of the hub: a branch, a tag or a commit")
+    tokenizer: str | None = option(
+        MISSING,
+        "null: the model's | bytes: a token per byte | a directory or hub id",
+    )
+    task: Task = option(MISSING)
+    dtype: Dtype = option(MISSING)
+    device: str = option(MISSING, "where to measure: auto | cpu | cuda | cuda:1 | mps")
+    attn_implementation: str | None = option(
+        MISSING, "any that transformers knows; null leaves the choice to it"
+    )
+    num_labels: int | None = option(
+        MISSING, "sequence_classification only; null: as the checkpoint says", range=COUNT
+    )
+    trust_remote_code: bool = option(MISSING, "run Python code that comes with the model")
+    scratch: dict[str, Any] | None = option(
+        MISSING, "a config to initialise at random instead of loading weights"
+    )
 
 
 @dataclass
 class DataConfig:
-    kind: DataKind = MISSING
-    path: Any = MISSING
-    val_path: Any = MISSING
-    name: str | None = MISSING
-    revision: str | None = MISSING
-    split: str | None = MISSING
-    val_split: str | None = MISSING
-    val_fraction: float = MISSING
-    text_column: str = MISSING
-    label_column: str = MISSING
-    sample_by: str = MISSING
-    part: Part = MISSING
-    layout: Layout = MISSING
-    isolate_documents: bool = MISSING
-    seq_len: int = MISSING
-    batch_size: int = MISSING
-    num_workers: int = MISSING
-    mlm_probability: float = MISSING
-    streaming: Streaming = MISSING
-    stream_above_gb: float = MISSING
-    shuffle_buffer: int = MISSING
+    kind: DataKind = option(MISSING)
+    path: Any = option(MISSING, "text: a file, or a list of them | hub: owner/name")
+    val_path: Any = option(
+        MISSING, "held-out files; null: a fixed share, by hash of the path or of the text"
+    )
+    name: str | None = option(MISSING, "hub: the data set's configuration")
+    revision: str | None = option(MISSING, "hub: a branch, a tag or a commit")
+    split: str | None = option(MISSING, "hub: the split to train on")
+    val_split: str | None = option(
+        MISSING, "hub: the split held out; null: a share of `split` by hash"
+    )
+    val_fraction: float = option(MISSING, "share held out by hash", range=SHARE)
+    text_column: str = option(MISSING, "where the text stands")
+    label_column: str = option(MISSING, "sequence_classification only")
+    sample_by: str = option(
+        MISSING, "of a .txt file, what one document is: paragraph | line | document"
+    )
+    part: Part = option(
+        MISSING, "stdlib: all | code, without docstrings and comments | prose, these alone"
+    )
+    layout: Layout = option(
+        MISSING, "packed: full windows | padded: one document (or piece) per row"
+    )
+    isolate_documents: bool = option(
+        MISSING, "packed: no attention across document borders (causal models)"
+    )
+    seq_len: int = option(MISSING, "tokens per window", range=_AT_LEAST_TWO)
+    batch_size: int = option(MISSING, "windows per training step and process", range=COUNT)
+    num_workers: int = option(MISSING, "processes that prepare batches", range=NOT_NEGATIVE)
+    mlm_probability: float = option(
+        MISSING, "masked_lm only: share of the tokens to be guessed", range=SHARE
+    )
+    streaming: Streaming = option(MISSING, "auto (files over stream_above_gb) | always | never")
+    stream_above_gb: float = option(MISSING, "GB of all files together", range=NOT_NEGATIVE)
+    shuffle_buffer: int = option(MISSING, "rows shuffled at a time while streaming", range=COUNT)
 
 
 @dataclass
 class ObjectiveConfig:
-    name: ObjectiveName = MISSING
-    temperature: float = MISSING
-    label_weight: float = MISSING
-    attention_weight: float = MISSING
-    teacher: str | None = MISSING
+    name: ObjectiveName = option(MISSING)
+    temperature: float = option(
+        MISSING, "T: both models' logits are divided by it; distill only", range=POSITIVE
+    )
+    label_weight: float = option(
+        MISSING, "w: loss = (1-w) * T^2 * KL(teacher || model) + w * label loss", range=SHARE
+    )
+    attention_weight: float = option(
+        MISSING,
+        "adds this * relative squared error of the attention blocks' outputs",
+        range=NOT_NEGATIVE,
+    )
+    teacher: str | None = option(
+        MISSING, "null: the original of this run | a local directory | a hub id | embedded"
+    )
 
 
 @dataclass
 class OptimConfig:
-    name: OptimizerName = MISSING
-    parameters: Trained = MISSING
-    lr: float | None = MISSING
-    weight_decay: float = MISSING
-    betas: list[float] = MISSING
-    warmup_steps: int = MISSING
-    final_lr_fraction: float = MISSING
+    name: OptimizerName = option(MISSING)
+    parameters: Trained = option(
+        MISSING, "all | attention (projections, QK-norms) | output (its outputs) | changed"
+    )
+    lr: float | None = option(
+        MISSING,
+        "null: 0.75 / hidden_size (3e-3 at width 256, 1.8e-4 at 4096)",
+        range=POSITIVE,
+    )
+    weight_decay: float = option(MISSING, "on matrices only", range=NOT_NEGATIVE)
+    betas: list[float] = option(
+        MISSING,
+        "of AdamW; the second is Muon's momentum, too",
+        range=Range(0, 1, high_open=True),
+        valid="two numbers, each at least 0 and below 1",
+    )
+    warmup_steps: int = option(MISSING, "the rate rises to lr over so many", range=NOT_NEGATIVE)
+    final_lr_fraction: float = option(
+        MISSING, "of lr, what is left of it at trainer.max_steps", range=SHARE
+    )
 
 
 @dataclass
 class LoggerConfig:
-    kinds: list[LoggerKind] = MISSING
-    mode: LoggerMode = MISSING
-    project: str = MISSING
-    name: str | None = MISSING
-    entity: str | None = MISSING
-    group: str | None = MISSING
-    tags: list[str] = MISSING
-    upload_export: bool = MISSING
+    kinds: list[LoggerKind] = option(MISSING, "any of wandb, csv, tensorboard; [] for none")
+    mode: LoggerMode = option(MISSING, "W&B: offline | online (after `wandb login`)")
+    project: str = option(MISSING, "W&B: where the run is listed")
+    name: str | None = option(MISSING, "W&B: of the run; null: W&B's choice")
+    entity: str | None = option(MISSING, "W&B: user or team; null: your default one")
+    group: str | None = option(MISSING, "W&B: runs that belong together")
+    tags: list[str] = option(MISSING, "W&B: words to find the run by")
+    upload_export: bool = option(
+        MISSING, "W&B: an artifact holds the weights; false: only what they are"
+    )
 
 
 @dataclass
 class MeasureConfig:
-    windows: int = MISSING
-    batch_size: int = MISSING
-    prefill_tokens: int = MISSING
-    decode_tokens: int = MISSING
-    repeats: int = MISSING
+    windows: int = option(
+        MISSING, "held-out windows (data.seq_len tokens each) in every loss", range=COUNT
+    )
+    batch_size: int = option(MISSING, "windows at a time", range=COUNT)
+    prefill_tokens: int = option(MISSING, "one prompt of this length, batch 1", range=COUNT)
+    decode_tokens: int = option(
+        MISSING, "generated after it, one by one, with the cache", range=COUNT
+    )
+    repeats: int = option(MISSING, "timings are medians of this many", range=COUNT)
 
 
 @dataclass
 class CalibrationConfig:
-    windows: int = MISSING
-    batch_size: int = MISSING
-    rows: int = MISSING
-    refine_steps: int = MISSING
-    keep_windows: int = MISSING
-    refit: bool = MISSING
-    ridge: float = MISSING
-    compare: bool = MISSING
+    windows: int = option(MISSING, "training windows that are looked at", range=COUNT)
+    batch_size: int = option(MISSING, "windows at a time", range=COUNT)
+    rows: int = option(MISSING, "query rows drawn per window for what heads attend to", range=COUNT)
+    refine_steps: int = option(
+        MISSING,
+        "gradient steps per layer on the merge's coefficients; 0: closed form only",
+        range=NOT_NEGATIVE,
+    )
+    keep_windows: int = option(
+        MISSING, "windows whose inputs of a layer are kept: the steps go over these", range=COUNT
+    )
+    refit: bool = option(MISSING, "solve each output projection anew")
+    ridge: float = option(
+        MISSING, "of refit, as a share of its inputs' mean second moment", range=POSITIVE
+    )
+    compare: bool = option(
+        MISSING, "say what merge=optimal would have given, where another merge is asked for"
+    )
 
 
 @dataclass
 class ImportanceConfig:
-    estimator: str = MISSING
-    objective: ObjectiveName = MISSING
-    windows: int = MISSING
-    batch_size: int = MISSING
-    memory_windows: int = MISSING
+    estimator: str = option(
+        MISSING, "of stage `score`: gate_gradient | output_norm | leave_one_out | random"
+    )
+    objective: ObjectiveName = option(
+        MISSING, "what is lost: lm, the label loss | distill, KL to the model as it is"
+    )
+    windows: int = option(MISSING, "training windows that are looked at", range=COUNT)
+    batch_size: int = option(MISSING, "windows at a time", range=COUNT)
+    memory_windows: int = option(
+        MISSING, "leave_one_out: windows that run side by side, ablations included", range=COUNT
+    )
 
 
 @dataclass
 class RoleThresholdsConfig:
     """See `surgery.lab.analysis.roles.Thresholds`."""
 
-    induction: float = MISSING
-    duplicate_token: float = MISSING
-    previous_token: float = MISSING
-    positional: float = MISSING
-    syntactic: float = MISSING
-    first_token: float = MISSING
-    broadcast: float = MISSING
+    induction: float = option(
+        MISSING, "attention to what followed the same token the first time", range=SHARE
+    )
+    duplicate_token: float = option(MISSING, "attention to that same token", range=SHARE)
+    previous_token: float = option(MISSING, "attention to the token before", range=SHARE)
+    positional: float = option(
+        MISSING, "share of the rows whose highest weight lies at one offset", range=SHARE
+    )
+    syntactic: float = option(
+        MISSING, "accuracy on a relation, less that of the best fixed offset", range=SHARE
+    )
+    first_token: float = option(MISSING, "attention to the first token", range=SHARE)
+    broadcast: float = option(
+        MISSING, "entropy, as a share of the highest that it could be", range=SHARE
+    )
 
 
 @dataclass
 class MapsConfig:
-    # ``best``, or a list of "layer.head".
-    heads: Any = MISSING
-    texts: list[str] = MISSING
+    heads: Any = option(MISSING, '["2.3", ...], layer.head from 0 | best, one per role | null')
+    texts: list[str] = option(MISSING, "each is drawn for each of these heads")
 
 
 @dataclass
 class AnalysisConfig:
-    windows: int = MISSING
-    batch_size: int = MISSING
-    rows: int | None = MISSING
-    repeats: int = MISSING
-    repeat_length: int = MISSING
-    probes: list[str] = MISSING
-    probe_texts: int = MISSING
-    cluster_distance: float = MISSING
-    maps: MapsConfig = field(default_factory=MapsConfig)
-    thresholds: RoleThresholdsConfig = field(default_factory=RoleThresholdsConfig)
+    windows: int = option(MISSING, "training windows that are looked at", range=COUNT)
+    batch_size: int = option(MISSING, "windows at a time", range=COUNT)
+    rows: int | None = option(MISSING, "query rows drawn per window; null for all", range=COUNT)
+    repeats: int = option(
+        MISSING,
+        "sequences of random tokens said twice: induction, duplicate tokens",
+        range=COUNT,
+    )
+    repeat_length: int = option(MISSING, "tokens that are said twice", range=_AT_LEAST_TWO)
+    probes: list[str] = option(
+        MISSING, "python: relations in Python source; any other: a CoNLL-U file"
+    )
+    probe_texts: int = option(MISSING, "windows of source, or sentences, per probe", range=COUNT)
+    cluster_distance: float = option(
+        MISSING, "bits: heads whose patterns diverge less are one family", range=SHARE
+    )
+    maps: MapsConfig = option(default_factory=MapsConfig, help="Attention maps that are drawn.")
+    thresholds: RoleThresholdsConfig = option(
+        default_factory=RoleThresholdsConfig,
+        help="What a score must reach for the role's name; where each comes from: "
+        "docs/analysis.md.",
+    )
 
 
 @dataclass
 class TasksConfig:
-    mode: TaskMode = MISSING
-    # Name of each task → the keys of `data` in which it differs.
-    data: dict[str, Any] | None = MISSING
-    combine: Combine = MISSING
-    weights: dict[str, Any] | None = MISSING
-    hurts: float = MISSING
+    mode: TaskMode = option(MISSING)
+    data: dict[str, Any] | None = option(
+        MISSING,
+        "keys of `data` by task: {code: {part: code}, prose: {part: prose}}",
+    )
+    combine: Combine = option(
+        MISSING,
+        "one_mask: worst (what the task that needs a head most says) | weighted",
+    )
+    weights: dict[str, Any] | None = option(MISSING, "weighted: {name: share}; null: equal ones")
+    hurts: float = option(
+        MISSING,
+        "nats per token: a mask that costs another task more is warned of",
+        range=NOT_NEGATIVE,
+    )
 
 
 @dataclass
 class ExportConfig:
-    format: ExportFormat = MISSING
-    dtype: Dtype = MISSING
-    max_shard_size: str = MISSING
-    verify: bool = MISSING
+    format: ExportFormat = option(
+        MISSING, "auto | native: refuse what the architecture's own config cannot say"
+    )
+    dtype: Dtype = option(MISSING, "auto: as the model was trained")
+    max_shard_size: str = option(
+        MISSING, "largest file of weights", valid="a number and KB, MB or GB: 5GB"
+    )
+    verify: bool = option(MISSING, "reload the export and compare logits before calling it done")
 
 
 @dataclass
 class RunConfig:
-    stages: list[Stage] = MISSING
-    seed: int = MISSING
-    threads: int | None = MISSING
-    run_dir: str = MISSING
-    resume: str | None = MISSING
-    model: ModelConfig = field(default_factory=ModelConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    # One entry per operation, in the order in which they are performed; typed by
-    # `surgery.operations`, whose registry knows the fields.
-    attention: dict[str, Any] = field(default_factory=dict)
-    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    # Lightning's own options, by Lightning's own names.
-    trainer: dict[str, Any] = field(default_factory=dict)
-    callbacks: dict[str, Any] = field(default_factory=dict)
-    logger: LoggerConfig = field(default_factory=LoggerConfig)
-    measure: MeasureConfig = field(default_factory=MeasureConfig)
-    importance: ImportanceConfig = field(default_factory=ImportanceConfig)
-    analysis: AnalysisConfig = field(default_factory=AnalysisConfig)
-    tasks: TasksConfig = field(default_factory=TasksConfig)
-    calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
-    export: ExportConfig = field(default_factory=ExportConfig)
+    stages: list[Stage] = option(
+        MISSING,
+        "Any subset; they run in this order. See docs/configuration.md. Two more come between "
+        "measure and calibrate, each written and drawn: `score`, the importance of every head, "
+        "and `analyze`, what each head does.",
+    )
+    seed: int = option(MISSING, "of everything that is drawn", range=_SEED)
+    threads: int | None = option(
+        MISSING, "CPU threads for torch; null leaves torch's choice", range=COUNT
+    )
+    run_dir: str = option(MISSING, "where results go; set it by hydra.run.dir")
+    resume: str | None = option(
+        MISSING, "a Lightning checkpoint of this very configuration, to train on from"
+    )
+    model: ModelConfig = option(
+        default_factory=ModelConfig, help="The model that is operated on: a group."
+    )
+    data: DataConfig = option(
+        default_factory=DataConfig, help="What it is trained and measured on: a group."
+    )
+    # Typed by the operations themselves, which `surgery.plan.registry` finds.
+    attention: dict[str, Any] = option(
+        default_factory=dict,
+        help="One entry per operation, in the order in which they are performed: a group.",
+    )
+    objective: ObjectiveConfig = option(
+        default_factory=ObjectiveConfig, help="What training minimises: a group."
+    )
+    optim: OptimConfig = option(
+        default_factory=OptimConfig, help="Optimizer and learning rate: a group."
+    )
+    trainer: dict[str, Any] = option(
+        default_factory=dict, help="Lightning's options, by Lightning's own names: a group."
+    )
+    callbacks: dict[str, Any] = option(
+        default_factory=dict, help="One Lightning callback per key: a group."
+    )
+    logger: LoggerConfig = option(default_factory=LoggerConfig, help="Where figures go: a group.")
+    measure: MeasureConfig = option(
+        default_factory=MeasureConfig, help="Losses and timings: stage `measure`."
+    )
+    importance: ImportanceConfig = option(
+        default_factory=ImportanceConfig,
+        help="How much the loss hangs on each head: stage `score`, and "
+        "attention.prune_heads.estimator.",
+    )
+    analysis: AnalysisConfig = option(
+        default_factory=AnalysisConfig,
+        help="What each head does: stage `analyze`, docs/analysis.md.",
+    )
+    tasks: TasksConfig = option(
+        default_factory=TasksConfig, help="Several tasks, one model: docs/tasks.md."
+    )
+    calibration: CalibrationConfig = option(
+        default_factory=CalibrationConfig,
+        help="What operations decide on data: attention.gqa.merge=optimal, "
+        "grouping=similarity, an average.",
+    )
+    export: ExportConfig = option(
+        default_factory=ExportConfig, help="The checkpoint: stage `export`."
+    )

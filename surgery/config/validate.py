@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import inspect
-import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -17,7 +16,16 @@ from omegaconf.errors import (
     ValidationError,
 )
 
-from surgery.config.schema import DataConfig, ObjectiveConfig, ObjectiveName, RunConfig, Stage
+from surgery.config.options import check_ranges, valid_of
+from surgery.config.schema import (
+    DataConfig,
+    ExportConfig,
+    ObjectiveConfig,
+    ObjectiveName,
+    OptimConfig,
+    RunConfig,
+    Stage,
+)
 from surgery.errors import ConfigError
 
 _SHARD_SIZE = re.compile(r"\d+(\.\d+)?[KMGT]B")
@@ -50,7 +58,7 @@ def checked(cfg: DictConfig) -> RunConfig:
     except OmegaConfBaseException as error:
         raise _explained(error) from None
     assert isinstance(run, RunConfig)
-    check_ranges(run)
+    check_values(run)
     if Stage.train in run.stages:  # Lightning takes seconds to import, and a plan needs none of it
         _check_trainer(run.trainer)
     return run
@@ -94,76 +102,23 @@ def changed_data(data: DataConfig, changes: Mapping[str, Any]) -> DataConfig:
     return found
 
 
-def check_ranges(run: RunConfig) -> None:
-    """Raises: ConfigError, for the first number that is out of its range."""
-    positive: Iterable[tuple[str, float]] = [
-        ("data.seq_len", run.data.seq_len),
-        ("data.batch_size", run.data.batch_size),
-        ("data.shuffle_buffer", run.data.shuffle_buffer),
-        ("measure.windows", run.measure.windows),
-        ("measure.batch_size", run.measure.batch_size),
-        ("measure.prefill_tokens", run.measure.prefill_tokens),
-        ("measure.decode_tokens", run.measure.decode_tokens),
-        ("measure.repeats", run.measure.repeats),
-        ("analysis.windows", run.analysis.windows),
-        ("analysis.batch_size", run.analysis.batch_size),
-        ("analysis.rows", 1 if run.analysis.rows is None else run.analysis.rows),
-        ("analysis.repeats", run.analysis.repeats),
-        ("analysis.probe_texts", run.analysis.probe_texts),
-        ("importance.windows", run.importance.windows),
-        ("importance.batch_size", run.importance.batch_size),
-        ("importance.memory_windows", run.importance.memory_windows),
-        ("calibration.windows", run.calibration.windows),
-        ("calibration.batch_size", run.calibration.batch_size),
-        ("calibration.rows", run.calibration.rows),
-        ("calibration.keep_windows", run.calibration.keep_windows),
-        ("calibration.ridge", run.calibration.ridge),
-        ("objective.temperature", run.objective.temperature),
-        ("optim.lr", 1.0 if run.optim.lr is None else run.optim.lr),
-    ]
-    for key, value in positive:
-        if not value > 0:
-            raise ConfigError(key, "must be greater than zero", given=value)
-    fractions = [
-        ("data.val_fraction", run.data.val_fraction),
-        ("data.mlm_probability", run.data.mlm_probability),
-        ("objective.label_weight", run.objective.label_weight),
-        ("optim.final_lr_fraction", run.optim.final_lr_fraction),
-        ("analysis.cluster_distance", run.analysis.cluster_distance),
-        *((f"analysis.thresholds.{k}", v) for k, v in vars(run.analysis.thresholds).items()),
-    ]
-    for key, value in fractions:
-        if not 0 <= value <= 1:
-            raise ConfigError(key, "must lie between 0 and 1", given=value)
-    not_negative = [
-        ("tasks.hurts", run.tasks.hurts),
-        ("calibration.refine_steps", run.calibration.refine_steps),
-        ("optim.warmup_steps", run.optim.warmup_steps),
-        ("optim.weight_decay", run.optim.weight_decay),
-        ("data.num_workers", run.data.num_workers),
-        ("objective.attention_weight", run.objective.attention_weight),
-    ]
-    for key, value in not_negative:
-        if not 0 <= value < math.inf:
-            problem = "must not be negative" if value < 0 else "must be a finite number"
-            raise ConfigError(key, problem, given=value)
+def check_values(run: RunConfig) -> None:
+    """Raises: ConfigError, for the first value that is out of its range or cannot be."""
+    check_ranges(run, "")
     _check_objective(run.objective)
-    if len(run.optim.betas) != 2 or not all(0 <= beta < 1 for beta in run.optim.betas):
+    if len(run.optim.betas) != 2:
         raise ConfigError(
-            "optim.betas", "needs two numbers, each at least 0 and below 1", given=run.optim.betas
+            "optim.betas",
+            "needs two numbers",
+            given=run.optim.betas,
+            valid=valid_of(OptimConfig.__dataclass_fields__["betas"]),
         )
-    if run.analysis.repeat_length < 2:
-        raise ConfigError(
-            "analysis.repeat_length", "must be at least 2", given=run.analysis.repeat_length
-        )
-    if run.data.seq_len < 2:
-        raise ConfigError("data.seq_len", "must be at least 2", given=run.data.seq_len)
     if not _SHARD_SIZE.fullmatch(run.export.max_shard_size):
         raise ConfigError(
             "export.max_shard_size",
-            "is no size",
+            "must be a size",
             given=run.export.max_shard_size,
-            valid="a number and KB, MB or GB: 5GB",
+            valid=valid_of(ExportConfig.__dataclass_fields__["max_shard_size"]),
         )
     if not run.stages:
         raise ConfigError("stages", "nothing to do", given=[], valid="at least one stage")
@@ -189,7 +144,7 @@ def _check_objective(objective: ObjectiveConfig) -> None:
 
 
 def _check_trainer(options: Mapping[str, Any]) -> None:
-    from pytorch_lightning import Trainer
+    from pytorch_lightning import Trainer  # takes seconds
 
     valid = set(inspect.signature(Trainer.__init__).parameters) - {"self"} - TRAINER_OWNED
     if options.get("max_steps") == 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -21,7 +22,7 @@ def set_attributes(model: nn.Module, attributes: Mapping[str, Mapping[str, Any]]
         module = model.get_submodule(path)
         for name, value in values.items():
             was_tuple = isinstance(vars(module).get(name), tuple)
-            setattr(module, name, tuple(value) if was_tuple else value)
+            setattr(module, name, tuple(value) if was_tuple else copy.deepcopy(value))
 
 
 def merge_attributes(*several: Mapping[str, Mapping[str, Any]]) -> Attributes:

@@ -70,12 +70,15 @@ def _has_key(config: PreTrainedConfig, name: str) -> bool:
 @contextmanager
 def patching_config(config: PreTrainedConfig, patch: Mapping[str, Any]) -> Iterator[None]:
     """Apply `patch` inside the block, for forward passes that read the config as they run."""
-    before = {key: get_key(config, key) for key in patch}
+    before = {key: get_key(config, key) for key in patch if _holds(config, key)}
     apply_patch(config, patch)
     try:
         yield
     finally:
         apply_patch(config, before)
+        for key in patch.keys() - before.keys():  # `None` is not the same as no value
+            prefix, _, name = key.rpartition(".")
+            delattr(get_config_part(config, prefix), name)
 
 
 def apply_patch(config: PreTrainedConfig, patch: Mapping[str, Any]) -> None:
@@ -90,6 +93,11 @@ def get_key(config: PreTrainedConfig, key: str) -> Any:
     """Return the value of a dotted key; ``None`` if there is none."""
     prefix, _, name = key.rpartition(".")
     return getattr(get_config_part(config, prefix), name, None)
+
+
+def _holds(config: PreTrainedConfig, key: str) -> bool:
+    prefix, _, name = key.rpartition(".")
+    return hasattr(get_config_part(config, prefix), name)
 
 
 def get_config_part(config: PreTrainedConfig, prefix: str) -> Any:

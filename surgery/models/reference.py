@@ -143,15 +143,19 @@ def find_config_differences(
     """Find the plain attributes in which two reference models differ.
 
     Raises:
-        ConfigError: the second model has a module with tensors that the first has not.
+        ConfigError: their tensors differ too.
     """
+    name = find_first_difference(get_shapes(before), get_shapes(after))
+    if name is not None:
+        raise ConfigError(
+            "attention",
+            f"a {after.config.model_type} of another {', '.join(patch)} would have another {name}, "
+            "which no config change alone can give to a model",
+        )
     modules_before = dict(before.named_modules())
     differences: Attributes = {}
     for path, module in after.named_modules():
         if path not in modules_before:
-            if any(True for _ in module.parameters()):
-                keys = ", ".join(patch)
-                raise ConfigError("attention", f"a changed {keys} would add {path} to the model")
             continue
         values = find_differing_attributes(modules_before[path], module)
         if values:
@@ -172,7 +176,9 @@ def find_differing_attributes(old: nn.Module, new: nn.Module) -> dict[str, Any]:
 
 def to_plain(value: Any) -> Any:
     """Convert the value of an attribute to what JSON can hold."""
-    return list(value) if isinstance(value, (tuple, list)) else value
+    if isinstance(value, dict):
+        return {key: to_plain(item) for key, item in value.items()}
+    return [to_plain(item) for item in value] if isinstance(value, (tuple, list)) else value
 
 
 def list_ancestors(path: str) -> list[str]:
@@ -194,5 +200,7 @@ def find_first_difference(a: Shapes, b: Shapes) -> str | None:
 
 def _is_plain(value: Any) -> bool:
     if isinstance(value, (tuple, list)):
-        return all(isinstance(item, _PLAIN) for item in value)
+        return all(map(_is_plain, value))
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _is_plain(item) for key, item in value.items())
     return isinstance(value, _PLAIN)

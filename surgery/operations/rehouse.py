@@ -88,7 +88,10 @@ class AbsoluteToRope(Operation):
     theta: float = option(
         _THETA, "base of the rotary frequencies", range=Range(low=1, low_open=True)
     )
-    type: Rotary = option(Rotary.default, "default: RoPE | none: no positions at all")
+    type: Rotary = option(
+        Rotary.default,
+        "default: RoPE | none: NoPE (Kazemnejad et al. 2023), without theta",
+    )
 
     def conversion(self, model: PreTrainedModel) -> Conversion:
         if self.type is Rotary.default:

@@ -19,6 +19,7 @@ from surgery.models.reference import ReferenceModels
 from surgery.models.sites import Site
 from surgery.plan.resolution import Resolution
 from surgery.plan.sizes import Sizes
+from surgery.transforms import Transform
 from surgery.transforms.edits import SiteChange
 
 # The step that plans add by themselves: eager attention that shares KV heads, where the
@@ -161,6 +162,8 @@ class Operation(ABC):
         name: the config key below `attention`, and the name of the YAML.
         position: where it may stand among the others.
         steps: kind → what is done to a live model besides tensors, attributes and config.
+        transforms: name → its own arithmetic on tensors, and the equivalent in the old shapes; see
+            `surgery.transforms.register_transform`. Most need none besides what is there.
         runs_only: whether it changes how a model runs, and nothing that it computes.
         transient: whether its steps are undone before the model is saved (see `undo_`).
     """
@@ -168,6 +171,7 @@ class Operation(ABC):
     name: ClassVar[str]
     position: ClassVar[Position] = Position.ANYWHERE
     steps: ClassVar[Mapping[str, StepFunction]] = {}
+    transforms: ClassVar[Mapping[str, tuple[Transform, Transform]]] = {}
     runs_only: ClassVar[bool] = False
     transient: ClassVar[bool] = False
 

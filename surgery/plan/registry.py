@@ -13,7 +13,7 @@ from dataclasses import fields
 from enum import Enum
 from functools import cache
 from importlib import import_module
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any, get_type_hints
 
 from omegaconf import OmegaConf
@@ -24,6 +24,7 @@ from surgery.config.options import check_ranges, valid_of
 from surgery.errors import ConfigError, PlanError
 from surgery.models.share_kv import use_shared_kv
 from surgery.plan.operation import SHARE_KV, Operation, StepFunction
+from surgery.transforms import register_transform
 
 GROUP = "surgery.operations"
 
@@ -32,7 +33,7 @@ def operations() -> dict[str, type[Operation]]:
     """Name → class, by name.
 
     Raises:
-        PlanError: two have one name, or one step kind.
+        PlanError: two have one name, or another package's cannot be imported.
     """
     return dict(_found())
 
@@ -42,7 +43,7 @@ def _found() -> dict[str, type[Operation]]:
     for module in pkgutil.iter_modules(import_module(GROUP).__path__, f"{GROUP}."):
         import_module(module.name)
     for entry in entry_points(group=GROUP):
-        entry.load()
+        _load(entry)
     found: dict[str, type[Operation]] = {}
     for kind in _subclasses(Operation):  # type: ignore[type-abstract]
         if not hasattr(kind, "name"):
@@ -53,7 +54,20 @@ def _found() -> dict[str, type[Operation]]:
                 f"two operations are named {kind.name}: {other.__module__} and {kind.__module__}"
             )
         found[kind.name] = kind
+        for name, (transform, equivalent) in kind.transforms.items():
+            register_transform(name, transform, equivalent)
     return dict(sorted(found.items()))
+
+
+def _load(entry: EntryPoint) -> None:
+    try:
+        entry.load()
+    except Exception as error:
+        where = f"{entry.value} of {entry.dist.name}" if entry.dist else entry.value
+        raise PlanError(
+            f"the operation {entry.name} ({where}) cannot be imported: "
+            f"{type(error).__name__}: {error}"
+        ) from error
 
 
 def _subclasses(kind: type[Operation]) -> Iterator[type[Operation]]:

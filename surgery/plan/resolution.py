@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
-# Per result head, the source heads that become it.
-Parts = tuple[tuple[int, ...], ...]
+from surgery.transforms.edits import Parts
+
+__all__ = ["Parts", "Resolution", "SiteResolution"]
 
 
 @dataclass(frozen=True)

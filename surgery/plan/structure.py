@@ -1,8 +1,8 @@
 """What follows from changed heads: other tensors with a share per head, and attributes.
 
-Where the architecture's config can say a site's new head counts, a reference model built from it is
-asked. Where it cannot, names are read, and the block is run on the meta device to see which reading it
-takes; if none, the operation is refused with what the forward raised.
+Where the architecture's config can say a site's new head counts, a reference model built from it
+is asked. Where it cannot, names are read, and the block is run on the meta device to see which
+reading it takes; if none, the operation is refused with what the forward raised.
 """
 
 from __future__ import annotations

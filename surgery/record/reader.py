@@ -30,6 +30,7 @@ class RecordReader(HfQuantizer):
             raise PlanError(f"a record of format {found}; this version reads {FORMAT}")
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
+        # transformers is half imported where this file is.
         from surgery.models.attributes import set_attributes
 
         record = self.quantization_config
@@ -51,6 +52,7 @@ class RecordReader(HfQuantizer):
         return model
 
     def _steps(self, model: Any) -> None:
+        # transformers is half imported where this file is.
         from surgery.plan.registry import is_step, run_step
 
         for kind, arguments in self.quantization_config.steps:

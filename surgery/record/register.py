@@ -30,6 +30,7 @@ def register_when_needed() -> None:
 def _register(registry: ModuleType) -> None:
     if METHOD in registry.AUTO_QUANTIZER_MAPPING:
         return
+    # transformers takes seconds, and is half imported where this file is.
     from surgery.record.config import RecordConfig
     from surgery.record.reader import RecordReader
 

@@ -31,7 +31,7 @@ def check_loggers(cfg: LoggerConfig) -> None:
         )
     if LoggerKind.tensorboard in cfg.kinds:
         try:
-            import tensorboard  # noqa: F401
+            import tensorboard  # noqa: F401  (seconds)
         except ImportError:
             raise ConfigError(
                 "logger.kinds",

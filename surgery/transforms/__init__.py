@@ -25,6 +25,22 @@ EQUIVALENTS: dict[str, Transform] = {
 }
 
 
+def register_transform(name: str, transform: Transform, equivalent: Transform) -> None:
+    """Add an operation's own arithmetic.
+
+    Args:
+        transform: (tensors, **arguments) → results; pure.
+        equivalent: (results, sources, **arguments) → tensors in the shapes of the sources that do
+            what the results do: what the equivalence check compares with.
+
+    Raises:
+        ValueError: another function has that name.
+    """
+    if TRANSFORMS.setdefault(name, transform) is not transform:
+        raise ValueError(f"there is a transform {name!r} already")
+    EQUIVALENTS[name] = equivalent
+
+
 def run_transform(
     name: str, tensors: Sequence[torch.Tensor], arguments: Mapping[str, Any]
 ) -> list[torch.Tensor]:

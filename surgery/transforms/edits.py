@@ -9,6 +9,9 @@ from typing import Any
 
 from surgery.models.sites import Site
 
+# Per head of the result, the heads of the source that become it.
+Parts = tuple[tuple[int, ...], ...]
+
 
 @dataclass(frozen=True)
 class TensorSpec:
@@ -70,8 +73,8 @@ class SiteChange:
     before: Site
     after: Site
     edits: tuple[TensorEdit, ...]
-    query: tuple[tuple[int, ...], ...]
-    kv: tuple[tuple[int, ...], ...]
+    query: Parts
+    kv: Parts
 
     def to_json(self) -> dict[str, Any]:
         return {

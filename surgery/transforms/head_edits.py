@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from surgery.models.sites import ROLES, Norm, Packing, Projection, Site
-from surgery.plan.resolution import Parts
-from surgery.transforms.edits import SiteChange, TensorEdit, TensorSpec
+from surgery.transforms.edits import Parts, SiteChange, TensorEdit, TensorSpec
 
 
 def unchanged(heads: int) -> Parts:

@@ -88,7 +88,9 @@ def check_equivalence(
             ):
                 changed = run_block(block, tensors[0], args, kwargs)
             # Last, so that what a site hands on to later ones has the shape they expect.
-            differences[site.path] = _distance(changed, run_block(block, tensors[1], args, kwargs))
+            differences[site.path] = relative_distance(
+                changed, run_block(block, tensors[1], args, kwargs)
+            )
 
         return compare
 
@@ -96,7 +98,7 @@ def check_equivalence(
     what = "the model"
     try:
         with (
-            _evaluating(model),
+            evaluating(model),
             _runnable_here(model),
             sharing_kv(model, plan.shares_kv),
             torch.no_grad(),
@@ -112,7 +114,7 @@ def check_equivalence(
     for path, site in sites.items():
         if path not in differences:
             raise PlanError(f"{path} took no part in a forward pass, so it cannot be checked")
-        if not differences[path] <= _tolerance(model.get_submodule(site.block)):
+        if not differences[path] <= tolerance(model.get_submodule(site.block)):
             raise PlanError(
                 f"{path} does not use its heads as planned: with the new ones its output is "
                 f"off by {differences[path]:.2g} of its size"
@@ -258,13 +260,13 @@ def first_line(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def _distance(changed: torch.Tensor, expected: torch.Tensor) -> float:
+def relative_distance(changed: torch.Tensor, expected: torch.Tensor) -> float:
     """Relative to the size of what is expected."""
     size = expected.float().norm().clamp_min(torch.finfo(torch.float32).tiny)
     return float((changed - expected).float().norm() / size)
 
 
-def _tolerance(module: nn.Module) -> float:
+def tolerance(module: nn.Module) -> float:
     """A head in the wrong place is off by about 1; rounding is far below the root of epsilon."""
     parameter = next(module.parameters())
     # Norms and softmax are computed in fp32 in fp64 models too.
@@ -275,7 +277,7 @@ def _tolerance(module: nn.Module) -> float:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:

@@ -10,8 +10,11 @@ import pytest
 
 from benchmarks.coverage import zoo
 from benchmarks.coverage.attention_kinds import OTHER_ATTENTION
+from benchmarks.coverage.caching import cache_bytes
 from benchmarks.coverage.check import REFUSED, WORKS, WRONG, check
 from benchmarks.coverage.page import page
+from surgery.models.sites import find_sites
+from surgery.plan.sizes import kv_bytes
 
 DOCS = Path(__file__).parents[2] / "docs"
 KEPT = json.loads((DOCS / "coverage.json").read_text(encoding="utf-8"))
@@ -46,6 +49,7 @@ def test_ordinary_attention_is_covered(operation: str) -> None:
     [
         ("causal-lm", "llama"),
         ("causal-lm", "olmo2"),
+        ("causal-lm", "gemma2"),
         ("causal-lm", "bloom"),
         ("causal-lm", "deepseek_v3"),
         ("masked-lm", "bert"),
@@ -58,3 +62,22 @@ def test_a_sample_comes_out_as_it_is_kept(kind: str, model_type: str) -> None:
         assert outcome.status == kept[operation]["status"], (operation, outcome.reason)
         assert outcome.status in (WORKS, REFUSED)
         assert outcome.export == kept[operation].get("export", "")
+
+
+@pytest.mark.parametrize(
+    ("model_type", "windows"),
+    [
+        ("llama", {None}),
+        ("musicgen", {None}),  # a row of tokens per codebook
+        ("gemma2", {8, None}),
+        ("mistral", {8}),
+        ("modernbert-decoder", {4, None}),
+    ],
+)
+def test_sliding_windows_are_short_and_counted(model_type: str, windows: set[int | None]) -> None:
+    """The check of cache sizes asks this of each type first, and passes over those that differ."""
+    model = zoo.tiny_model("causal-lm", model_type)
+    sites = find_sites(model).sites
+    assert {site.window for site in sites if site.cached} == windows
+    held = cache_bytes(model, zoo.inputs("causal-lm", model))
+    assert held == kv_bytes(sites, zoo.LENGTH, model.dtype.itemsize)

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from surgery.calibration.view import see
-from surgery.errors import ConfigError
+from surgery.errors import SiteError
 from surgery.models.copies import make_sharing_copy
 from surgery.models.sites import Site, find_sites
 from surgery.operations.gqa.moments import SiteMoments
@@ -202,7 +202,7 @@ def test_layouts_are_told_from_what_transformers_does(name: str, dtype: torch.dt
 
 @pytest.mark.parametrize("name", ["olmo", "nanochat"])
 def test_keys_that_are_clamped_or_normed_after_turning_are_refused(name: str) -> None:
-    with pytest.raises(ConfigError, match="its keys are changed before the attention"):
+    with pytest.raises(SiteError, match="its keys are changed before the attention"):
         summed(family(name), [{"input_ids": tokens(4, 16)}])
 
 
@@ -210,7 +210,7 @@ def test_numbers_that_are_none_are_refused() -> None:
     model = family("llama")
     with torch.no_grad():
         model.model.layers[1].self_attn.v_proj.weight[3] = float("inf")
-    with pytest.raises(ConfigError, match="not finite"):
+    with pytest.raises(SiteError, match="not finite"):
         summed(model, [{"input_ids": tokens(2, 8)}])
 
 
@@ -219,16 +219,16 @@ def test_nor_do_they_pass_in_a_later_batch() -> None:
     with torch.no_grad():
         model.model.embed_tokens.weight[60] = float("nan")
     fine, broken = tokens(2, 8) % 50 + 3, torch.full((2, 8), 60)
-    with pytest.raises(ConfigError, match="not finite"):
+    with pytest.raises(SiteError, match="not finite"):
         summed(model, [{"input_ids": fine}, {"input_ids": broken}]).values()
 
 
 def test_data_without_a_real_token_is_refused() -> None:
     data = [{"input_ids": tokens(2, 8), "attention_mask": torch.zeros(2, 8, dtype=torch.long)}]
-    with pytest.raises(ConfigError, match="no token of the calibration data is real"):
+    with pytest.raises(SiteError, match="no token of the calibration data is real"):
         summed(family("llama"), data).keys()
 
 
 def test_one_position_tells_nothing_about_positions() -> None:
-    with pytest.raises(ConfigError, match="sequences of one token"):
+    with pytest.raises(SiteError, match="sequences of one token"):
         summed(family("llama"), [{"input_ids": tokens(8, 1)}])

@@ -11,8 +11,8 @@ from surgery.callbacks import AttentionStatistics, HeadImportance
 
 from surgery.observe.statistics import STATISTICS
 from tests.callbacks.fitting import Batch, OwnModule, by_layer, fit, padded, unpadded
-from tests.observation.explicit import entropies, entropy_of, explicit_maps, recorded_calls
-from tests.observation.explicit_statistics import explicit_statistics
+from tests.observe.explicit import entropies, entropy_of, explicit_maps, recorded_calls
+from tests.observe.explicit_statistics import explicit_statistics
 from tests.tiny_models import tiny_model, tokens
 
 LENGTH = 10

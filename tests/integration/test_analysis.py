@@ -161,9 +161,9 @@ def test_a_masked_language_model_with_dependencies(cli: Callable[..., Any], tmp_
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("analysis.rows=0", "analysis.rows: must be greater than zero"),
+        ("analysis.rows=0", "analysis.rows: must be at least 1"),
         ("analysis.repeat_length=1", "analysis.repeat_length: must be at least 2"),
-        ("analysis.thresholds.positional=1.5", "analysis.thresholds.positional: must lie between"),
+        ("analysis.thresholds.positional=1.5", "analysis.thresholds.positional: must be in [0, 1]"),
         ("analysis.thresholds.sink=0.5", "analysis.thresholds.sink: unknown key"),
         ("analysis.probes=[nowhere.conllu]", "analysis.probes: there is no such file"),
         ('analysis.maps.heads=["7.0"]', "analysis.maps.heads: there is no such head"),

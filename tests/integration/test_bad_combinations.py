@@ -435,9 +435,9 @@ TABLE_OF_ROWS = {
         "sdpa",
         f"{BACKEND}.tolerance=0",
         f"{BACKEND}.tolerance",
-        "greater than zero",
+        "must be above 0",
         "0.0",
-        "a number, or null",
+        "a number above 0, or null",
     ),
     "tolerance infinite": Bad(
         "llama",
@@ -446,7 +446,7 @@ TABLE_OF_ROWS = {
         f"{BACKEND}.tolerance",
         "must be finite",
         "inf",
-        "float",
+        "a number above 0, or null",
     ),
     "backend of latent attention": Bad(
         "deepseek", "sdpa", "", "attention", "DeepseekV3ForCausalLM can be", "model.layers.0", ""

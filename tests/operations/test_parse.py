@@ -104,7 +104,7 @@ def test_names_and_fields_are_those_of_the_registry() -> None:
         ({"gqa": {"kv_heads": 2, "layers": 3}}, "attention.gqa.layers", LAYERS),
         ({"gqa": {"kv_heads": 2, "layers": ["first"]}}, "attention.gqa.layers", LAYERS),
         ({"gqa": {"kv_heads": 2, "layers": [0.5]}}, "attention.gqa.layers", LAYERS),
-        ({"prune_heads": {"amount": "half"}}, "attention.prune_heads.amount", "float | None"),
+        ({"prune_heads": {"amount": "half"}}, "attention.prune_heads.amount", "in [0, 1]"),
         ({"prune_heads": {"scope": "some"}}, "attention.prune_heads.scope", "layer, global"),
         ({"prune_heads": {"cut": "keys"}}, "attention.prune_heads.cut", "groups, queries"),
         ({"prune_heads": {"layers": 1}}, "attention.prune_heads.layers", LAYERS),

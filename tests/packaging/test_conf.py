@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import copy
 import inspect
+import shutil
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
+from enum import Enum
 from functools import cache
+from pathlib import Path
 from typing import Any, get_type_hints
 
 import pytest
+import yaml
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import MissingConfigException
@@ -17,9 +21,16 @@ from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
 import surgery.hydra  # noqa: F401
+from surgery.config.__main__ import operation_yaml, rewrite_folder
 from surgery.config.schema import RunConfig
 from surgery.config.validate import checked
-from surgery.plan.registry import operation_fields, operation_names, parse_operations
+from surgery.errors import ConfigError
+from surgery.plan.registry import (
+    operation_fields,
+    operation_names,
+    operations,
+    parse_operations,
+)
 
 from .conftest import ROOT
 
@@ -30,6 +41,8 @@ TYPED = {name: hint for name, hint in get_type_hints(RunConfig).items() if is_da
 SECTIONS = {"analysis", "importance", "tasks", "calibration", "measure", "export"}
 # What the files leave open with `???`; a number where it is not named here.
 FILLED = {"data.path": "x.txt"}
+# One of several options that a file leaves at null has to be given.
+CHOSEN: dict[str, dict[str, Any]] = {"prune_heads": {"heads": [0]}}
 
 
 def choices(group: str) -> list[str]:
@@ -90,9 +103,9 @@ def test_a_file_has_the_keys_of_its_dataclass(group: str, name: str) -> None:
 
 @pytest.mark.parametrize("name", choices("attention"))
 def test_an_attention_file_has_the_keys_of_its_operation(name: str) -> None:
-    operations = chosen("attention", name).attention
-    assert operations
-    for operation, options in operations.items():
+    held = chosen("attention", name).attention
+    assert held
+    for operation, options in held.items():
         assert operation in operation_names()
         assert sorted(options) == sorted(operation_fields(operation))
 
@@ -107,6 +120,7 @@ def test_an_attention_file_parses_once_it_is_filled_in(name: str) -> None:
     assert isinstance(options, dict)
     filled: Any = {
         str(operation): {k: 2 if v == "???" else v for k, v in values.items()}
+        | CHOSEN.get(str(operation), {})
         for operation, values in options.items()
     }
     (operation,) = parse_operations(filled)
@@ -125,6 +139,33 @@ def test_a_callback_shows_all_its_options(name: str) -> None:
             assert given == known, key
         else:
             assert given <= known, key
+
+
+def test_comments_are_those_of_the_options(tmp_path: Path) -> None:
+    """Where this fails, `make conf` mends it."""
+    folder = shutil.copytree(ROOT / "conf", tmp_path / "conf")
+    assert [path.relative_to(folder) for path in rewrite_folder(folder)] == []
+
+
+def test_lines_are_no_longer_than_those_of_the_code() -> None:
+    for path in (ROOT / "conf").rglob("*.yaml"):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            assert len(line) <= 100, f"{path}: {line}"
+
+
+@pytest.mark.parametrize("name", operation_names())
+def test_the_yaml_of_an_operation_holds_its_defaults(name: str) -> None:
+    kind = operations()[name]
+    defaults = {field: getattr(kind, field, "???") for field in operation_fields(name)}
+    plain = {k: v.name if isinstance(v, Enum) else v for k, v in defaults.items()}
+    assert yaml.safe_load(operation_yaml(f"attention.{name}")) == {name: plain}
+
+
+def test_there_is_no_yaml_of_what_is_no_operation() -> None:
+    with pytest.raises(ConfigError, match="no such operation") as caught:
+        operation_yaml("attention.gqqa")
+    assert caught.value.valid is not None
+    assert "attention.gqa" in caught.value.valid
 
 
 @pytest.mark.parametrize(("group", "name"), GROUP_FILES)

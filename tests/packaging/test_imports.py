@@ -1,87 +1,59 @@
-"""Imports go one way. The table is the architecture; a new package has to be given its place."""
+"""Imports go one way: between rooms by a table, between files without a circle.
+
+Every import counts, wherever it stands: at the top, under `TYPE_CHECKING`, in a function.
+"""
 
 from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
 
-# Each part of surgery/ (and callbacks/, last) with the parts it may import. A row names only rows
-# above it, so no cycle can be written down here.
+# The rooms of surgery/ (and callbacks/, last), each with the rooms it may import. A row names only
+# rows above it, so no circle can be written down here.
+BASE = {"errors", "console", "files", "units", "login"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "console": set(),
     "files": set(),
     "units": set(),
     "login": set(),
+    "checkout": set(),
     "config": {"errors"},
     "models": {"config", "console", "errors"},
-    "data": {"config", "errors"},
-    "anatomy": {"errors"},
-    "observation": {"anatomy", "errors"},
-    "importance": {
-        "observation",
-        "data",
-        "anatomy",
-        "models",
-        "config",
-        "console",
-        "errors",
-        "files",
-    },
-    "merging": set(),
-    "analysis": {
-        "merging",
-        "importance",
-        "observation",
-        "data",
-        "anatomy",
-        "models",
-        "config",
-        "console",
-        "errors",
-        "files",
-    },
-    "rehouse": {"anatomy", "models", "errors"},
-    "transforms": set(),
-    "architecture": {"anatomy", "models", "errors"},
-    "plan": {
-        "architecture",
-        "transforms",
-        "rehouse",
-        "anatomy",
-        "models",
-        "errors",
-        "files",
-        "units",
-    },
-    "operations": {"plan", "importance", "architecture", "anatomy", "errors"},
-    "record": {"plan", "architecture", "models", "errors"},
-    "execute": {
-        "record",
-        "plan",
-        "architecture",
-        "transforms",
-        "rehouse",
-        "anatomy",
-        "models",
-        "console",
-        "errors",
-    },
-    "reload": {"execute", "record", "plan", "architecture", "models", "errors"},
+    "data": {"models", "config", "console", "errors"},
+    "transforms": {"models"},
+    "observe": {"models", "data", "errors"},
+    "verify": {"transforms", "models", "console", "errors"},
+    "plan": {"verify", "transforms", "models", "config", "errors", "files", "units"},
+    "record": {"plan", "models", "errors"},
+    "execute": {"record", "plan", "verify", "transforms", "models", "errors"},
+    "importance": {"observe", "data", "models", "config", "console", "errors", "files"},
     "calibration": {
-        "merging",
         "importance",
-        "observation",
+        "observe",
         "execute",
-        "operations",
         "plan",
         "transforms",
-        "anatomy",
+        "data",
+        "models",
+        "console",
+        "errors",
+    },
+    "operations": {
+        "calibration",
+        "importance",
+        "observe",
+        "execute",
+        "plan",
+        "verify",
+        "transforms",
+        "data",
         "models",
         "config",
         "console",
@@ -90,86 +62,106 @@ MAY_IMPORT: dict[str, set[str]] = {
     "training": {
         "importance",
         "execute",
-        "operations",
         "plan",
-        "anatomy",
-        "data",
-        "models",
-        "config",
-        "console",
-        "errors",
-        "login",
-    },
-    "measure": {"anatomy", "models", "plan", "data", "config", "console", "errors"},
-    "report": {"errors", "files", "units"},
-    "dashboard": {"console", "errors", "login"},
-    "tasks": {
-        "measure",
-        "operations",
-        "importance",
-        "data",
-        "anatomy",
-        "config",
-        "errors",
-    },
-    "pipeline": {
-        "tasks",
-        "report",
-        "measure",
-        "analysis",
-        "training",
-        "calibration",
-        "importance",
-        "execute",
-        "operations",
-        "plan",
-        "anatomy",
         "data",
         "models",
         "config",
         "console",
         "errors",
         "files",
-        "units",
+        "login",
     },
-    "refusals": {"operations", "config", "errors"},
-    "__init__": {
-        "reload",
+    "measure": {"plan", "data", "models", "config", "console", "errors"},
+    "lab": {
+        "measure",
+        "training",
         "calibration",
         "importance",
-        "observation",
-        "execute",
-        "operations",
+        "observe",
         "plan",
-        "anatomy",
+        "data",
+        "models",
+        "config",
+        *BASE,
+    },
+    "pipeline": {
+        "lab",
+        "measure",
+        "training",
+        "calibration",
+        "importance",
+        "execute",
+        "record",
+        "plan",
+        "verify",
+        "data",
+        "models",
+        "config",
+        *BASE,
+    },
+    "refusals": {"plan", "config", "errors"},
+    # The public names, each from where it is at home.
+    "__init__": {
+        "checkout",
+        "record",
+        "operations",
+        "calibration",
+        "importance",
+        "observe",
+        "execute",
+        "plan",
+        "models",
+        "config",
         "errors",
     },
-    "hydra": {"config"},
-    "cli": {"hydra", "config", "refusals", "pipeline", "errors"},
+    "config.__main__": {"plan", "config", "console", "errors"},
+    "hydra": {"plan", "config", "errors"},
+    "cli": {"hydra", "pipeline", "refusals", "config", "errors"},
     "__main__": {"cli"},
-    "callbacks": {"observation", "data", "console", "errors", "files", "units"},
+    "callbacks": {"observe", "data", "models", *BASE},
 }
 
-# Libraries that a part must not know, and why.
+# Libraries that a room must not know.
+PLAIN = {"pytorch_lightning", "hydra", "wandb"}
 MUST_NOT_IMPORT: dict[str, set[str]] = {
-    "anatomy": {"pytorch_lightning", "hydra", "wandb"},
-    "plan": {"pytorch_lightning", "hydra", "wandb"},
-    "architecture": {"pytorch_lightning", "hydra", "wandb"},
-    "operations": {"pytorch_lightning", "hydra", "wandb", "transformers"},  # no model class
-    "execute": {"pytorch_lightning", "hydra", "wandb"},
-    "rehouse": {"pytorch_lightning", "hydra", "wandb"},
-    "record": {"pytorch_lightning", "hydra", "wandb"},
-    "reload": {"pytorch_lightning", "hydra", "wandb"},
-    "transforms": {"pytorch_lightning", "hydra", "wandb", "transformers"},
-    "observation": {"pytorch_lightning", "hydra", "wandb"},
-    "models": {"pytorch_lightning", "hydra", "wandb"},
-    "merging": {"pytorch_lightning", "hydra", "wandb", "transformers"},
-    "calibration": {"pytorch_lightning", "hydra", "wandb"},
+    "models": PLAIN,
+    "transforms": PLAIN,
+    "observe": PLAIN,
+    "verify": PLAIN,
+    "plan": PLAIN,
+    "record": PLAIN,
+    "execute": PLAIN,
+    "calibration": PLAIN,
+    "operations": {"hydra", "wandb"},
 }
 
+# What a comment beside a local import speaks of.
+WHY = ("second", "half imported")
 
-def part_of(path: Path) -> str:
+# Who may look at the lab: the core never does.
+OVER_THE_LAB = {"lab", "pipeline"}
+
+
+@dataclass(frozen=True)
+class Import:
+    """One import statement.
+
+    Attributes:
+        names: absolute dotted names of everything it loads.
+        line: where it stands, from 1.
+        local: whether it stands in a function.
+    """
+
+    names: tuple[str, ...]
+    line: int
+    local: bool
+
+
+def room_of(path: Path) -> str:
+    """A room's command (`python -m surgery.ROOM`) is a way in, and no part of the room."""
     top, *rest = path.relative_to(ROOT).parts
+    if top == "surgery" and len(rest) == 2 and rest[1] == "__main__.py":
+        return f"{rest[0]}.__main__"
     return top if top == "callbacks" else rest[0].removesuffix(".py")
 
 
@@ -177,59 +169,148 @@ def sources() -> list[Path]:
     return sorted([*ROOT.glob("surgery/**/*.py"), *ROOT.glob("callbacks/**/*.py")])
 
 
-def imports(path: Path) -> Iterator[str]:
-    """Absolute dotted names of everything `path` imports, at whatever depth of its code.
-
-    Imports under `if TYPE_CHECKING` are left out: they name a type and load nothing.
-    """
-    package = [
-        "surgery",
-        *path.relative_to(ROOT / "surgery" if is_surgery(path) else ROOT).parent.parts,
-    ]
-    todo: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
+def read_imports(path: Path) -> Iterator[Import]:
+    """Every import of a file, at whatever depth of its code."""
+    inside = path.is_relative_to(ROOT / "surgery")
+    parts = path.relative_to(ROOT / "surgery" if inside else ROOT).parent.parts
+    package = ["surgery", *parts]
+    todo: list[tuple[ast.AST, bool]] = [(ast.parse(path.read_text(encoding="utf-8")), False)]
     while todo:
-        node = todo.pop()
-        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
-            todo.extend(node.orelse)
-            continue
+        node, local = todo.pop()
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            yield Import(tuple(alias.name for alias in node.names), node.lineno, local)
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else []
             module = [*base, *(node.module or "").split(".")] if node.module else base
             # `from surgery import x` may name a module as well as a value.
-            yield from (".".join([*module, alias.name]) for alias in node.names)
-        todo.extend(ast.iter_child_nodes(node))
+            names = tuple(".".join([*module, alias.name]) for alias in node.names)
+            yield Import(names, node.lineno, local)
+        inner = local or isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+        todo.extend((child, inner) for child in ast.iter_child_nodes(node))
 
 
-def is_surgery(path: Path) -> bool:
-    return path.is_relative_to(ROOT / "surgery")
+def test_every_room_has_its_place() -> None:
+    assert {room_of(path) for path in sources()} == set(MAY_IMPORT)
 
 
-def test_every_part_has_its_place() -> None:
-    assert {part_of(path) for path in sources()} == set(MAY_IMPORT)
+def test_there_are_about_fourteen_rooms() -> None:
+    rooms = {room_of(p) for p in sources() if p.is_relative_to(ROOT / "surgery")}
+    folders = [room for room in rooms if (ROOT / "surgery" / room).is_dir()]
+    assert len(folders) <= 16
 
 
 def test_the_table_itself_goes_one_way() -> None:
     above: set[str] = set()
-    for part, allowed in MAY_IMPORT.items():
-        assert allowed <= above, f"{part} may import {sorted(allowed - above)}, which come later"
-        above.add(part)
+    for room, allowed in MAY_IMPORT.items():
+        assert allowed <= above, f"{room} may import {sorted(allowed - above)}, which come later"
+        above.add(room)
 
 
-@pytest.mark.parametrize("part", MAY_IMPORT)
-def test_imports_follow_the_table(part: str) -> None:
-    allowed = MAY_IMPORT[part] | {part}
+@pytest.mark.parametrize("room", MAY_IMPORT)
+def test_imports_follow_the_table(room: str) -> None:
+    allowed = MAY_IMPORT[room] | {room}
+    for path in (path for path in sources() if room_of(path) == room):
+        for statement in read_imports(path):
+            for name in statement.names:
+                top, *rest = name.split(".")
+                where = f"{path.relative_to(ROOT)}:{statement.line} imports {name}"
+                assert top not in ("callbacks", "conf", "recipes", "tests", "train"), where
+                assert top not in MUST_NOT_IMPORT.get(room, ()) or statement.local, where
+                if top == "surgery" and rest and (ROOT / "surgery" / rest[0]).exists():
+                    assert rest[0] in allowed, f"{where}; {room} may import {sorted(allowed)}"
+
+
+def test_the_core_never_imports_the_lab() -> None:
     for path in sources():
-        if part_of(path) != part:
+        if room_of(path) in OVER_THE_LAB:
             continue
-        for name in imports(path):
-            top, *rest = name.split(".")
-            where = f"{path.relative_to(ROOT)} imports {name}"
-            assert top not in ("callbacks", "conf", "recipes", "tests", "train"), where
-            assert top not in MUST_NOT_IMPORT.get(part, ()), where
-            if top == "surgery" and rest:
-                assert rest[0] in allowed, f"{where}; {part} may import {sorted(allowed)}"
+        for statement in read_imports(path):
+            assert not any(name.startswith("surgery.lab") for name in statement.names), path
+
+
+def test_an_import_in_a_function_says_what_it_costs() -> None:
+    """On its line or above it: imports are put off where they take seconds, and nowhere else.
+
+    But for the reader of records, which is imported while transformers itself is.
+    """
+    silent = []
+    for path in sources():
+        lines = path.read_text(encoding="utf-8").splitlines()
+        local = sorted(s.line for s in read_imports(path) if s.local)
+        told = set()
+        for line in local:
+            above = lines[line - 2].strip()
+            # One comment serves the imports that follow each other.
+            block = line - 1 in told or (above == "" and line - 2 in told)
+            reasons = [lines[line - 1]] + ([above] if above[:1] == "#" else [])
+            if block or any(word in text for text in reasons for word in WHY):
+                told |= set(range(line, _end(lines, line) + 1))
+            else:
+                silent.append(f"{path.relative_to(ROOT)}:{line}")
+    assert not silent
+
+
+def _end(lines: list[str], line: int) -> int:
+    """The last line of the statement that begins at `line`."""
+    if "(" not in lines[line - 1] or ")" in lines[line - 1]:
+        return line
+    return next(n for n in range(line, len(lines) + 1) if ")" in lines[n - 1])
+
+
+def module_of(path: Path) -> str:
+    parts = list(path.relative_to(ROOT).with_suffix("").parts)
+    if parts[0] == "callbacks":
+        parts = ["surgery", *parts]
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def test_no_file_imports_itself_around_a_corner() -> None:
+    """A package's `__init__` that hands on names of its own files is no corner."""
+    modules = {module_of(path): path for path in sources()}
+    graph: dict[str, set[str]] = {}
+    for module, path in modules.items():
+        found: set[str] = set()
+        for statement in read_imports(path):
+            for name in statement.names:
+                target = name if name in modules else name.rpartition(".")[0]
+                if target in modules and target != module:
+                    found.add(target)
+        if path.name == "__init__.py":
+            found = {target for target in found if not target.startswith(f"{module}.")}
+        graph[module] = found
+    del graph["surgery"]  # the public names, at the top of everything
+    circles = [circle for circle in find_circles(graph) if len(circle) > 1]
+    assert not circles
+
+
+def find_circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """Strongly connected components (Tarjan 1972)."""
+    index: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    found: list[list[str]] = []
+
+    def visit(node: str) -> None:
+        index[node] = low[node] = len(index)
+        stack.append(node)
+        for other in sorted(graph.get(node, ())):
+            if other not in index:
+                visit(other)
+                low[node] = min(low[node], low[other])
+            elif other in stack:
+                low[node] = min(low[node], index[other])
+        if low[node] == index[node]:
+            circle = []
+            while True:
+                circle.append(stack.pop())
+                if circle[-1] == node:
+                    break
+            found.append(sorted(circle))
+
+    for node in sorted(graph):
+        if node not in index:
+            visit(node)
+    return found
 
 
 def test_callbacks_name_each_other_relatively() -> None:
@@ -257,12 +338,20 @@ def test_the_reader_of_imports_sees_them(tmp_path: Path, monkeypatch: pytest.Mon
         "def later():\n    from surgery.h import i\n"
         "if TYPE_CHECKING:\n    from surgery.j import k\nelse:\n    import surgery.l\n"
     )
-    assert set(imports(file)) == {
+    found = list(read_imports(file))
+    assert {name for statement in found for name in statement.names} == {
         "surgery.a",
         "surgery.b",
         "surgery.c.d",
         "surgery.plan.e",
         "surgery.f.g",
         "surgery.h.i",
+        "surgery.j.k",
         "surgery.l",
     }
+    assert [s.names for s in found if s.local] == [("surgery.h.i",)]
+
+
+def test_a_circle_is_found() -> None:
+    graph = {"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}
+    assert ["a", "b", "c"] in find_circles(graph)

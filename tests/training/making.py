@@ -53,7 +53,7 @@ def operated(
     optim: dict[str, Any] | None = None,
     attention: dict[str, Any] | None = None,
     pairs: list[list[str]] | None = None,
-    pruning: dict[str, Any] | None = None,
+    deferred: dict[str, Any] | None = None,
     scorer: Any = None,
     **model: Any,
 ) -> SurgeryModule:
@@ -74,7 +74,7 @@ def operated(
         objective=objective or options("objective", "lm"),
         optim=optim or options("optim", "adamw", warmup_steps=2),
         pairs=pairs,
-        pruning=pruning,
+        deferred=deferred,
         scorer=scorer,
     )
 

@@ -15,10 +15,12 @@ from pytorch_lightning.callbacks import Callback
 
 from surgery.config.schema import Task
 from surgery.errors import ConfigError, SurgeryError
+from surgery.execute.live import apply_
 from surgery.importance import ScoreTable, SiteScores, score_heads
 from surgery.models.sites import find_sites
-from surgery.operations.prune_heads.cut import cut_closed_
 from surgery.operations.prune_heads.gating import GatedPruning
+from surgery.plan.make import make_plan
+from surgery.plan.registry import parse_specs, restore_saved_form_
 from surgery.training.module import SurgeryModule
 from tests.tiny_models import tiny_model, tokens
 from tests.training.making import Losses, fit, operated, save_model, small_data
@@ -27,17 +29,37 @@ ROOT = Path(__file__).parents[2]
 IMPORTANCE = {"objective": "lm", "windows": 4, "batch_size": 2, "memory_windows": 8}
 
 
-def pruning(schedule: str = "gradual", **operation: Any) -> dict[str, Any]:
-    """Options of `GatedPruning`: query heads, two of eight in all unless told otherwise."""
+def deferred(schedule: str = "gradual", **operation: Any) -> dict[str, Any]:
+    """What is left to training: query heads, two of eight in all unless told otherwise."""
     spec = {"amount": 0.25, "estimator": "gate_gradient", "cut": "queries", "scope": "global"}
     if "count" in operation:
         del spec["amount"]
     return {
-        "operation": {**spec, "schedule": schedule, **operation},
+        "operation": {"operation": "prune_heads", **spec, "schedule": schedule, **operation},
         "importance": IMPORTANCE,
         "seed": 0,
         "native": False,
     }
+
+
+def gating_of(sites: Any, task: Task, **operation: Any) -> GatedPruning:
+    options = deferred(**operation)
+    (spec,) = parse_specs([options["operation"]])
+    decision = spec.follow_training(sites, options, task)
+    assert isinstance(decision, GatedPruning)
+    return decision
+
+
+def decision_of(module: SurgeryModule) -> GatedPruning:
+    assert isinstance(module.decision, GatedPruning)
+    return module.decision
+
+
+def cut_(model: Any, sites: Any, gating: GatedPruning, heads: dict[int, list[int]]) -> Any:
+    """Remove closed heads from a trained model, as after training."""
+    restore_saved_form_(model)
+    decided = gating.operation.decided_on(sites, model, heads)
+    return apply_(model, make_plan(model, [decided]))
 
 
 # A closed head is a cut one.
@@ -58,7 +80,7 @@ def test_gates_of_zero_are_the_cut(case: str) -> None:
     model = tiny_model(name).eval().double()
     task = Task.masked_lm if name == "bert" else Task.causal_lm
     sites = find_sites(model).sites
-    gating = GatedPruning(pruning(**options), sites, task)
+    gating = gating_of(sites, task, **options)
     untouched = _logits(model)
     gating.load_state_dict({"rounds": 1, "gate": 1.0, "events": _events(heads)})
     gating.attach(model)
@@ -68,7 +90,7 @@ def test_gates_of_zero_are_the_cut(case: str) -> None:
     assert (gated - untouched).abs().max() > 0.1
     gating.detach()
     assert torch.equal(_logits(model), untouched)
-    cut = cut_closed_(model, sites, gating.operation, gating.chosen)
+    cut = cut_(model, sites, gating, gating.chosen)
     assert (_logits(cut) - gated).abs().max() <= 1e-10
     left = sum(site.q_heads for site in find_sites(cut).sites)
     assert left == sum(site.q_heads for site in sites) - sum(map(len, heads.values()))
@@ -80,14 +102,14 @@ def test_heads_are_scored_as_in_the_cut_model(estimator: str) -> None:
     heads = {0: [1], 1: [0, 2]}
     model = tiny_model("gpt2").eval().double()
     sites = find_sites(model).sites
-    gating = GatedPruning(pruning(), sites, Task.causal_lm)
+    gating = gating_of(sites, Task.causal_lm)
     gating.attach(model)
     gating.load_state_dict({"rounds": 1, "gate": 0.0, "events": _events(heads)})
     ids = tokens(4, 12)
     batches = [{"input_ids": ids[:2], "labels": ids[:2]}, {"input_ids": ids[2:], "labels": ids[2:]}]
     gated = score_heads(model, batches, estimator, units=("heads",)).heads
     gating.detach()
-    cut_closed_(model, sites, gating.operation, heads)
+    cut_(model, sites, gating, heads)
     cut = score_heads(model, batches, estimator, units=("heads",)).heads
     assert gated is not None
     assert cut is not None
@@ -102,14 +124,14 @@ def test_layers_keep_their_numbers_where_one_is_gone(tmp_path: Path) -> None:
     """Layer 1 of the original is the only site left; it is still called 1."""
     folder = save_model(tmp_path / "model", name="gpt2")
     gone = {"prune_heads": {"heads": {0: [0, 1, 2, 3]}, "remove_attention": True}}
-    module = operated(folder, attention=gone, pruning=pruning(cut="groups", amount=0.5))
+    module = operated(folder, attention=gone, deferred=deferred(cut="groups", amount=0.5))
     fit(module, small_data(tmp_path), tmp_path, max_steps=2)
-    assert module.pruning is not None
     assert module.model is not None
-    assert list(module.pruning.chosen) == [1]
+    gating = decision_of(module)
+    assert list(gating.chosen) == [1]
     gated = _logits(module.model.eval().double())
-    module.pruning.detach()
-    cut_closed_(module.model, module.plan.after, module.pruning.operation, module.pruning.chosen)
+    gating.detach()
+    cut_(module.model, module.plan.after, gating, gating.chosen)
     assert (_logits(module.model) - gated).abs().max() <= 1e-10
 
 
@@ -134,7 +156,7 @@ class Open(Callback):
         self.seen: list[tuple[int, float]] = []
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, *args: Any) -> None:
-        self.seen.append((trainer.global_step, pl_module.pruning.open_share))
+        self.seen.append((trainer.global_step, decision_of(pl_module).open_share))
 
 
 def _scored(model: Any, sites: Any, estimator: str, unit: str) -> ScoreTable:
@@ -152,7 +174,7 @@ def test_gates_follow_optimizer_steps(tmp_path: Path) -> None:
         save_model(tmp_path / "model"),
         attention={},
         scorer=_scored,
-        pruning=pruning(until=0.75, scope="layer", count=2),
+        deferred=deferred(until=0.75, scope="layer", count=2),
     )
     watch = Open()
     fit(
@@ -167,9 +189,9 @@ def test_gates_follow_optimizer_steps(tmp_path: Path) -> None:
     assert watch.seen == [
         (step, pytest.approx(share)) for step, share in enumerate(shares) for _ in range(2)
     ]
-    assert module.pruning is not None
-    assert module.pruning.chosen == {0: [0, 2], 1: [0, 2]}  # of each group its first
-    assert module.pruning.to_json()["events"] == [{"step": 3, "closed": {"0": [0, 2], "1": [0, 2]}}]
+    gating = decision_of(module)
+    assert gating.chosen == {0: [0, 2], 1: [0, 2]}  # of each group its first
+    assert gating.to_json()["events"] == [{"step": 3, "closed": {"0": [0, 2], "1": [0, 2]}}]
 
 
 def test_rounds_measure_the_model_with_what_is_closed(tmp_path: Path) -> None:
@@ -178,11 +200,10 @@ def test_rounds_measure_the_model_with_what_is_closed(tmp_path: Path) -> None:
 
     def scorer(model: Any, *args: Any) -> ScoreTable:
         assert not any(module.training for module in model.modules())
-        assert module.pruning is not None
-        gated, closed = _logits(model), module.pruning.chosen
-        module.pruning.detach()
+        gated, closed = _logits(model), decision_of(module).chosen
+        decision_of(module).detach()
         open_again = _logits(model)
-        module.pruning.attach(model)
+        decision_of(module).attach(model)
         seen.append((module.global_step, closed, torch.equal(gated, open_again)))
         return _scored(model, *args)
 
@@ -190,7 +211,7 @@ def test_rounds_measure_the_model_with_what_is_closed(tmp_path: Path) -> None:
         save_model(tmp_path / "model"),
         attention={},
         scorer=scorer,
-        pruning=pruning("iterative", rounds=2, until=1.0, scope="layer", count=2),
+        deferred=deferred("iterative", rounds=2, until=1.0, scope="layer", count=2),
     )
     watch = Open()
     fit(module, small_data(tmp_path), tmp_path, max_steps=4, callbacks=[watch])
@@ -205,8 +226,8 @@ def test_measuring_leaves_no_trace_in_training(tmp_path: Path, estimator: str) -
     """Rounds that close nothing, amid accumulation and dropout: the same losses and weights."""
     folder = save_model(tmp_path / "model", attention_dropout=0.2)
     found = []
-    for options in (None, pruning("iterative", estimator=estimator, amount=0.0, until=1.0)):
-        module = operated(folder, attention={}, pruning=options)
+    for options in (None, deferred("iterative", estimator=estimator, amount=0.0, until=1.0)):
+        module = operated(folder, attention={}, deferred=options)
         losses = Losses()
         torch.manual_seed(0)
         fit(
@@ -219,17 +240,16 @@ def test_measuring_leaves_no_trace_in_training(tmp_path: Path, estimator: str) -
         )
         assert module.model is not None
         found.append((losses.values, module.model.state_dict()))
-    assert module.pruning is not None
-    assert module.pruning.rounds == 4
+    assert decision_of(module).rounds == 4
     assert found[0][0] == found[1][0]
     for name, tensor in found[0][1].items():
         assert torch.equal(tensor, found[1][1][name]), name
 
 
 RESUMED = [
-    pruning("gradual", until=0.7),
-    pruning("iterative", rounds=3, until=1.0, amount=0.5),
-    pruning("iterative", rounds=2, until=1.0, estimator="random", cut="groups", amount=0.25),
+    deferred("gradual", until=0.7),
+    deferred("iterative", rounds=3, until=1.0, amount=0.5),
+    deferred("iterative", rounds=2, until=1.0, estimator="random", cut="groups", amount=0.25),
 ]
 
 
@@ -238,7 +258,7 @@ def test_resume_goes_on_as_if_never_stopped(tmp_path: Path, options: dict[str, A
     folder = save_model(tmp_path / "model")
 
     def run(stop: int | None = None, resume: Path | None = None) -> tuple[SurgeryModule, list]:
-        module, losses = operated(folder, attention={}, pruning=options), Losses(stop)
+        module, losses = operated(folder, attention={}, deferred=options), Losses(stop)
         callbacks: list[Callback] = [losses]
         if stop is not None:  # saved by a callback, before the gates move on to this step
             callbacks.append(_Save(tmp_path / "three.ckpt", stop))
@@ -251,21 +271,17 @@ def test_resume_goes_on_as_if_never_stopped(tmp_path: Path, options: dict[str, A
 
     straight, losses = run()
     stopped, first = run(stop=3)
-    assert straight.pruning is not None
-    assert stopped.pruning is not None
-    assert straight.pruning.chosen
+    assert decision_of(straight).chosen
     for file in ("three.ckpt", "after.ckpt"):
         resumed, second = run(resume=tmp_path / file)
         assert first + second == losses
-        assert resumed.pruning is not None
-        assert resumed.pruning.state_dict() == straight.pruning.state_dict()
+        assert decision_of(resumed).state_dict() == decision_of(straight).state_dict()
         for (name, a), (_, b) in zip(
             straight.named_parameters(), resumed.named_parameters(), strict=True
         ):
             assert torch.equal(a, b), name
     again = SurgeryModule.load_from_checkpoint(tmp_path / "after.ckpt", weights_only=True)
-    assert again.pruning is not None
-    assert again.pruning.state_dict() == stopped.pruning.state_dict()
+    assert decision_of(again).state_dict() == decision_of(stopped).state_dict()
     assert torch.equal(_logits(again.model.eval()), _logits(stopped.model.eval()))
 
 
@@ -283,11 +299,11 @@ class _Save(Callback):
 
 def test_another_schedule_cannot_be_resumed(tmp_path: Path) -> None:
     folder = save_model(tmp_path / "model")
-    module = operated(folder, attention={}, pruning=pruning())
+    module = operated(folder, attention={}, deferred=deferred())
     trainer = fit(module, small_data(tmp_path), tmp_path, max_steps=1)
     trainer.save_checkpoint(tmp_path / "one.ckpt")
-    for options in (None, pruning(until=0.6)):
-        other = operated(folder, attention={}, pruning=options)
+    for options in (None, deferred(until=0.6)):
+        other = operated(folder, attention={}, deferred=options)
         with pytest.raises(ConfigError, match="checkpoint to resume from") as caught:
             fit(other, small_data(tmp_path), tmp_path, max_steps=2, resume=tmp_path / "one.ckpt")
         assert caught.value.key == "attention.prune_heads"
@@ -299,21 +315,20 @@ def test_no_cut_before_all_is_closed(tmp_path: Path) -> None:
             save_model(tmp_path / "model"),
             attention={},
             scorer=_scored,
-            pruning=pruning(schedule, until=1.0),
+            deferred=deferred(schedule, until=1.0),
         )
         trainer = fit(module, small_data(tmp_path), tmp_path, max_steps=4, callbacks=[Losses(2)])
-        assert module.pruning is not None
         with pytest.raises(SurgeryError, match="training ended at step 2, before all heads"):
-            module.pruning.finish(trainer)
+            decision_of(module).finish(trainer)
 
 
 def test_a_training_that_cannot_close_heads(tmp_path: Path) -> None:
     folder, data = save_model(tmp_path / "model"), small_data(tmp_path)
-    few = operated(folder, attention={}, pruning=pruning("iterative", rounds=3))
+    few = operated(folder, attention={}, deferred=deferred("iterative", rounds=3))
     with pytest.raises(ConfigError, match="more rounds than steps") as caught:
         fit(few, data, tmp_path, max_steps=4)
     assert caught.value.key == "attention.prune_heads.rounds"
-    alone = operated(folder, attention={}, pruning=pruning())
+    alone = operated(folder, attention={}, deferred=deferred())
     trainer = pl.Trainer(
         accelerator="cpu",
         max_steps=2,
@@ -339,7 +354,7 @@ def test_heads_that_cannot_be_cut_stop_the_first_step(tmp_path: Path) -> None:
         save_model(tmp_path / "model"),
         attention={},
         scorer=unlike,
-        pruning={**pruning(), "native": True},
+        deferred={**deferred(), "native": True},
     )
     with pytest.raises(ConfigError, match="cannot be native") as caught:
         fit(module, small_data(tmp_path), tmp_path, max_steps=4)
@@ -363,8 +378,8 @@ def test_two_processes_close_the_same_heads(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     one, other = (torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1))
-    assert one["pruning"] == other["pruning"]
-    assert [event["step"] for event in one["pruning"]["events"]] == [0, 2]
+    assert one["decision"] == other["decision"]
+    assert [event["step"] for event in one["decision"]["events"]] == [0, 2]
     assert done.stdout.count("heads closed") == 2
     for name, tensor in one["weights"].items():
         assert torch.equal(tensor, other["weights"][name]), name

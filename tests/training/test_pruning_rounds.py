@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from surgery.errors import ConfigError
 from surgery.importance.score_file import HeadScores
 from surgery.models.sites import find_sites
-from surgery.operations.prune_heads.closing import closing
-from surgery.operations.prune_heads.operation import PruneHeads, Schedule
+from surgery.operations.prune_heads.closing import choose_closing
+from surgery.operations.prune_heads.operation import PruneHeads
+from surgery.operations.prune_heads.options import Schedule
 from surgery.operations.prune_heads.schedule import PruningSchedule
 from surgery.plan.registry import parse_operations
 from tests.tiny_models import tiny_model
@@ -87,7 +88,7 @@ def test_rounds_close_the_cheapest_and_reach_what_one_shot_takes(data: st.DataOb
             {site.layer: data.draw(numbers) for site in SITES},
             {site.layer: data.draw(numbers)[: site.kv_heads] for site in SITES},
         )
-        after, going = closing(operation, SITES, scores, closed, number / rounds)
+        after, going = choose_closing(operation, SITES, scores, closed, number / rounds)
         total = sum(map(len, going.values()))
         assert set(_flat(closed)) <= set(_flat(after)) <= set(_flat(going))
         # What goes at once is a group of two, or one head of each of four groups.

@@ -15,7 +15,7 @@ from tests.training.making import operated, save_model, small_data
 class WriteDown(Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         known = {
-            "pruning": pl_module.pruning.state_dict(),
+            "decision": pl_module.decision.state_dict(),
             "weights": pl_module.model.state_dict(),
         }
         torch.save(known, Path(trainer.default_root_dir) / f"rank{trainer.global_rank}.pt")
@@ -25,8 +25,9 @@ def main(root: Path) -> None:
     module = operated(
         save_model(root / "model"),
         attention={},
-        pruning={
+        deferred={
             "operation": {
+                "operation": "prune_heads",
                 "amount": 0.5,
                 "estimator": "gate_gradient",
                 "cut": "queries",

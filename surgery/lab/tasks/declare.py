@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from surgery.config.schema import Combine, DataConfig, RunConfig, Stage, TaskMode, Trained
-from surgery.config.validate import changed_data, check_ranges
+from surgery.config.validate import changed_data, check_values
 from surgery.errors import ConfigError
 from surgery.plan.registry import operation_fields, operation_names
 
@@ -48,7 +48,7 @@ def declared(run: RunConfig) -> dict[str, DataConfig]:
             )
         with of_task(str(name)):
             found[str(name)] = changed_data(run.data, changes)
-            check_ranges(replace(run, data=found[str(name)]))
+            check_values(replace(run, data=found[str(name)]))
             check_source(found[str(name)])
     return found
 

@@ -46,7 +46,7 @@ class Backend(Operation):
     check: bool = option(True, "compare logits with eager's on the first batch")
     tolerance: float | None = option(
         None,
-        "of that, in parts of the logits' standard deviation; null: by dtype",
+        "in parts of the logits' standard deviation; null: by dtype",
         range=POSITIVE,
         valid="a number above 0, or null to go by the dtype",
     )

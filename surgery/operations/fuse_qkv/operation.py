@@ -66,7 +66,7 @@ class FuseQKV(Operation):
                 self.key("keep"),
                 f"a {kind} keeps its projections apart",
                 given=True,
-                valid="false, or first a conversion to an architecture that has them so, such as phi3",
+                valid="false, or a conversion to an architecture that has them so (phi3) first",
             )
         for site in separate:
             self._check(site)

@@ -94,12 +94,12 @@ class PruneOptions(Operation):
     )
     schedule: Schedule = option(
         Schedule.one_shot,
-        "before training | iterative: in rounds of it | gradual: gates that close",
+        "one_shot: before training | iterative: in rounds | gradual: gates that close",
     )
-    rounds: int = option(4, "of iterative", range=COUNT)
+    rounds: int = option(4, "iterative: how many", range=COUNT)
     until: float = option(
         0.5,
-        "of both: the share of the training steps by which the heads are gone",
+        "iterative, gradual: the heads are gone after this share of the steps",
         range=Range(0, 1, low_open=True),
     )
 

@@ -35,8 +35,8 @@ from surgery.operations.rope.frequencies import (
     rotations_at,
     sentence,
 )
-from surgery.operations.rope.reach import Reach, probe
 from surgery.plan.operation import Draft
+from surgery.verify.reach import Reach, probe
 
 # What a model without rotary positions can do.
 ROTARY_FIRST = (

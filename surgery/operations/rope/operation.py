@@ -62,7 +62,7 @@ class Rope(Operation):
     name = "rope"
     steps: ClassVar[Mapping[str, StepFunction]] = {"site_rope": site_rope}
 
-    type: RopeType = option(RopeType.default, " ".join(kind.value for kind in RopeType))
+    type: RopeType = option(RopeType.default)
     theta: float | None = option(
         None, "base of the frequencies; null keeps the model's", range=Range(1, low_open=True)
     )
@@ -72,7 +72,9 @@ class Rope(Operation):
         range=Range(0, 1, low_open=True),
         valid="above 0, at most 1 (for no rotation at all: type none)",
     )
-    factor: float | None = option(None, "times longer the context becomes", range=Range(1))
+    factor: float | None = option(
+        None, "times longer the context becomes, at least 1", range=Range(1)
+    )
     attention_factor: float | None = option(
         None, "yarn, longrope: on cos and sin; null: the papers'", range=POSITIVE
     )

@@ -26,7 +26,7 @@ def layers_table(plan: Mapping[str, Any]) -> Markup | None:
             lines.append(([place], cells, strip))
     if not lines:
         return None
-    names = [*_COLUMNS[3:], *columns, "backend", "attention"]
+    names = [*_COLUMNS[3:], *columns, "implementation", "attention"]
     # What nothing is said of in any layer takes no column.
     used = [any(cells[number] for _, cells, _ in lines) for number in range(len(names) + 1)]
     rows = []

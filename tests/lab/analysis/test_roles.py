@@ -16,7 +16,7 @@ from surgery.lab.analysis.result import heads_of
 from surgery.lab.analysis.roles import ROLES, Thresholds, role_of
 from surgery.lab.analysis.spans import ProbeText
 from surgery.lab.analysis.watch import self_attention
-from tests.analysis import handmade
+from tests.lab.analysis import handmade
 from tests.tiny_models import FIELDS, tiny_model
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from surgery.operations.gqa.planes import Planes, find_planes, half_split, interleaved
-from tests.merging.drawing import F64, rotations
+from tests.operations.gqa.drawing import F64, rotations
 
 EPS = torch.finfo(torch.float32).eps
 

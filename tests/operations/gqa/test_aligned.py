@@ -9,7 +9,7 @@ from torch import Tensor
 
 from surgery.operations.gqa.aligned import aligned_keys, procrustes, renormalised
 from surgery.operations.gqa.planes import half_split
-from tests.merging.drawing import F64, Drawn, drawn, features, moments_of
+from tests.operations.gqa.drawing import F64, Drawn, drawn, features, moments_of
 
 
 def spread(samples: Tensor, turns: list[Tensor]) -> float:

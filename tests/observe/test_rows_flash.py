@@ -11,8 +11,8 @@ from transformers import DynamicCache
 
 from surgery.observe import AttentionCall
 from surgery.observe.rows import compute_row_logits
-from tests.observation import reference_flash
-from tests.observation.explicit import assert_close, entropies, recorded_calls
+from tests.observe import reference_flash
+from tests.observe.explicit import assert_close, entropies, recorded_calls
 from tests.tiny_models import tiny_model, tokens
 
 LENGTH = 12

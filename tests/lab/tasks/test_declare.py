@@ -17,8 +17,9 @@ from surgery.lab.tasks.declare import check_tasks
 from surgery.plan.registry import parse_operations
 
 TWO = "tasks.data={code:{part:code},prose:{part:prose}}"
-PRUNE = ("attention=[prune_heads]", "attention.prune_heads.amount=0.25")
-SCORED = (*PRUNE, "attention.prune_heads.estimator=random")
+PRUNE = "attention=[prune_heads]"
+NAMED = (PRUNE, "attention.prune_heads.heads=[0]")
+SCORED = (PRUNE, "attention.prune_heads.amount=0.25", "attention.prune_heads.estimator=random")
 SCORE = "stages=[plan,score]"
 ONE = (*SCORED, TWO, "tasks.mode=one_mask")
 OUT = ("tasks.mode=output_projections", "optim.parameters=output", TWO, "stages=[train]")
@@ -96,7 +97,7 @@ def test_what_makes_sense_is_let_through(overrides: tuple[str, ...]) -> None:
         (("tasks.data={a:{kind:text,part:code},b:{}}", SCORE), "tasks.data.a.part", "not used"),
         ((TWO,), "stages", "needs `score`"),
         ((TWO, "tasks.mode=one_mask"), "tasks.mode", "by an estimator"),
-        ((*PRUNE, TWO, "tasks.mode=prune_each"), "tasks.mode", "by an estimator"),
+        ((*NAMED, TWO, "tasks.mode=prune_each"), "tasks.mode", "by an estimator"),
         ((*ONE, "stages=[operate]"), "stages", "needs `calibrate`"),
         ((*ONE, "stages=[calibrate]"), "stages", "needs `operate`"),
         ((*ONE, "tasks.weights={code:1,prose:1}"), "tasks.weights", "of no use"),

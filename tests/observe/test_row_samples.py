@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from surgery.observe import AttentionCall
 from surgery.observe.rows import compute_row_logits, sample_rows, weigh_rows
-from tests.observation.explicit import entropies, recorded_calls
+from tests.observe.explicit import entropies, recorded_calls
 from tests.tiny_models import tiny_model, tokens
 
 quick = settings(deadline=None, max_examples=60)

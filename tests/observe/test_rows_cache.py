@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import DynamicCache, PreTrainedModel, StaticCache
 
-from tests.observation.explicit import (
+from tests.observe.explicit import (
     assert_close,
     entropies,
     entropy_of,

@@ -11,7 +11,7 @@ from torch import Tensor
 from surgery.operations.gqa.aligned import aligned_keys
 from surgery.operations.gqa.keys import KeyMoments, SharedKeys, group_loss, shared_keys
 from surgery.operations.gqa.planes import half_split, interleaved
-from tests.merging.drawing import F64, Drawn, drawn, features, moments_of, rotations
+from tests.operations.gqa.drawing import F64, Drawn, drawn, features, moments_of, rotations
 
 
 def lost(moments: KeyMoments, group: list[int], keys: Tensor, queries: list[Tensor]) -> float:

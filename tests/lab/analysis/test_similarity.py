@@ -28,7 +28,7 @@ from surgery.lab.analysis.similarity import Similarity, compare_heads, divergenc
 from surgery.lab.analysis.watch import self_attention
 from surgery.models.sites import find_sites
 from surgery.operations.gqa.operation import GQA
-from tests.analysis import handmade
+from tests.lab.analysis import handmade
 from tests.tiny_models import tiny_model, tokens
 
 

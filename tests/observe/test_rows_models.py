@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from surgery.observe.rows import compute_row_logits
-from tests.observation.explicit import (
+from tests.observe.explicit import (
     assert_close,
     entropies,
     entropy_of,

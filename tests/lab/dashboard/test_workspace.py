@@ -150,7 +150,7 @@ def test_names_are_those_of_the_statistics_and_of_the_alarms() -> None:
 
 
 def test_the_page_on_dashboards_names_every_result() -> None:
-    page = (Path(__file__).parents[2] / "docs/dashboards.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[3] / "docs/dashboards.md").read_text(encoding="utf-8")
     assert set(re.findall(r"`(result/\w+)`", page)) | {"operations", "export"} == set(names.RESULT)
     for section in workspace("me", "p").sections:
         assert f"| {section.name} |" in page

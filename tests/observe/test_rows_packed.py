@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.observation.explicit import (
+from tests.observe.explicit import (
     assert_close,
     entropies,
     entropy_of,

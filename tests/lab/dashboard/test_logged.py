@@ -15,9 +15,9 @@ import wandb
 
 from surgery.lab.dashboard import names
 from surgery.training.identity import fingerprint
-from tests.dashboard import reading
+from tests.lab.dashboard import reading
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 STEPS = 5
 EVERY = list(range(STEPS))
 HEALING = (
@@ -220,7 +220,7 @@ def test_a_run_that_fails_is_ended_as_failed(
     model: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WANDB_SILENT", "true")
-    fails = "+callbacks.fails._target_=tests.dashboard.reading.Fails"
+    fails = "+callbacks.fails._target_=tests.lab.dashboard.reading.Fails"
     with pytest.raises(RuntimeError, match="the second step"):
         reading.go(tmp_path, *model, "stages=[plan,train]", fails)
     assert wandb.run is None

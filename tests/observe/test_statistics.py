@@ -18,9 +18,9 @@ from surgery.observe import AttentionCall, Tap, statistics
 from surgery.observe.head_sums import HeadSums
 from surgery.observe.statistics import MAXIMA, ROOTS, STATISTICS, compute_head_statistics
 from tests import families
-from tests.observation import reference_flash
-from tests.observation.explicit import explicit_maps, recorded_calls
-from tests.observation.explicit_statistics import Figures, explicit_statistics
+from tests.observe import reference_flash
+from tests.observe.explicit import explicit_maps, recorded_calls
+from tests.observe.explicit_statistics import Figures, explicit_statistics
 from tests.tiny_models import tiny_model
 
 LENGTH = 12

@@ -19,7 +19,7 @@ from surgery.operations.gqa.subspace import (
     top_subspace,
 )
 from surgery.operations.gqa.values import shared_values
-from tests.merging.drawing import F64
+from tests.operations.gqa.drawing import F64
 
 
 def covariance(size: int, rank: int, seed: int) -> Tensor:

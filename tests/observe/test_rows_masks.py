@@ -10,7 +10,7 @@ from transformers.models.llama.modeling_llama import eager_attention_forward
 
 from surgery.errors import TapError
 from surgery.observe.rows import compute_row_logits
-from tests.observation.explicit import assert_close, entropies, recorded_calls
+from tests.observe.explicit import assert_close, entropies, recorded_calls
 from tests.tiny_models import tiny_model, tokens
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from tests.observation.explicit import (
+from tests.observe.explicit import (
     assert_close,
     entropies,
     entropy_of,

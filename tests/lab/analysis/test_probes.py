@@ -21,7 +21,7 @@ from surgery.lab.analysis.sources import check_probes, probe_texts
 from surgery.lab.analysis.spans import ProbeText, probe_text, units_of
 from surgery.lab.analysis.watch import self_attention
 from surgery.models.source import make_byte_tokenizer
-from tests.analysis import handmade
+from tests.lab.analysis import handmade
 from tests.tiny_models import tiny_model
 
 

@@ -1,0 +1,85 @@
+"""`python -m surgery.config`: renew the comments of `conf/`; or print the YAML of an operation."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+
+from surgery.config.comments import Key, describe_keys, rewrite_comments, write_yaml
+from surgery.config.schema import RunConfig
+from surgery.console import say
+from surgery.errors import ConfigError, SurgeryError, refuse
+from surgery.plan.registry import operations
+
+COMMAND = "python -m surgery.config"
+# Their keys are other people's.
+_LEFT_ALONE = ("callbacks", "trainer")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Raises: SystemExit, with status 2 for what the user can mend."""
+    parser = argparse.ArgumentParser(
+        prog=COMMAND, description="Renew the comments of conf/ from the options in the code."
+    )
+    parser.add_argument(
+        "operation", nargs="?", metavar="attention.NAME", help="print the YAML of one instead"
+    )
+    options = parser.parse_args(arguments)
+    try:
+        if options.operation is not None:
+            print(operation_yaml(options.operation), end="")
+            return
+        changed = rewrite_folder(Path(str(files("surgery.conf"))))
+        say("\n".join(["comments renewed:", *map(str, changed)]) if changed else "nothing to renew")
+    except SurgeryError as error:
+        refuse(error)
+
+
+def operation_yaml(key: str) -> str:
+    """`conf/attention/NAME.yaml` for the operation ``attention.NAME``, with its defaults.
+
+    Raises:
+        ConfigError: there is no such operation.
+    """
+    group, _, name = key.partition(".")
+    if group != "attention" or name not in operations():
+        valid = [f"attention.{known}" for known in operations()]
+        raise ConfigError(key, "there is no such operation", valid=valid)
+    kind = operations()[name]
+    return write_yaml(kind, name, _summary(kind))
+
+
+def _summary(kind: type) -> str:
+    """The first paragraph of a docstring; without one a dataclass has its signature there."""
+    text = inspect.cleandoc(kind.__doc__ or "").partition("\n\n")[0]
+    return "" if text.startswith(f"{kind.__name__}(") else text
+
+
+def rewrite_folder(folder: Path) -> list[Path]:
+    """Renew the comments of a folder like `conf/`; the files that changed."""
+    changed = []
+    for path in sorted(folder.rglob("*.yaml")):
+        group = path.parent.name if path.parent != folder else ""
+        if group in _LEFT_ALONE:
+            continue
+        old = path.read_text(encoding="utf-8")
+        new = rewrite_comments(old, _keys(group))
+        if new != old:
+            path.write_text(new, encoding="utf-8")
+            changed.append(path)
+    return changed
+
+
+def _keys(group: str) -> Mapping[str, Key]:
+    """The keys of a file in a config group; of `config.yaml` for none."""
+    if group == "attention":
+        return {name: Key(keys=describe_keys(kind)) for name, kind in operations().items()}
+    keys = describe_keys(RunConfig)
+    return keys[group].keys or {} if group else keys
+
+
+if __name__ == "__main__":
+    main()
