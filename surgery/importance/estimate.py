@@ -136,7 +136,7 @@ def _measure_batches(work: Work, estimator: str, batches: Sequence[Batch]) -> li
     measure = _MEASURED[estimator](work)
     device = next(work.model.parameters()).device
     measured = []
-    with evaluating(work.model), track_progress(f"importance, {estimator}", len(batches)) as steps:
+    with freezing(work.model), track_progress(f"importance, {estimator}", len(batches)) as steps:
         for batch in batches:
             batch = {name: value.to(device) for name, value in batch.items()}
             if estimator != "output_norm":
@@ -166,7 +166,7 @@ def _check_labels(batch: Batch, estimator: str) -> None:
 
 
 @contextmanager
-def evaluating(model: PreTrainedModel) -> Iterator[None]:
+def freezing(model: PreTrainedModel) -> Iterator[None]:
     """Turn off dropout and the gradients of parameters; restore both afterwards."""
     training = [module for module in model.modules() if module.training]
     learning = [one for one in model.parameters() if one.requires_grad]

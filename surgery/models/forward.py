@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from surgery.models.sites import get_text_config
@@ -23,6 +26,19 @@ def get_forward_options(model: PreTrainedModel) -> dict[str, bool]:
     """
     cached = getattr(model.config.get_text_config(), "use_cache", False)
     return {"use_cache": False} if cached else {}
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put all modules into eval mode inside the block, and restore their modes after it."""
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def make_probe_inputs(

@@ -22,15 +22,21 @@ from surgery.errors import ConfigError, PlanError
 from surgery.models.attributes import setting_attributes
 from surgery.models.config import get_config_part, get_key, patching_config
 from surgery.models.convert import list_targets
+from surgery.models.forward import evaluating
 from surgery.models.reference import ReferenceModels
 from surgery.models.rotary import list_nested_types
 from surgery.models.sites import Site, find_sites
 from surgery.plan.layers import LAYERS_HELP, select_sites
 from surgery.plan.operation import Conversion, Draft, Operation
 from surgery.plan.plan import Plan
-from surgery.verify.equivalence import FAULTS, evaluating, first_line, relative_distance, tolerance
+from surgery.verify.equivalence import (
+    FAULTS,
+    choose_tolerance,
+    compute_relative_distance,
+    get_first_line,
+)
 from surgery.verify.masks import count_visible_keys
-from surgery.verify.reach import probe as probe_reach
+from surgery.verify.reach import probe_reach
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 SIZE, TYPES, USED = "sliding_window", "layer_types", "use_sliding_window"
@@ -231,10 +237,10 @@ class SlidingWindow(Operation):
                 expected = _logits(model, wide, [site.path for site in windowed], probe)
         except FAULTS as error:
             raise PlanError(
-                f"the window cannot be tried on the model: {first_line(error)}"
+                f"the window cannot be tried on the model: {get_first_line(error)}"
             ) from None
-        distance = relative_distance(actual, expected)
-        if not distance <= tolerance(model):
+        distance = compute_relative_distance(actual, expected)
+        if not distance <= choose_tolerance(model):
             raise PlanError(
                 f"the model with a window is not the model under a mask that says the same: its "
                 f"output would be off by {distance:.2g} of its size"

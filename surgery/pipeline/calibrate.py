@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from surgery.calibration import Calibration, calibrated_plan
+from surgery.calibration import Calibration, make_calibrated_plan
 from surgery.config.schema import ExportFormat, RunConfig
 from surgery.console import is_rank_zero, say, show
 from surgery.errors import ConfigError, PlanError, SurgeryError
@@ -89,7 +89,7 @@ def _calibrated(
 ) -> Plan:
     run, plan = session.run, session.plan
     assert session.data is not None
-    return calibrated_plan(
+    return make_calibrated_plan(
         model,
         operations,
         session.data.draw_calibration_batches(run.calibration.windows, run.calibration.batch_size),

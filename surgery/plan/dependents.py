@@ -11,7 +11,7 @@ from surgery.errors import ConfigError
 from surgery.models.reference import Shapes, find_first_difference, get_shapes
 from surgery.models.sites import Site
 from surgery.transforms.edits import SiteChange, TensorEdit
-from surgery.transforms.head_edits import dependent_edit
+from surgery.transforms.head_edits import make_dependent_edit
 
 
 def with_dependents(
@@ -36,7 +36,7 @@ def with_dependents(
         extra: list[TensorEdit] = []
         for name, shape in _others(site, shapes).items():
             for axis, role in _shares(name, shape, change, wanted):
-                extra.append(dependent_edit(change, operation, name, shape, axis, role))
+                extra.append(make_dependent_edit(change, operation, name, shape, axis, role))
                 shape = extra[-1].results[0].shape
         change = replace(change, edits=(*change.edits, *extra))
         shapes |= {spec.name: spec.shape for edit in change.edits for spec in edit.results}

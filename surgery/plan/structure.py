@@ -30,7 +30,7 @@ from surgery.models.share_kv import has_own_eager
 from surgery.models.sites import Site, names
 from surgery.plan.dependents import with_dependents
 from surgery.transforms.edits import SiteChange
-from surgery.verify.shapes import find_whole_fault, head_patch, pick_attributes, try_sites
+from surgery.verify.shapes import find_head_patch, find_whole_fault, pick_attributes, try_sites
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def resolve_structure(
         else guess_attributes(model.get_submodule(old.path), old, new)
         for old, new in changed
     }
-    patch = head_patch(model, before, after, references)
+    patch = find_head_patch(model, before, after, references)
     if not unsaid and not find_whole_fault(model, changes, attributes, patch, mask=True):
         # Nothing to choose, and every block runs where the whole model does.
         return Structure(tuple(changes), attributes, shares)

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from surgery.models.sites import Site, find_sites
-from surgery.transforms.head_edits import order
+from surgery.transforms.head_edits import list_units
 
 Groups = Sequence[Sequence[int]]
 
@@ -70,7 +70,7 @@ class Heads:
         if role == "output":
             return [weight[:, place].mT]
         if self.site.packing is not None:
-            places = order(self.site.packing, self.site.q_heads, self.site.kv_heads)
+            places = list_units(self.site.packing, self.site.q_heads, self.site.kv_heads)
             start = places.index((role, head)) * projection.unit
             place = slice(start, start + projection.unit)
         views = [weight[place]]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from surgery.calibration.view import see
+from surgery.calibration.view import observe_site
 from surgery.errors import SiteError
 from surgery.models.copies import make_sharing_copy
 from surgery.models.sites import Site, find_sites
@@ -34,7 +34,7 @@ def summed(
     site = find_sites(work).sites[layer]
     moments = SiteMoments(work, site, groups, rows, 0)
     for batch in data:
-        moments.add(see(work, site, batch))
+        moments.add(observe_site(work, site, batch))
     return moments
 
 

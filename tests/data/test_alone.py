@@ -81,7 +81,7 @@ def test_packed_loss_is_the_mean_over_documents_alone(model: PreTrainedModel) ->
 
 
 def test_a_cache_would_let_documents_see_each_other() -> None:
-    """Why `no_cache` exists; if this fails, transformers has learnt better."""
+    """Why `get_forward_options` exists; if this fails, transformers has learnt better."""
     model = tiny_model("llama").eval()
     _, batch = _batch("packed", 16)
     with torch.no_grad():

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from surgery.console import track_progress
 from surgery.errors import ConfigError, TapError
-from surgery.importance.estimate import evaluating
+from surgery.importance.estimate import freezing
 from surgery.models.forward import get_forward_options
 from surgery.models.sites import Site, find_sites
 from surgery.observe import AttentionCall, Tap
@@ -64,7 +64,7 @@ def passes(
 
     tap = Tap(model, observer)
     device = next(model.parameters()).device
-    with evaluating(model), torch.no_grad(), track_progress(what, len(batches)) as steps:
+    with freezing(model), torch.no_grad(), track_progress(what, len(batches)) as steps:
         for given in batches:
             batch = {k: v.to(device) for k, v in given.items() if k != "labels"}
             met.clear()

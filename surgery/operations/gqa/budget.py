@@ -9,8 +9,8 @@ import torch
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from surgery.calibration.options import Calibration
-from surgery.calibration.view import Batch
+from surgery.calibration.case import Calibration
+from surgery.data.collate import Batch
 from surgery.errors import ConfigError
 from surgery.models.copies import make_sharing_copy
 from surgery.models.forward import get_forward_options

@@ -18,7 +18,7 @@ from surgery.data.collate import Batch
 from surgery.errors import ConfigError, SurgeryError
 from surgery.importance import Gates, ScoreTable, score_heads
 from surgery.importance.choice import Heads
-from surgery.importance.estimate import Scorer, evaluating
+from surgery.importance.estimate import Scorer, freezing
 from surgery.importance.score_file import HeadScores
 from surgery.models.sites import Site
 from surgery.operations.prune_heads.closing import choose_closing
@@ -166,7 +166,7 @@ class GatedPruning:
         assert isinstance(model, PreTrainedModel)
         assert estimator is not None
         sites = select_sites(self.sites, self.operation.layers, self.operation.key("layers"))
-        with isolate_rng(include_cuda=torch.cuda.is_available()), evaluating(model):
+        with isolate_rng(include_cuda=torch.cuda.is_available()), freezing(model):
             torch.manual_seed(self.options["seed"])
             scorer = self._scorer or self._scores_on(trainer)
             table = scorer(model, sites, estimator, self.operation.unit)

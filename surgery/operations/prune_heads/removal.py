@@ -16,7 +16,7 @@ from transformers.cache_utils import DynamicLayer
 from surgery.errors import PlanError
 from surgery.models.forward import make_probe_inputs
 from surgery.models.sites import Site, find_sites
-from surgery.verify.equivalence import FAULTS, first_line
+from surgery.verify.equivalence import FAULTS, get_first_line
 
 
 class RemovedAttention(nn.Module):
@@ -106,7 +106,9 @@ def check_removal(
             with _taken_out(model, sites):
                 actual = _output(model, inputs)
     except FAULTS as error:
-        raise PlanError(f"the model cannot be run without {names}: {first_line(error)}") from error
+        raise PlanError(
+            f"the model cannot be run without {names}: {get_first_line(error)}"
+        ) from error
     finally:
         for module, training in modes:
             module.training = training

@@ -36,7 +36,7 @@ from surgery.operations.rope.frequencies import (
     sentence,
 )
 from surgery.plan.operation import Draft
-from surgery.verify.reach import Reach, probe
+from surgery.verify.reach import Reach, probe_reach
 
 # What a model without rotary positions can do.
 ROTARY_FIRST = (
@@ -88,7 +88,7 @@ def check_everywhere(
     for path in old:
         compare(old[path], new[path])
     paths = [site.path for site in sites]
-    could, can = probe(before, paths), probe(after, paths)
+    could, can = probe_reach(before, paths), probe_reach(after, paths)
     _check_used(could, config)
     for path, reach in can.items():
         if reach.fault and not (path in could and could[path].fault):
@@ -149,7 +149,7 @@ def check_sites(
     """
     reference = _reference(draft, {})
     paths = [site.path for site in sites]
-    reached = probe(reference, paths)
+    reached = probe_reach(reference, paths)
     for site in sites:
         reach = reached.get(site.path)
         block = reference.get_submodule(site.path)
