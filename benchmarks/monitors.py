@@ -27,7 +27,7 @@ from surgery.callbacks import AttentionStatistics, HeadImportance
 
 import surgery.hydra  # noqa: F401
 from benchmarks.results_file import keep
-from surgery.config.validate import checked
+from surgery.config.validate import check_config
 from surgery.data.module import TextData
 from surgery.models.source import ModelSource
 from surgery.pipeline.train import build_module
@@ -62,7 +62,7 @@ def main() -> None:
     with initialize_config_module("surgery.conf", version_base="1.3"):
         cfg = compose("config", overrides=["run_dir=unused", "optim.lr=3e-3", "data.batch_size=8"])
     OmegaConf.resolve(cfg)
-    run = checked(cfg)
+    run = check_config(cfg)
     source = ModelSource(run.model)
     plan = make_plan(source.build_meta_model(), [], name=source.name)
     clock = Clock()

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from surgery.lab.report.summary import machine, versions
+from surgery.lab.report.summary import describe_machine, find_versions
 
 FOLDER = Path(__file__).parent / "results"
 
@@ -17,7 +17,12 @@ def keep(name: str, figures: dict[str, Any]) -> Path:
     path = FOLDER / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
     command = " ".join(["python", "-m", f"benchmarks.{name}", *sys.argv[1:]])
-    whole = {"command": command, **figures, "machine": machine(), "versions": versions()}
+    whole = {
+        "command": command,
+        **figures,
+        "machine": describe_machine(),
+        "versions": find_versions(),
+    }
     path.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
     print(f"kept in {path}")
     return path

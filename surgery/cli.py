@@ -24,12 +24,14 @@ def main() -> None:
 
     @hydra.main(version_base="1.3", config_path="pkg://surgery.conf", config_name="config")
     def train(cfg: DictConfig) -> None:
-        from surgery.config.validate import checked
+        from surgery.config.validate import check_config
 
         nonlocal composed
         composed = True
         try:
-            checked(cfg)  # before imports that take seconds: most mistakes are answered at once
+            check_config(
+                cfg
+            )  # before imports that take seconds: most mistakes are answered at once
             from surgery.pipeline.run import execute
             from surgery.refusals import refuse_doubles
 

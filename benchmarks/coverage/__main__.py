@@ -1,6 +1,6 @@
 """Every operation on every architecture of the installed transformers.
 
-python -m benchmarks.coverage                      # everything; writes docs/coverage.*
+python -m benchmarks.coverage                      # everything; writes figures and page
 python -m benchmarks.coverage causal-lm llama,gpt2 # some types; prints only
 """
 
@@ -10,7 +10,6 @@ import json
 import sys
 import time
 import warnings
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,10 +17,8 @@ import transformers
 
 from benchmarks.coverage import zoo
 from benchmarks.coverage.check import CHECKS, WRONG, check
-from benchmarks.coverage.page import page
+from benchmarks.coverage.page import FIGURES, PAGE, page
 from surgery.console import say, track_progress
-
-DOCS = Path(__file__).parents[2] / "docs"
 
 
 def main(arguments: list[str]) -> int:
@@ -50,9 +47,9 @@ def main(arguments: list[str]) -> int:
         "types": types,
     }
     if not arguments:
-        (DOCS / "coverage.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-        (DOCS / "coverage.md").write_text(page(found), encoding="utf-8")
-        say(f"{DOCS / 'coverage.md'}")
+        FIGURES.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        PAGE.write_text(page(found), encoding="utf-8")
+        say(f"{PAGE}")
     return 1 if wrong else 0
 
 

@@ -1,18 +1,25 @@
-"""docs/coverage.md, from docs/coverage.json alone."""
+"""docs/benchmarks/coverage.md, from the kept figures alone."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from benchmarks.coverage.attention_kinds import OTHER_ATTENTION
+
+ROOT = Path(__file__).parents[2]
+FIGURES = ROOT / "benchmarks/results/coverage.json"
+PAGE = ROOT / "docs/benchmarks/coverage.md"
 
 STATUSES = ("works", "refused", "wrong")
 _SIGNS = {"works": "✓", "refused": "-", "wrong": "✗"}
 _EXPORTS = {"native": "", "record": " r", "converted": " h"}
 
 _HEAD = """# Coverage
+
+<!-- Written by `python -m benchmarks.coverage`; do not edit. -->
 
 Every model type that transformers {transformers} maps to a causal, masked or sequence-to-sequence
 language model or to image classification, built as a tiny random model, and every operation
@@ -33,11 +40,12 @@ performed on it, compared with its oracle, saved and loaded again:
   eval mode nothing changes.
 
 ✓ works, - refused with the reason below, ✗ wrong. `r`: the result is saved as a
-[record](record.md), because the architecture's own config cannot say it; all others are native.
+[record](../record.md), because the architecture's own config cannot say it; all others are native.
 `1`: to one KV head only.
 Logits may differ from the oracle's by 2e-4 of the largest one (fp32), reloaded ones by nothing
 (with experts: by rounding), and the number of parameters must be the planned one. So must be the
-bytes that a cache holds after more tokens than sliding windows take, where the original's are.
+bytes that a cache holds after more tokens than sliding windows take, where the original's are. The
+figures are kept in `benchmarks/results/coverage.json`.
 
 """
 

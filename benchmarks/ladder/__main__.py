@@ -37,7 +37,7 @@ from benchmarks.ladder.render import render
 from benchmarks.ladder.workloads import WORKLOADS, decode_bytes
 from benchmarks.results_file import FOLDER
 from surgery.console import Steps, say, track_progress
-from surgery.lab.report.summary import machine, versions
+from surgery.lab.report.summary import describe_machine, find_versions
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2}  # of the logits; in bf16 rounding is seen
 _COMPARED_TOKENS = 512
@@ -66,8 +66,8 @@ def main(arguments: list[str] | None = None) -> None:
         "command": command,
         "malloc": options.malloc,
         **figures,
-        "machine": machine(),
-        "versions": versions(),
+        "machine": describe_machine(),
+        "versions": find_versions(),
     }
     path = options.out or FOLDER / f"ladder-{_place(preset, options.malloc)}.json"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -160,10 +160,15 @@ def fresh(function: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str,
 
 
 def _named(figures: dict[str, Any]) -> dict[str, Any]:
-    from surgery.lab.report.summary import machine, versions
+    from surgery.lab.report.summary import describe_machine, find_versions
 
     command = f"python -m benchmarks.{NAME} --quick"
-    return {"command": command, **figures, "machine": machine(), "versions": versions()}
+    return {
+        "command": command,
+        **figures,
+        "machine": describe_machine(),
+        "versions": find_versions(),
+    }
 
 
 def _say(length: int, cell: dict[str, Any]) -> None:

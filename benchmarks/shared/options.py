@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from benchmarks.shared.command import without
-from surgery.lab.report.summary import machine, versions
+from surgery.lab.report.summary import describe_machine, find_versions
 
 T = TypeVar("T")
 
@@ -51,6 +51,6 @@ def run_of(
     return {
         "command": " ".join(["python", "-m", module, *without(hidden, given)]),
         "workers": options.workers,
-        "machine": machine(),
-        "versions": versions(),
+        "machine": describe_machine(),
+        "versions": find_versions(),
     }

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 import surgery.hydra  # noqa: F401  (Hydra finds the groups)
 from surgery.config.schema import RunConfig
-from surgery.config.validate import checked
+from surgery.config.validate import check_config
 from surgery.data.collate import Batch
 from surgery.data.module import TextData
 from surgery.models.sites import get_text_config
@@ -79,7 +79,7 @@ def _composed(overrides: tuple[str, ...]) -> RunConfig:
     with initialize_config_module("surgery.conf", version_base="1.3"):
         cfg = compose("config", overrides=list(overrides))
     OmegaConf.resolve(cfg)
-    return checked(cfg)
+    return check_config(cfg)
 
 
 def text(run: RunConfig) -> TextData:

@@ -244,6 +244,13 @@ class LoggerConfig:
 
 
 @dataclass
+class PlanConfig:
+    tokens: int | None = option(
+        MISSING, "length at which sizes are given; null: data.seq_len", range=COUNT
+    )
+
+
+@dataclass
 class MeasureConfig:
     windows: int = option(
         MISSING, "held-out windows (data.seq_len tokens each) in every loss", range=COUNT
@@ -417,13 +424,16 @@ class RunConfig:
         default_factory=dict, help="One Lightning callback per key: a group."
     )
     logger: LoggerConfig = option(default_factory=LoggerConfig, help="Where figures go: a group.")
+    plan: PlanConfig = option(
+        default_factory=PlanConfig, help="Sizes before and after: stages `plan` and `measure`."
+    )
     measure: MeasureConfig = option(
         default_factory=MeasureConfig, help="Losses and timings: stage `measure`."
     )
     importance: ImportanceConfig = option(
         default_factory=ImportanceConfig,
-        help="How much the loss hangs on each head: stage `score`, and "
-        "attention.prune_heads.estimator.",
+        help="How much the loss hangs on each head: stage `score`, and operations that have an "
+        "estimator.",
     )
     analysis: AnalysisConfig = option(
         default_factory=AnalysisConfig,
@@ -434,8 +444,7 @@ class RunConfig:
     )
     calibration: CalibrationConfig = option(
         default_factory=CalibrationConfig,
-        help="What operations decide on data: attention.gqa.merge=optimal, "
-        "grouping=similarity, an average.",
+        help="What operations decide on data: which heads go or share, and coefficients.",
     )
     export: ExportConfig = option(
         default_factory=ExportConfig, help="The checkpoint: stage `export`."

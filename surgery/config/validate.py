@@ -34,7 +34,7 @@ _SHARD_SIZE = re.compile(r"\d+(\.\d+)?[KMGT]B")
 TRAINER_OWNED = {"logger", "callbacks", "default_root_dir", "use_distributed_sampler"}
 
 
-def checked(cfg: DictConfig) -> RunConfig:
+def check_config(cfg: DictConfig) -> RunConfig:
     """The typed config, or one `ConfigError` naming the first key that cannot be.
 
     Raises:

@@ -62,8 +62,13 @@ def _differ(old: nn.Module, new: nn.Module) -> bool:
 
 
 def _plain_state(module: nn.Module) -> dict[str, Any]:
-    kinds = (bool, int, float, str, type(None))
-    return {name: value for name, value in vars(module).items() if isinstance(value, kinds)}
+    return {name: value for name, value in vars(module).items() if _is_plain(value)}
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, dict):  # what Gemma 3 holds by layer type
+        return all(_is_plain(held) for held in value.values())
+    return isinstance(value, (bool, int, float, str, type(None)))
 
 
 def _become(module: nn.Module, fresh: nn.Module) -> None:

@@ -24,6 +24,7 @@ class Measurement:
     loss: float
     perplexity: float
     parameters: int
+    kv_bytes: int
     kv_bytes_per_token: float
     cache_bytes_per_token: float | None
     attention_flops: int
@@ -64,6 +65,7 @@ def measure_model(
         loss=loss,
         perplexity=math.exp(min(loss, 700.0)),
         parameters=sizes.parameters,
+        kv_bytes=sizes.kv_bytes,
         kv_bytes_per_token=sizes.kv_bytes_per_token,
         cache_bytes_per_token=speed.cache_bytes_per_token,
         attention_flops=sizes.attention_flops,

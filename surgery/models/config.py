@@ -70,15 +70,18 @@ def _has_key(config: PreTrainedConfig, name: str) -> bool:
 @contextmanager
 def patching_config(config: PreTrainedConfig, patch: Mapping[str, Any]) -> Iterator[None]:
     """Apply `patch` inside the block, for forward passes that read the config as they run."""
-    before = {key: get_key(config, key) for key in patch if _holds(config, key)}
+    holders = [
+        get_config_part(config, prefix) for prefix in {key.rpartition(".")[0] for key in patch}
+    ]
+    # Restore everything: a key that was absent must be absent again, and not ``None``.
+    before = [(holder, dict(vars(holder))) for holder in holders]
     apply_patch(config, patch)
     try:
         yield
     finally:
-        apply_patch(config, before)
-        for key in patch.keys() - before.keys():  # `None` is not the same as no value
-            prefix, _, name = key.rpartition(".")
-            delattr(get_config_part(config, prefix), name)
+        for holder, state in before:
+            vars(holder).clear()
+            vars(holder).update(state)
 
 
 def apply_patch(config: PreTrainedConfig, patch: Mapping[str, Any]) -> None:
@@ -95,13 +98,8 @@ def get_key(config: PreTrainedConfig, key: str) -> Any:
     return getattr(get_config_part(config, prefix), name, None)
 
 
-def _holds(config: PreTrainedConfig, key: str) -> bool:
-    prefix, _, name = key.rpartition(".")
-    return hasattr(get_config_part(config, prefix), name)
-
-
 def get_config_part(config: PreTrainedConfig, prefix: str) -> Any:
-    """Return the part of a config at a dotted prefix: "", "text_config" or "text_config."."""
+    """The part of a config under a dotted prefix: "", "text_config" or "text_config."."""
     for name in filter(None, prefix.split(".")):
         config = getattr(config, name)
     return config

@@ -96,6 +96,8 @@ class ReferenceModels:
     def find_attributes(self, patch: Mapping[str, Any]) -> Attributes:
         """Find module path → attribute → value that change with a patched config.
 
+        Modules that were removed from the model, although its config has them, are left out.
+
         Raises:
             ConfigError: the architecture does not accept the patched config, or has other modules
                 with it.
@@ -104,7 +106,11 @@ class ReferenceModels:
             return {}
         key = json.dumps(patch, sort_keys=True)
         if key not in self._differences:
-            self._differences[key] = find_config_differences(self.get({}), self.get(patch), patch)
+            differences = find_config_differences(self.get({}), self.get(patch), patch)
+            present = {path for path, _ in self._model.named_modules()}
+            self._differences[key] = {
+                path: values for path, values in differences.items() if path in present
+            }
         return self._differences[key]
 
 
@@ -145,22 +151,17 @@ def find_config_differences(
     Raises:
         ConfigError: their tensors differ too.
     """
-    name = find_first_difference(get_shapes(before), get_shapes(after))
+    shapes = get_shapes(before), get_shapes(after)
+    name = find_first_difference(*shapes)
     if name is not None:
-        raise ConfigError(
-            "attention",
-            f"a {after.config.model_type} of another {', '.join(patch)} would have another {name}, "
-            "which no config change alone can give to a model",
-        )
-    modules_before = dict(before.named_modules())
-    differences: Attributes = {}
-    for path, module in after.named_modules():
-        if path not in modules_before:
-            continue
-        values = find_differing_attributes(modules_before[path], module)
-        if values:
-            differences[path] = values
-    return differences
+        verb = "change" if name in shapes[0] and name in shapes[1] else "add"
+        verb = verb if name in shapes[1] else "remove"
+        raise ConfigError("attention", f"a changed {', '.join(patch)} would {verb} {name}")
+    old, new = dict(before.named_modules()), dict(after.named_modules())
+    differences = {
+        path: find_differing_attributes(old[path], new[path]) for path in new if path in old
+    }
+    return {path: values for path, values in differences.items() if values}
 
 
 def find_differing_attributes(old: nn.Module, new: nn.Module) -> dict[str, Any]:

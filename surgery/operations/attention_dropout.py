@@ -57,9 +57,7 @@ class AttentionDropout(Operation):
             draft.set_config(key, self.p)
         for site in sites:
             draft.tell(site.path, "dropout", f"{self.p:g}")
-            if keys:
-                continue
-            if reads_config(draft.model, draft.model.get_submodule(site.path)):
+            if not keys and reads_config(draft.model, draft.model.get_submodule(site.path)):
                 raise ConfigError(
                     self.key("layers"),
                     f"{site.path} reads its dropout from the config all blocks share",
@@ -67,4 +65,6 @@ class AttentionDropout(Operation):
                     valid="null for all",
                 )
             for path, name in held[site.path]:
-                draft.set_attribute(path, name, self.p)
+                # Else the config says it; but a layer may hold another value than its config does.
+                if draft.value(path, name) != self.p:
+                    draft.set_attribute(path, name, self.p)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,123 +16,145 @@ from surgery.console import print_heading, say
 from surgery.files import write_text
 from surgery.lab.tasks import OutputProjections
 from surgery.lab.tasks.declare import BASE, ORIGINAL, of_task
-from surgery.lab.tasks.losses import task_losses
 from surgery.models.source import ModelSource
-from surgery.pipeline.session import Session
+from surgery.pipeline.files import CONFIG, EXPORT, PROJECTIONS, TASK_RUNS
+from surgery.pipeline.prepare import prepare
+from surgery.pipeline.session import Prepared, Session
+from surgery.pipeline.stages import begin, finish, run_stages
+from surgery.plan.operation import Operation
 
-# Where in the run directory each task has its own, and where their projections are.
-RUNS = "tasks"
-PROJECTIONS = "projections"
+
+@dataclass
+class TaskRuns:
+    """A run that is one run per task.
+
+    Attributes:
+        session: of the whole, for its plan and its results.
+        parts: the run of each task.
+    """
+
+    session: Session
+    parts: dict[str, Session]
 
 
 def prepare_each(
-    run: RunConfig, run_dir: Path, settings: dict[str, Any], tasks: Mapping[str, DataConfig]
-) -> Session:
-    """A session that holds one per task: the same run on its data, checked as any other.
+    run: RunConfig,
+    run_dir: Path,
+    settings: dict[str, Any],
+    operations: Sequence[Operation],
+    tasks: Mapping[str, DataConfig],
+) -> TaskRuns:
+    """The same run on the data of each task, prepared as any other.
 
     Raises:
         ConfigError: the first thing that stands in the way of any of them.
     """
-    from surgery.pipeline.prepare import prepare
-
     none = replace(run.tasks, data=None, mode=TaskMode.compare)
-    runs = {}
+    parts = {}
     for name, cfg in tasks.items():
-        where = run_dir / RUNS / name
-        callbacks = _moved(run.callbacks, str(run_dir), str(where))
-        own = {"data": _plain(cfg), "tasks": _plain(none), "callbacks": callbacks}
-        part = replace(run, data=cfg, tasks=none, callbacks=callbacks, run_dir=str(where))
+        folder = run_dir / TASK_RUNS / name
+        callbacks = _move_paths(run.callbacks, str(run_dir), str(folder))
+        own = {"data": _to_plain(cfg), "tasks": _to_plain(none), "callbacks": callbacks}
+        part = replace(run, data=cfg, tasks=none, callbacks=callbacks, run_dir=str(folder))
         with of_task(name):
-            runs[name] = prepare(part, where, settings | own | {"run_dir": str(where)})
-    first = next(iter(runs.values()))
-    return Session(
-        run=run,
-        settings=settings,
-        run_dir=run_dir,
-        source=first.source,
-        plan=first.plan,
-        task_runs=runs,
-    )
+            own = settings | own | {"run_dir": str(folder)}
+            parts[name] = prepare(part, folder, own, operations, {})
+    first = next(iter(parts.values())).prepared
+    prepared = Prepared(first.source, operations, first.planning, first.plan)
+    return TaskRuns(Session(run, settings, run_dir, prepared, first.plan), parts)
 
 
-def run_each(session: Session) -> None:
-    """One run after the other, then the losses of each task's model on each task's text."""
-    from surgery.pipeline.run import perform
+def run_each(runs: TaskRuns, start: float) -> None:
+    """One run after the other, then the losses of each task's model on each task's text.
 
+    Args:
+        start: when the whole began, by `time.perf_counter`.
+    """
+    session, parts = runs.session, runs.parts
+    begin(session)
     projected = session.run.tasks.mode is TaskMode.output_projections
     base = OutputProjections(session.source.load()) if projected else None
-    for name, part in session.task_runs.items():
+    for name, part in parts.items():
         print_heading(f"task {name}")
         part.run_dir.mkdir(parents=True, exist_ok=True)
-        write_text(part.run_dir / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(part.settings)))
-        perform(part, time.perf_counter())
-        session.timings[f"task {name}"] = part.timings["total"]
+        write_text(part.run_dir / CONFIG, OmegaConf.to_yaml(OmegaConf.create(part.settings)))
+        run_stages(part, time.perf_counter())
+        session.results.timings[f"task {name}"] = part.results.timings["total"]
         if base is not None:
-            _keep_projections(session, name, base)
-        if base is not None or part.export:
+            _keep_projections(session.run_dir, part, name, base)
+        if base is not None or part.results.export:
             part.model = None  # what is needed of it is on disk
-    with session.stage("losses of all tasks"):
-        data = {name: part.data for name, part in session.task_runs.items() if part.data}
-        models = _pruned(session) if base is None else _projected(session, base)
-        losses = {
-            under: task_losses(model.to(session.device), data, session.run, label)  # type: ignore[arg-type]
-            for under, label, model in models
-        }
-    files = _projection_file if projected else _export_folder
-    session.tasks |= {"losses": losses, "files": {name: files(name) for name in data}}
+    models = _load_pruned(runs) if base is None else _switch_projections(runs, base)
+    with session.time_stage("losses of all tasks"):
+        losses = _measure_losses(runs, models)
+    files = {name: _name_projections(name) if projected else _name_export(name) for name in parts}
+    session.results.tasks |= {"losses": losses, "files": files}
+    finish(session, start)
 
 
-def _projection_file(name: str) -> str:
-    return f"{PROJECTIONS}/{name}.safetensors"
+def _measure_losses(
+    runs: TaskRuns, models: Iterator[tuple[str, str, PreTrainedModel]]
+) -> dict[str, dict[str, float]]:
+    """Model → task → held-out loss, for `models` of (name, label, model)."""
+    from surgery.lab.tasks.losses import task_losses  # seconds, for datasets and Lightning
+
+    session = runs.session
+    data = {name: part.data for name, part in runs.parts.items()}
+    return {
+        name: task_losses(model.to(session.device), data, session.run, label)  # type: ignore[arg-type]
+        for name, label, model in models
+    }
 
 
-def _export_folder(name: str) -> str:
-    return f"{RUNS}/{name}/export"
+def _name_projections(task: str) -> str:
+    return f"{PROJECTIONS}/{task}.safetensors"
 
 
-def _keep_projections(session: Session, name: str, base: OutputProjections) -> None:
-    trained = session.task_runs[name].model
-    assert trained is not None
-    path = session.run_dir / _projection_file(name)
+def _name_export(task: str) -> str:
+    return f"{TASK_RUNS}/{task}/{EXPORT}"
+
+
+def _keep_projections(run_dir: Path, part: Session, name: str, base: OutputProjections) -> None:
+    assert part.model is not None
+    path = run_dir / _name_projections(name)
     path.parent.mkdir(exist_ok=True)
-    base.save(path, trained, session.source.name)
+    base.save(path, part.model, part.source.name)
     base.add(name, path)
     say(f"  {path}: {path.stat().st_size / 1e6:.1f} MB")
 
 
-def _pruned(session: Session) -> Iterator[tuple[str, str, PreTrainedModel]]:
+def _load_pruned(runs: TaskRuns) -> Iterator[tuple[str, str, PreTrainedModel]]:
     """The original, and each task's model as its export reloads."""
-    yield ORIGINAL, ORIGINAL, session.source.load()
-    for name, part in session.task_runs.items():
+    run, run_dir = runs.session.run, runs.session.run_dir
+    yield ORIGINAL, ORIGINAL, runs.session.source.load()
+    for name, part in runs.parts.items():
         model = part.model
         if model is None:
-            spec = replace(
-                session.run.model, path=str(session.run_dir / _export_folder(name)), revision=None
-            )
+            spec = replace(run.model, path=str(run_dir / _name_export(name)), revision=None)
             model = ModelSource(spec).load()
         yield name, f"pruned for {name}", model
 
 
-def _projected(
-    session: Session, base: OutputProjections
+def _switch_projections(
+    runs: TaskRuns, base: OutputProjections
 ) -> Iterator[tuple[str, str, PreTrainedModel]]:
     """One model, its output projections switched."""
     yield BASE, BASE, base.model
-    for name in session.task_runs:
+    for name in runs.parts:
         base.use(name)
         yield name, f"projections of {name}", base.model
     base.use(None)
 
 
-def _moved(value: Any, old: str, new: str) -> Any:
+def _move_paths(value: Any, old: str, new: str) -> Any:
     """Plain data, with every path below one directory put below another."""
     if isinstance(value, Mapping):
-        return {key: _moved(one, old, new) for key, one in value.items()}
+        return {key: _move_paths(one, old, new) for key, one in value.items()}
     if isinstance(value, list):
-        return [_moved(one, old, new) for one in value]
+        return [_move_paths(one, old, new) for one in value]
     below = isinstance(value, str) and value.startswith(f"{old}/")
     return f"{new}{value.removeprefix(old)}" if below else value
 
 
-def _plain(section: Any) -> Any:
+def _to_plain(section: Any) -> Any:
     return OmegaConf.to_container(OmegaConf.structured(section), enum_to_str=True)

@@ -12,7 +12,7 @@ from surgery.models.sites import find_sites, get_text_config
 from surgery.plan.plan import Plan
 from surgery.training.pairs import Pair, own_pairs, pair_sites
 from surgery.training.parameters import check_parameters
-from surgery.training.teacher import said_of, teacher_source
+from surgery.training.teacher import blame_teacher, teacher_source
 
 _TEACHER = "objective.teacher"
 
@@ -40,10 +40,10 @@ def check_healing(
         _check_teacher(run, original)
     if run.objective.attention_weight > 0:
         _refuse_unreadable(original, "objective.attention_weight")
-        matched(run, original.config, plan)
+        pair_with_teacher(run, original.config, plan)
 
 
-def matched(run: RunConfig, config: Any, plan: Plan) -> list[Pair] | None:
+def pair_with_teacher(run: RunConfig, config: Any, plan: Plan) -> list[Pair] | None:
     """Which output projection of the model is compared with which of its teacher.
 
     ``None`` where none is. `config` is the original's.
@@ -55,7 +55,7 @@ def matched(run: RunConfig, config: Any, plan: Plan) -> list[Pair] | None:
         return None
     if run.objective.teacher is None:
         return own_pairs(plan)
-    teacher = _skeleton(run)
+    teacher = _build_teacher(run)
     sites = find_sites(teacher).sites
     layers = [
         getattr(get_text_config(c), "num_hidden_layers", None) for c in (config, teacher.config)
@@ -76,8 +76,9 @@ def matched(run: RunConfig, config: Any, plan: Plan) -> list[Pair] | None:
     return pairs
 
 
-def _skeleton(run: RunConfig) -> PreTrainedModel:
-    with said_of(run.objective.teacher):
+def _build_teacher(run: RunConfig) -> PreTrainedModel:
+    """On the meta device."""
+    with blame_teacher(run.objective.teacher):
         return teacher_source(run.model, run.objective.teacher).build_meta_model()
 
 
@@ -93,11 +94,11 @@ def _refuse_itself(run: RunConfig, changes: bool) -> None:
 
 
 def _check_teacher(run: RunConfig, original: PreTrainedModel) -> None:
-    teacher, name = _skeleton(run), run.objective.teacher
-    with said_of(name):
+    teacher, name = _build_teacher(run), run.objective.teacher
+    with blame_teacher(name):
         teacher_source(run.model, name).check_weights()
     task = run.model.task
-    sizes = _outputs(teacher, task), _outputs(original, task)
+    sizes = _count_outputs(teacher, task), _count_outputs(original, task)
     if sizes[0] != sizes[1]:
         what = "classes" if task is Task.sequence_classification else "tokens"
         raise ConfigError(
@@ -136,7 +137,7 @@ def _check_classifier(teacher: PreTrainedModel, name: str | None) -> None:
         )
 
 
-def _outputs(model: PreTrainedModel, task: Task) -> int:
+def _count_outputs(model: PreTrainedModel, task: Task) -> int:
     """Over how many tokens or classes a model's logits go."""
     config: Any = model.config
     if task is Task.sequence_classification:

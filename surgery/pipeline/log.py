@@ -7,8 +7,11 @@ from contextlib import contextmanager
 from typing import Any
 
 from surgery.config.schema import LoggerKind, Stage
+from surgery.lab.report.comparable import flatten_summary
+from surgery.pipeline.files import ANALYSIS, HEADS, IMPORTANCE, IMPORTANCE_PICTURE, TASKS_PICTURE
 from surgery.pipeline.session import Session
 from surgery.plan.store import PLAN, TENSORS
+from surgery.training.identity import fingerprint, identity
 
 # A run of these alone has nothing to show on a dashboard.
 _SILENT = {Stage.plan, Stage.report}
@@ -21,7 +24,7 @@ def is_logged(stages: set[Stage]) -> bool:
 
 def open_loggers(session: Session) -> None:
     """One logger per `logger.kinds`, unless they are there already."""
-    from surgery.training.loggers import build_loggers
+    from surgery.training.loggers import build_loggers  # seconds, for Lightning
 
     if session.loggers:
         return
@@ -32,7 +35,7 @@ def open_loggers(session: Session) -> None:
 
 
 @contextmanager
-def closing_loggers(session: Session) -> Iterator[None]:
+def finish_loggers(session: Session) -> Iterator[None]:
     """End the W&B run when the pipeline ends, as a failed one where that raises."""
     failed = True
     try:
@@ -40,7 +43,7 @@ def closing_loggers(session: Session) -> Iterator[None]:
         failed = False
     finally:
         if session.loggers:
-            from surgery.training.loggers import finish
+            from surgery.training.loggers import finish  # seconds, for Lightning
 
             finish(session.loggers, failed=failed)
 
@@ -51,22 +54,19 @@ def send_results(session: Session, summary: Mapping[str, Any]) -> None:
     Args:
         summary: what `summary.json` holds.
     """
-    wanted = LoggerKind.wandb in session.run.logger.kinds and is_logged(set(session.run.stages))
-    if not wanted or session.task_runs:  # each task's run has sent its own
+    if LoggerKind.wandb not in session.run.logger.kinds or not is_logged(set(session.run.stages)):
         return
-    from surgery.lab.report.comparable import comparable
-    from surgery.training.loggers import wandb_runs
+    from surgery.training.loggers import wandb_runs  # seconds, for Lightning
 
     open_loggers(session)
     for run in wandb_runs(session.loggers):
         _send_lineage(session, run)
         _send_tables(session, run)
-        run.summary.update(comparable(summary))
+        run.summary.update(flatten_summary(summary))
 
 
 def _send_lineage(session: Session, run: Any) -> None:
-    from surgery.training.artifacts import log_export, log_original, log_plan
-    from surgery.training.identity import fingerprint, identity
+    from surgery.training.artifacts import log_export, log_original, log_plan  # seconds, for wandb
 
     about: dict[str, Any] = {"operations": [dict(one) for one in session.whole_plan.operations]}
     about["made_from"] = [log_original(run, identity(session.source))]
@@ -76,27 +76,30 @@ def _send_lineage(session: Session, run: Any) -> None:
     if files and session.whole_plan.changes_anything:
         plan = log_plan(run, about, files, upload=upload)
         about["made_from"] = [*about["made_from"], plan]
-    if session.export:
-        folder = session.run_dir / session.export["path"]
-        about |= session.export | {"fingerprint": fingerprint(folder)}
+    export = session.results.export
+    if export:
+        folder = session.run_dir / export["path"]
+        about |= export | {"fingerprint": fingerprint(folder)}
         log_export(run, about, folder, upload=upload)
 
 
 def _send_tables(session: Session, run: Any) -> None:
-    from surgery.pipeline import importance, tasks
-    from surgery.training.artifacts import log_tables, show_picture, show_scores
+    from surgery.training.artifacts import (  # seconds, for wandb
+        log_tables,
+        show_picture,
+        show_scores,
+    )
 
-    folder = session.run_dir
-    tables = {f"importance-{name}": table for name, table in session.task_tables.items()}
-    if session.scores is not None:
-        tables["importance"] = session.scores
-        show_scores(run, session.scores.to_arrow())
-        show_picture(run, "head_scores", folder / importance.PICTURE, session.scores.estimator)
-    for name, table in tables.items():
+    folder, results = session.run_dir, session.results
+    own = results.scores.get(IMPORTANCE)
+    if own is not None:
+        show_scores(run, own.to_arrow())
+        show_picture(run, "head_scores", folder / IMPORTANCE_PICTURE, own.estimator)
+    for name, table in results.scores.items():
         files = [folder / f"{name}{end}" for end in (".json", ".parquet")]
         log_tables(run, name, table.describe(), files)
-    if session.tasks.get("losses"):
-        show_picture(run, "tasks", folder / tasks.PICTURE, session.run.tasks.mode.value)
-    heads = [folder / "analysis" / f"heads{end}" for end in (".json", ".parquet")]
-    if session.analysis and all(file.is_file() for file in heads):
+    if results.tasks.get("losses"):
+        show_picture(run, "tasks", folder / TASKS_PICTURE, session.run.tasks.mode.value)
+    heads = [folder / ANALYSIS / f"{HEADS}{end}" for end in (".json", ".parquet")]
+    if results.analysis and all(file.is_file() for file in heads):
         log_tables(run, "analysis", {"model": session.source.name}, heads)

@@ -1,4 +1,4 @@
-"""The report stage: a table, a picture and `report.html`, from the run's files alone."""
+"""The stage `report`: a table, a picture and `report.html`, from the run's files alone."""
 
 from __future__ import annotations
 
@@ -7,31 +7,27 @@ from pathlib import Path
 
 from surgery.console import say, show
 from surgery.errors import ConfigError
+from surgery.lab.report.html import write_report
+from surgery.lab.report.picture import draw_result
 from surgery.lab.report.summary import FORMAT, MOMENTS, SUMMARY
-from surgery.lab.report.table import result_table
-
-PICTURE = "result.png"
+from surgery.lab.report.table import tabulate_result
+from surgery.lab.tasks.table import agreement_table, losses_table, warnings
+from surgery.pipeline.files import RESULT_PICTURE
 
 
 def report(run_dir: Path) -> None:
     """Print the table, draw the picture where anything was measured, and write `report.html`."""
     summary = json.loads((run_dir / SUMMARY).read_text(encoding="utf-8"))
     if any(summary.get(moment) for moment in MOMENTS):
-        from surgery.lab.report.picture import draw_result
-
-        draw_result(summary, run_dir / PICTURE)
-        show(result_table(summary))
+        draw_result(summary, run_dir / RESULT_PICTURE)
+        show(tabulate_result(summary))
     if summary.get("tasks"):
-        from surgery.lab.tasks.table import agreement_table, losses_table, warnings
-
         if summary["tasks"].get("spearman"):
             show(agreement_table(summary["tasks"]))
         if summary["tasks"]["losses"]:
             show(losses_table(summary["tasks"]))
         for warning in warnings(summary["tasks"]):
             say(warning)
-    from surgery.lab.report.html import write_report
-
     path = write_report(run_dir)
     say(f"  {path}: {path.stat().st_size / 1e6:.2f} MB")
     say(f"everything is in {run_dir}")

@@ -1,9 +1,9 @@
-"""What the stages of a run share."""
+"""The state of one run: what it was given, what was prepared for it, what its stages found."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,20 +14,20 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from surgery.config.schema import RunConfig, Stage
 from surgery.console import print_heading
+from surgery.importance.table import ScoreTable
 from surgery.models.source import ModelSource
+from surgery.plan.operation import Operation
 from surgery.plan.plan import Plan
 
-if TYPE_CHECKING:  # Lightning and datasets take seconds to import; a plan needs neither
+if TYPE_CHECKING:  # Lightning and datasets take seconds to import, and a plan needs neither
     from pytorch_lightning.callbacks import Callback
     from pytorch_lightning.loggers import Logger
 
     from surgery.data.module import TextData
-    from surgery.importance import ScoreTable
     from surgery.measure import Measurement
-    from surgery.pipeline.deferred import Deferred
 
 
-def device_name(wanted: str) -> str:
+def resolve_device(wanted: str) -> str:
     """What `model.device` means here: ``auto`` is the first GPU, if there is one."""
     if wanted != "auto":
         return wanted
@@ -35,73 +35,126 @@ def device_name(wanted: str) -> str:
 
 
 @dataclass
-class Session:
-    """The state of a run. Earlier stages fill it, later ones read it.
+class Prepared:
+    """What `prepare` made of a run before anything was written; stages read it.
 
     Attributes:
-        run: the checked config.
-        settings: the same as plain data, for loggers and cards.
-        plan: always made, whichever stages run: making it is the check. Closed by `calibrate`.
-        model: loaded by the first stage that needs weights, operated by `operate`.
-        deferred: what training decides on; ``None`` where nothing is left to it. Until it has, the
-            plan holds the operations before that one.
-        loggers: empty until the first figure is sent; open until the run ends.
-        measurements: by moment: before, after_surgery, after_training.
-        scores: importance of every head, where it was measured.
-        analysis: what each head does, where it was asked.
-        comparison: what another merge would have given, where that was asked for.
+        source: where the model comes from.
+        operations: all that are declared, in order.
+        planning: the options of `make_plan`, the same for every plan of the run.
+        plan: from the original to the result, as far as it can be known before data is seen.
+        tokenizer, data: where a stage needs them.
+        callbacks: of the training.
         task_data: the data of each task, where several are declared (`tasks.data`).
-        task_runs: a run per task, where each has a model of its own; done in place of this one.
-        task_tables: the scores of each, where they were measured.
-        tasks: what was found of them, for `tasks.json`.
     """
 
-    run: RunConfig
-    settings: dict[str, Any]
-    run_dir: Path
     source: ModelSource
+    operations: Sequence[Operation]
+    planning: dict[str, Any]
     plan: Plan
-    deferred: Deferred | None = None
     tokenizer: PreTrainedTokenizerBase | None = None
     data: TextData | None = None
     callbacks: list[Callback] = field(default_factory=list)
-    loggers: list[Logger] = field(default_factory=list)
-    model: PreTrainedModel | None = None
-    measurements: dict[str, Measurement] = field(default_factory=dict)
-    comparison: dict[str, Any] | None = None
-    scores: ScoreTable | None = None
-    analysis: dict[str, Any] = field(default_factory=dict)
     task_data: dict[str, TextData] = field(default_factory=dict)
-    task_runs: dict[str, Session] = field(default_factory=dict)
-    task_tables: dict[str, ScoreTable] = field(default_factory=dict)
+
+
+@dataclass
+class Results:
+    """What the stages found. Empty, or ``None``, where a stage did not run.
+
+    Attributes:
+        measurements: by moment: before, after_surgery, after_training.
+        scores: importance of every head, by the name of the file it is in (see `files.py`).
+        analysis: what each head does.
+        comparison: what the better way of an operation would have given.
+        tasks: what was found of several tasks, for `tasks.json`.
+        training, export: for the summary.
+        timings: stage → seconds.
+    """
+
+    measurements: dict[str, Measurement] = field(default_factory=dict)
+    scores: dict[str, ScoreTable] = field(default_factory=dict)
+    analysis: dict[str, Any] = field(default_factory=dict)
+    comparison: dict[str, Any] | None = None
     tasks: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     export: dict[str, Any] = field(default_factory=dict)
     timings: dict[str, float] = field(default_factory=dict)
 
+
+@dataclass
+class Session:
+    """One run. Earlier stages fill it, later ones read it.
+
+    Attributes:
+        run: the checked config.
+        settings: the same as plain data, for loggers.
+        plan: what leads from the original to the model, as far as it is decided by now: without
+            the operation that training decides on, until it has. Closed by the stage `calibrate`.
+        model: loaded by the first stage that needs weights, operated by the stage `operate`.
+        loggers: empty until the first figure is sent; open until the run ends.
+    """
+
+    run: RunConfig
+    settings: dict[str, Any]
+    run_dir: Path
+    prepared: Prepared
+    plan: Plan
+    model: PreTrainedModel | None = None
+    results: Results = field(default_factory=Results)
+    loggers: list[Logger] = field(default_factory=list)
+
+    @property
+    def immediate(self) -> list[Operation]:
+        """The operations that `plan` holds."""
+        return list(self.prepared.operations[: len(self.plan.operations)])
+
+    @property
+    def deferred(self) -> Operation | None:
+        """The operation that training decides on; ``None`` where none is left to it."""
+        left = self.prepared.operations[len(self.plan.operations) :]
+        return left[0] if left else None
+
     @property
     def whole_plan(self) -> Plan:
         """From the original to the result, as far as it is known by now."""
-        return self.plan if self.deferred is None else self.deferred.expected
+        return self.plan if self.deferred is None else self.prepared.plan
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(resolve_device(self.run.model.device))
+
+    @property
+    def source(self) -> ModelSource:
+        return self.prepared.source
+
+    @property
+    def data(self) -> TextData:
+        """For stages that need data, for which `prepare` has read it."""
+        assert self.prepared.data is not None
+        return self.prepared.data
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """For stages that need one, for which `prepare` has loaded it."""
+        assert self.prepared.tokenizer is not None
+        return self.prepared.tokenizer
 
     def has(self, stage: Stage) -> bool:
         return stage in self.run.stages
 
-    @property
-    def device(self) -> torch.device:
-        return torch.device(device_name(self.run.model.device))
-
-    def loaded(self) -> PreTrainedModel:
+    def load_model(self) -> PreTrainedModel:
         """The model, loaded on first use."""
         if self.model is None:
-            with self.stage("load"):
+            with self.time_stage("load"):
                 self.model = self.source.load().to(self.device)  # type: ignore[arg-type]
         return self.model
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
+    def time_stage(self, name: str) -> Iterator[None]:
         """Announce and time a stage; `timings` adds up what one name took, in seconds."""
         print_heading(name)
         start = time.perf_counter()
         yield
-        self.timings[name] = self.timings.get(name, 0.0) + time.perf_counter() - start
+        timings = self.results.timings
+        timings[name] = timings.get(name, 0.0) + time.perf_counter() - start

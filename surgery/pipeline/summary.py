@@ -4,36 +4,46 @@ from __future__ import annotations
 
 from typing import Any
 
-from surgery.lab.report.summary import FORMAT, MOMENTS, gap_closed, machine, versions
+from surgery.lab.report.summary import (
+    FORMAT,
+    MOMENTS,
+    compute_gap_closed,
+    describe_machine,
+    find_versions,
+)
+from surgery.pipeline.files import IMPORTANCE
 from surgery.pipeline.session import Session
 
 
 def summarize(session: Session) -> dict[str, Any]:
     """Everything a script may want to know of a run, as plain JSON."""
+    plan, whole, results = session.plan, session.whole_plan, session.results
     figures = {
-        moment: session.measurements[moment].to_json() if moment in session.measurements else None
+        moment: results.measurements[moment].to_json() if moment in results.measurements else None
         for moment in MOMENTS
     }
+    scores = results.scores.get(IMPORTANCE)
     return {
         "format": FORMAT,
         "stages": [stage.value for stage in session.run.stages],
         "seed": session.run.seed,
-        "model": dict(session.plan.model),
-        "operations": [dict(spec) for spec in session.whole_plan.operations],
+        "model": dict(plan.model),
+        "operations": [dict(spec) for spec in whole.operations],
         "planned": {
-            "before": session.whole_plan.sizes_before.to_json(),
-            "after": session.whole_plan.sizes_after.to_json(),
+            "tokens": whole.tokens,
+            "before": whole.sizes_before.to_json(),
+            "after": whole.sizes_after.to_json(),
         },
         **figures,
-        "gap_closed": gap_closed(figures),
-        "calibration": session.plan.calibration,
-        "importance": None if session.scores is None else session.scores.describe(),
-        "analysis": session.analysis or None,
-        "comparison": session.comparison,
-        "tasks": session.tasks or None,
-        "training": session.training or None,
-        "export": session.export or None,
-        "timings": {name: round(seconds, 3) for name, seconds in session.timings.items()},
-        "machine": machine(),
-        "versions": versions(),
+        "gap_closed": compute_gap_closed(figures),
+        "calibration": plan.calibration,
+        "importance": None if scores is None else scores.describe(),
+        "analysis": results.analysis or None,
+        "comparison": results.comparison,
+        "tasks": results.tasks or None,
+        "training": results.training or None,
+        "export": results.export or None,
+        "timings": {name: round(seconds, 3) for name, seconds in results.timings.items()},
+        "machine": describe_machine(),
+        "versions": find_versions(),
     }

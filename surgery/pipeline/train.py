@@ -1,10 +1,9 @@
-"""The training stage: Lightning's Trainer around the operated model."""
+"""The stage `train`: Lightning's Trainer around the operated model."""
 
 from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
 from dataclasses import asdict
 from enum import Enum
 from typing import Any
@@ -18,11 +17,11 @@ from transformers import PreTrainedModel
 from surgery.config.schema import ExportFormat, RunConfig
 from surgery.console import say
 from surgery.errors import ConfigError
-from surgery.importance import ScoreTable
-from surgery.models.sites import Site
 from surgery.models.source import ModelSource
-from surgery.pipeline.healing import matched
+from surgery.pipeline.files import FINAL_CHECKPOINT
+from surgery.pipeline.healing import pair_with_teacher
 from surgery.pipeline.log import open_loggers
+from surgery.pipeline.scorer import keep_tables, make_scorer
 from surgery.pipeline.session import Session
 from surgery.plan.plan import Plan
 from surgery.training.curve import LossCurve
@@ -30,11 +29,17 @@ from surgery.training.module import SurgeryModule
 from surgery.training.trainer import build_trainer
 
 
-def train(session: Session) -> None:
-    """Fit, and leave the trained model in `session.model`."""
+def train(session: Session) -> Any:
+    """Fit, and leave the trained model in `session.model`.
+
+    Returns:
+        What training decided of the deferred operation; ``None`` where none was left to it.
+
+    Raises:
+        ConfigError: options that Lightning refuses only now, or that let no step happen.
+    """
     run = session.run
-    assert session.data is not None
-    module = build_module(run, session.source, session.plan, **_deferred(session))
+    module = build_module(run, session.source, session.plan, **_make_deferred(session))
     if session.model is not None:
         module.adopt(session.model)
     pl.seed_everything(run.seed, verbose=False)
@@ -43,7 +48,7 @@ def train(session: Session) -> None:
     trainer = build_trainer(
         dict(run.trainer),
         run_dir=session.run_dir,
-        callbacks=[*session.callbacks, curve],
+        callbacks=[*session.prepared.callbacks, curve],
         loggers=session.loggers,
     )
     with warnings.catch_warnings():
@@ -54,37 +59,24 @@ def train(session: Session) -> None:
             trainer.fit(module, datamodule=session.data, ckpt_path=run.resume, weights_only=True)
         except MisconfigurationException as error:  # options or callbacks that do not go together
             raise ConfigError("trainer", str(error).splitlines()[0]) from None
-    session.model = _whole(module, trainer, session)
-    session.training = {
-        "steps": trainer.global_step,
-        "tokens": _tokens(curve, trainer),
-        "data": _data_name(run),
-        "seq_len": run.data.seq_len,
-        "objective": run.objective.name.value,
-        "attention_weight": run.objective.attention_weight,
-        "teacher": run.objective.teacher,
-        "optimizer": run.optim.name.value,
-        "parameters": run.optim.parameters.value,
-        "trainable_parameters": module.trained,
-        "lr": run.optim.lr,
-        "final_train_loss": _scalar(trainer.callback_metrics.get("train/loss")),
-        "checkpoint": _last_checkpoint(trainer),
-        "curve": curve.points,
-        "alarms": [alarm for c in trainer.callbacks for alarm in getattr(c, "alarms", ())],  # type: ignore[attr-defined]
-        "decision": None,
-    }
-    if session.training["steps"] == 0:
+    if trainer.global_step == 0:
         raise ConfigError("trainer", "these options let no training step happen")
-    if module.decision is not None and session.deferred is not None:
-        session.deferred.decision = module.decision.finish(trainer)
-        session.training["decision"] = dict(module.decision.to_json())
+    session.model = _gather_model(module, trainer, session)
+    session.results.training = _describe_training(run, module, trainer, curve)
     say(f"  trained {trainer.global_step} steps")
+    if module.decision is None:
+        return None
+    decision = module.decision.finish(trainer)
+    session.results.training["decision"] = dict(module.decision.to_json())
+    return decision
 
 
-def _whole(module: SurgeryModule, trainer: pl.Trainer, session: Session) -> PreTrainedModel | None:
+def _gather_model(
+    module: SurgeryModule, trainer: pl.Trainer, session: Session
+) -> PreTrainedModel | None:
     """The trained model in one piece; ``None`` on the other ranks of a sharded run."""
     if isinstance(trainer.strategy, (FSDPStrategy, DeepSpeedStrategy)):
-        path = session.run_dir / "checkpoints" / "final.ckpt"
+        path = session.run_dir / FINAL_CHECKPOINT
         trainer.save_checkpoint(path)
         if not trainer.is_global_zero:
             return None
@@ -94,29 +86,43 @@ def _whole(module: SurgeryModule, trainer: pl.Trainer, session: Session) -> PreT
     return module.model.to(session.device)  # type: ignore[arg-type]
 
 
-def _deferred(session: Session) -> dict[str, Any]:
+def _describe_training(
+    run: RunConfig, module: SurgeryModule, trainer: pl.Trainer, curve: LossCurve
+) -> dict[str, Any]:
+    """What the summary says of it; every process counts its tokens here."""
+    return {
+        "steps": trainer.global_step,
+        "tokens": _count_tokens(curve, trainer),
+        "data": _name_data(run),
+        "seq_len": run.data.seq_len,
+        "objective": run.objective.name.value,
+        "attention_weight": run.objective.attention_weight,
+        "teacher": run.objective.teacher,
+        "optimizer": run.optim.name.value,
+        "parameters": run.optim.parameters.value,
+        "trainable_parameters": module.trained,
+        "lr": run.optim.lr,
+        "final_train_loss": _to_float(trainer.callback_metrics.get("train/loss")),
+        "checkpoint": _find_checkpoint(trainer),
+        "curve": curve.points,
+        "alarms": [alarm for c in trainer.callbacks for alarm in getattr(c, "alarms", ())],  # type: ignore[attr-defined]
+        "decision": None,
+    }
+
+
+def _make_deferred(session: Session) -> dict[str, Any]:
     """The module's arguments where an operation is left to training."""
     if session.deferred is None:
         return {}
-    from surgery.pipeline.importance import keep, scorer_of
-
-    scorer = scorer_of(session)
-
-    def scored(
-        model: PreTrainedModel, sites: Sequence[Site], estimator: str, unit: str
-    ) -> ScoreTable:
-        table = scorer(model, sites, estimator, unit)
-        if session.scores is None:  # the first: of the model with all its heads
-            keep(session, table)
-        return table
-
     deferred = {
-        "operation": session.deferred.operation.to_json(),
-        "importance": _plain(session.run.importance),
+        "operation": session.deferred.to_json(),
+        "importance": _to_plain(session.run.importance),
         "seed": session.run.seed,
         "native": session.run.export.format is ExportFormat.native,
     }
-    return {"deferred": deferred, "scorer": scored}
+    # The first table is of the model with all its heads.
+    scorer = keep_tables(session, make_scorer(session), first=True)
+    return {"deferred": deferred, "scorer": scorer}
 
 
 def build_module(run: RunConfig, source: ModelSource, plan: Plan, **more: Any) -> SurgeryModule:
@@ -125,24 +131,24 @@ def build_module(run: RunConfig, source: ModelSource, plan: Plan, **more: Any) -
     Args:
         more: further arguments of `SurgeryModule`.
     """
-    pairs = matched(run, source.load_config(), plan)
+    pairs = pair_with_teacher(run, source.load_config(), plan)
     return SurgeryModule(
-        model=_plain(run.model),
-        model_config=_config_dict(source),
+        model=_to_plain(run.model),
+        model_config=_config_to_plain(source),
         plan=plan.to_json(),
-        objective=_plain(run.objective),
-        optim=_plain(run.optim),
+        objective=_to_plain(run.objective),
+        optim=_to_plain(run.optim),
         tensors=plan.tensors,
         pairs=None if pairs is None else [list(pair) for pair in pairs],
         **more,
     )
 
 
-def _plain(spec: Any) -> dict[str, Any]:
+def _to_plain(spec: Any) -> dict[str, Any]:
     return {k: v.value if isinstance(v, Enum) else v for k, v in asdict(spec).items()}
 
 
-def _config_dict(source: ModelSource) -> dict[str, Any]:
+def _config_to_plain(source: ModelSource) -> dict[str, Any]:
     """The original architecture as plain JSON types, fit for a `weights_only` checkpoint."""
     fields: dict[str, Any] = source.load_config().to_dict()
     return {
@@ -151,7 +157,7 @@ def _config_dict(source: ModelSource) -> dict[str, Any]:
     }
 
 
-def _tokens(curve: LossCurve, trainer: pl.Trainer) -> int:
+def _count_tokens(curve: LossCurve, trainer: pl.Trainer) -> int:
     """Over all processes."""
     mine = torch.tensor(
         float(curve.tokens), dtype=torch.float64, device=trainer.strategy.root_device
@@ -159,17 +165,17 @@ def _tokens(curve: LossCurve, trainer: pl.Trainer) -> int:
     return int(trainer.strategy.reduce(mine, reduce_op="sum"))
 
 
-def _data_name(run: RunConfig) -> str:
+def _name_data(run: RunConfig) -> str:
     where = run.data.path
     names = [] if where is None else [where] if isinstance(where, str) else list(where)
     return ": ".join([run.data.kind.value, *([", ".join(map(str, names))] if names else [])])
 
 
-def _scalar(value: Any) -> float | None:
+def _to_float(value: Any) -> float | None:
     return float(value) if value is not None else None
 
 
-def _last_checkpoint(trainer: pl.Trainer) -> str | None:
+def _find_checkpoint(trainer: pl.Trainer) -> str | None:
     callback = trainer.checkpoint_callback
     path = getattr(callback, "last_model_path", "") or getattr(callback, "best_model_path", "")
     return os.path.relpath(path, trainer.default_root_dir) if path else None

@@ -235,6 +235,7 @@ def _outcomes(
             Outcome(
                 tensors=sum(edit.operation == operation.name for edit in edits),
                 config=draft.set_by.get(number, {}),
+                attributes=len(draft.attributes_by.get(number, ())),
                 steps=[step.kind for step in steps if step.operation == operation.name],
                 into=conversion.into if conversion is not None and not number else None,
             )

@@ -94,12 +94,14 @@ class Outcome:
     Attributes:
         tensors: how many tensor edits.
         config: dotted config keys that it set, with their values.
+        attributes: how many attributes of modules it set where no config key says them.
         steps: kinds of its steps, in order.
         into: the architecture it converted the model to; ``None`` for none.
     """
 
     tensors: int
     config: Mapping[str, Any]
+    attributes: int
     steps: Sequence[str]
     into: str | None = None
 
@@ -323,8 +325,9 @@ class Operation(ABC):
     def describe(self, outcome: Outcome) -> str:
         """What it came to, in a few words, for the plan table and the model card."""
         parts = [f"into {outcome.into}"] if outcome.into else []
-        parts += [f"{outcome.tensors} tensors"] if outcome.tensors else []
+        parts += [_several(outcome.tensors, "tensor")] if outcome.tensors else []
         parts += [f"config {key}={_short(value)}" for key, value in outcome.config.items()]
+        parts += [_several(outcome.attributes, "attribute")] if outcome.attributes else []
         parts += list(dict.fromkeys(outcome.steps))
         return ", ".join(parts) or "changes nothing"
 
@@ -336,6 +339,10 @@ class Operation(ABC):
     def key(self, field: str) -> str:
         """The config key of a field, for messages."""
         return f"attention.{self.name}.{field}"
+
+
+def _several(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _short(value: Any, limit: int = 40) -> str:
@@ -356,6 +363,7 @@ class Draft:
         changes: tensor edits, in order.
         patch: dotted config keys and their new values.
         set_by: operation number → the keys that it set.
+        attributes_by: operation number → path and name of the attributes that it set.
         steps: in order; performed after all tensor edits.
         notes: sentences a person should read with the plan.
         removed: paths of sites whose attention goes altogether.
@@ -376,6 +384,7 @@ class Draft:
     changes: list[SiteChange] = field(default_factory=list)
     patch: dict[str, Any] = field(default_factory=dict)
     set_by: dict[int, dict[str, Any]] = field(default_factory=dict)
+    attributes_by: dict[int, set[tuple[str, str]]] = field(default_factory=dict)
     steps: list[Step] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     removed: set[str] = field(default_factory=set)
@@ -406,6 +415,7 @@ class Draft:
     def set_attribute(self, path: str, name: str, value: Any) -> None:
         """Say that a module of the result holds `value`, where no config key says it."""
         self._own.setdefault(path, {})[name] = value
+        self.attributes_by.setdefault(self.number, set()).add((path, name))
 
     def add_step(self, kind: str, arguments: Mapping[str, Any], *, recorded: bool = False) -> None:
         """Add a step of the operation that is planned."""

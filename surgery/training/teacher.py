@@ -31,13 +31,13 @@ def load_teacher(original: ModelConfig, teacher: str | None) -> PreTrainedModel:
     Raises:
         ConfigError: the weights cannot be had or do not fit the config.
     """
-    with said_of(teacher):
+    with blame_teacher(teacher):
         model = teacher_source(original, teacher).load()
     return model.requires_grad_(False).eval()
 
 
 @contextmanager
-def said_of(teacher: str | None) -> Iterator[None]:
+def blame_teacher(teacher: str | None) -> Iterator[None]:
     """What is refused of another teacher's model, under the key that names it."""
     try:
         yield

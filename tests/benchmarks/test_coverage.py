@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
@@ -12,16 +11,15 @@ from benchmarks.coverage import zoo
 from benchmarks.coverage.attention_kinds import OTHER_ATTENTION
 from benchmarks.coverage.caching import cache_bytes
 from benchmarks.coverage.check import REFUSED, WORKS, WRONG, check
-from benchmarks.coverage.page import page
+from benchmarks.coverage.page import FIGURES, PAGE, page
 from surgery.models.sites import find_sites
 from surgery.plan.sizes import kv_bytes
 
-DOCS = Path(__file__).parents[2] / "docs"
-KEPT = json.loads((DOCS / "coverage.json").read_text(encoding="utf-8"))
+KEPT = json.loads(FIGURES.read_text(encoding="utf-8"))
 
 
 def test_the_page_is_made_of_the_figures() -> None:
-    assert (DOCS / "coverage.md").read_text(encoding="utf-8") == page(KEPT)
+    assert PAGE.read_text(encoding="utf-8") == page(KEPT)
 
 
 def test_no_type_is_left_out_and_nothing_is_wrong() -> None:

@@ -10,7 +10,7 @@ import torch
 from benchmarks.leave_one_out.__main__ import WANTED, run
 from benchmarks.leave_one_out.page import page
 from benchmarks.leave_one_out.subjects import SUBJECTS, batch
-from surgery.lab.report.summary import machine, versions
+from surgery.lab.report.summary import describe_machine, find_versions
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def test_memory_is_of_the_whole_process(figures: dict[str, Any]) -> None:
 
 
 def test_the_page_says_what_was_measured(figures: dict[str, Any]) -> None:
-    whole = {"command": "c", **figures, "machine": machine(), "versions": versions()}
+    whole = {"command": "c", **figures, "machine": describe_machine(), "versions": find_versions()}
     text = page(whole)
     (found,) = figures["subjects"]
     assert f"| {found['speedup']:.2f} |" in text

@@ -13,7 +13,7 @@ from benchmarks.merge_layer.__main__ import LIMITS, run
 from benchmarks.merge_layer.collect import collect
 from benchmarks.merge_layer.layer import PRESETS
 from benchmarks.merge_layer.page import page
-from surgery.lab.report.summary import machine, versions
+from surgery.lab.report.summary import describe_machine, find_versions
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def test_kept_statistics_are_as_large_as_the_widths_say(figures: dict[str, Any])
 
 
 def test_the_page_says_what_was_measured(figures: dict[str, Any]) -> None:
-    whole = {"command": "c", **figures, "machine": machine(), "versions": versions()}
+    whole = {"command": "c", **figures, "machine": describe_machine(), "versions": find_versions()}
     text = page(whole)
     assert "8 KV heads → 2" in text
     assert f"| values | {figures['merge']['phases_s']['values']:.2f} |" in text

@@ -17,7 +17,7 @@ from benchmarks.observe.picture import draw
 from benchmarks.observe.subject import PRESETS, batch, build
 from benchmarks.observe.targets import RESOLUTION, growth, judged
 from benchmarks.observe.variants import ALL, EXPLICIT, PICTURED, PLAIN, VARIANTS, WATCHED
-from surgery.lab.report.summary import machine, versions
+from surgery.lab.report.summary import describe_machine, find_versions
 from surgery.observe import AttentionCall, Tap
 from surgery.observe.statistics import compute_head_statistics
 
@@ -136,7 +136,7 @@ def test_growth_needs_two_lengths() -> None:
 
 
 def test_page_and_picture_say_what_was_measured(figures: dict[str, Any], tmp_path: Path) -> None:
-    whole = {"command": "c", **figures, "machine": machine(), "versions": versions()}
+    whole = {"command": "c", **figures, "machine": describe_machine(), "versions": find_versions()}
     text = page(whole)
     cell = figures["lengths"]["64"]
     assert f"| {cell['default']['derived']:+.2%} |" in text

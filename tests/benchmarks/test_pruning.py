@@ -14,8 +14,8 @@ import surgery.hydra  # noqa: F401
 from benchmarks.pruning.clock import paired
 from benchmarks.pruning.page import page
 from benchmarks.pruning.runs import RUNS, P, S, command
-from surgery.config.validate import checked
-from surgery.lab.report.summary import machine, versions
+from surgery.config.validate import check_config
+from surgery.lab.report.summary import describe_machine, find_versions
 from surgery.plan.registry import parse_operations
 from tests.tiny_models import tiny_model
 
@@ -29,7 +29,7 @@ def test_every_run_is_a_configuration_of_its_own(run: Any, tmp_path: Any) -> Non
     overrides = command(run, 5, 3, tmp_path)[2:]
     with initialize_config_module("surgery.conf", version_base="1.3"):
         cfg = compose("config", overrides=[*overrides, "run_dir=somewhere"])
-    found = checked(cfg)
+    found = check_config(cfg)
     parse_operations(found.attention)
     assert found.trainer["max_steps"] == 5
     assert found.data.batch_size * found.data.seq_len == 8 * 512
@@ -58,8 +58,8 @@ def _page(*runs: dict[str, Any]) -> str:
             "steps": 260,
             "share": 0.1,
             "command": "c",
-            "machine": machine(),
-            "versions": versions(),
+            "machine": describe_machine(),
+            "versions": find_versions(),
         }
     )
 

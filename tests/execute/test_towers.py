@@ -48,7 +48,7 @@ def test_the_text_models_config_and_layers_change_and_the_tower_stays(tmp_path: 
     model, ids = gemma3(), torch.arange(3, 15)[None]
     tower = {k: t.clone() for k, t in model.state_dict().items() if "vision" in k}
     plan = gqa_plan(model, 2)
-    assert dict(plan.config_patch) == {"text_config.num_key_value_heads": 2}
+    assert dict(plan.head_patch) == {"text_config.num_key_value_heads": 2}
     assert plan.export.format == "native"
     assert all("vision" in block.path for block in plan.left_alone)
     apply_(model, plan)

@@ -125,7 +125,7 @@ TABLE_OF_ROWS = {
     "layers in words": _gqa(
         "llama",
         "4",
-        "is no list",
+        "must be a list",
         "'all'",
         "list[int]",
         options=f"{GQA}.layers=all",
@@ -223,10 +223,10 @@ TABLE_OF_ROWS = {
         f"at most 7, or {PRUNE}.remove_attention=true",
     ),
     "amount over one": _prune(
-        "amount=1.5 scores={good}", f"{PRUNE}.amount", "between 0 and 1", "1.5", ""
+        "amount=1.5 scores={good}", f"{PRUNE}.amount", "must be in [0, 1]", "1.5", "in [0, 1]"
     ),
     "amount no number": _prune(
-        "amount=nan scores={good}", f"{PRUNE}.amount", "must be finite", "nan", "float"
+        "amount=nan scores={good}", f"{PRUNE}.amount", "must be finite", "nan", "in [0, 1]"
     ),
     "amount all": _prune(
         "amount=1.0 scores={good}",
@@ -235,8 +235,10 @@ TABLE_OF_ROWS = {
         "1.0",
         "at most 7 heads, or",
     ),
-    "count below zero": _prune("count=-1 scores={good}", COUNT, "not be negative", "-1", ""),
-    "count a fraction": _prune("count=2.5 scores={good}", COUNT, "Integer", "2.5", "int"),
+    "count below zero": _prune(
+        "count=-1 scores={good}", COUNT, "must be at least 0", "-1", "at least 0"
+    ),
+    "count a fraction": _prune("count=2.5 scores={good}", COUNT, "Integer", "2.5", "at least 0"),
     "count over the layer": _prune(
         "count=9 remove_attention=true scores={good}",
         COUNT,
@@ -294,7 +296,7 @@ TABLE_OF_ROWS = {
     ),
     # rope: values
     "factor one": _rope("rope_linear", "factor=1", "factor", "cannot be", "1.0", "a number above"),
-    "factor infinite": _rope("rope_linear", "factor=inf", "factor", "finite", "inf", "float"),
+    "factor infinite": _rope("rope_linear", "factor=inf", "factor", "finite", "inf", "at least 1"),
     "factor missing": _rope("rope_yarn", "factor=null", "factor", "yarn needs it", "", "a number"),
     "factor without scaling": _rope("rope", "factor=2", "factor", "no use", "2.0", "null; default"),
     "YaRN's bounds for linear": _rope(
@@ -459,7 +461,7 @@ TABLE_OF_ROWS = {
         f"{FUSE}.keep",
         "keeps its projections apart",
         "True",
-        "false, or first attention.rehouse.into=phi3",
+        "false, or first a conversion to an architecture that has them so, such as phi3",
     ),
     "kept fused in a Mistral": Bad(
         "llama",
@@ -483,14 +485,21 @@ TABLE_OF_ROWS = {
         "nf4", "fuse_qkv", "", "attention", QUANTIZED, "bitsandbytes", "the model's unquantized"
     ),
     # rehouse and absolute_to_rope
-    "no such house": _move("llama", "gpt2", "no such house", "mistral, phi3, starcoder2"),
+    "no such house": _move(
+        "llama", "gpt2", "no model can be converted to this", "mistral, phi3, starcoder2"
+    ),
     "house for other positions": _move("llama", "starcoder2", NO_HOUSE, "mistral, phi3"),
     "house it is in": _move("mistral", "mistral", "model_type is 'mistral' already", "phi3"),
     "no way from Qwen2": _move("qwen2", "mistral", "no exact conversion", "none, for this model"),
     "biases of attention": _move("biased", "mistral", "attention_bias is True", "none, for this"),
     "biases of the MLP": _move("mlp biased", "phi3", "mlp_bias is True", "none, for this model"),
     "scaled into Phi-3": _move("yarn rope", "phi3", "only the default RoPE", "mistral"),
-    "learned positions unsaid": _move("gpt2", "starcoder2", "attention.absolute_to_rope", "none"),
+    "learned positions unsaid": _move(
+        "gpt2",
+        "starcoder2",
+        "nothing replaces them",
+        f"none, for this model; for learned positions: {TO_ROPE}",
+    ),
     "moved, quantized": _move(
         "gptq", "mistral", "not quantized can be converted", "none, for this model"
     ),
@@ -504,25 +513,31 @@ TABLE_OF_ROWS = {
         "absolute_to_rope",
         f"{TO_ROPE}.theta=1",
         f"{TO_ROPE}.theta",
-        "no base of rotary",
+        "must be above 1",
         "1.0",
-        "a number above 1",
+        "above 1",
     ),
     "theta for no rope": Bad(
         "gpt2",
         "absolute_to_rope",
         f"{TO_ROPE}.theta=500 {TO_ROPE}.type=none",
         f"{TO_ROPE}.theta",
-        "no use for it",
+        "type none does not use it",
         "500.0",
         "10000.0",
     ),
     # attention_dropout
     "drops everything": Bad(
-        "llama", "attention_dropout", f"{DROP}.p=1", f"{DROP}.p", "is no share", "1.0", "0 up to"
+        "llama",
+        "attention_dropout",
+        f"{DROP}.p=1",
+        f"{DROP}.p",
+        "must be in [0, 1)",
+        "1.0",
+        "in [0",
     ),
     "drops null": Bad(
-        "llama", "attention_dropout", f"{DROP}.p=null", f"{DROP}.p", "None", "None", "float"
+        "llama", "attention_dropout", f"{DROP}.p=null", f"{DROP}.p", "None", "None", "in [0, 1)"
     ),
     "CTRL drops nothing": Bad(
         "ctrl", "attention_dropout", "", DROP, "takes no attention", "MultiHeadAttention", ""
@@ -583,8 +598,8 @@ TABLE_OF_ROWS = {
         "gpt2",
         "absolute_to_rope,rehouse",
         f"{INTO}=mistral",
-        REHOUSE,
-        FIRST,
+        "attention",
+        "absolute_to_rope and rehouse must both come first",
         "absolute_to_rope, rehouse",
         "only one of absolute_to_rope and rehouse",
     ),

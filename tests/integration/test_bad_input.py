@@ -70,6 +70,8 @@ TABLE = {
     "unknown calibration key": Bad(
         (RECIPE, "calibration.window=8"), ("calibration.window: unknown key", "windows")
     ),
+    # plan
+    "sizes at no length": Bad((RECIPE, "plan.tokens=0"), ("plan.tokens: must be at least 1",)),
     # types
     "heads in words": Bad(
         (RECIPE, "attention.gqa.kv_heads=many"), ("attention.gqa.kv_heads", "many", "whole number")
@@ -169,7 +171,10 @@ TABLE = {
     ),
     "changed and unchanged in one": Bad(
         (RECIPE, "attention=[gqa,fuse_qkv]", "optim.parameters=changed"),
-        ("optim.parameters: model.layers.0.self_attn is fused", "without fuse_qkv"),
+        (
+            "optim.parameters: fuse_qkv joins model.layers.0.self_attn.q_proj.weight with others",
+            "without fuse_qkv",
+        ),
     ),
     # models
     "no attention": Bad((RECIPE, "model.path={mamba}", "stages=[plan]"), ("attention", "Mamba")),

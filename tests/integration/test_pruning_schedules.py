@@ -69,9 +69,9 @@ def test_gradual_ends_in_an_ordinary_pruned_model(cli: Callable[..., Any], tmp_p
     )
     assert outcome.code == 0, outcome.err
     summary = _summary(tmp_path)
-    pruning = summary["training"]["pruning"]
-    (event,) = pruning.pop("events")
-    assert pruning == {"schedule": "gradual", "estimator": "gate_gradient", "rounds": None}
+    decision = summary["training"]["decision"]
+    (event,) = decision.pop("events")
+    assert decision == {"schedule": "gradual", "estimator": "gate_gradient", "rounds": None}
     assert event["step"] == 3
     assert {layer: len(heads) for layer, heads in event["closed"].items()} == {"0": 2, "1": 2}
     assert summary["after_surgery"] is None
@@ -115,7 +115,7 @@ def test_the_original_teaches_what_becomes_of_it(cli: Callable[..., Any], tmp_pa
         f"hydra.run.dir={tmp_path}",
     )
     assert outcome.code == 0, outcome.err
-    (event,) = _summary(tmp_path)["training"]["pruning"]["events"]
+    (event,) = _summary(tmp_path)["training"]["decision"]["events"]
     assert sum(map(len, event["closed"].values())) == 13
 
 
@@ -143,7 +143,7 @@ def test_iterative_after_a_calibrated_merge(cli: Callable[..., Any], tmp_path: P
     assert outcome.code == 0, outcome.err
     summary = _summary(tmp_path)
     assert summary["after_surgery"] is not None
-    events = summary["training"]["pruning"]["events"]
+    events = summary["training"]["decision"]["events"]
     assert [event["step"] for event in events] == [0, 3]
     assert sum(len(heads) for e in events for heads in e["closed"].values()) == 4
     plan = load_plan(tmp_path)
@@ -159,7 +159,7 @@ def test_iterative_after_a_calibrated_merge(cli: Callable[..., Any], tmp_path: P
 
 REFUSED = {
     "stages": ("stages=[operate,export]",),
-    "attention": ("attention=[prune_heads,gqa]", "attention.gqa.kv_heads=2"),
+    "attention.prune_heads": ("attention=[prune_heads,gqa]", "attention.gqa.kv_heads=2"),
     "trainer.strategy": ("trainer=fsdp",),
     "optim.parameters": ("optim.parameters=changed",),
     "attention.prune_heads.rounds": (f"{SCHEDULE}=iterative", "attention.prune_heads.rounds=4"),

@@ -25,6 +25,7 @@ SHORT = (
     "trainer.max_steps=12",
     "data.batch_size=4",
     "data.seq_len=128",
+    "plan.tokens=300",
     "measure.windows=16",
     "measure.prefill_tokens=64",
     "measure.decode_tokens=4",
@@ -113,6 +114,7 @@ def test_summary_keeps_to_its_schema(run: Path, summary: dict[str, Any]) -> None
 
 def test_measures_what_the_plan_predicted(run: Path, summary: dict[str, Any]) -> None:
     plan = json.loads((run / "plan.json").read_text())
+    assert plan["tokens"] == summary["planned"]["tokens"] == 300
     for moment, planned in (
         ("before", "sizes_before"),
         ("after_surgery", "sizes_after"),

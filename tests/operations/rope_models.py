@@ -8,41 +8,24 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from surgery.plan.steps import run_step
 from torch import nn
 from transformers import PreTrainedModel
 
-from surgery.execute import rotary as _rebuild  # noqa: F401  fills the registry of steps
 from surgery.models.config import apply_patch
 from surgery.models.sites import find_sites
-from surgery.plan.operation import Draft, PlanContext
+from surgery.plan.operation import Draft
 from surgery.plan.registry import parse_operations
 from tests.families import skeleton
+from tests.operations.drafts import drafted, performed
 
 
 def draft_of(model: PreTrainedModel, **options: Any) -> Draft:
     """The plan of `rope` with these options."""
-    sites = list(find_sites(model).sites)
-    draft = Draft(
-        sites=sites,
-        config=copy.deepcopy(model.config),
-        context=PlanContext(seed=0, initializer_range=0.02),
-        skeleton=skeleton(model),
-    )
-    (operation,) = parse_operations({"rope": options})
-    operation.plan(draft)
-    return draft
-
-
-def perform(model: PreTrainedModel, draft: Draft) -> PreTrainedModel:
-    apply_patch(model.config, copy.deepcopy(draft.patch))
-    for step in draft.steps:
-        run_step(step.kind, model, step.arguments)
-    return model
+    return drafted(skeleton(model), *parse_operations({"rope": options}))
 
 
 def rope_(model: PreTrainedModel, **options: Any) -> PreTrainedModel:
-    return perform(model, draft_of(model, **options))
+    return performed(model, draft_of(model, **options))
 
 
 def built_from(
@@ -54,6 +37,17 @@ def built_from(
     fresh = type(model)(config).to(dtype).eval()
     fresh.load_state_dict(model.state_dict())
     return fresh
+
+
+@torch.no_grad()
+def decoded(model: PreTrainedModel, ids: torch.Tensor, prefix: int) -> torch.Tensor:
+    """Logits of `ids`, the last ones token by token with a cache."""
+    first = model(input_ids=ids[:, :prefix], use_cache=True)
+    parts, cache = [first.logits], first.past_key_values
+    for i in range(prefix, ids.shape[1]):
+        step = model(input_ids=ids[:, i : i + 1], past_key_values=cache, use_cache=True)
+        parts.append(step.logits)
+    return torch.cat(parts, dim=1)
 
 
 @contextmanager

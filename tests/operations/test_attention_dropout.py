@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import copy
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from surgery.execute.dropout import set_attention_dropout
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 
-from surgery.errors import ConfigError, PlanError
+from surgery.errors import ConfigError
+from surgery.execute.live import apply_
+from surgery.models.attributes import set_attributes
 from surgery.models.dropout import find_holders, get_dropout
 from surgery.models.sites import find_sites
 from surgery.operations.attention_dropout import AttentionDropout
 from surgery.operations.backend.operation import Backend
-from surgery.plan.operation import Step
+from surgery.plan.make import make_plan
 from surgery.plan.registry import parse_operations
 from tests.operations.drafts import drafted, performed
 from tests.operations.dropout_models import NAMES, OWN_ATTENTION, base_model, run, zero_contexts
@@ -77,16 +79,18 @@ def test_training_drops_and_evaluation_does_not(name: str, attention: str) -> No
 def test_a_model_built_from_the_patched_config_drops_the_same(name: str) -> None:
     model = base_model(name)
     draft = drafted(model, AttentionDropout(p=0.3))
-    assert [step.recorded for step in draft.steps] == [name in RECORDED]
+    assert draft.steps == []
     assert bool(draft.patch) == (name not in RECORDED)
+    plan = make_plan(model, [AttentionDropout(p=0.3)])
+    assert (plan.export.format == "record") == (name in RECORDED)
     performed(model, draft)
     with torch.device("meta"):
-        twin = type(model)(copy.deepcopy(draft.config))
+        reference = type(model)(copy.deepcopy(draft.config))
     if name not in RECORDED:
-        assert dropouts(twin) == dropouts(model)
-    else:  # the reload is told: the step, run again, says all
-        performed(twin, draft)
-        assert dropouts(twin) == dropouts(model)
+        assert dropouts(reference) == dropouts(model)
+    else:  # the reload is told: the attributes say all
+        set_attributes(reference, draft.attributes())
+        assert dropouts(reference) == dropouts(model)
 
 
 def test_every_holder_of_a_site_says_p() -> None:
@@ -103,17 +107,28 @@ def test_chosen_layers_are_recorded_and_only_these_drop() -> None:
     model = base_model("llama")
     draft = drafted(model, AttentionDropout(p=0.3, layers=[1]))
     assert draft.patch == {}
-    assert draft.steps == [
-        Step(
-            "attention_dropout",
-            "attention_dropout",
-            {"p": 0.3, "sites": ["layers.1.self_attn"]},
-            recorded=True,
-        )
-    ]
+    assert draft.attributes() == {"layers.1.self_attn": {"attention_dropout": 0.3}}
+    assert draft.layers == {"layers.1.self_attn": {"dropout": "0.3"}}
+    plan = make_plan(model, [AttentionDropout(p=0.3, layers=[1])])
+    assert plan.export.format == "record"
+    assert plan.outcomes == ("1 attribute",)
+    assert json.loads(json.dumps(plan.attributes)) == draft.attributes()
     performed(model, draft)
     assert [layer.self_attn.attention_dropout for layer in model.layers] == [0.0, 0.3]
-    assert json.loads(json.dumps(dict(draft.steps[0].arguments))) == draft.steps[0].arguments
+
+
+def test_what_one_layer_drops_ends_when_all_drop_nothing(tmp_path: Path) -> None:
+    """Though the config has said 0 all along: what was recorded for the layer is gone."""
+    model = base_model("llama")
+    apply_(model, make_plan(model, [AttentionDropout(p=0.3, layers=[1])]))
+    model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path)
+    assert [layer.self_attn.attention_dropout for layer in loaded.layers] == [0.0, 0.3]
+    plan = make_plan(loaded, [AttentionDropout(p=0.0)])
+    assert plan.export.format == "native"
+    apply_(loaded, plan)
+    assert set(dropouts(loaded).values()) == {0.0}
+    assert not hasattr(loaded.config, "quantization_config")
 
 
 def test_a_plan_reads_no_weight() -> None:
@@ -126,7 +141,7 @@ def test_a_plan_reads_no_weight() -> None:
 
 @pytest.mark.parametrize("p", [-0.1, 1.0, 1.5, float("nan")])
 def test_what_is_no_share_is_refused(p: float) -> None:
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(ConfigError, match=r"must be (finite|in \[0, 1\))") as caught:
         drafted(base_model("llama"), AttentionDropout(p=p))
     assert caught.value.key == "attention.attention_dropout.p"
 
@@ -172,13 +187,9 @@ def test_dropout_of_the_model_itself_excludes_flex_until_it_is_put_out() -> None
     model.layers[1].self_attn.attention_dropout = 0.1
     with pytest.raises(ConfigError, match=r"attention drops 0\.1"):
         drafted(model, Backend("flex_attention"))
-    assert drafted(model, AttentionDropout(p=0.0), Backend("flex_attention")).steps
-
-
-def test_the_step_refuses_before_it_changes_anything() -> None:
-    model = base_model("llama")
-    with pytest.raises(PlanError, match=r"layers\.0\.mlp takes no attention dropout"):
-        set_attention_dropout(model, 0.5, ["layers.0.self_attn", "layers.0.mlp"])
+    draft = drafted(model, AttentionDropout(p=0.0), Backend("flex_attention"))
+    assert draft.steps
+    performed(model, drafted(model, AttentionDropout(p=0.0)))
     assert set(dropouts(model).values()) == {0.0}
 
 

@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from surgery.errors import ConfigError
 from surgery.models.sites import find_sites
 from surgery.operations.attention_dropout import AttentionDropout
-from surgery.operations.backend.available import Need, available, obstacle
+from surgery.operations.backend.available import Need, find_obstacle, list_available
 from surgery.operations.backend.operation import Backend
 from surgery.plan.registry import parse_operations
 from surgery.verify.first_batch import _counting
@@ -32,7 +32,8 @@ def test_fast_on_a_cpu_is_sdpa_and_says_why() -> None:
         "needs CUDA)"
     ]
     (step,) = draft.steps
-    assert (step.kind, step.recorded) == ("backend", False)
+    assert (step.operation, step.kind, step.recorded) == ("backend", "backend", False)
+    assert draft.implementation == "sdpa"
     assert dict(step.arguments) == {"implementation": "sdpa", "check": True, "tolerance": None}
     assert draft.patch == {}
 
@@ -84,9 +85,10 @@ def test_other_names_are_refused_with_what_is_there(given: str) -> None:
 
 @pytest.mark.parametrize("tolerance", [0.0, -1.0])
 def test_a_tolerance_is_positive(tolerance: float) -> None:
-    with pytest.raises(ConfigError, match="greater than zero") as caught:
+    with pytest.raises(ConfigError, match="must be above 0") as caught:
         drafted(skeleton("llama"), Backend("sdpa", tolerance=tolerance))
     assert caught.value.key == "attention.backend.tolerance"
+    assert caught.value.valid == "a number above 0, or null to go by the dtype"
 
 
 @pytest.mark.parametrize("name", ["bloom", "gptj", "deberta_v2", "mpt"])
@@ -108,14 +110,14 @@ def test_exactly_what_goes_through_the_interface_can_be_switched(name: str) -> N
     with _counting("eager", wider=False) as calls:
         run(model)
     assert bool(calls) == (name not in OWN_ATTENTION)
-    claimed = "own" not in obstacle("flex_attention", Need(model, "cpu")).split()
+    claimed = "own" not in find_obstacle("flex_attention", Need(model, "cpu")).split()
     assert claimed == bool(calls)
 
 
 @pytest.mark.parametrize("name", sorted(FAMILIES))
 def test_whatever_is_said_to_be_there_can_be_set(name: str) -> None:
     model = skeleton(name)
-    for implementation in available(Need(model, "cpu")):
+    for implementation in list_available(Need(model, "cpu")):
         model.set_attn_implementation(implementation)
         assert model.config._attn_implementation == implementation
 
@@ -123,7 +125,7 @@ def test_whatever_is_said_to_be_there_can_be_set(name: str) -> None:
 def test_newer_flash_and_flex_have_no_dropout() -> None:
     draft = drafted(skeleton("llama"), AttentionDropout(p=0.1), Backend("fast"))
     assert draft.steps[-1].arguments["implementation"] == "sdpa"
-    with pytest.raises(ConfigError, match=r"attention\.attention_dropout\.p=0"):
+    with pytest.raises(ConfigError, match=r"has no dropout, and attention drops 0\.1"):
         drafted(skeleton("llama"), AttentionDropout(p=0.1), Backend("flex_attention"))
 
 
@@ -134,14 +136,14 @@ def test_flex_on_a_cpu_comes_with_a_caution() -> None:
 
 def test_heads_after_the_operations_count() -> None:
     need = Need(skeleton("llama"), "cuda", head_dims=(8,))
-    assert "takes heads of 16 or wider, not 8" in obstacle("flex_attention", need)
+    assert "takes heads of 16 or wider, not 8" in find_obstacle("flex_attention", need)
 
 
 def test_a_class_that_names_its_kernels_gets_no_other() -> None:
     model = skeleton("gpt_oss", torch.bfloat16)
-    reason = obstacle("flash_attention_2", Need(model, "cuda"))
+    reason = find_obstacle("flash_attention_2", Need(model, "cuda"))
     assert "runs with" in reason
-    assert "sdpa" not in available(Need(model, "cpu"))
+    assert "sdpa" not in list_available(Need(model, "cpu"))
 
 
 def test_it_is_declared_like_any_operation() -> None:

@@ -16,7 +16,7 @@ TYPES = "a whole number, a list with one number per layer, or {average: number}"
 MERGES = "mean, first, random, aligned, aligned_renorm, optimal"
 LAYERS = "list[int] | None"
 GROUPINGS = "contiguous, similarity"
-FIELDS = "kv_heads, merge, layers, grouping, groups"
+FIELDS = "kv_heads, merge, grouping, groups, layers"
 
 
 def test_options_become_a_typed_spec() -> None:
@@ -37,7 +37,7 @@ def test_heads_by_layer_are_taken_as_they_are() -> None:
 
 
 def test_what_is_not_given_has_its_default() -> None:
-    assert parse_operations({"gqa": {"kv_heads": 4}}) == [GQA(4, Merge.mean, None)]
+    assert parse_operations({"gqa": {"kv_heads": 4}}) == [GQA(4, Merge.mean)]
 
 
 def test_a_budget_is_taken_as_it_is() -> None:
@@ -52,7 +52,7 @@ def test_nothing_declared_is_no_operation() -> None:
 
 
 def test_a_spec_written_as_json_parses_to_itself() -> None:
-    spec = GQA(2, Merge.random, [1])
+    spec = GQA(2, Merge.random, layers=[1])
     written = spec.to_json()
     assert parse_operations({written.pop("operation"): written}) == [spec]
 
@@ -60,7 +60,7 @@ def test_a_spec_written_as_json_parses_to_itself() -> None:
 def test_names_and_fields_are_those_of_the_registry() -> None:
     assert {"gqa", "prune_heads"} <= set(operation_names())
     assert operation_names() == sorted(operation_names())
-    assert operation_fields("gqa") == ["kv_heads", "merge", "layers", "grouping", "groups"]
+    assert operation_fields("gqa") == ["kv_heads", "merge", "grouping", "groups", "layers"]
     assert operation_fields("prune_heads") == [
         "heads",
         "amount",

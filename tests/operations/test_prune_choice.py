@@ -219,8 +219,8 @@ def test_groups_of_different_sizes_are_compared_by_head() -> None:
     # What is left over when no other group is small enough stays.
     assert choose_heads(sites, scores, HeadCut(None, 5, together=True)) == {0: [0, 1, 2, 3], 1: []}
     with pytest.raises(ConfigError, match="groups of different sizes") as caught:
-        choose_heads(sites, scores, HeadCut(0.5, None, uniform=True))
-    assert caught.value.key == "attention.prune_heads.uniform"
+        choose_heads(sites, scores, HeadCut(0.5, None, uniform=True, prefix="mine"))
+    assert caught.value.key == "mine.uniform"
 
 
 def test_too_few_to_become_equal() -> None:
@@ -231,6 +231,6 @@ def test_too_few_to_become_equal() -> None:
     with pytest.raises(
         ConfigError, match="more than 2 heads per layer, but the smallest layer has only"
     ) as caught:
-        choose_heads(sites, scores, HeadCut(0.1, None, together=True, uniform=True))
-    assert caught.value.key == "attention.prune_heads.amount"
+        choose_heads(sites, scores, HeadCut(0.1, None, together=True, uniform=True, prefix="mine"))
+    assert caught.value.key == "mine.amount"
     assert "0.333333 or more of all heads (2)" in str(caught.value.valid)

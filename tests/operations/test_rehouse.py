@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
+from typing import Any
 
 import pytest
 
 from surgery.errors import ConfigError
 from surgery.models.convert import TARGETS, convert_model
-from surgery.models.sites import find_sites
-from surgery.operations.rehouse import HOUSES
-from surgery.plan.operation import Draft, Operation, PlanContext, Step
+from surgery.plan.make import make_plan
+from surgery.plan.operation import Conversion, Operation
+from surgery.plan.plan import Plan
 from surgery.plan.registry import parse_operations
 from tests.families import skeleton
-from tests.rehouse.moving import model_of
+from tests.models.convert.moving import model_of
+from tests.operations.drafts import drafted
 
 
 def parsed(name: str, **options: object) -> Operation:
@@ -21,13 +24,19 @@ def parsed(name: str, **options: object) -> Operation:
     return operation
 
 
-def draft_of(name: str = "llama") -> Draft:
-    model = skeleton(model_of(name))
-    return Draft(list(find_sites(model).sites), model.config, model, PlanContext(0, 0.02))
+def conversion_of(operation: Operation, source: str = "llama") -> Conversion:
+    conversion = operation.conversion(skeleton(model_of(source)))
+    assert conversion is not None
+    return conversion
 
 
-def test_the_houses_are_those_that_exist() -> None:
-    assert set(HOUSES) == set(TARGETS)
+def planned(source: str, attention: dict[str, Any]) -> Plan:
+    return make_plan(skeleton(model_of(source)), parse_operations(attention))
+
+
+@pytest.mark.parametrize("into", TARGETS)
+def test_every_target_can_be_asked_for(into: str) -> None:
+    assert conversion_of(parsed("rehouse", into=into)) == Conversion(into)
 
 
 @pytest.mark.parametrize(
@@ -42,20 +51,20 @@ def test_the_houses_are_those_that_exist() -> None:
 )
 def test_what_it_asks_for_can_be_done(operation, source, result) -> None:
     name, options = operation
-    model = skeleton(model_of(source))
-    arguments = parsed(name, **options).rehousing(model.config)
-    assert arguments is not None
-    new = convert_model(model, **json.loads(json.dumps(arguments)))
+    arguments = asdict(conversion_of(parsed(name, **options), source))
+    new = convert_model(skeleton(model_of(source)), **json.loads(json.dumps(arguments)))
     assert type(new).__name__ == result
+    plan = planned(source, {name: options})
+    assert plan.conversion == arguments
+    assert plan.outcomes == (f"into {new.config.model_type}",)
 
 
 def test_positions_are_said_in_the_config() -> None:
     model = skeleton(model_of("gpt2"))
 
     def rope(**options: object) -> dict[str, object]:
-        arguments = parsed("absolute_to_rope", **options).rehousing(model.config)
-        assert arguments is not None
-        return dict(convert_model(model, **arguments).config.rope_parameters)
+        conversion = conversion_of(parsed("absolute_to_rope", **options), "gpt2")
+        return dict(convert_model(model, **asdict(conversion)).config.rope_parameters)
 
     assert rope() == {"rope_type": "default", "rope_theta": 10000.0}
     assert rope(theta=500)["rope_theta"] == 500
@@ -63,45 +72,52 @@ def test_positions_are_said_in_the_config() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "options"), [("rehouse", {"into": "phi3"}), ("absolute_to_rope", {})]
+    ("name", "options", "source"),
+    [("rehouse", {"into": "phi3"}, "llama"), ("absolute_to_rope", {}, "gpt2")],
 )
-def test_it_comes_first(name, options) -> None:
-    operation = parsed(name, **options)
-    operation.plan(draft_of())
-    for spoil in (
-        lambda draft: draft.steps.append(Step("x", "x")),
-        lambda draft: draft.set_config("use_cache", False),
-    ):
-        draft = draft_of()
-        spoil(draft)
-        with pytest.raises(ConfigError, match=f"attention.{name}: has to come first"):
-            operation.plan(draft)
+@pytest.mark.parametrize(
+    ("other", "others"),
+    [
+        ("gqa", {"kv_heads": 2}),  # changes tensors
+        ("backend", {"implementation": "sdpa"}),  # adds a step
+        ("attention_dropout", {"p": 0.1}),  # sets a config key
+    ],
+)
+def test_it_comes_first(name, options, source, other, others) -> None:
+    planned(source, {name: options, other: others})
+    with pytest.raises(ConfigError, match=f"attention.{name}: must come first") as caught:
+        planned(source, {other: others, name: options})
+    assert caught.value.valid == f"{name}, {other}"
+
+
+def test_only_one_comes_first() -> None:
+    with pytest.raises(ConfigError, match="rehouse and absolute_to_rope must both come first"):
+        planned("gpt2", {"rehouse": {"into": "starcoder2"}, "absolute_to_rope": {}})
 
 
 def test_a_plan_says_that_positions_are_left_behind() -> None:
-    draft = draft_of("gpt2")
-    parsed("absolute_to_rope").plan(draft)
+    draft = drafted(skeleton(model_of("gpt2")), parsed("absolute_to_rope"))
     assert "left behind" in draft.notes[0]
     assert not draft.changes
     assert not draft.steps
+    assert not draft.patch
 
 
-def test_no_such_house() -> None:
+def test_no_such_target() -> None:
     with pytest.raises(ConfigError, match=r"attention\.rehouse\.into(.|\n)*mistral, phi3"):
-        parsed("rehouse", into="palace").rehousing(None)
+        conversion_of(parsed("rehouse", into="palace"))
 
 
 def test_no_such_base() -> None:
-    with pytest.raises(ConfigError, match=r"attention\.absolute_to_rope\.theta"):
-        parsed("absolute_to_rope", theta=1).rehousing(None)
+    with pytest.raises(ConfigError, match=r"attention\.absolute_to_rope\.theta: must be above 1"):
+        parsed("absolute_to_rope", theta=1)
+    with pytest.raises(ConfigError, match=r"theta: type none does not use it"):
+        conversion_of(parsed("absolute_to_rope", theta=500, type="none"))
 
 
 def test_the_wrong_operation_names_the_right_one() -> None:
-    arguments = parsed("rehouse", into="starcoder2").rehousing(None)
-    assert arguments is not None
-    with pytest.raises(ConfigError, match="absolute_to_rope"):
-        convert_model(skeleton(model_of("gpt2")), **arguments)
-    arguments = parsed("absolute_to_rope").rehousing(None)
-    assert arguments is not None
+    with pytest.raises(ConfigError, match="absolute_to_rope") as caught:
+        planned("gpt2", {"rehouse": {"into": "starcoder2"}})
+    assert caught.value.key == "attention.rehouse.into"
     with pytest.raises(ConfigError, match=r"attention\.absolute_to_rope: .*'llama'"):
-        convert_model(skeleton(model_of("llama")), **arguments)
+        planned("llama", {"absolute_to_rope": {}})

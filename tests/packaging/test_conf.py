@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 import surgery.hydra  # noqa: F401
 from surgery.config.__main__ import operation_yaml, rewrite_folder
 from surgery.config.schema import RunConfig
-from surgery.config.validate import checked
+from surgery.config.validate import check_config
 from surgery.errors import ConfigError
 from surgery.plan.registry import (
     operation_fields,
@@ -38,7 +38,7 @@ from .conftest import ROOT
 OPEN_GROUPS = {"attention", "trainer", "callbacks"}
 TYPED = {name: hint for name, hint in get_type_hints(RunConfig).items() if is_dataclass(hint)}
 # Sections of config.yaml itself, with no choice of files.
-SECTIONS = {"analysis", "importance", "tasks", "calibration", "measure", "export"}
+SECTIONS = {"analysis", "importance", "tasks", "calibration", "measure", "plan", "export"}
 # What the files leave open with `???`; a number where it is not named here.
 FILLED = {"data.path": "x.txt"}
 # One of several options that a file leaves at null has to be given.
@@ -173,12 +173,12 @@ def test_every_file_passes_the_checks(group: str, name: str) -> None:
     cfg = chosen(group, name)
     for key in sorted(OmegaConf.missing_keys(cfg)):
         OmegaConf.update(cfg, key, FILLED.get(key, 2))
-    checked(cfg)
+    check_config(cfg)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_recipe_passes_the_checks(recipe: str) -> None:
-    run = checked(composed(f"+recipe={recipe}"))
+    run = check_config(composed(f"+recipe={recipe}"))
     parse_operations(run.attention)
 
 

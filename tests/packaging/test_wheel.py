@@ -53,6 +53,8 @@ def test_every_file_of_the_source_and_no_other(contents: set[str]) -> None:
         "surgery/conf/attention/gqa.yaml",
         "surgery/recipes/gqa_convert.yaml",
         "surgery/lab/report/summary.schema.json",
+        "surgery/lab/report/templates/card.md.j2",
+        "surgery/lab/report/html/templates/report.html.j2",
         "surgery/models/embedded/config.json",
         "surgery/models/embedded/model.safetensors",
         "surgery/models/embedded/tokenizer_config.json",

@@ -46,7 +46,8 @@ def test_layers_that_were_not_chosen_keep_theirs(name: str) -> None:
 def test_they_are_part_of_the_plan() -> None:
     plan = gqa_plan(family("stablelm"), 2, layers=[1])
     path = "model.layers.1.self_attn"
-    assert plan.attributes == {
+    assert plan.attributes == {}  # no operation set one
+    assert plan.head_attributes == {
         path: {"num_key_value_heads": 2, "num_key_value_groups": 4},
         f"{path}.k_proj": {"out_features": 16},
         f"{path}.v_proj": {"out_features": 16},
@@ -64,7 +65,7 @@ class CountingLlama(LlamaForCausalLM):
 def test_a_count_held_outside_of_attention_is_found() -> None:
     model = CountingLlama(family_config("llama"))
     plan = gqa_plan(model, 2)
-    assert plan.attributes[""] == {"kv_width": 16}
+    assert plan.head_attributes[""] == {"kv_width": 16}
     apply_(model, plan)
     assert model.kv_width == 16
 

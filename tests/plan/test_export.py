@@ -22,7 +22,8 @@ def test_one_count_for_all_layers_is_native(name: str) -> None:
     named = {*plan.export.runtimes, *plan.export.without}
     assert named == {"transformers", *known_runtimes()}
     assert plan.export.reason == "the architecture's own config says the result"
-    assert dict(plan.config_patch) == {"num_key_value_heads": 2}
+    assert dict(plan.head_patch) == {"num_key_value_heads": 2}
+    assert dict(plan.config_patch) == {}
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3", "olmo2"])
@@ -33,7 +34,7 @@ def test_chosen_layers_are_not_and_the_counts_are_named(name: str) -> None:
     assert plan.export.runtimes == ("transformers",)
     assert set(plan.export.without) == set(known_runtimes())
     assert all("import surgery" in why for why in plan.export.without.values())
-    assert dict(plan.config_patch) == {}
+    assert dict(plan.head_patch) == dict(plan.config_patch) == {}
 
 
 def test_all_layers_named_one_by_one_are_native() -> None:
@@ -79,9 +80,9 @@ def pruned(name: str, heads: object, **fields: object) -> Plan:
 def test_as_many_heads_less_everywhere_are_native(name: str, heads: list[int]) -> None:
     plan, left = pruned(name, heads), 8 - len(heads)
     assert plan.export.format == "native"
-    assert plan.config_patch["num_attention_heads"] == left
-    assert plan.config_patch["num_key_value_heads"] == left
-    assert plan.config_patch["head_dim"] == plan.before[0].head_dim
+    assert plan.head_patch["num_attention_heads"] == left
+    assert plan.head_patch["num_key_value_heads"] == left
+    assert plan.head_patch["head_dim"] == plan.before[0].head_dim
 
 
 def test_what_takes_hidden_size_over_heads_for_head_dim_does_not_serve_pruned_heads() -> None:
@@ -96,7 +97,7 @@ def test_unequal_query_heads_are_recorded(name: str) -> None:
     plan = pruned(name, {1: [2]})
     assert plan.export.format == "record"
     assert "for all layers; the result has 7, 8;" in plan.export.reason
-    assert dict(plan.config_patch) == {}
+    assert dict(plan.head_patch) == dict(plan.config_patch) == {}
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "stablelm"])

@@ -25,7 +25,7 @@ def test_before_and_after_stand_side_by_side() -> None:
     rows = rendered(gqa_plan(family("llama"), 2))
     assert rows["query heads"] == "8 | 8 | "
     assert rows["KV heads"] == "8 | 2 | "
-    assert rows["KV bytes per token"].endswith("0.25x")
+    assert rows["KV cache, 512 tokens"].endswith("0.25x")
     assert rows["operation gqa"] == "kv_heads=2, merge=mean, grouping=contiguous | 4 tensors | "
     assert rows["export"].startswith("native | transformers")
 

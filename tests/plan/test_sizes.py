@@ -12,7 +12,7 @@ from surgery.execute.live import apply_
 from surgery.models.sites import find_sites
 from surgery.plan.make import make_plan
 from surgery.plan.registry import parse_operations
-from surgery.plan.sizes import attention_flops, kv_bytes_per_token
+from surgery.plan.sizes import attention_flops, count_sizes
 from tests.families import SEPARATE, family, masked_lm, randomised, tokens
 from tests.operations.reference import gqa_plan
 
@@ -82,8 +82,29 @@ def test_predictions_hold_for_any_counts(case: dict[str, object]) -> None:
 
 def test_kv_bytes_by_hand() -> None:
     sites = gqa_plan(family("qwen3", num_key_value_heads=4), 1, layers=[1]).after
+    sizes = count_sizes(0, sites, tokens=10, bytes_per_value=2)
     # Layer 0: keys and values, 4 heads of 16 values of 2 bytes; layer 1: one head.
-    assert kv_bytes_per_token(sites, 2) == 2 * 4 * 16 * 2 + 2 * 1 * 16 * 2
+    assert sizes.kv_bytes_per_token == 2 * 4 * 16 * 2 + 2 * 1 * 16 * 2
+    assert sizes.kv_bytes == 10 * sizes.kv_bytes_per_token
+
+
+def test_kv_bytes_of_a_window_by_hand() -> None:
+    model = family("mistral", sliding_window=4)
+    # Two layers, keys and values, 8 heads of 8 values of 2 bytes.
+    token = 2 * 2 * 8 * 8 * 2
+    for length, kept in ((2, 2), (3, 3), (4, 3), (10, 3)):  # the query's own key comes with it
+        sizes = make_plan(model, [], tokens=length).sizes_before
+        assert sizes.kv_bytes == kept * token
+        assert sizes.kv_bytes_per_token == pytest.approx(kept * token / length)
+
+
+@pytest.mark.parametrize("length", [3, 4, 5, 12])
+def test_the_cache_of_a_window_is_as_predicted(length: int) -> None:
+    model = family("mistral", dtype=torch.bfloat16, sliding_window=4)
+    plan = make_plan(model, parse_operations({"gqa": {"kv_heads": 2}}), tokens=length)
+    assert cache_bytes(model, length) == plan.sizes_before.kv_bytes
+    apply_(model, plan)
+    assert cache_bytes(model, length) == plan.sizes_after.kv_bytes
 
 
 def test_attention_flops_by_hand() -> None:
@@ -91,6 +112,13 @@ def test_attention_flops_by_hand() -> None:
     # Per layer: scores and weighted sum 4 * 10 * 10 * 8 heads * 8, halved by causality, and four
     # projections of 64 * 64 multiply-adds for 10 tokens.
     per_layer = 4 * 10 * 10 * 8 * 8 // 2 + 4 * (2 * 10 * 64 * 64)
+    assert plan.sizes_before.attention_flops == 2 * per_layer
+
+
+def test_attention_flops_of_a_window_by_hand() -> None:
+    plan = make_plan(family("mistral", sliding_window=4), [], tokens=10)
+    # Half of what 10 tokens have, 10 * 10 / 2, less what lies outside of the window, 6 * 6 / 2.
+    per_layer = 4 * 32 * 8 * 8 + 4 * (2 * 10 * 64 * 64)
     assert plan.sizes_before.attention_flops == 2 * per_layer
 
 
@@ -114,9 +142,9 @@ def test_layers_without_keys_cost_no_cache() -> None:
 @pytest.mark.parametrize("name", SEPARATE)
 def test_every_familys_cache_grows_as_predicted(name: str) -> None:
     model = family(name, dtype=torch.bfloat16)
-    plan = gqa_plan(model, 2)
+    plan = make_plan(model, parse_operations({"gqa": {"kv_heads": 2}}), tokens=5)
     apply_(model, plan)
-    assert cache_bytes(model, 5) == 5 * plan.sizes_after.kv_bytes_per_token
+    assert cache_bytes(model, 5) == plan.sizes_after.kv_bytes
 
 
 NORMED_TOGETHER = {"olmo2", "olmoe"}
@@ -127,8 +155,8 @@ def test_every_familys_sizes_fall_as_predicted_when_heads_go(name: str) -> None:
     model = family(name, dtype=torch.bfloat16, num_key_value_heads=4)
     last = len(find_sites(model).sites) - 1
     heads = {0: [2, 3], last: [0, 1, 6, 7]}
-    plan = make_plan(model, parse_operations({"prune_heads": {"heads": heads}}))
+    plan = make_plan(model, parse_operations({"prune_heads": {"heads": heads}}), tokens=5)
     apply_(model, plan)
     assert sum(p.numel() for p in model.parameters()) == plan.sizes_after.parameters
-    assert cache_bytes(model, 5) == 5 * plan.sizes_after.kv_bytes_per_token
+    assert cache_bytes(model, 5) == plan.sizes_after.kv_bytes
     assert plan.sizes_after.attention_flops < plan.sizes_before.attention_flops

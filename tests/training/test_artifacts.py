@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from surgery.lab.report.comparable import comparable
+from surgery.lab.report.comparable import flatten_summary
 from surgery.training.identity import fingerprint
 
 MIB = 1 << 20
@@ -62,7 +62,7 @@ def _summary(losses: dict[str, float | None], **more: Any) -> dict[str, Any]:
 
 @given(st.fixed_dictionaries({m: st.none() | st.floats(0.1, 9) for m in MOMENTS}))
 def test_the_loss_is_that_of_the_last_moment_measured(losses: dict[str, float | None]) -> None:
-    found = comparable(_summary(losses))
+    found = flatten_summary(_summary(losses))
     measured = [loss for moment in MOMENTS if (loss := losses[moment]) is not None]
     assert found.get("result/loss") == (measured[-1] if measured else None)
     assert {k: v for k, v in found.items() if k.startswith("result/loss_")} == {
@@ -79,10 +79,10 @@ def test_training_and_alarms_are_counted() -> None:
     training = {"steps": 7, "tokens": 70, "alarms": [{"alarm": "dead"}, {"alarm": "logits"}]}
     operations = [{"operation": "gqa"}, {"operation": "rope"}]
     export = {"format": "native"}
-    found = comparable(
+    found = flatten_summary(
         _summary({}, training=training, operations=operations, export=export, gap_closed=0.5)
     )
     assert (found["result/steps"], found["result/tokens"], found["result/alarms"]) == (7, 70, 2)
     assert (found["operations"], found["export"]) == ("gqa, rope", "native")
     assert found["result/gap_closed"] == 0.5
-    assert comparable(_summary({}, training={"steps": 1, "alarms": []}))["result/alarms"] == 0
+    assert flatten_summary(_summary({}, training={"steps": 1, "alarms": []}))["result/alarms"] == 0

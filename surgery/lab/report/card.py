@@ -2,57 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from surgery.lab.report.quantities import format_options
 from surgery.lab.report.summary import MOMENTS
+from surgery.lab.report.templates import make_environment
 
 
-def model_card(summary: Mapping[str, Any]) -> str:
-    """Markdown: what the model is, what it was trained on, and how well it does."""
-    lines = [
-        "---",
-        "library_name: transformers",
-        "---",
-        "",
-        f"# {summary['model']['class']} by attention surgery",
-        "",
-        f"Source: `{summary['model']['name']}`.",
-        "",
-    ]
-    if summary["operations"]:
-        lines += ["Operations, in order:", ""]
-        for spec in summary["operations"]:
-            options = ", ".join(
-                f"{k}={v}" for k, v in spec.items() if k != "operation" and v is not None
-            )
-            lines.append(f"- `{spec['operation']}`: {options}")
-        lines.append("")
-    training = summary["training"]
-    if training:
-        versions = ", ".join(f"{name} {number}" for name, number in summary["versions"].items())
-        lines += [
-            "## Training",
-            "",
-            f"- data: {training['data']}",
-            f"- objective: {training['objective']}",
-            f"- steps: {training['steps']} ({training['tokens']:,} tokens, windows of "
-            f"{training['seq_len']})",
-            f"- optimizer: {training['optimizer']}, learning rate {training['lr']:g}",
-            f"- seed: {summary['seed']}",
-            f"- Python {summary['machine']['python']}, {versions}",
-            "",
-        ]
-    measured = {moment: summary[moment] for moment in MOMENTS if summary[moment]}
-    if measured:
-        lines += [
-            "## Held-out text",
-            "",
-            "| | loss (nats per token) | perplexity |",
-            "| --- | --- | --- |",
-        ]
-        for moment, figures in measured.items():
-            name = moment.replace("_", " ")
-            lines.append(f"| {name} | {figures['loss']:.4f} | {figures['perplexity']:.3f} |")
-        lines.append("")
-    return "\n".join(lines)
+def render_card(summary: Mapping[str, Any], outcomes: Sequence[str]) -> str:
+    """Markdown: what the model is, what it was trained on, and how well it does.
+
+    Args:
+        summary: what `summary.json` holds.
+        outcomes: per operation, what it came to, in words (`Plan.outcomes`).
+    """
+    environment = make_environment("surgery.lab.report", escape=False)
+    environment.filters["options"] = format_options
+    done = list(zip(summary["operations"], outcomes, strict=True))
+    measured = {name.replace("_", " "): summary[name] for name in MOMENTS if summary[name]}
+    return environment.get_template("card.md.j2").render(summary, done=done, measured=measured)

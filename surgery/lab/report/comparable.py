@@ -20,7 +20,7 @@ _LAST = {
 _PLANNED = ("parameters", "kv_bytes_per_token", "attention_flops")
 
 
-def comparable(summary: Mapping[str, Any]) -> dict[str, float | int | str]:
+def flatten_summary(summary: Mapping[str, Any]) -> dict[str, float | int | str]:
     """What a table of runs is sorted by. A figure that was not measured has no key.
 
     Args:

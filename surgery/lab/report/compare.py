@@ -26,12 +26,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     given = parser.parse_args(arguments)
     try:
-        print(compare(given.folders, given.out))
+        print(compare_runs(given.folders, given.out))
     except SurgeryError as error:
         refuse(error)
 
 
-def compare(folders: Sequence[Path], out: Path) -> str:
+def compare_runs(folders: Sequence[Path], out: Path) -> str:
     """Write the page; say what was compared.
 
     Raises:
@@ -41,10 +41,10 @@ def compare(folders: Sequence[Path], out: Path) -> str:
     from surgery.lab.report.html.data import read_run
 
     if out.is_dir() or not out.parent.is_dir():
-        problem = "is a directory" if out.is_dir() else "lies in no directory"
+        problem = "is a directory" if out.is_dir() else "is in no directory that exists"
         raise ConfigError("--out", problem, given=out, valid="a file to write")
     runs = []
-    for place in run_directories(folders):
+    for place in find_runs(folders):
         run = read_run(place)
         if not run.summary:
             raise ConfigError("RUN_DIR", run.problems[0], given=place)
@@ -56,7 +56,7 @@ def compare(folders: Sequence[Path], out: Path) -> str:
     return f"{len(runs)} runs compared in {out}"
 
 
-def run_directories(folders: Sequence[Path]) -> list[Path]:
+def find_runs(folders: Sequence[Path]) -> list[Path]:
     """The folders that are runs, and the runs below those that are not; each once.
 
     Runs of a run's own (one per task) belong to it and are not looked for.
@@ -69,11 +69,11 @@ def run_directories(folders: Sequence[Path]) -> list[Path]:
     found: dict[Path, None] = {}
     for folder in folders:
         if not folder.is_dir():
-            raise ConfigError("RUN_DIR", "is no directory", given=folder)
+            raise ConfigError("RUN_DIR", "is not a directory", given=folder)
         below = _runs_below(folder, SUMMARY)
         if not below:
             raise ConfigError(
-                "RUN_DIR", f"holds no run: there is no {SUMMARY} in it or below it", given=folder
+                "RUN_DIR", f"holds no run: no {SUMMARY} is in it or below it", given=folder
             )
         found |= dict.fromkeys(place.resolve() for place in below)
     return list(found)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from surgery.units import format_bytes, format_count
 
@@ -17,7 +18,14 @@ ROWS: dict[str, tuple[str, Callable[[float], str]]] = {
     "perplexity": ("perplexity", "{:.3f}".format),
     "parameters": ("parameters", format_count),
     "kv_bytes_per_token": ("KV cache per token", format_bytes),
-    "attention_flops": ("attention FLOPs per window", format_count),
+    "attention_flops": ("attention FLOPs", format_count),
     "prefill_ms": ("prefill (ms)", "{:.2f}".format),
     "decode_ms": ("decode (ms/token)", "{:.2f}".format),
 }
+
+
+def name_figure(field: str, summary: Mapping[str, Any]) -> str:
+    """What tables of a run call a figure: FLOPs with the length that they are counted at."""
+    tokens = (summary.get("planned") or {}).get("tokens")
+    at = f", {tokens} tokens" if field == "attention_flops" and tokens else ""
+    return ROWS[field][0] + at

@@ -64,7 +64,7 @@ def draw_scores(table: Mapping[str, Any], path: Path) -> None:
     figure.savefig(path)
 
 
-def scores_table(table: Mapping[str, Any], ends: int = 5) -> Table:
+def tabulate_scores(table: Mapping[str, Any], ends: int = 5) -> Table:
     """The heads that matter most and least, with their standard errors."""
     rows, errors = _rows(table)
     ranked = sorted(_lines(rows, errors), key=lambda line: -line[2])

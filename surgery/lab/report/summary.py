@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-FORMAT = 1
+FORMAT = 2
 SUMMARY = "summary.json"
 SCHEMA = "summary.schema.json"
 MOMENTS = ("before", "after_surgery", "after_training")
@@ -29,7 +29,7 @@ PACKAGES = (
 )
 
 
-def gap_closed(figures: dict[str, Any]) -> float | None:
+def compute_gap_closed(figures: dict[str, Any]) -> float | None:
     """Share of the loss that surgery opened and training closed again."""
     if any(figures.get(moment) is None for moment in MOMENTS):
         return None
@@ -38,7 +38,7 @@ def gap_closed(figures: dict[str, Any]) -> float | None:
     return float((opened - healed) / gap) if gap > NO_GAP else None
 
 
-def machine() -> dict[str, Any]:
+def describe_machine() -> dict[str, Any]:
     """What the timings were taken on."""
     return {
         "cpu": _cpu_name(),
@@ -61,7 +61,7 @@ def _cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def versions() -> dict[str, str]:
+def find_versions() -> dict[str, str]:
     """Installed versions of what a result depends on."""
     found = {}
     for package in PACKAGES:
@@ -72,6 +72,6 @@ def versions() -> dict[str, str]:
     return found
 
 
-def schema_text() -> str:
+def read_schema() -> str:
     """The JSON Schema of `summary.json`."""
     return files("surgery.lab.report").joinpath(SCHEMA).read_text(encoding="utf-8")

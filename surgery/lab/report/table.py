@@ -7,21 +7,27 @@ from typing import Any
 
 from rich.table import Table
 
-from surgery.lab.report.figures import MOMENT_NAMES, ROWS
+from surgery.lab.report.figures import MOMENT_NAMES, ROWS, name_figure
+from surgery.lab.report.quantities import NOTHING, format_change
 from surgery.lab.report.summary import MOMENTS
 
 
-def result_table(summary: Mapping[str, Any]) -> Table:
-    """Before / after surgery / after healing; moments that were not measured are left out."""
+def tabulate_result(summary: Mapping[str, Any]) -> Table:
+    """Before / after surgery / after healing; what was not measured is left out."""
     moments = [moment for moment in MOMENTS if summary.get(moment)]
     table = Table(title=f"Result for {summary['model']['name']}", title_justify="left")
     table.add_column("")
     for moment in moments:
         name = MOMENT_NAMES[moment] if summary.get("operations") else moment.replace("_", " ")
         table.add_column(name, justify="right")
-    for field, (label, shown) in ROWS.items():
+    if len(moments) > 1:
+        table.add_column("change", justify="right")
+    for field, (_, show) in ROWS.items():
         values = [summary[moment].get(field) for moment in moments]
-        table.add_row(label, *("-" if value is None else shown(value) for value in values))
+        if any(value is not None for value in values):
+            shown = [NOTHING if value is None else show(value) for value in values]
+            change = [format_change(values[0], values[-1])] if len(moments) > 1 else []
+            table.add_row(name_figure(field, summary), *shown, *change)
     closed = summary.get("gap_closed")
     if closed is not None:
         steps = summary["training"]["steps"]

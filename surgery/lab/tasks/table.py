@@ -7,6 +7,8 @@ from typing import Any
 
 from rich.table import Table
 
+from surgery.lab.report.quantities import NOTHING, format_signed
+
 _TITLES = {
     "compare": "Held-out loss under each task's mask (nats/token)",
     "prune_each": "Held-out loss of each task's pruned model (nats/token)",
@@ -28,12 +30,12 @@ def losses_table(found: Mapping[str, Any]) -> Table:
     """A line per task, a column per mask, model, set of projections or moment."""
     losses = found["losses"]
     table = Table(title=_TITLES[found["mode"]], title_justify="left")
-    table.add_column("text")
+    table.add_column("held-out text")
     for under in losses:
         table.add_column(under.replace("_", " "), justify="right")
     first, *others = losses.values()
     for task in found["names"]:
-        costs = (f"{row[task]:.4f} ({row[task] - first[task]:+.4f})" for row in others)
+        costs = (f"{row[task]:.4f} ({format_signed(row[task] - first[task])})" for row in others)
         table.add_row(task, f"{first[task]:.4f}", *costs)
     return table
 
@@ -48,5 +50,5 @@ def agreement_table(found: Mapping[str, Any]) -> Table:
         table.add_column("heads it alone needs", justify="right")
     for name, row in zip(found["names"], found["spearman"], strict=True):
         only = [str(len(found["only"][name]))] if "only" in found else []
-        table.add_row(name, *("-" if r is None else f"{r:.3f}" for r in row), *only)
+        table.add_row(name, *(NOTHING if r is None else f"{r:.3f}" for r in row), *only)
     return table

@@ -66,7 +66,7 @@ class FuseQKV(Operation):
                 self.key("keep"),
                 f"a {kind} keeps its projections apart",
                 given=True,
-                valid="false, or a conversion to an architecture that has them so (phi3) first",
+                valid="false, or convert it first to an architecture that has them so (phi3)",
             )
         for site in separate:
             self._check(site)

@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
+from transformers import PreTrainedModel
+
 from surgery.config.options import POSITIVE, Range, option
-from surgery.errors import ConfigError
+from surgery.errors import ConfigError, PlanError
 from surgery.models.config import get_config_part
 from surgery.models.rotary import list_nested_types
 from surgery.models.sites import Site
@@ -170,12 +172,20 @@ class Rope(Operation):
             for site in sites:
                 draft.tell(site.path, "positions", self._short(self.type.value, self.factor))
 
+    @classmethod
+    def verify(cls, model: PreTrainedModel, plan: Any, probe: Mapping[str, Any] | None) -> None:
+        patch = plan.config_patch
+        changed = [s for s in plan.before if f"{s.config_prefix}rope_parameters" in patch]
+        own = _own_positions(model, changed)
+        if own:
+            raise PlanError(own)
+
     def _refuse_own(self, draft: Draft, sites: Sequence[Site]) -> None:
-        own = [s.path for s in sites if has_site_rope(draft.model.get_submodule(s.path))]
+        own = _own_positions(draft.model, sites)
         if own:
             raise ConfigError(
                 f"attention.{self.name}",
-                f"{', '.join(own)}: these have positions of their own, which this would not change",
+                own,
                 given=self.type.value,
                 valid="layers by number, which replaces them",
             )
@@ -324,6 +334,14 @@ class Rope(Operation):
                 given=self.layers,
                 valid="null for all",
             )
+
+
+def _own_positions(model: PreTrainedModel, sites: Sequence[Site]) -> str:
+    """What stands in the way of changing the positions of all `sites` at once; "" if nothing."""
+    own = [site.path for site in sites if has_site_rope(model.get_submodule(site.path))]
+    if not own:
+        return ""
+    return f"{', '.join(own)}: these have positions of their own, which this would not change"
 
 
 def _head_dim(config: Any) -> int:

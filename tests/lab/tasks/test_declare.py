@@ -11,7 +11,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 import surgery.hydra  # noqa: F401
 from surgery.config.schema import DataConfig, DataKind, Layout, Part, RunConfig
-from surgery.config.validate import checked
+from surgery.config.validate import check_config
 from surgery.errors import ConfigError
 from surgery.lab.tasks.declare import check_tasks
 from surgery.plan.registry import parse_operations
@@ -33,7 +33,7 @@ def hydra() -> Iterator[None]:
 
 
 def run_of(*overrides: str) -> RunConfig:
-    return checked(compose("config", overrides=[*overrides, "run_dir=somewhere"]))
+    return check_config(compose("config", overrides=[*overrides, "run_dir=somewhere"]))
 
 
 def tasks_of(*overrides: str) -> dict[str, DataConfig]:

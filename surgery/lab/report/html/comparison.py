@@ -3,250 +3,221 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from surgery.files import write_text
-from surgery.lab.report.html.data import RunFiles
-from surgery.lab.report.html.differences import differences, main_differences
-from surgery.lab.report.html.markup import Markup, fold, join, section, table, tag
-from surgery.lab.report.html.page import page
-from surgery.lab.report.html.quantities import signed
-from surgery.lab.report.html.report import REPORT, drawing, toggle
-from surgery.lab.report.html.verdict import ends
-from surgery.units import format_bytes, format_count
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
-NOTHING = "\N{EN DASH}"
+from surgery.files import write_text
+from surgery.lab.report.figures import ROWS
+from surgery.lab.report.html.data import RunFiles
+from surgery.lab.report.html.page import render_page
+from surgery.lab.report.html.report import REPORT
+from surgery.lab.report.html.tables import Table
+from surgery.lab.report.quantities import NOTHING, format_signed, round_figure
+
+Differences = Mapping[str, Sequence[Any]]
+
+OPERATIONS = "operations"
+# Keys that are given a column of their own.
+_COLUMNS = 6
+# Where a run lies is no difference.
+_PLACES = ("run_dir", "hydra")
 # Names longer than this do not fit on a point of the picture; runs are then numbered.
 _LABEL = 3
 _POINTS = 200
-# field → label, whether it is bytes
-_SIZES = {
-    "kv_bytes_per_token": ("KV cache per token", True),
-    "parameters": ("parameters", False),
-    "attention_flops": ("attention FLOPs per window", False),
-}
+_SIZES = ("kv_bytes_per_token", "parameters", "attention_flops")
 _LOSSES = {
     "before": "loss before",
     "after_surgery": "after surgery",
     "after_training": "after healing",
 }
+_CURVES = {"lm": "training loss", "distill": "distance to the teacher"}
+_MIXED = "what each run minimised: a loss on text, or a distance to a teacher"
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column of the table of runs.
+    """A column of the table of runs: a value of each, ``None`` for none, and how it is shown."""
 
-    Attributes:
-        title: text or markup.
-        cells: what is shown, and what is sorted by ("" where there is nothing).
-        number: whether it is set to the right.
-    """
-
-    title: Any
-    cells: list[tuple[Any, Any]]
-    number: bool = True
+    title: str
+    values: Sequence[Any]
+    show: Callable[[Any], str] = str
+    path: str = ""
+    is_number: bool = True
 
 
 def write_comparison(runs: Sequence[RunFiles], path: Path) -> Path:
     """Make one page of `runs` at `path`; it links to their reports, where there are any."""
-    write_text(path, comparison_page(runs, path.parent))
+    write_text(path, render_comparison(runs, path.parent))
     return path
 
 
-def comparison_page(runs: Sequence[RunFiles], folder: Path) -> str:
+def render_comparison(runs: Sequence[RunFiles], folder: Path) -> str:
     """The page, as it is to lie in `folder`."""
-    names = run_names(runs)
-    short = all(len(name) <= _LABEL for name in names)
-    labels = names if short else [str(number) for number in range(1, len(runs) + 1)]
-    differ = differences(runs)
-    shown = main_differences(differ)
-    rest = {key: values for key, values in differ.items() if key not in shown}
-    scatter = _scatter(runs, names, labels, shown)
-    curves = _curves(runs, names, labels, shown)
-    models = ", ".join(dict.fromkeys(run.name for run in runs))
-    body = join(
-        tag(
-            "header",
-            tag("div", tag("p", "Attention surgery", class_="eyebrow"), toggle(), class_="top"),
-            tag("h1", "1 run" if len(runs) == 1 else f"{len(runs)} runs compared"),
-            tag("p", models, class_="quiet subtitle"),
-        ),
-        tag(
-            "main",
-            section("runs", "Runs", _runs(runs, names, labels, shown, folder), _rest(rest, labels)),
-            section("tradeoff", "Loss against size", drawing("scatter") if scatter else None),
-            section("curves", "Healing", drawing("curves") if curves else None),
-        ),
-        tag("footer", "Made from the runs' files alone; this page loads nothing."),
-    )
-    data = {"scatter": scatter, "curves": curves}
-    title = f"{len(runs)} runs: attention surgery"
-    return page(title, body, {name: part for name, part in data.items() if part})
+    names = name_runs(runs)
+    numbers = [str(number) for number in range(1, len(runs) + 1)]
+    labels = names if all(len(name) <= _LABEL for name in names) else numbers
+    differences = find_differences(runs)
+    main = select_main(differences)
+    about = [
+        {"label": label, "name": name, "differs": _list_own(main, place)}
+        for place, (label, name) in enumerate(zip(labels, names, strict=True))
+    ]
+    data = {"scatter": _collect_points(runs, about), "curves": _collect_curves(runs, about)}
+    view = {
+        "title": f"{len(runs)} runs",
+        "heading": "1 run" if len(runs) == 1 else f"{len(runs)} runs compared",
+        "subtitle": ", ".join(dict.fromkeys(run.name for run in runs)),
+        "columns": _collect_columns(runs, main),
+        "names": names,
+        "labels": labels,
+        "links": [_link(run, folder) for run in runs],
+        "rest": _tabulate_rest({k: v for k, v in differences.items() if k not in main}, labels),
+    }
+    drawn = {name: part for name, part in data.items() if part}
+    return render_page("comparison.html.j2", drawn, view)
 
 
-def run_names(runs: Sequence[RunFiles]) -> list[str]:
+def name_runs(runs: Sequence[RunFiles]) -> list[str]:
     """Directories, without what all of them begin with."""
-    parts = [run.directory.resolve().parts for run in runs]
-    shared = 0
-    for column in zip(*parts, strict=False):
-        if len(set(column)) > 1:
-            break
-        shared += 1
-    return ["/".join(part[min(shared, len(part) - 1) :]) for part in parts]
+    places = [run.directory.resolve() for run in runs]
+    shared = len(Path(os.path.commonpath(places)).parts)
+    return ["/".join(place.parts[shared:]) or place.name for place in places]
 
 
-def _runs(
-    runs: Sequence[RunFiles],
-    names: Sequence[str],
-    labels: Sequence[str],
-    differ: Mapping[str, Sequence[Any]],
-    folder: Path,
-) -> Markup:
-    links = [_linked(run, name, folder) for run, name in zip(runs, names, strict=True)]
-    if list(labels) != list(names):
-        links = [
-            join(tag("span", f"{label}  ", class_="quiet"), link)
-            for label, link in zip(labels, links, strict=True)
-        ]
-    columns = [Column("run", list(zip(links, range(len(runs)), strict=True)), number=False)]
-    for key, values in differ.items():
-        path, _, last = key.rpartition(".")
-        title = join(tag("span", f"{path}.", class_="path") if path else None, last)
-        cells = [(_shown(value), "" if value is None else value) for value in values]
-        columns.append(Column(title, cells, number=False))
-    for moment, name in _LOSSES.items():
-        losses = [(run.summary.get(moment) or {}).get("loss") for run in runs]
-        columns.append(Column(name, [_figure(loss, ".4f") for loss in losses]))
-    columns.append(Column("cost", [_cost(run) for run in runs]))
-    closed = [_figure(run.summary.get("gap_closed"), ".0%") for run in runs]
-    columns.append(Column("gap closed", closed))
-    for field, (name, is_bytes) in _SIZES.items():
-        found = [ends(run)[1].get(field) for run in runs]
-        amount = format_bytes if is_bytes else format_count
-        cells = [(NOTHING, "") if value is None else (amount(value), value) for value in found]
-        columns.append(Column(name, cells))
-    decode = [_figure(ends(run)[1].get("decode_ms"), ".2f") for run in runs]
-    columns.append(Column("decode (ms)", decode))
-    formats = [(run.summary.get("export") or {}).get("format") for run in runs]
-    columns.append(Column("export", [(f or NOTHING, f or "") for f in formats], number=False))
-    alarms = [len((run.summary.get("training") or {}).get("alarms") or []) for run in runs]
-    if any(alarms):
-        columns.append(Column("alarms", [(count, count) for count in alarms]))
-    return _sortable([c for c in columns if any(key != "" for _, key in c.cells)], labels)
-
-
-def _sortable(columns: Sequence[Column], labels: Sequence[str]) -> Markup:
-    head = [tag("th", c.title, scope="col", class_="number" if c.number else None) for c in columns]
-    lines = []
-    for place, label in enumerate(labels):
-        cells = []
-        for number, column in enumerate(columns):
-            shown, key = column.cells[place]
-            name, scope = ("td", None) if number else ("th", "row")
-            kind = "number" if column.number else None
-            cells.append(tag(name, shown, class_=kind, scope=scope, data_value=key))
-        lines.append(tag("tr", cells, data_run=label))
-    whole = tag(
-        "table",
-        tag("thead", tag("tr", head)),
-        tag("tbody", lines),
-        class_="sortable",
-        data_sortable=True,
-    )
-    return tag("div", whole, class_="scroll", role="region", aria_label="Runs")
-
-
-def _linked(run: RunFiles, name: str, folder: Path) -> Markup:
+def _link(run: RunFiles, folder: Path) -> str:
     report = run.directory / REPORT
     if not report.is_file():
-        return join(name)
-    path = Path(os.path.relpath(report.resolve(), folder.resolve())).as_posix()
-    return tag("a", name, href=quote(path))
+        return ""
+    return quote(Path(os.path.relpath(report.resolve(), folder.resolve())).as_posix())
 
 
-def _figure(value: float | None, form: str) -> tuple[str, Any]:
-    return (NOTHING, "") if value is None else (format(value, form), value)
+def find_differences(runs: Sequence[RunFiles]) -> dict[str, list[Any]]:
+    """Dotted config key → its value in every run, for keys whose values are not all the same.
+
+    ``None`` where a run does not have the key. `operations` names them, where they differ.
+    """
+    configs = [
+        dict(_flatten(_read_config(run), ""))
+        | {OPERATIONS: ", ".join(str(spec["operation"]) for spec in run.operations)}
+        for run in runs
+    ]
+    found = {}
+    for key in dict.fromkeys(key for config in configs for key in config):
+        values = [
+            _hide_directory(run, config.get(key)) for run, config in zip(runs, configs, strict=True)
+        ]
+        if any(value != values[0] for value in values):
+            found[key] = values
+    return found
 
 
-def _cost(run: RunFiles) -> tuple[str, Any]:
-    before, after = ends(run)
-    if "loss" not in before or "loss" not in after:
-        return NOTHING, ""
-    cost = after["loss"] - before["loss"]
-    return signed(cost, 4), cost
+def select_main(differences: Differences) -> dict[str, Sequence[Any]]:
+    """The few of them to look at first: what most runs have, the operations' options foremost."""
+    common = [k for k, values in differences.items() if 2 * values.count(None) <= len(values)]
+    common.sort(key=lambda key: (key != OPERATIONS, not key.startswith("attention.")))
+    return {key: differences[key] for key in common[:_COLUMNS]}
 
 
-def _shown(value: Any) -> str:
-    return NOTHING if value is None else str(value)
+def _read_config(run: RunFiles) -> Mapping[str, Any]:
+    try:
+        plain = OmegaConf.to_container(OmegaConf.create(run.config)) if run.config else None
+    except (OmegaConfBaseException, YAMLError):
+        plain = None
+    if isinstance(plain, dict):
+        return {str(key): value for key, value in plain.items() if key not in _PLACES}
+    return {"attention": {spec["operation"]: dict(spec) for spec in run.operations}}
 
 
-def _rest(differ: Mapping[str, Sequence[Any]], labels: Sequence[str]) -> Markup | None:
-    if not differ:
-        return None
-    rows = [[key, *map(_shown, values)] for key, values in differ.items()]
-    label = f"{len(differ)} more keys that differ" if len(differ) > 1 else "one more that differs"
-    return fold(label, table(["key", *labels], rows, label, text=range(len(labels) + 1)))
+def _flatten(value: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping) and value:
+        for key, part in value.items():
+            yield from _flatten(part, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, value
 
 
-def _differs(differ: Mapping[str, Sequence[Any]], place: int) -> list[str]:
+def _hide_directory(run: RunFiles, value: Any) -> Any:
+    """A value to be shown and compared; paths below the run's own directory are the same in all."""
+    if value is None or isinstance(value, int | float):
+        return value
+    return str(value).replace(str(run.directory.resolve()), "RUN_DIR")
+
+
+def _list_own(differences: Differences, place: int) -> list[str]:
     """What is special about one run, in short."""
-    found = {key.rpartition(".")[2]: values[place] for key, values in differ.items()}
+    found = {key.rpartition(".")[2]: values[place] for key, values in differences.items()}
     return [f"{key}={value}" for key, value in found.items() if value not in (None, "")]
 
 
-def _scatter(
-    runs: Sequence[RunFiles],
-    names: Sequence[str],
-    labels: Sequence[str],
-    differ: Mapping[str, Sequence[Any]],
+def _tabulate_rest(differences: Differences, labels: Sequence[str]) -> Table | None:
+    """Every difference that has no column of its own."""
+    rows = [
+        [key, *(NOTHING if value is None else value for value in values)]
+        for key, values in differences.items()
+    ]
+    label = f"{len(rows)} more keys that differ" if len(rows) > 1 else "one more that differs"
+    return Table(label, ["key", *labels], rows, range(len(labels) + 1)) if rows else None
+
+
+def _collect_columns(runs: Sequence[RunFiles], differences: Differences) -> list[Column]:
+    """The columns in which any run has something."""
+    columns = []
+    for key, values in differences.items():
+        path, dot, last = key.rpartition(".")
+        columns.append(Column(last, values, path=path + dot, is_number=False))
+    for moment, title in _LOSSES.items():
+        losses = [run.part(moment).get("loss") for run in runs]
+        columns.append(Column(title, losses, "{:.4f}".format))
+    ends = [(run.before.get("loss"), run.after.get("loss")) for run in runs]
+    costs = [None if before is None or after is None else after - before for before, after in ends]
+    columns.append(Column("cost", costs, lambda cost: format_signed(cost, 4)))
+    closed = [run.summary.get("gap_closed") for run in runs]
+    columns.append(Column("gap closed", closed, "{:.0%}".format))
+    for size in _SIZES:
+        label, show = ROWS[size]
+        columns.append(Column(label, [run.after.get(size) for run in runs], show))
+    decode = [run.after.get("decode_ms") for run in runs]
+    columns.append(Column("decode (ms)", decode, "{:.2f}".format))
+    formats = [run.part("export").get("format") for run in runs]
+    columns.append(Column("export", formats, is_number=False))
+    alarms = [len(run.part("training").get("alarms") or []) for run in runs]
+    columns += [Column("alarms", alarms)] if any(alarms) else []
+    return [column for column in columns if any(v not in (None, "") for v in column.values)]
+
+
+def _collect_points(
+    runs: Sequence[RunFiles], about: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any] | None:
-    points = []
-    for place, run in enumerate(runs):
-        after = ends(run)[1]
-        if "loss" in after:
-            points.append(
-                {
-                    "label": labels[place],
-                    "name": names[place],
-                    "loss": after["loss"],
-                    "differs": _differs(differ, place),
-                    **{size: after.get(size) for size in _SIZES},
-                }
-            )
-    sizes = [{"field": f, "label": label, "bytes": b} for f, (label, b) in _SIZES.items()]
+    """Loss and sizes of every run that was measured."""
+    points = [
+        {**one, "loss": run.after["loss"], **{size: run.after.get(size) for size in _SIZES}}
+        for run, one in zip(runs, about, strict=True)
+        if "loss" in run.after
+    ]
+    sizes = [{"field": size, "label": ROWS[size][0], "bytes": size == _SIZES[0]} for size in _SIZES]
     return {"runs": points, "sizes": sizes} if points else None
 
 
-def _curves(
-    runs: Sequence[RunFiles],
-    names: Sequence[str],
-    labels: Sequence[str],
-    differ: Mapping[str, Sequence[Any]],
+def _collect_curves(
+    runs: Sequence[RunFiles], about: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any] | None:
+    """Training curves, thinned evenly; the last point stays."""
     found, objectives = [], set()
-    for place, run in enumerate(runs):
-        training = run.summary.get("training") or {}
-        points = training.get("curve") or []
-        if not points:
-            continue
-        objectives.add(training.get("objective"))
-        every = -(-len(points) // _POINTS)
-        kept = [*points[::every], *(points[-1:] if (len(points) - 1) % every else [])]
-        special = ", ".join(_differs(differ, place)[:3])
-        found.append(
-            {
-                "label": labels[place],
-                "name": f"{names[place]}: {special}" if special else names[place],
-                "points": [[step, float(f"{loss:.5g}")] for step, loss in kept],
-            }
-        )
-    if not found:
-        return None
-    names_of = {"lm": "training loss", "distill": "distance to the teacher"}
-    mixed = "what each run minimised: a loss on text, or a distance to a teacher"
-    name = names_of.get(str(objectives.pop()), mixed) if len(objectives) == 1 else mixed
-    return {"runs": found, "name": name}
+    for run, one in zip(runs, about, strict=True):
+        points = run.part("training").get("curve")
+        if points:
+            objectives.add(run.part("training")["objective"])
+            every = -(-len(points) // _POINTS)
+            kept = [*points[::every], *(points[-1:] if (len(points) - 1) % every else [])]
+            name = ": ".join(filter(None, [one["name"], ", ".join(one["differs"][:3])]))
+            thinned = [[step, round_figure(loss)] for step, loss in kept]
+            found.append({"label": one["label"], "name": name, "points": thinned})
+    name = _CURVES.get(objectives.pop(), _MIXED) if len(objectives) == 1 else _MIXED
+    return {"runs": found, "name": name} if found else None

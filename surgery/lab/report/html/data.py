@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from surgery.lab.report.summary import FORMAT, SUMMARY
+from surgery.lab.report.figures import MOMENT_NAMES
+from surgery.lab.report.summary import FORMAT, MOMENTS, SUMMARY
 
 HEADS = "heads.parquet"
 # Letters of config.yaml that are kept.
 _CONFIG = 200_000
 # file → the format that is read
-FORMATS = {"plan.json": 3, "importance.json": 1, "analysis/heads.json": 1}
+FORMATS = {"plan.json": 4, "importance.json": 1, "analysis/heads.json": 1}
 
 
 @dataclass(frozen=True)
@@ -39,23 +40,53 @@ class RunFiles:
     problems: tuple[str, ...] = ()
 
     @property
+    def model(self) -> Mapping[str, Any]:
+        """What is known of the source."""
+        return self.part("model") or self.plan.get("model") or {}
+
+    @property
     def name(self) -> str:
         """Name of the model."""
-        model = self.summary.get("model") or self.plan.get("model") or {}
-        return str(model.get("name") or self.directory.name)
+        return str(self.model.get("name") or self.directory.name)
 
     @property
     def operations(self) -> list[Mapping[str, Any]]:
         """The declared operations, in order."""
         return list(self.summary.get("operations") or self.plan.get("operations") or [])
 
+    @property
+    def measured(self) -> dict[str, Mapping[str, Any]]:
+        """Moment → its figures, in order, where there are any."""
+        return {moment: self.summary[moment] for moment in MOMENTS if self.part(moment)}
+
+    @property
+    def before(self) -> Mapping[str, Any]:
+        """Figures of the original: measured where they were, planned sizes where not."""
+        return self.part("before") or self._read_planned("before")
+
+    @property
+    def after(self) -> Mapping[str, Any]:
+        """The same of the result."""
+        measured = self.part("after_training") or self.part("after_surgery")
+        return measured or self._read_planned("after")
+
+    def part(self, name: str) -> Mapping[str, Any]:
+        """A part of the summary; empty where the run did not do that."""
+        return self.summary.get(name) or {}
+
+    def _read_planned(self, when: str) -> Mapping[str, Any]:
+        return self.part("planned").get(when) or self.plan.get(f"sizes_{when}") or {}
+
+    def name_moment(self, moment: str) -> str:
+        return MOMENT_NAMES[moment] if self.operations else moment.replace("_", " ")
+
 
 def read_run(directory: Path) -> RunFiles:
     """Everything of a run that a report is made of."""
     problems: list[str] = []
-    summary = _json(directory / SUMMARY, FORMAT, problems)
+    summary = _read_json(directory / SUMMARY, FORMAT, problems)
     plan, importance, analysis = (
-        _json(directory / name, known, problems) for name, known in FORMATS.items()
+        _read_json(directory / name, known, problems) for name, known in FORMATS.items()
     )
     heads, config = directory / HEADS, directory / "config.yaml"
     return RunFiles(
@@ -65,17 +96,17 @@ def read_run(directory: Path) -> RunFiles:
         importance=importance,
         analysis=analysis,
         heads=heads if heads.is_file() else None,
-        config=_text(config) if config.is_file() else "",
+        config=_read_text(config) if config.is_file() else "",
         problems=tuple(problems),
     )
 
 
-def _text(path: Path) -> str:
+def _read_text(path: Path) -> str:
     text = path.read_text(encoding="utf-8", errors="replace")
     return text if len(text) <= _CONFIG else f"{text[:_CONFIG]}\n# cut off here: it is long"
 
 
-def _json(path: Path, known: int, problems: list[str]) -> Mapping[str, Any]:
+def _read_json(path: Path, known: int, problems: list[str]) -> Mapping[str, Any]:
     if not path.is_file():
         return {}
     try:

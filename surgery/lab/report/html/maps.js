@@ -1,6 +1,6 @@
 // Maps [layers × heads] of every metric, with a slider over the steps of training.
 
-// Codes of surgery/report/html/maps.py: {shares, values}, shares in 0..1 along the colours.
+// Codes of surgery/lab/report/html/maps.py: {shares, values}, shares in 0..1 along the colours.
 function decode(metric) {
   const text = atob(metric.codes);
   const bytes = Uint8Array.from(text, (c) => c.charCodeAt(0));

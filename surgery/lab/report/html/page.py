@@ -4,68 +4,52 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 from collections.abc import Mapping
+from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from surgery.lab.report.html.markup import Markup, join, tag
+from jinja2 import Environment
+from markupsafe import Markup
 
-STYLES = ("page.css", "charts.css")
-# In this order: later ones use what earlier ones define.
-SCRIPTS = (
-    "dom.js",
-    "tips.js",
-    "theme.js",
-    "axes.js",
-    "lines.js",
-    "colours.js",
-    "grid.js",
-    "maps.js",
-    "roles.js",
-    "ranking.js",
-    "tables.js",
-    "scatter.js",
-    "start.js",
-)
+from surgery.lab.report import quantities
+from surgery.lab.report.templates import make_environment
+
+PACKAGE = "surgery.lab.report.html"
 
 
-def page(title: str, body: Markup, data: Mapping[str, Any]) -> str:
+def render_page(template: str, data: Mapping[str, Any], view: Mapping[str, Any]) -> str:
     """The whole file.
 
     Args:
+        template: in `templates`.
         data: what the script draws, as plain JSON; NaN is refused.
+        view: what the template shows.
     """
-    style = "\n".join(_own(name) for name in STYLES)
-    script = '(function () {\n"use strict";\n' + "\n".join(map(_own, SCRIPTS)) + "\n})();\n"
-    policy = (
-        f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; "
-        "base-uri 'none'; form-action 'none'"
-    )
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", http_equiv="Content-Security-Policy", content=policy),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("meta", name="color-scheme", content="light dark"),
-        tag("title", title),
-        tag("style", Markup(style)),
-    )
-    held = tag("script", Markup(embedded(data)), type="application/json", id="data")
-    whole = tag(
-        "html", head, tag("body", join(body, held, tag("script", Markup(script)))), lang="en"
-    )
-    return f"<!doctype html>\n{whole}\n"
+    style = _join_files(".css", last="charts.css")
+    script = f'(function () {{\n"use strict";\n{_join_files(".js", last="start.js")}\n}})();\n'
+    own = {"data": data, "style": Markup(style), "script": Markup(script)}
+    return _make_environment().get_template(template).render(view, **own)
 
 
-def embedded(data: Mapping[str, Any]) -> str:
-    """JSON that no HTML parser can take for markup, whatever the strings in it are."""
-    text = json.dumps(data, allow_nan=False, separators=(",", ":"))
-    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+@cache
+def _make_environment() -> Environment:
+    environment = make_environment(PACKAGE, escape=True)
+    environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
+    environment.filters |= {
+        "change": quantities.format_change,
+        "hash": _hash,
+        "options": quantities.format_options,
+        "signed": quantities.format_signed,
+    }
+    return environment
 
 
-def _own(name: str) -> str:
-    return files("surgery.lab.report.html").joinpath(name).read_text(encoding="utf-8")
+def _join_files(ending: str, last: str) -> str:
+    """All files of this folder with that ending; `last` uses what the others define."""
+    found = [file for file in files(PACKAGE).iterdir() if file.name.endswith(ending)]
+    found.sort(key=lambda file: (file.name == last, file.name))
+    return "\n".join(file.read_text(encoding="utf-8") for file in found)
 
 
 def _hash(text: str) -> str:

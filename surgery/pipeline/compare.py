@@ -1,0 +1,57 @@
+"""What `calibration.compare` asks for: the better way of an operation, on this model and data."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+
+from surgery.console import say
+from surgery.errors import ConfigError, PlanError
+from surgery.execute.live import apply_
+from surgery.measure.loss import measure_held_out_loss
+from surgery.pipeline.calibrate import close_plan
+from surgery.pipeline.session import Session
+
+
+def compare(session: Session) -> None:
+    """Do the better way on the original, loaded again, and evaluate it; nothing else is touched.
+
+    Where no operation has a better way, nothing happens. Where it is not for this model, that is
+    said, and the run goes on.
+    """
+    alternatives = [(operation, operation.alternative()) for operation in session.immediate]
+    operations = [mine if better is None else better.operation for mine, better in alternatives]
+    found = [better for _, better in alternatives if better is not None]
+    if not found:
+        return
+    run, start, name = session.run, time.perf_counter(), ", ".join(one.name for one in found)
+    with torch.random.fork_rng():
+        model = session.source.load().to(session.device)  # type: ignore[arg-type]
+        try:
+            model = apply_(model, close_plan(session, model, operations, keep=False))
+        except (ConfigError, PlanError) as error:
+            say(f"  {name} is not for this model: {error.args[0].splitlines()[0]}")
+            return
+        loss = measure_held_out_loss(model, session.data, run.measure, run.model.task, label=name)
+    session.results.comparison = {
+        "name": name,
+        "advice": "; ".join(one.advice for one in found),
+        **{key: value for one in found for key, value in one.figures.items()},
+        "loss": loss,
+        "windows": run.calibration.windows,
+        "refine_steps": run.calibration.refine_steps,
+        "seconds": round(time.perf_counter() - start, 3),
+    }
+
+
+def say_comparison(comparison: dict[str, Any], before: float, after_surgery: float) -> None:
+    """One line: the gap that this way opened, and the one that the better would have."""
+    opened, would = after_surgery - before, comparison["loss"] - before
+    share = f", {would / opened:.0%} of it" if opened > 0 else ""
+    say(
+        f"surgery opened a gap of {opened:.3f} nats before training; {comparison['name']} would "
+        f"have opened {would:.3f}{share} (measured in {comparison['seconds']:.0f} s): "
+        f"{comparison['advice']}"
+    )

@@ -1,0 +1,32 @@
+"""Names of what a run leaves in its directory, beside what plans and summaries name themselves."""
+
+CONFIG = "config.yaml"
+
+IMPORTANCE = "importance"  # of the run; `importance-TASK` of a task: .json and .parquet
+IMPORTANCE_PICTURE = "importance.png"
+
+ANALYSIS = "analysis"
+HEADS = "heads"  # .json and .parquet
+REDUNDANCY = "redundancy"  # .json and .parquet
+GROUPS = "groups.json"
+ROLES_PICTURE = "roles.png"
+SIMILARITY_PICTURE = "similarity.png"
+PROBES_PICTURE = "probes.png"
+
+TASKS = "tasks.json"
+TASKS_PICTURE = "tasks.png"
+TASK_RUNS = "tasks"  # a run directory per task
+PROJECTIONS = "projections"
+
+FINAL_CHECKPOINT = "checkpoints/final.ckpt"
+EXPORT = "export"
+EXPORT_DRAFT = "export.partial"
+RECORD = "surgery.json"  # in the export: what was done to the model
+CARD = "README.md"  # in the export
+
+RESULT_PICTURE = "result.png"
+
+
+def name_scores(task: str) -> str:
+    """The score table of a task, without its ending."""
+    return f"{IMPORTANCE}-{task}"

@@ -1,0 +1,23 @@
+"""The stages `plan` and `operate`: the plan shown and kept, and performed on the model."""
+
+from __future__ import annotations
+
+from surgery.console import is_rank_zero, show
+from surgery.execute.live import apply_
+from surgery.pipeline.session import Session
+from surgery.plan.render import plan_table
+from surgery.plan.store import save_plan
+
+
+def write_plan(session: Session) -> None:
+    """Write the plan and show it; one process does."""
+    if is_rank_zero():
+        save_plan(session.whole_plan, session.run_dir)
+        show(plan_table(session.whole_plan))
+
+
+def operate(session: Session) -> None:
+    """Perform the plan on the model."""
+    model = session.load_model()
+    with session.time_stage("operate"):
+        session.model = apply_(model, session.plan)

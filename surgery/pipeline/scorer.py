@@ -1,0 +1,118 @@
+"""Who scores heads in a run: on its own training text, or on that of all its tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from transformers import PreTrainedModel
+
+from surgery.config.schema import TaskMode
+from surgery.console import say
+from surgery.data.collate import Batch
+from surgery.data.module import TextData
+from surgery.importance.estimate import Scorer, score_heads
+from surgery.importance.table import GROUPS, HEADS, ScoreTable
+from surgery.lab.report.importance import draw_scores
+from surgery.lab.tasks import combined
+from surgery.lab.tasks.agreement import correlations
+from surgery.models.sites import Site
+from surgery.pipeline.files import IMPORTANCE, IMPORTANCE_PICTURE, name_scores
+from surgery.pipeline.session import Session
+
+
+def make_scorer(session: Session) -> Scorer:
+    """Scores on the run's own training text, as `importance.*` says; or on that of its tasks.
+
+    A unit of ``both`` stands for heads and groups; no sites stand for all of them.
+    """
+    run = session.run
+    if session.prepared.task_data and run.tasks.mode is TaskMode.one_mask:
+
+        def score_together(
+            model: PreTrainedModel, sites: Sequence[Site], estimator: str, unit: str
+        ) -> ScoreTable:
+            tables = score_tasks(session, model, sites, estimator, unit)
+            return combined(tables, run.tasks.combine, run.tasks.weights)
+
+        return score_together
+    batches = _pick_batches(session, session.data)
+
+    def score(
+        model: PreTrainedModel, sites: Sequence[Site], estimator: str, unit: str
+    ) -> ScoreTable:
+        return _score(session, batches, model, sites, estimator, unit, run.data.kind.value)
+
+    return score
+
+
+def keep_tables(session: Session, scorer: Scorer, *, first: bool = False) -> Scorer:
+    """The same scorer, whose tables are written down among the results.
+
+    Args:
+        first: keep a table only where the run has none yet.
+    """
+
+    def score_and_keep(
+        model: PreTrainedModel, sites: Sequence[Site], estimator: str, unit: str
+    ) -> ScoreTable:
+        table = scorer(model, sites, estimator, unit)
+        if not first or IMPORTANCE not in session.results.scores:
+            keep_scores(session, table)
+        return table
+
+    return score_and_keep
+
+
+def keep_scores(session: Session, table: ScoreTable) -> None:
+    """Write the run's table and its picture, and remember it for the summary."""
+    file = f"{IMPORTANCE}.json"
+    table.save(session.run_dir / file)
+    draw_scores(table.to_json(), session.run_dir / IMPORTANCE_PICTURE)
+    session.results.scores[IMPORTANCE] = table
+    say(f"  scores of {table.estimator}: {file}, {IMPORTANCE_PICTURE}")
+
+
+def score_tasks(
+    session: Session, model: PreTrainedModel, sites: Sequence[Site], estimator: str, unit: str
+) -> dict[str, ScoreTable]:
+    """The scores of each task, written down as ``importance-<task>.json`` and `.parquet`."""
+    tables = {}
+    for name, data in session.prepared.task_data.items():
+        say(f"  scores for {name}")
+        batches = _pick_batches(session, data)
+        table = _score(session, batches, model, sites, estimator, unit, name)
+        table.save(session.run_dir / f"{name_scores(name)}.json")
+        session.results.scores[name_scores(name)] = tables[name] = table
+    session.results.tasks |= {"estimator": estimator, "spearman": correlations(tables)}
+    return tables
+
+
+def _pick_batches(session: Session, data: TextData) -> list[Batch]:
+    """`importance.windows` training windows."""
+    cfg = session.run.importance
+    return data.draw_importance_batches(cfg.windows, cfg.batch_size)
+
+
+def _score(
+    session: Session,
+    batches: Sequence[Batch],
+    model: PreTrainedModel,
+    sites: Sequence[Site],
+    estimator: str,
+    unit: str,
+    data_name: str,
+) -> ScoreTable:
+    run = session.run
+    return score_heads(
+        model,
+        batches,
+        estimator,
+        sites=list(sites) or None,
+        units=(HEADS, GROUPS) if unit == "both" else (unit,),
+        task=run.model.task,
+        objective=run.importance.objective,
+        seed=run.seed,
+        memory_rows=run.importance.memory_windows,
+        model_name=session.source.name,
+        data_name=data_name,
+    )

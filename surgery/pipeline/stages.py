@@ -1,0 +1,146 @@
+"""The stages of a prepared run, in their order.
+
+Each is a file of its own. Those that need Lightning, datasets, matplotlib or scipy are imported
+when they run: that takes seconds, and a run that only plans needs none of it.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from transformers import set_seed
+
+from surgery.config.schema import Stage
+from surgery.console import is_rank_zero
+from surgery.files import write_json, write_text
+from surgery.lab.report.summary import SCHEMA, SUMMARY, read_schema
+from surgery.pipeline.cut import cut
+from surgery.pipeline.export import export
+from surgery.pipeline.log import finish_loggers, send_results
+from surgery.pipeline.operate import operate, write_plan
+from surgery.pipeline.session import Session
+from surgery.pipeline.summary import summarize
+from surgery.plan.store import forget_plan
+
+
+def run_stages(session: Session, start: float) -> None:
+    """The stages of a run, and what they leave in its directory.
+
+    Args:
+        start: when the run began, by `time.perf_counter`.
+    """
+    with finish_loggers(session):
+        begin(session)
+        _measure(session, "before")
+        _look(session)
+        _operate(session)
+        _train(session)
+        if session.has(Stage.export) and is_rank_zero():
+            with session.time_stage("export"):
+                export(session)
+        summary = finish(session, start)
+        if summary is not None:
+            send_results(session, summary)
+            _say_comparison(session)
+
+
+def begin(session: Session) -> None:
+    """What comes before the first stage, and the stage `plan`."""
+    set_seed(session.run.seed)
+    if session.run.threads:
+        torch.set_num_threads(session.run.threads)
+    if is_rank_zero():
+        forget_plan(session.run_dir)
+    if session.has(Stage.plan):
+        write_plan(session)
+
+
+def finish(session: Session, start: float) -> dict[str, Any] | None:
+    """Write and return the summary, then the stage `report`; ``None`` where another process does.
+
+    Args:
+        start: when the run began, by `time.perf_counter`.
+    """
+    session.results.timings["total"] = time.perf_counter() - start
+    if not is_rank_zero():
+        return None
+    if session.results.tasks:
+        from surgery.pipeline.tasks import write_tasks
+
+        write_tasks(session)
+    summary = summarize(session)
+    write_text(session.run_dir / SCHEMA, read_schema())
+    write_json(session.run_dir / SUMMARY, summary)
+    if session.has(Stage.report):
+        from surgery.pipeline.report import report
+
+        report(session.run_dir)
+    return summary
+
+
+def _measure(session: Session, moment: str) -> None:
+    if session.has(Stage.measure) and is_rank_zero():
+        from surgery.pipeline.measure import measure
+
+        measure(session, moment)
+
+
+def _look(session: Session) -> None:
+    """The stages that look at heads; nothing is changed."""
+    if session.has(Stage.score):
+        from surgery.pipeline.score import score
+
+        with session.time_stage("score"):
+            if is_rank_zero():
+                score(session)
+    if session.has(Stage.analyze):
+        from surgery.pipeline.analyze import analyze
+
+        with session.time_stage("analyze"):
+            if is_rank_zero():
+                analyze(session)
+
+
+def _operate(session: Session) -> None:
+    if session.has(Stage.calibrate) and not session.plan.is_resolved:
+        from surgery.pipeline.calibrate import calibrate
+
+        with session.time_stage("calibrate"):
+            calibrate(session)
+    if session.has(Stage.operate) and session.plan.changes_anything:
+        operate(session)
+        _measure(session, "after_surgery")
+        _compare(session)
+
+
+def _compare(session: Session) -> None:
+    wanted = session.run.calibration.compare and session.has(Stage.calibrate)
+    if wanted and "after_surgery" in session.results.measurements:
+        from surgery.pipeline.compare import compare
+
+        with session.time_stage("compare"):
+            compare(session)
+
+
+def _say_comparison(session: Session) -> None:
+    comparison, measured = session.results.comparison, session.results.measurements
+    if comparison is not None:
+        from surgery.pipeline.compare import say_comparison
+
+        say_comparison(comparison, measured["before"].loss, measured["after_surgery"].loss)
+
+
+def _train(session: Session) -> None:
+    if not session.has(Stage.train):
+        return
+    from surgery.pipeline.train import train
+
+    with session.time_stage("train"):
+        decision = train(session)
+    if session.deferred is not None:
+        with session.time_stage("cut"):
+            cut(session, decision)
+            write_plan(session)
+    _measure(session, "after_training")
