@@ -64,7 +64,7 @@ def main() -> None:
     OmegaConf.resolve(cfg)
     run = check_config(cfg)
     source = ModelSource(run.model)
-    plan = make_plan(source.skeleton(), [], name=source.name)
+    plan = make_plan(source.build_meta_model(), [], name=source.name)
     clock = Clock()
     monitors = [HeadImportance(2, 2 * HEATMAPS), AttentionStatistics(2, 2 * HEATMAPS)]
     with tempfile.TemporaryDirectory() as folder:
@@ -77,7 +77,7 @@ def main() -> None:
             enable_model_summary=False,
             default_root_dir=Path(folder),
         )
-        data = TextData(run.data, source.tokenizer(), run.model.task, seed=0)
+        data = TextData(run.data, source.load_tokenizer(), run.model.task, seed=0)
         trainer.fit(build_module(run, source, plan), datamodule=data)
         trainer.logger.experiment.finish()
 

@@ -12,7 +12,7 @@ import torch
 from surgery.errors import ConfigError
 from surgery.observe import AttentionCall
 from surgery.observe.rows import sample_rows
-from surgery.observe.statistics import MAXIMA, ROOTS, STATISTICS, head_statistics
+from surgery.observe.statistics import MAXIMA, ROOTS, STATISTICS, compute_head_statistics
 
 from .head_monitor import HeadMonitor
 
@@ -91,4 +91,4 @@ class AttentionStatistics(HeadMonitor):
         if place not in self._rows:
             generator = torch.Generator().manual_seed(self._row_seed)
             self._rows[place] = sample_rows(place[0], self.sampled_rows, generator).to(place[1])
-        self._sums.add(call.site, head_statistics(call, self._rows[place], self.metrics))
+        self._sums.add(call.site, compute_head_statistics(call, self._rows[place], self.metrics))

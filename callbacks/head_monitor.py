@@ -143,7 +143,7 @@ class HeadMonitor(Callback):
     def _flush(self, trainer: pl.Trainer) -> None:
         if trainer.world_size > 1:
             self._sums.gather()
-        step, empty, figures = self._step, self._sums.empty, self._sums.figures()
+        step, empty, figures = self._step, self._sums.empty, self._sums.summarize()
         self._sums.clear()
         self._step = None
         assert step is not None

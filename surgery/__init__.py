@@ -12,7 +12,7 @@ from surgery.checkout import use_own_folders
 from surgery.record.register import register_when_needed
 
 if TYPE_CHECKING:
-    from surgery.calibration import Calibration, calibrated_plan
+    from surgery.calibration import Calibration, make_calibrated_plan
     from surgery.config.options import Range, option
     from surgery.errors import ConfigError, PlanError, SurgeryError, TapError
     from surgery.execute.live import apply_
@@ -43,9 +43,9 @@ _HOMES = {
     "Tap": "surgery.observe",
     "TapError": "surgery.errors",
     "apply_": "surgery.execute.live",
-    "calibrated_plan": "surgery.calibration",
     "find_sites": "surgery.models.sites",
     "load_plan": "surgery.plan.store",
+    "make_calibrated_plan": "surgery.calibration",
     "make_plan": "surgery.plan.make",
     "option": "surgery.config.options",
     "parse_operations": "surgery.plan.registry",
@@ -71,9 +71,9 @@ __all__ = [
     "Tap",
     "TapError",
     "apply_",
-    "calibrated_plan",
     "find_sites",
     "load_plan",
+    "make_calibrated_plan",
     "make_plan",
     "option",
     "parse_operations",

@@ -1,4 +1,4 @@
-"""What a person sees while a run works: rich on a terminal, plain lines elsewhere."""
+"""Output for a person while a run works: rich on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PLAIN_WIDTH = 120
 
 
 def is_rank_zero() -> bool:
-    """Whether this process speaks and writes for the run."""
+    """Whether this process prints and writes for the whole run."""
     return all(int(os.environ.get(name, "0")) == 0 for name in ("RANK", "LOCAL_RANK"))
 
 
@@ -31,30 +31,30 @@ def is_terminal() -> bool:
     return sys.stdout.isatty()
 
 
-def _console() -> Console:
+def _make_console() -> Console:
     return Console(
         width=None if is_terminal() else PLAIN_WIDTH, quiet=not is_rank_zero(), highlight=False
     )
 
 
 def say(text: str) -> None:
-    """One line about what is happening now."""
-    _console().print(text, markup=False, soft_wrap=True)
+    """Print one line about what happens now."""
+    _make_console().print(text, markup=False, soft_wrap=True)
 
 
-def heading(text: str) -> None:
+def print_heading(text: str) -> None:
     if is_terminal():
-        _console().rule(text)
+        _make_console().rule(text)
     else:
-        _console().print(f"== {text}", markup=False)
+        _make_console().print(f"== {text}", markup=False)
 
 
 def show(table: Table) -> None:
-    _console().print(table)
+    _make_console().print(table)
 
 
 class Steps:
-    """Counts finished steps of one task; made by `progress`."""
+    """Counts the finished steps of one task; `track_progress` makes it."""
 
     def __init__(self, description: str, total: int | None, bar: Progress | None) -> None:
         self.description = description
@@ -74,12 +74,12 @@ class Steps:
             say(f"  {self.description}: {self.done}/{self.total}")
 
     def describe(self, text: str) -> None:
-        """Change what the bar says of itself."""
+        """Change the description of the bar."""
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, description=text)
 
-    def leave(self) -> None:
-        """Take its line out of a bar that goes on."""
+    def remove(self) -> None:
+        """Remove the line of this task from the bars."""
         if self._bar is not None and self._task is not None:
             self._bar.remove_task(self._task)
 
@@ -88,24 +88,24 @@ class Steps:
             say(f"  {self.description}: done in {time.monotonic() - self._started:.1f} s")
 
 
-# On a terminal: bars that are shown now. Rich can show one set of them at a time.
+# The bars on the terminal now. Rich can show one set of bars at a time.
 _open: list[Progress] = []
 
 
 @contextmanager
-def progress(description: str, total: int | None = None) -> Iterator[Steps]:
-    """A bar on a terminal; elsewhere a line per quarter and one at the end."""
+def track_progress(description: str, total: int | None = None) -> Iterator[Steps]:
+    """Show a bar on a terminal; elsewhere print a line per quarter and one at the end."""
     if not is_terminal():
         steps = Steps(description, total, None)
         yield steps
         steps.finish()
         return
-    if _open:  # a line of its own in the bars that are there
+    if _open:  # add a line to the bars that are shown already
         steps = Steps(description, total, _open[-1])
         try:
             yield steps
         finally:
-            steps.leave()
+            steps.remove()
         return
     columns = (
         TextColumn("{task.description}"),
@@ -114,7 +114,7 @@ def progress(description: str, total: int | None = None) -> Iterator[Steps]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=_console()) as bar:
+    with Progress(*columns, console=_make_console()) as bar:
         _open.append(bar)
         try:
             yield Steps(description, total, bar)

@@ -1,4 +1,4 @@
-"""Files that are there whole, or not at all."""
+"""Write files that are complete or absent, never half written."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write beside the final name, then rename."""
-    draft = path.with_name(path.name + ".partial")
-    draft.write_text(text, encoding="utf-8")
-    os.replace(draft, path)
+    """Write a file beside `path`, then rename it to `path`."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
 
 
 def write_json(path: Path, data: Any) -> None:

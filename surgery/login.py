@@ -8,17 +8,17 @@ from pathlib import Path
 from urllib.parse import urlparse
 
 
-def logged_in() -> bool:
-    """Whether an API key is to be found where wandb looks for one, without asking the network."""
+def is_logged_in() -> bool:
+    """Whether wandb would find an API key; does not use the network."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
     host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).netloc
     named = os.environ.get("NETRC")
     files = [Path(named)] if named else [Path.home() / name for name in (".netrc", "_netrc")]
-    return any(_password(file.expanduser(), host) for file in files)
+    return any(_read_password(file.expanduser(), host) for file in files)
 
 
-def _password(file: Path, host: str) -> str | None:
+def _read_password(file: Path, host: str) -> str | None:
     try:
         login = netrc.netrc(str(file)).authenticators(host)
     except (OSError, netrc.NetrcParseError):

@@ -18,7 +18,7 @@ import transformers
 from benchmarks.coverage import zoo
 from benchmarks.coverage.check import CHECKS, WRONG, check
 from benchmarks.coverage.page import FIGURES, PAGE, page
-from surgery.console import progress, say
+from surgery.console import say, track_progress
 
 
 def main(arguments: list[str]) -> int:
@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> int:
     for kind in kinds:
         chosen = [t for t in zoo.model_types(kind) if only is None or t in only]
         types[kind] = {}
-        with progress(kind, total=len(chosen)) as steps:
+        with track_progress(kind, total=len(chosen)) as steps:
             for model_type in chosen:
                 types[kind][model_type] = _checked(kind, model_type)
                 steps.advance()

@@ -8,8 +8,8 @@ import warnings
 from collections.abc import Iterator
 from functools import lru_cache
 
-from surgery.data.split import is_held_out
-from surgery.data.stdlib import stdlib_documents
+from surgery.data.sources import is_held_out
+from surgery.data.stdlib import read_stdlib
 
 _HELD_OUT = 0.2  # of the files
 _WORDS = range(5, 41)
@@ -21,7 +21,7 @@ _END = re.compile(r"(?<=[.!?])\s")
 def sentences() -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Of 5 to 40 words, in the order of their files, no sentence twice: to learn from, held out."""
     halves: dict[bool, dict[str, None]] = {False: {}, True: {}}
-    for path, text in stdlib_documents().items():
+    for path, text in read_stdlib().items():
         halves[is_held_out(path, _HELD_OUT)].update(dict.fromkeys(_first_sentences(text)))
     learnt, held_out = halves[False], halves[True]
     return tuple(learnt), tuple(text for text in held_out if text not in learnt)

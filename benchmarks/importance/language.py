@@ -13,7 +13,7 @@ from surgery.data.collate import Batch
 from surgery.data.module import TextData
 from surgery.importance import ScoreTable
 from surgery.importance.estimate import score_heads
-from surgery.models.forward import no_cache
+from surgery.models.forward import get_forward_options
 from surgery.models.source import ModelSource
 
 
@@ -30,7 +30,7 @@ class LanguageModel:
 
     def windows(self, seed: int) -> list[Batch]:
         preset = self.preset
-        return self._text(seed).importance_batches(preset.score_windows, preset.batch_size)
+        return self._text(seed).draw_importance_batches(preset.score_windows, preset.batch_size)
 
     def score(self, estimator: str, unit: str, seed: int) -> ScoreTable:
         batches = self.windows(seed)
@@ -73,5 +73,5 @@ class LanguageModel:
 def _log_probabilities(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
     """[tokens, vocabulary], of every token that is predicted; whole windows without padding."""
     inputs = {name: value for name, value in batch.items() if name != "labels"}
-    logits = model(**inputs, **no_cache(model)).logits[:, :-1]
+    logits = model(**inputs, **get_forward_options(model)).logits[:, :-1]
     return torch.log_softmax(logits.float(), dim=-1).flatten(0, 1)

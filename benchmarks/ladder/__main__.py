@@ -36,7 +36,7 @@ from benchmarks.ladder.models import (
 from benchmarks.ladder.render import render
 from benchmarks.ladder.workloads import WORKLOADS, decode_bytes
 from benchmarks.results_file import FOLDER
-from surgery.console import Steps, progress, say
+from surgery.console import Steps, say, track_progress
 from surgery.lab.report.summary import describe_machine, find_versions
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2}  # of the logits; in bf16 rounding is seen
@@ -99,7 +99,7 @@ def run(
 
     results: dict[str, dict[str, Any]] = {workload: {} for workload in workloads}
     todo = [(length, workload) for length in lengths for workload in workloads]
-    with progress("ladder", total=len(todo)) as steps:
+    with track_progress("ladder", total=len(todo)) as steps:
         for number, (length, workload) in enumerate(todo):
             left = seconds - (time.monotonic() - started)
             share = _cost(*todo[number]) / sum(_cost(*cell) for cell in todo[number:])

@@ -9,12 +9,13 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from surgery.config.schema import ObjectiveName, Task
-from surgery.data.stdlib import stdlib_documents
+from surgery.data.collate import Batch
+from surgery.data.stdlib import read_stdlib
 from surgery.importance.leave_one_out import LeaveOneOut
 from surgery.importance.table import HEADS
-from surgery.importance.work import Batch, Work
+from surgery.importance.work import Work
 from surgery.models.sites import find_sites
-from surgery.models.source import embedded_dir
+from surgery.models.source import find_embedded_dir
 
 SEED = 0
 
@@ -55,7 +56,7 @@ MEASURED = [name for name in SUBJECTS if name != "tiny"]
 def build(subject: Subject) -> PreTrainedModel:
     """In fp32, on the CPU."""
     if subject.layers is None:
-        model = AutoModelForCausalLM.from_pretrained(embedded_dir(), dtype=torch.float32)
+        model = AutoModelForCausalLM.from_pretrained(find_embedded_dir(), dtype=torch.float32)
         return model.eval()
     torch.manual_seed(SEED)
     heads = subject.hidden // 32
@@ -77,7 +78,7 @@ def batch(subject: Subject) -> Batch:
     """Bytes of the standard library, as the embedded model's tokenizer has them."""
     wanted = subject.rows * subject.length
     text = bytearray()
-    for document in stdlib_documents().values():
+    for document in read_stdlib().values():
         text += document.encode()
         if len(text) >= wanted:
             break

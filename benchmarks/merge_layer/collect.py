@@ -11,9 +11,9 @@ import torch
 
 from benchmarks.merge_layer.layer import Preset, build, windows
 from benchmarks.merge_layer.memory import kept_bytes, peak
-from surgery.calibration.refit import OutputMoments
-from surgery.calibration.view import see
-from surgery.models.copies import sharing_copy
+from surgery.calibration.output import OutputMoments
+from surgery.calibration.view import observe_site
+from surgery.models.copies import make_sharing_copy
 from surgery.operations.gqa import solve
 from surgery.operations.gqa.moments import SiteMoments
 from surgery.operations.gqa.wide import set_wide
@@ -27,12 +27,12 @@ def collect(preset: Preset, path: Path) -> dict[str, Any]:
     written are those of `measured_rows`.
     """
     model, site = build(preset)
-    work = sharing_copy(model)
+    work = make_sharing_copy(model)
     output = site.output
 
     def statistics(groups: Any, rows: int) -> tuple[SiteMoments, Callable[[Any], None]]:
         moments = SiteMoments(work, site, groups, rows, seed=0, values=not groups)
-        return moments, lambda batch: moments.add(see(work, site, batch))
+        return moments, lambda batch: moments.add(observe_site(work, site, batch))
 
     first, add = statistics((), preset.rows)
     grouping = _pass(preset, add)
@@ -48,8 +48,8 @@ def collect(preset: Preset, path: Path) -> dict[str, Any]:
     refit = OutputMoments(output.in_features, output.out_features, torch.device("cpu"))
 
     def equations(batch: Any) -> None:
-        target = see(model, site, batch, attention=False).output
-        seen = see(work, site, batch, attention=False)
+        target = observe_site(model, site, batch, attention=False).output
+        seen = observe_site(work, site, batch, attention=False)
         assert target is not None
         assert seen.inputs is not None
         refit.add(seen.inputs.flatten(0, -2), target.flatten(0, -2))

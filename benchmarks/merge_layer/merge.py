@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from benchmarks.merge_layer.memory import peak, resident
-from surgery.calibration.grouping import contiguous
-from surgery.calibration.options import Calibration
-from surgery.calibration.rows import weight_rows
+from surgery.calibration.case import Calibration
+from surgery.calibration.grouping import make_contiguous_groups
+from surgery.calibration.rows import get_weight_rows
 from surgery.operations.gqa import solve
 from surgery.transforms.heads import combine_heads
 
@@ -56,10 +56,10 @@ def mean_pool(path: Path, kv_heads: int) -> dict[str, Any]:
     """The same layer's keys and values averaged over neighbours: no statistics, no solve."""
     model, site, *_ = torch.load(path, weights_only=False, mmap=True)
     for role in ("key", "value"):
-        weight_rows(model, site, role)  # from the disk
+        get_weight_rows(model, site, role)  # from the disk
     before = resident()
     phases: dict[str, float] = {}
-    parts = contiguous(site.kv_heads, kv_heads)
+    parts = make_contiguous_groups(site.kv_heads, kv_heads)
     with _timed(phases, "mean"):
         for projection in (site.key, site.value):
             weight = model.get_parameter(f"{projection.path}.weight")

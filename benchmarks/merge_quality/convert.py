@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from benchmarks.merge_quality.schedule import RefusedError
-from surgery.calibration import calibrated_plan
+from surgery.calibration import make_calibrated_plan
 from surgery.errors import SurgeryError
 from surgery.execute.live import apply_
 from surgery.plan.make import make_plan
@@ -52,7 +52,7 @@ def convert(
             return apply_(mine, make_plan(mine, operations))
         if not (kept / PLAN).exists():
             kept.mkdir(parents=True, exist_ok=True)
-            save_plan(calibrated_plan(mine, operations, windows), kept)
+            save_plan(make_calibrated_plan(mine, operations, windows), kept)
         return apply_(mine, load_plan(kept))
     except SurgeryError as error:
         raise RefusedError(str(error)) from None

@@ -9,10 +9,9 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from surgery.data.collate import Batch
-from surgery.models.forward import no_cache
+from surgery.models.forward import get_forward_options
 from surgery.observe import AttentionCall, Tap
-from surgery.observe.entropy import row_entropy
-from surgery.observe.rows import row_logits, sample_rows
+from surgery.observe.rows import compute_row_entropy, compute_row_logits, sample_rows
 
 
 @torch.inference_mode()
@@ -54,7 +53,7 @@ def evaluate(
 
 def _log_probabilities(model: PreTrainedModel, inputs: Batch) -> torch.Tensor:
     """[tokens, vocabulary], of every token that is predicted."""
-    logits = model(**inputs, **no_cache(model)).logits[:, :-1]
+    logits = model(**inputs, **get_forward_options(model)).logits[:, :-1]
     return torch.log_softmax(logits.float(), dim=-1).flatten(0, 1)
 
 
@@ -70,7 +69,7 @@ class _Entropy:
     def __call__(self, call: AttentionCall) -> None:
         generator = torch.Generator().manual_seed(self.batch)
         rows = sample_rows(call.query.shape[2], self.rows, generator)
-        entropy, _, _ = row_entropy(row_logits(call, rows))
+        entropy, _, _ = compute_row_entropy(compute_row_logits(call, rows))
         self.total += float(entropy.double().sum())
         self.count += entropy.numel()
 

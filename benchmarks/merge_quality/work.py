@@ -24,7 +24,7 @@ from benchmarks.shared.heal import heal
 from benchmarks.shared.settings import warmup_steps
 from surgery.config.schema import Task
 from surgery.data.module import TextData
-from surgery.measure.loss import mean_loss
+from surgery.measure.loss import compute_mean_loss
 from surgery.models.source import ModelSource
 
 
@@ -80,7 +80,7 @@ class Work:
         started = time.perf_counter()
         figures = evaluate(model, original, settings.held_out(data, preset), preset.entropy_rows)
         if cell.rate is not None:
-            figures["tuning_loss"] = mean_loss(
+            figures["tuning_loss"] = compute_mean_loss(
                 model,
                 settings.tuning(data, preset),
                 Task.causal_lm,

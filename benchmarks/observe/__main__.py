@@ -26,7 +26,7 @@ from benchmarks.observe.subject import PRESETS, Preset
 from benchmarks.observe.targets import judged
 from benchmarks.observe.variants import ROWS, VARIANTS
 from benchmarks.results_file import FOLDER, keep
-from surgery.console import progress, say
+from surgery.console import say, track_progress
 
 NAME = "observe"
 ROOT = Path(__file__).parents[2]
@@ -68,7 +68,7 @@ def run(preset: Preset) -> dict[str, Any]:
     """All figures."""
     lens = Lens(preset)
     cells: dict[str, Any] = {}
-    with progress("lengths", total=len(preset.lengths)) as steps:
+    with track_progress("lengths", total=len(preset.lengths)) as steps:
         for length in preset.lengths:
             steps.describe(f"{length} tokens")
             cell: dict[str, Any] = {"time": fresh(measure.timed, preset, length)}
@@ -143,7 +143,7 @@ def memories(preset: Preset, length: int) -> dict[str, Any]:
 
 def memory_again(figures: dict[str, Any], preset: Preset) -> dict[str, Any]:
     """Kept figures, with the memory of this project's variants measured anew."""
-    with progress("lengths", total=len(figures["lengths"])) as steps:
+    with track_progress("lengths", total=len(figures["lengths"])) as steps:
         for length, cell in figures["lengths"].items():
             steps.describe(f"{length} tokens")
             cell["memory"] = memories(preset, int(length))

@@ -9,7 +9,7 @@ from typing import Any
 from benchmarks.observe.targets import RESOLUTION, TIME_RESOLUTION, extra_bytes
 from benchmarks.observe.variants import ALL, EAGER, EXPLICIT, PICTURED, WATCHED
 from benchmarks.shared.markdown import NOTHING, table
-from surgery.units import in_bytes
+from surgery.units import format_bytes
 
 PAGE = Path(__file__).parents[2] / "docs/benchmarks/observe.md"
 SHOWN = (WATCHED, PICTURED, ALL, EAGER, EXPLICIT)
@@ -85,7 +85,7 @@ def page(figures: Mapping[str, Any]) -> str:
         "library gives every large tensor back at once here (MALLOC_MMAP_THRESHOLD_=65536): what "
         "it would keep for later differs from process to process by tens of MiB. TransformerLens's "
         "processes ran once each, without that. Differences below "
-        f"{in_bytes(RESOLUTION)} say nothing.",
+        f"{format_bytes(RESOLUTION)} say nothing.",
         f"- Less than {TIME_RESOLUTION:.0%} of a step counts as {TIME_RESOLUTION:.0%} where extra "
         "times are divided.",
         f"- {_lens(figures['lens'])}",
@@ -131,7 +131,7 @@ def _memory(length: str, cell: Mapping[str, Any]) -> list[str]:
 
 
 def _size(value: int) -> str:
-    return in_bytes(value) if value >= RESOLUTION else f"below {in_bytes(RESOLUTION)}"
+    return format_bytes(value) if value >= RESOLUTION else f"below {format_bytes(RESOLUTION)}"
 
 
 def _direct(cells: Mapping[str, Any]) -> str:

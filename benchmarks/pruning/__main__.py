@@ -22,7 +22,7 @@ from benchmarks.pruning.page import PAGE, page
 from benchmarks.pruning.runs import ROOT, RUNS, TRAINED_TOKENS, perform
 from benchmarks.results_file import FOLDER, keep
 from surgery.console import say
-from surgery.models.source import embedded_dir
+from surgery.models.source import find_embedded_dir
 
 NAME = "pruning"
 TIMED = ("recipe", "per layer", "distil")
@@ -90,7 +90,7 @@ def _figures(summary: dict[str, Any]) -> dict[str, Any]:
 @torch.inference_mode()
 def _clock(options: argparse.Namespace) -> list[dict[str, Any]]:
     torch.set_num_threads(options.threads)
-    original = AutoModelForCausalLM.from_pretrained(embedded_dir(), dtype=torch.float32).eval()
+    original = AutoModelForCausalLM.from_pretrained(find_embedded_dir(), dtype=torch.float32).eval()
     found = []
     for name in TIMED:
         folder = _folder(options, name, options.seeds[0]) / "export"

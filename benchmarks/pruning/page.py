@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.pruning.runs import LESS, P, S
-from surgery.units import in_bytes, in_count
+from surgery.units import format_bytes, format_count
 
 PAGE = Path(__file__).parents[2] / "docs/benchmarks/pruning.md"
 TARGET = 0.01  # of the original's loss
@@ -58,11 +58,11 @@ def _group(runs: Sequence[Mapping[str, Any]], group: str, title: str) -> list[st
         lines.append(
             f"| {run['name']} | {run['what']} | {run['seed']} | {before['loss']:.4f} | {opened} "
             f"| {after['loss']:.4f} | {after['loss'] / before['loss'] - 1:+.1%} "
-            f"| {in_count(after['parameters'])} "
+            f"| {format_count(after['parameters'])} "
             f"({after['parameters'] / before['parameters'] - 1:+.0%}) "
-            f"| {in_bytes(after['kv_bytes_per_token'])} "
+            f"| {format_bytes(after['kv_bytes_per_token'])} "
             f"({after['kv_bytes_per_token'] / before['kv_bytes_per_token'] - 1:+.0%}) "
-            f"| {in_count(after['attention_flops'])} "
+            f"| {format_count(after['attention_flops'])} "
             f"({after['attention_flops'] / before['attention_flops'] - 1:+.0%}) "
             f"| {run['format']} |"
         )

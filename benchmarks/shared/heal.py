@@ -28,7 +28,7 @@ def heal(
         DivergedError: the loss is no number any more.
     """
     source = ModelSource(run.model)
-    module = build_module(run, source, make_plan(source.skeleton(), []))
+    module = build_module(run, source, make_plan(source.build_meta_model(), []))
     distilled = run.objective.name is ObjectiveName.distill
     module.adopt(model, original if distilled else None)
     pl.seed_everything(run.seed, verbose=False)

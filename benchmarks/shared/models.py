@@ -12,7 +12,7 @@ from pathlib import Path
 
 from benchmarks.shared.settings import Windows
 from surgery.console import say
-from surgery.models.source import EMBEDDED, embedded_dir
+from surgery.models.source import EMBEDDED, find_embedded_dir
 
 ROOT = Path(__file__).parents[2]
 _ENOUGH = 2000  # characters of a failed training's output
@@ -45,7 +45,7 @@ def folder(kind: Kind, seed: int, models: Path) -> Path:
     if kind.package:
         installed = find_spec(kind.package) is not None
         return Path(str(files(kind.package) / "model")) if installed else models / "not installed"
-    return embedded_dir() if kind.shipped else models / f"{kind.name}-{seed}" / "export"
+    return find_embedded_dir() if kind.shipped else models / f"{kind.name}-{seed}" / "export"
 
 
 def path_of(kind: Kind, seed: int, models: Path) -> str:

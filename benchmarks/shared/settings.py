@@ -17,7 +17,7 @@ from surgery.config.schema import RunConfig
 from surgery.config.validate import check_config
 from surgery.data.collate import Batch
 from surgery.data.module import TextData
-from surgery.models.sites import text_config
+from surgery.models.sites import get_text_config
 from surgery.models.source import ModelSource
 from surgery.pipeline.prepare import HEALING_RATE
 
@@ -68,7 +68,9 @@ def run_config(
         "trainer.precision=bf16-mixed",
     ]
     run = copy.deepcopy(_composed(tuple(overrides)))
-    run.optim.lr = rate * HEALING_RATE / text_config(ModelSource(run.model).config()).hidden_size
+    run.optim.lr = (
+        rate * HEALING_RATE / get_text_config(ModelSource(run.model).load_config()).hidden_size
+    )
     return run
 
 
@@ -82,7 +84,7 @@ def _composed(overrides: tuple[str, ...]) -> RunConfig:
 
 def text(run: RunConfig) -> TextData:
     """The standard library, in the order of the run's seed."""
-    data = TextData(run.data, ModelSource(run.model).tokenizer(), run.model.task, run.seed)
+    data = TextData(run.data, ModelSource(run.model).load_tokenizer(), run.model.task, run.seed)
     data.setup()
     return data
 
@@ -95,7 +97,7 @@ def calibration(data: TextData, windows: int) -> Iterator[Batch]:
 
 def held_out(data: TextData, preset: Windows) -> Iterator[Batch]:
     """The same windows for every model, seed and cell."""
-    return data.held_out_batches(preset.held_out_windows, preset.batch_size)
+    return data.load_held_out_batches(preset.held_out_windows, preset.batch_size)
 
 
 def tuning(data: TextData, preset: Windows) -> Iterator[Batch]:
@@ -107,5 +109,5 @@ def tuning(data: TextData, preset: Windows) -> Iterator[Batch]:
     windows = preset.held_out_windows
     if data.held_out_size < 2 * windows:
         raise ValueError(f"{data.held_out_size} held-out windows, {2 * windows} are needed")
-    batches = data.held_out_batches(2 * windows, preset.batch_size)
+    batches = data.load_held_out_batches(2 * windows, preset.batch_size)
     return islice(batches, math.ceil(windows / preset.batch_size), None)

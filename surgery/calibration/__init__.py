@@ -1,6 +1,6 @@
-"""Decisions that need data, resolved into a plan: after it the plan is closed and needs none."""
+"""Make the decisions that need data, and write them into the plan, which then needs no data."""
 
-from surgery.calibration.calibrate import calibrated_plan
-from surgery.calibration.options import Calibration
+from surgery.calibration.calibrate import make_calibrated_plan
+from surgery.calibration.case import Calibration
 
-__all__ = ["Calibration", "calibrated_plan"]
+__all__ = ["Calibration", "make_calibrated_plan"]

@@ -1,4 +1,4 @@
-"""What an operation that calibrates is given to decide on."""
+"""What an operation gets to calibrate: options, a model and data."""
 
 from __future__ import annotations
 
@@ -7,22 +7,48 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel
 
-from surgery.calibration.options import Calibration
-from surgery.calibration.view import Batch
+from surgery.data.collate import Batch
 from surgery.importance.estimate import Scorer
 from surgery.models.sites import Site
 
 
 @dataclass(frozen=True)
-class Case:
-    """One operation's model and data.
+class Calibration:
+    """Options of `calibration`, without the amount of data.
 
     Attributes:
-        model: as the operations before it leave it; not to be changed.
-        sites: of that model. They keep their numbers where an earlier operation took some away.
+        rows: query rows drawn per sequence, over which attended values are averaged.
+        refine_steps: gradient steps on a site's coefficients towards the original output of the
+            site; 0: only the closed form.
+        keep_batches: batches whose inputs of a layer are kept while it is calibrated. The gradient
+            steps use these, and the layers below need not run again. All other batches stream.
+        refine_lr: first step size of the gradient steps, relative to the size of the coefficients.
+        refit: whether each output projection is solved again.
+        ridge: ridge of that solution, relative to the mean second moment of its inputs.
+        budget_batches: batches on which a budget measures the cost of each layer's head count.
+        seed: seed of random draws.
+    """
+
+    rows: int = 64
+    refine_steps: int = 60
+    keep_batches: int = 8
+    refine_lr: float = 0.03
+    refit: bool = True
+    ridge: float = 1e-3
+    budget_batches: int = 2
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Case:
+    """The model and the data on which one operation calibrates.
+
+    Attributes:
+        model: the model after the operations before this one; it must not be changed.
+        sites: the sites of that model. They keep their numbers if earlier ones were removed.
         batches: arguments of forward passes.
-        scorer: who scores heads; ``None``: `surgery.importance` does, on `batches`.
-        native: whether the architecture's own config must be able to say the result.
+        scorer: scores heads; ``None``: `surgery.importance` does, on `batches`.
+        native: whether the architecture's own config must describe the result.
     """
 
     model: PreTrainedModel

@@ -1,4 +1,4 @@
-"""Sites that cannot be calibrated, and why."""
+"""Refuse sites that cannot be calibrated."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from surgery.errors import SiteError
-from surgery.models.forward import no_cache
+from surgery.models.forward import get_forward_options
 from surgery.models.sites import ROLES, Site
 
 
 def refuse_shared(model: PreTrainedModel, sites: Sequence[Site]) -> None:
-    """Sites are solved one after the other, so none may hold what another holds.
+    """Check that sites share no tensors, since they are solved one after the other.
 
     Raises:
-        SiteError: two share a tensor.
+        SiteError: two sites share a tensor.
     """
     owner: dict[int, Site] = {}
     for site in sites:
         for role in (*ROLES, "output"):
-            weight = model.get_parameter(f"{site.projection(role).path}.weight")
+            weight = model.get_parameter(f"{site.get_projection(role).path}.weight")
             other = owner.setdefault(id(weight), site)
             if other is not site:
                 raise SiteError(site.path, f"it shares its weights with {other.path}")
@@ -33,14 +33,14 @@ def refuse_shared(model: PreTrainedModel, sites: Sequence[Site]) -> None:
 def refuse_repeated(
     model: PreTrainedModel, sites: Sequence[Site], batch: Mapping[str, torch.Tensor]
 ) -> None:
-    """What a site is given is seen at its first call, so there may be but one.
+    """Check that a pass calls every site only once, since only the first call is observed.
 
     Raises:
-        SiteError: a pass calls a block several times, as where all layers are one.
+        SiteError: a pass calls a block several times, as if all layers are the same module.
     """
     calls = dict.fromkeys((site.path for site in sites), 0)
 
-    def called(path: str, *_: object) -> None:
+    def count_call(path: str, *_: object) -> None:
         calls[path] += 1
 
     handles = []
@@ -49,8 +49,8 @@ def refuse_repeated(
     try:
         for site in sites:
             block: nn.Module = model.get_submodule(site.block)
-            handles.append(block.register_forward_hook(partial(called, site.path)))
-        model(**inputs, **no_cache(model))
+            handles.append(block.register_forward_hook(partial(count_call, site.path)))
+        model(**inputs, **get_forward_options(model))
     finally:
         for handle in handles:
             handle.remove()

@@ -1,8 +1,8 @@
-"""One site seen in a forward pass: its projections, its attention, and what comes out."""
+"""Observe one site in a forward pass: its projections, its attention and its output."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,13 +11,12 @@ import torch
 from torch import nn
 from transformers import Cache, PreTrainedModel
 
-from surgery.calibration.rows import features
+from surgery.calibration.rows import get_head_features
+from surgery.data.collate import Batch
 from surgery.errors import SiteError
-from surgery.models.forward import no_cache
+from surgery.models.forward import get_forward_options
 from surgery.models.sites import Site
 from surgery.observe import AttentionCall, Tap
-
-Batch = Mapping[str, torch.Tensor]
 
 
 @dataclass
@@ -25,13 +24,13 @@ class SiteView:
     """What a site did with one batch.
 
     Attributes:
-        query, key, value: [B, S, heads, unit], as the projections put them out.
-        call: the attention call; ``None`` where it was not asked for.
-        inputs: [B, N, Hq * D], what the output projection was given.
-        output: [B, N, D_model], what it made of it.
-        block: arguments that the site's block was called with.
-        real, real_keys: [B, N] and [B, S], which of them are no padding; ``None``: all.
-        masks: of queries, and of a decoder's queries, as the tap was told them.
+        query, key, value: [B, S, heads, unit], the outputs of the projections.
+        call: the attention call; ``None`` if not asked for.
+        inputs: [B, N, Hq * D], the input of the output projection.
+        output: [B, N, D_model], the output of the output projection.
+        block: arguments with which the site's block was called.
+        real, real_keys: [B, N] and [B, S], which queries and keys are not padding; ``None``: all.
+        masks: masks of queries, and of a decoder's queries, as for `Tap.open`.
     """
 
     query: torch.Tensor | None = None
@@ -46,19 +45,19 @@ class SiteView:
     masks: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None)
 
 
-class _Seen(Exception):  # noqa: N818  (no error: the rest of the pass is not needed)
-    """Ends a forward pass behind the site that was wanted."""
+class _StopForward(Exception):  # noqa: N818  (not an error: the rest of the pass is not needed)
+    """Ends a forward pass after the observed site."""
 
 
 @dataclass(frozen=True)
-class Kept:
-    """One batch as it reaches one site, so that no layer below has to run again.
+class KeptBatch:
+    """The inputs of one site for one batch, so that no layer below has to run again.
 
     Attributes:
-        args, kwargs: what the block was called with.
-        target: [B, N, D_model], the original's output there.
-        real: [B, N], which queries count; ``None``: all.
-        masks: of queries, and of a decoder's queries, as a tap is told them.
+        args, kwargs: arguments with which the block was called.
+        target: [B, N, D_model], the original output of the site.
+        real: [B, N], which queries are not padding; ``None``: all.
+        masks: masks of queries, and of a decoder's queries, as for `Tap.open`.
     """
 
     args: tuple[Any, ...]
@@ -69,34 +68,34 @@ class Kept:
 
 
 @torch.no_grad()
-def see(
-    model: PreTrainedModel, site: Site, batch: Batch | Kept, *, attention: bool = True
+def observe_site(
+    model: PreTrainedModel, site: Site, batch: Batch | KeptBatch, *, attention: bool = True
 ) -> SiteView:
-    """Run `model` up to and including `site`; or its block alone, on inputs that were kept.
+    """Run `model` up to and including `site`, or only the site's block on kept inputs.
 
     Args:
-        attention: whether the projections and the attention call are wanted, or the output alone.
+        attention: whether projections and the attention call are wanted, or only the output.
 
     Raises:
-        SiteError: the site took no part, or attends past transformers' interface.
+        SiteError: the site was not used, or does not use transformers' attention interface.
     """
     view = SiteView()
-    if isinstance(batch, Kept):
+    if isinstance(batch, KeptBatch):
         masks, view.masks = batch.masks, batch.masks
     else:
         device = next(model.parameters()).device
         inputs = {name: value.to(device) for name, value in batch.items() if name != "labels"}
         masks = view.masks = inputs.get("attention_mask"), inputs.get("decoder_attention_mask")
     with ExitStack() as stack:
-        _watch(stack, model, site, view, attention)
-        tap = stack.enter_context(Tap(model, lambda call: _took(call, site, view)))
+        _record_site(stack, model, site, view, attention)
+        tap = stack.enter_context(Tap(model, lambda call: _keep_call(call, site, view)))
         tap.open(query_mask=masks[0], decoder_mask=masks[1])
         try:
-            if isinstance(batch, Kept):
+            if isinstance(batch, KeptBatch):
                 model.get_submodule(site.block)(*batch.args, **batch.kwargs)
             else:
-                model(**inputs, **no_cache(model))
-        except _Seen:
+                model(**inputs, **get_forward_options(model))
+        except _StopForward:
             pass
     if view.output is None:
         raise SiteError(site.path, "it took no part in a forward pass over the calibration data")
@@ -104,29 +103,29 @@ def see(
         raise SiteError(
             site.path, "its attention does not go through transformers' AttentionInterface"
         )
-    view.real = _real(view.call.query_mask, view.call.query.shape[2])
-    # Across, queries are a decoder's and keys are the encoder's.
-    view.real_keys = _real(masks[0], view.call.key.shape[2]) if site.cross else view.real
+    view.real = _find_real(view.call.query_mask, view.call.query.shape[2])
+    # In cross-attention, queries come from the decoder and keys from the encoder.
+    view.real_keys = _find_real(masks[0], view.call.key.shape[2]) if site.cross else view.real
     if not attention:
         view.call = None
     return view
 
 
-def _real(mask: torch.Tensor | None, length: int) -> torch.Tensor | None:
+def _find_real(mask: torch.Tensor | None, length: int) -> torch.Tensor | None:
     if mask is None or mask.ndim != 2 or mask.shape[1] < length:
         return None
     return mask[:, -length:].bool()
 
 
-def _took(call: AttentionCall, site: Site, view: SiteView) -> None:
+def _keep_call(call: AttentionCall, site: Site, view: SiteView) -> None:
     if call.site == site.path or call.site.startswith(f"{site.block}."):
         view.call = call
 
 
-def _watch(
+def _record_site(
     stack: ExitStack, model: PreTrainedModel, site: Site, view: SiteView, attention: bool
 ) -> None:
-    def hooked(path: str, function: Callable[..., Any], *, pre: bool = False) -> None:
+    def add_hook(path: str, function: Callable[..., Any], *, pre: bool = False) -> None:
         module = model.get_submodule(path)
         if pre:
             handle = module.register_forward_pre_hook(function, with_kwargs=True)
@@ -134,45 +133,45 @@ def _watch(
             handle = module.register_forward_hook(function, with_kwargs=True)
         stack.callback(handle.remove)
 
-    def projected(role: str) -> Callable[..., None]:
-        def took(_: nn.Module, args: Any, kwargs: Any, output: torch.Tensor) -> None:
-            setattr(view, role, features(site, role, output))
+    def keep_projection(role: str) -> Callable[..., None]:
+        def keep(_: nn.Module, args: Any, kwargs: Any, output: torch.Tensor) -> None:
+            setattr(view, role, get_head_features(site, role, output))
 
-        return took
+        return keep
 
-    def put_out(_: nn.Module, args: Any, kwargs: Any, output: torch.Tensor) -> None:
-        given = args[0] if args else next(iter(kwargs.values()))
-        view.inputs, view.output = given, output
+    def keep_output(_: nn.Module, args: Any, kwargs: Any, output: torch.Tensor) -> None:
+        view.inputs = args[0] if args else next(iter(kwargs.values()))
+        view.output = output
 
-    def called(_: nn.Module, args: Any, kwargs: Any) -> None:
-        # Some forwards add to their inputs in place later on.
-        view.block = tuple(map(_copied, args)), {k: _copied(v) for k, v in kwargs.items()}
+    def keep_arguments(_: nn.Module, args: Any, kwargs: Any) -> None:
+        # Some forward passes change their inputs in place later.
+        view.block = tuple(map(_copy, args)), {k: _copy(v) for k, v in kwargs.items()}
 
-    def done(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        raise _Seen
+    def stop(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        raise _StopForward
 
     if attention:
         for role in ("query", "key", "value"):
-            hooked(site.projection(role).path, projected(role))
-    hooked(site.output.path, put_out)
-    hooked(site.block, called, pre=True)
-    hooked(site.block, done)
+            add_hook(site.get_projection(role).path, keep_projection(role))
+    add_hook(site.output.path, keep_output)
+    add_hook(site.block, keep_arguments, pre=True)
+    add_hook(site.block, stop)
 
 
-def _copied(value: Any) -> Any:
-    if isinstance(value, Cache):  # the block will run again, and must start without
+def _copy(value: Any) -> Any:
+    if isinstance(value, Cache):  # the block will run again and must start without a cache
         return None
     return value.clone() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
 
 
 @contextmanager
-def captured_output(model: nn.Module, path: str) -> Iterator[list[torch.Tensor]]:
-    """Whatever the module at `path` puts out meanwhile, gradients and all."""
-    found: list[torch.Tensor] = []
+def capturing_output(model: nn.Module, path: str) -> Iterator[list[torch.Tensor]]:
+    """Collect the outputs of the module at `path`, with their gradients."""
+    outputs: list[torch.Tensor] = []
     handle = model.get_submodule(path).register_forward_hook(
-        lambda _, args, output: found.append(output)
+        lambda _, args, output: outputs.append(output)
     )
     try:
-        yield found
+        yield outputs
     finally:
         handle.remove()

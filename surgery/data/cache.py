@@ -1,8 +1,9 @@
-"""Names for what `datasets` keeps on disk: the same work has the same name, other work another.
+"""Cache names for `datasets`: the same work gets the same name, different work a different one.
 
-Its own names hash the transform's pickle. A tokenizer pickles differently after its first call,
-so every run would write a new copy; and a function of this package is pickled by name only, so
-a new version of the package would read what the old one wrote.
+The names that `datasets` makes by itself are hashes of the pickled function. They fail in two
+ways here. A tokenizer pickles differently after its first call, so every run would write a new
+copy. A function of this package is pickled by its name only, so a new version of the package
+would read what an old version wrote.
 """
 
 from __future__ import annotations
@@ -18,18 +19,21 @@ import datasets
 from transformers import PreTrainedTokenizerBase
 
 
-def fingerprinted(documents: Any, *work: Any) -> dict[str, str]:
-    """The `new_fingerprint` option for `work` (plain JSON) on `documents`; none on a stream."""
+def make_fingerprint(documents: Any, *work: Any) -> dict[str, str]:
+    """Make the option `new_fingerprint` for `work` (plain JSON) on `documents`.
+
+    A stream is not cached: the result is empty.
+    """
     if not isinstance(documents, datasets.Dataset):
         return {}
-    parts = json.dumps([documents._fingerprint, _code(), *work])
+    parts = json.dumps([documents._fingerprint, _hash_source_code(), *work])
     return {"new_fingerprint": hashlib.sha256(parts.encode()).hexdigest()[:16]}
 
 
-def tokenizer_identity(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A hash of all that `save_pretrained` writes."""
+def hash_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Hash all files that `save_pretrained` writes."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is not None:  # what the last call set; every call sets it anew
+    if backend is not None:  # forget the settings of the last call; every call sets them again
         backend.no_truncation()
         backend.no_padding()
     digest = hashlib.sha256(type(tokenizer).__name__.encode())
@@ -42,7 +46,7 @@ def tokenizer_identity(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 @cache
-def _code() -> str:
-    """This folder's source."""
+def _hash_source_code() -> str:
+    """Hash the source files of this folder."""
     sources = sorted(Path(__file__).parent.glob("*.py"))
     return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()

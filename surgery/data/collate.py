@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -16,19 +16,20 @@ from transformers import (
 from surgery.config.schema import DataConfig, Task
 from surgery.errors import ConfigError
 
-Batch = dict[str, torch.Tensor]
+# Inputs of a model by name, and `labels` where there are some.
+Batch = Mapping[str, torch.Tensor]
 IGNORED = -100
 MASK_ATTEMPTS = 100
 
 
-def collator(
+def make_collator(
     tokenizer: PreTrainedTokenizerBase, cfg: DataConfig, task: Task
 ) -> Callable[[list[dict[str, Any]]], Batch]:
-    """What turns a list of rows into a batch for `task`.
+    """Make the function that turns a list of rows into a batch for `task`.
 
     Raises:
-        ConfigError: a tokenizer without the mask or pad token that `task` needs, or a share of
-            zero to mask.
+        ConfigError: the tokenizer lacks the mask or pad token that `task` needs, or
+            `data.mlm_probability` is zero.
     """
     if task is Task.causal_lm:
         pad = tokenizer.pad_token_id
@@ -48,7 +49,7 @@ def collator(
     if cfg.mlm_probability == 0:
         raise ConfigError(
             "data.mlm_probability",
-            "masks nothing, so nothing is learnt",
+            "must be above 0: without masked tokens nothing is learnt",
             given=cfg.mlm_probability,
             valid="above 0, up to 1",
         )
@@ -68,7 +69,7 @@ class MaskedCollator:
     def __call__(self, rows: list[dict[str, Any]]) -> Batch:
         ids = [torch.as_tensor(row["input_ids"]).tolist() for row in rows]
         self._mask.generator = torch.Generator().manual_seed(zlib.crc32(repr(ids).encode()))
-        # Short rows may be left without any mask, and a mean over nothing is no number.
+        # Short rows may get no mask at all, and the mean loss over no token is NaN.
         for _ in range(MASK_ATTEMPTS):
             batch = dict(self._mask(rows))
             if (batch["labels"] != IGNORED).any():
@@ -79,9 +80,9 @@ class MaskedCollator:
 class CausalCollator:
     """Right-pads rows of `input_ids`; labels follow the mask, not the value of the pad token.
 
-    (transformers' own collator ignores every label that equals the pad token, so where a model
-    pads with its end token it never learns to end.)
-    Unpadded batches carry no `attention_mask`: attention then takes its fast causal path.
+    transformers' own collator ignores every label that equals the pad token: a model that pads
+    with its end token would never learn to end a text. Batches without padding have no
+    `attention_mask`, so that attention takes its fast causal path.
     """
 
     def __init__(self, pad_token_id: int) -> None:
@@ -101,6 +102,6 @@ class CausalCollator:
         if "position_ids" in rows[0]:
             positions = torch.stack([torch.as_tensor(row["position_ids"]) for row in rows]).long()
             batch["position_ids"] = positions
-            # A document's first token would be predicted from another document.
+            # The first token of a document must not be predicted from the document before it.
             batch["labels"][positions == 0] = IGNORED
         return batch

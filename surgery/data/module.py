@@ -15,11 +15,11 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
 from surgery.config.schema import DataConfig, Layout, Task
-from surgery.data.collate import Batch, collator
+from surgery.data.collate import Batch, make_collator
 from surgery.data.sampler import ResumableSampler
 from surgery.data.sources import Documents, load_corpus, reading
 from surgery.data.stream import StreamBatches
-from surgery.data.windows import to_windows
+from surgery.data.windows import make_windows
 from surgery.errors import ConfigError
 
 
@@ -41,51 +41,51 @@ class TextData(pl.LightningDataModule):
         self.tokenizer = tokenizer
         self.task = task
         self.seed = seed
-        self._collate = collator(tokenizer, cfg, task)
+        self._collate = make_collator(tokenizer, cfg, task)
         self._train: Documents | None = None
         self._held_out: datasets.Dataset | None = None
         self._stream: StreamBatches | None = None
         self._resumed: dict[str, int] = {}
 
     def setup(self, stage: str | None = None) -> None:
-        """Read, split, tokenize; once, whoever calls first.
+        """Read, split and tokenize the data. Only the first call does the work.
 
         Raises:
-            ConfigError: data that is missing, empty, or shorter than one window.
+            ConfigError: data is missing, empty, or shorter than one window.
         """
-        if stage == "fit":  # a fresh fit; `load_state_dict` follows where it is a resumed one
+        if stage == "fit":  # a new fit; a resumed one calls `load_state_dict` after this
             self._stream, self._resumed = None, {}
         if self._train is not None:
             return
         if self.cfg.layout is Layout.packed and self.task is not Task.causal_lm:
             raise ConfigError(
                 "data.layout",
-                "packed windows are for causal_lm: other tasks attend both ways",
+                "packed windows need causal_lm: other tasks attend in both directions",
                 given="packed",
                 valid="padded",
             )
         corpus = load_corpus(self.cfg, self.task)
-        train = to_windows(corpus.train, self.tokenizer, self.cfg, self.task)
-        held_out = to_windows(corpus.held_out, self.tokenizer, self.cfg, self.task)
-        if _count(train, enough=1) == 0:
+        train = make_windows(corpus.train, self.tokenizer, self.cfg, self.task)
+        held_out = make_windows(corpus.held_out, self.tokenizer, self.cfg, self.task)
+        if _count_rows(train, enough=1) == 0:
             self._refuse_empty("train")
-        self._held_out = self._fixed_held_out(held_out)
+        self._held_out = self._select_held_out(held_out)
         self._train = train
 
     def check_training(self) -> None:
-        """Refuse what measuring alone would not mind.
+        """Check that there is enough data to train on.
 
         Raises:
-            ConfigError: too few rows for one batch.
+            ConfigError: a process has too few rows for one batch.
         """
         self.setup()
         assert self._train is not None
-        _, world = self._rank()
-        rows = _count(self._train, enough=self.cfg.batch_size * world) // world
+        _, world = self._get_rank()
+        rows = _count_rows(self._train, enough=self.cfg.batch_size * world) // world
         if rows < self.cfg.batch_size:
             raise ConfigError(
                 "data.batch_size",
-                "is larger than the number of training rows of one process",
+                "must not be larger than the number of training rows of one process",
                 given=self.cfg.batch_size,
                 valid=f"1 to {rows}",
             )
@@ -105,7 +105,7 @@ class TextData(pl.LightningDataModule):
             valid="a larger share, data.val_path, a smaller data.seq_len, or data.layout=padded",
         )
 
-    def _fixed_held_out(self, rows: Documents) -> datasets.Dataset:
+    def _select_held_out(self, rows: Documents) -> datasets.Dataset:
         if isinstance(rows, datasets.IterableDataset):
             with reading("data.path"):
                 rows = datasets.Dataset.from_list(list(islice(rows, self.cfg.shuffle_buffer)))
@@ -116,20 +116,20 @@ class TextData(pl.LightningDataModule):
 
     @property
     def train_tokens(self) -> int | None:
-        """Tokens in one pass over packed windows; ``None`` where it is not known beforehand."""
+        """Tokens in one pass over packed windows; ``None`` if not known in advance."""
         if isinstance(self._train, datasets.Dataset) and self.cfg.layout is Layout.packed:
             return len(self._train) * self.cfg.seq_len
         return None
 
     @property
     def held_out_size(self) -> int:
-        """Held-out rows there are."""
+        """Number of held-out rows."""
         self.setup()
         assert self._held_out is not None
         return len(self._held_out)
 
-    def held_out_batches(self, windows: int, batch_size: int) -> Iterator[Batch]:
-        """The same `windows` held-out rows at every call, masking included."""
+    def load_held_out_batches(self, windows: int, batch_size: int) -> Iterator[Batch]:
+        """Yield `windows` held-out rows in batches: the same rows and masks at every call."""
         self.setup()
         assert self._held_out is not None
         rows = self._held_out
@@ -137,13 +137,13 @@ class TextData(pl.LightningDataModule):
             stop = min(start + batch_size, windows, len(rows))
             yield self._collate([rows[index] for index in range(start, stop)])
 
-    def calibration_batches(self, windows: int, batch_size: int) -> list[Batch]:
-        """`windows` training rows drawn by the seed (of a stream: its first), labels left out."""
-        batches = self.importance_batches(windows, batch_size)
+    def draw_calibration_batches(self, windows: int, batch_size: int) -> list[Batch]:
+        """Draw `windows` training rows by the seed (a stream: its first rows), without labels."""
+        batches = self.draw_importance_batches(windows, batch_size)
         return [{k: v for k, v in batch.items() if k != "labels"} for batch in batches]
 
-    def importance_batches(self, windows: int, batch_size: int) -> list[Batch]:
-        """The same with their labels."""
+    def draw_importance_batches(self, windows: int, batch_size: int) -> list[Batch]:
+        """Draw the same training rows with their labels."""
         self.setup()
         if isinstance(self._train, datasets.Dataset):
             generator = torch.Generator().manual_seed(self.seed)
@@ -157,7 +157,7 @@ class TextData(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Any] | StreamBatches:
         self.check_training()
-        rank, world = self._rank()
+        rank, world = self._get_rank()
         if isinstance(self._train, datasets.Dataset):
             sampler = ResumableSampler(
                 len(self._train),
@@ -165,9 +165,9 @@ class TextData(pl.LightningDataModule):
                 self.seed,
                 rank=rank,
                 world=world,
-                trained=self._trained,
+                trained=self._count_trained,
             )
-            return self._loader(self._train, batch_sampler=sampler)
+            return self._make_loader(self._train, batch_sampler=sampler)
         if self._stream is None:
             assert self._train is not None
             rows = self._train.shuffle(seed=self.seed, buffer_size=self.cfg.shuffle_buffer)
@@ -175,8 +175,8 @@ class TextData(pl.LightningDataModule):
                 rows = split_dataset_by_node(rows, rank=rank, world_size=world)
             self._stream = StreamBatches(
                 rows,
-                self._loader(rows, batch_size=self.cfg.batch_size, drop_last=True),
-                trained=self._trained,
+                self._make_loader(rows, batch_size=self.cfg.batch_size, drop_last=True),
+                trained=self._count_trained,
                 epoch=self._resumed.get("epoch", 0),
                 began=self._resumed.get("began", 0),
             )
@@ -184,44 +184,44 @@ class TextData(pl.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[Any]:
         self.setup()
-        rank, world = self._rank()
+        rank, world = self._get_rank()
         assert self._held_out is not None
         mine = self._held_out.select(range(rank, len(self._held_out) // world * world, world))
-        return self._loader(mine, batch_size=self.cfg.batch_size)
+        return self._make_loader(mine, batch_size=self.cfg.batch_size)
 
-    def _loader(self, rows: Any, **options: Any) -> DataLoader[Any]:
-        # Few workers is a choice here: packing is done, collating is cheap.
+    def _make_loader(self, rows: Any, **options: Any) -> DataLoader[Any]:
+        # Few workers are enough: packing is done already, and collating is cheap.
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         return DataLoader(
             rows, num_workers=self.cfg.num_workers, collate_fn=self._collate, **options
         )
 
-    def _rank(self) -> tuple[int, int]:
+    def _get_rank(self) -> tuple[int, int]:
         trainer = self.trainer
         return (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
 
-    def _trained(self) -> int:
-        """Batches this run has been through, those before a resumed checkpoint included."""
+    def _count_trained(self) -> int:
+        """Count the batches that this run has trained on, before a resume and after it."""
         trainer: Any = self.trainer
-        if trainer is None or trainer.overfit_batches:  # overfitting means the same ones again
+        if trainer is None or trainer.overfit_batches:  # overfitting uses the same batches again
             return 0
         done: int = trainer.fit_loop.epoch_loop.batch_progress.total.processed
-        # Lightning may ask for a batch before it has restored its own counters.
+        # Lightning may ask for a batch before it restores its own counters.
         return max(done, self._resumed.get("batches", 0))
 
     def state_dict(self) -> dict[str, int]:
-        trained = self._trained()
+        trained = self._count_trained()
         if self._stream is None:
             return {"batches": trained}
-        epoch, began = self._stream.epoch_at(trained)
+        epoch, began = self._stream.find_epoch(trained)
         return {"batches": trained, "epoch": epoch, "began": began}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         self._resumed = dict(state_dict)
 
 
-def _count(rows: Documents, enough: int) -> int:
-    """How many rows there are; of a stream, `enough` at most."""
+def _count_rows(rows: Documents, enough: int) -> int:
+    """Count the rows; of a stream, at most `enough`."""
     if isinstance(rows, datasets.Dataset):
         return len(rows)
     with reading("data.path"):

@@ -1,4 +1,4 @@
-"""The order of training windows, known from the seed alone, so that it can be resumed."""
+"""The order of training windows. It follows from the seed alone, so that training can resume."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ from torch.utils.data import Sampler
 class ResumableSampler(Sampler[list[int]]):
     """Batches of window numbers; the n-th batch of a run is a function of n and the seed.
 
-    Every epoch is a fresh permutation, shared out evenly between ranks. What does not fill a
-    batch is left out of that epoch. An iterator takes up where training stands and yields one
-    epoch's worth of batches, so it does not matter how Lightning counts epochs when it resumes.
+    Every epoch is a new permutation, divided evenly between the ranks. Windows that do not fill a
+    batch are left out of that epoch. An iterator starts at the batch that training has reached
+    and yields as many batches as an epoch has, so it does not matter how Lightning counts epochs
+    when it resumes.
 
     Args:
         size: number of windows.
         batch_size: windows in one batch of one rank.
         seed: with the epoch, decides the permutation.
-        rank, world: this process's share.
-        trained: asked at the start of each iterator: batches this rank has been through.
+        rank, world: number of this process, and how many there are.
+        trained: returns the number of batches that this rank has trained on; called at the start
+            of each iterator.
     """
 
     def __init__(
@@ -43,8 +45,8 @@ class ResumableSampler(Sampler[list[int]]):
     def __len__(self) -> int:
         return self.size // self.world // self.batch_size
 
-    def order(self, epoch: int) -> list[int]:
-        """This rank's windows of one epoch."""
+    def order_windows(self, epoch: int) -> list[int]:
+        """Return this rank's windows of one epoch, in order."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         order = torch.randperm(self.size, generator=generator).tolist()
         return order[: self.size // self.world * self.world][self.rank :: self.world]
@@ -55,6 +57,6 @@ class ResumableSampler(Sampler[list[int]]):
         for number in range(first, first + len(self)):
             epoch, batch = divmod(number, len(self))
             if order[0] != epoch:
-                order = (epoch, self.order(epoch))
+                order = (epoch, self.order_windows(epoch))
             start = batch * self.batch_size
             yield order[1][start : start + self.batch_size]

@@ -1,4 +1,4 @@
-"""Documents, from wherever `data.kind` says, split into training and held-out."""
+"""Load documents from the source that `data.kind` names, and split off a held-out share."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ from typing import Any, TypeAlias
 import datasets
 
 from surgery.config.schema import DataConfig, DataKind, Part, Streaming, Task
-from surgery.data.cache import fingerprinted
-from surgery.data.split import is_held_out
-from surgery.data.stdlib import stdlib_documents
+from surgery.data.cache import make_fingerprint
+from surgery.data.stdlib import read_stdlib
 from surgery.errors import ConfigError, SurgeryError
 
 Documents: TypeAlias = datasets.Dataset | datasets.IterableDataset
@@ -35,11 +34,11 @@ class Corpus:
 
 
 def check_source(cfg: DataConfig) -> None:
-    """Everything that can be refused without reading the data.
+    """Check everything that can be checked without reading the data.
 
     Raises:
-        ConfigError: a missing or empty file, a file type that is not read, or a key that
-            `data.kind` would leave unread.
+        ConfigError: a file is missing, empty or of an unknown type, or a key is set that
+            `data.kind` does not use.
     """
     if cfg.kind is not DataKind.text and cfg.val_path is not None:
         _refuse_unread("data.val_path", cfg.val_path, cfg.kind)
@@ -48,52 +47,52 @@ def check_source(cfg: DataConfig) -> None:
     if cfg.kind is not DataKind.stdlib and cfg.part is not Part.all:
         _refuse_unread("data.part", cfg.part.value, cfg.kind, reader=DataKind.stdlib)
     if cfg.kind is DataKind.text:
-        _files("data.path", cfg.path)
+        _resolve_files("data.path", cfg.path)
         if cfg.val_path is not None:
-            _files("data.val_path", cfg.val_path)
+            _resolve_files("data.val_path", cfg.val_path)
         if cfg.sample_by not in _SAMPLES:
             raise ConfigError(
-                "data.sample_by", "is no way to split a text", given=cfg.sample_by, valid=_SAMPLES
+                "data.sample_by", "unknown way to split a text", given=cfg.sample_by, valid=_SAMPLES
             )
     if cfg.kind is DataKind.hub and not isinstance(cfg.path, str):
-        raise ConfigError("data.path", "a data set's name is required here", given=cfg.path)
+        raise ConfigError("data.path", "must be the name of a data set", given=cfg.path)
 
 
 def _refuse_unread(key: str, given: Any, kind: DataKind, reader: DataKind = DataKind.text) -> None:
     raise ConfigError(
         key,
-        f"is not read by data={kind.value}",
+        f"is not used by data={kind.value}",
         given=given,
         valid=f"data={reader.value} {key}={given}",
     )
 
 
 def load_corpus(cfg: DataConfig, task: Task) -> Corpus:
-    """The two halves of the data.
+    """Load the training documents and the held-out ones.
 
     Raises:
-        ConfigError: data that is missing, empty, or lacks the named columns.
+        ConfigError: data is missing or empty, or lacks the named columns.
     """
     check_source(cfg)
     if cfg.kind is DataKind.stdlib:
-        return _stdlib(cfg, task)
-    train, held_out = _text(cfg) if cfg.kind is DataKind.text else _hub(cfg)
+        return _load_stdlib(cfg, task)
+    train, held_out = _load_text(cfg) if cfg.kind is DataKind.text else _load_hub(cfg)
     columns = {cfg.text_column: TEXT}
     if task is Task.sequence_classification:
         columns[cfg.label_column] = LABEL
-    train = _columns(train, cfg, columns)
+    train = _select_columns(train, cfg, columns)
     if held_out is None:
         fraction = cfg.val_fraction
         corpus = Corpus(
-            train=_share(train, fraction=fraction, held_out=False),
-            held_out=_share(train, fraction=fraction, held_out=True),
+            train=_select_share(train, fraction=fraction, held_out=False),
+            held_out=_select_share(train, fraction=fraction, held_out=True),
         )
         _refuse_blank("data.path", cfg.path, corpus.train, corpus.held_out)
         return corpus
-    held_out = _columns(held_out, cfg, columns)
+    held_out = _select_columns(held_out, cfg, columns)
     corpus = Corpus(
-        train=_share(train, fraction=0.0, held_out=False),
-        held_out=_share(held_out, fraction=1.0, held_out=True),
+        train=_select_share(train, fraction=0.0, held_out=False),
+        held_out=_select_share(held_out, fraction=1.0, held_out=True),
     )
     _refuse_blank("data.path", cfg.path, corpus.train)
     _refuse_blank("data.val_path", cfg.val_path, corpus.held_out)
@@ -102,26 +101,26 @@ def load_corpus(cfg: DataConfig, task: Task) -> Corpus:
 
 def _refuse_blank(key: str, given: Any, *halves: Documents) -> None:
     if not any(isinstance(half, datasets.IterableDataset) or len(half) for half in halves):
-        raise ConfigError(key, "holds no text: every document is blank", given=given)
+        raise ConfigError(key, "has no text: every document is blank", given=given)
 
 
-def _share(documents: Documents, *, fraction: float, held_out: bool) -> Documents:
+def _select_share(documents: Documents, *, fraction: float, held_out: bool) -> Documents:
     options = {"fraction": fraction, "held_out": held_out}
     return documents.filter(
-        _belong,
+        _mark_share,
         batched=True,
         input_columns=[TEXT],
         fn_kwargs=options,
-        **fingerprinted(documents, "share", options),
+        **make_fingerprint(documents, "share", options),
     )
 
 
-def _belong(texts: list[Any], *, fraction: float, held_out: bool) -> list[bool]:
-    """Which texts are of this share; blank ones and missing ones are of neither."""
+def _mark_share(texts: list[Any], *, fraction: float, held_out: bool) -> list[bool]:
+    """Mark the texts that belong to this share; a blank or missing text belongs to none."""
     for text in texts:
         if text is not None and not isinstance(text, str):
             raise ConfigError(
-                "data.text_column", "holds something else than text", given=repr(text)[:60]
+                "data.text_column", "has a value that is not text", given=repr(text)[:60]
             )
     return [
         bool(text) and not text.isspace() and is_held_out(text, fraction) is held_out
@@ -129,12 +128,22 @@ def _belong(texts: list[Any], *, fraction: float, held_out: bool) -> list[bool]:
     ]
 
 
-def _stdlib(cfg: DataConfig, task: Task) -> Corpus:
+def is_held_out(key: str, fraction: float) -> bool:
+    """Whether the document named `key` belongs to the held-out share.
+
+    A hash decides, so the split does not depend on the order of documents or on a seed: the first
+    eight bytes of SHA-256 of `key`, read as a number in [0, 1), must be below `fraction`.
+    """
+    digest = hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64 < fraction
+
+
+def _load_stdlib(cfg: DataConfig, task: Task) -> Corpus:
     if task is Task.sequence_classification:
         raise ConfigError(
             "data", "the standard library has no labels", given="stdlib", valid="text, hub"
         )
-    documents = stdlib_documents(part=cfg.part)
+    documents = read_stdlib(part=cfg.part)
     halves: dict[bool, list[str]] = {False: [], True: []}
     for path, text in documents.items():
         halves[is_held_out(path, cfg.val_fraction)].append(text)
@@ -144,12 +153,12 @@ def _stdlib(cfg: DataConfig, task: Task) -> Corpus:
     )
 
 
-def _files(key: str, given: Any) -> list[Path]:
+def _resolve_files(key: str, given: Any) -> list[Path]:
     names = [given] if isinstance(given, str) else list(given or [])
     if not names:
         raise ConfigError(
             key,
-            "a file is required here",
+            "must be a file",
             given=given,
             valid=f"one path or a list of paths ({', '.join(_READERS)})",
         )
@@ -163,7 +172,7 @@ def _files(key: str, given: Any) -> list[Path]:
                 valid=f"a file: {', '.join(_READERS)}",
             )
         if path.suffix not in _READERS:
-            raise ConfigError(key, "this file type is not read", given=str(path), valid=_READERS)
+            raise ConfigError(key, "unknown file type", given=str(path), valid=_READERS)
         if path.stat().st_size == 0:
             raise ConfigError(
                 key, "the file is empty", given=str(path), valid="a file with text in it"
@@ -171,16 +180,18 @@ def _files(key: str, given: Any) -> list[Path]:
     if len({_READERS[path.suffix] for path in paths}) > 1:
         raise ConfigError(
             key,
-            "files of one list must be of one type",
+            "all files must be of the same type",
             given=list(map(str, paths)),
-            valid=f"all of them one of {', '.join(_READERS)}",
+            valid=f"all of one type: {', '.join(_READERS)}",
         )
     return paths
 
 
-def _text(cfg: DataConfig) -> tuple[Documents, Documents | None]:
-    paths = _files("data.path", cfg.path)
-    held_out_paths = _files("data.val_path", cfg.val_path) if cfg.val_path is not None else []
+def _load_text(cfg: DataConfig) -> tuple[Documents, Documents | None]:
+    paths = _resolve_files("data.path", cfg.path)
+    held_out_paths = (
+        _resolve_files("data.val_path", cfg.val_path) if cfg.val_path is not None else []
+    )
     size_gb = sum(path.stat().st_size for path in paths) / 1e9
     streamed = cfg.streaming is Streaming.always or (
         cfg.streaming is Streaming.auto and size_gb > cfg.stream_above_gb
@@ -192,7 +203,7 @@ def _text(cfg: DataConfig) -> tuple[Documents, Documents | None]:
         with reading(key):
             return datasets.load_dataset(
                 reader,
-                name=_versions(files),
+                name=_hash_file_versions(files),
                 data_files=[glob.escape(str(path)) for path in files],
                 split="train",
                 streaming=stream,
@@ -203,15 +214,18 @@ def _text(cfg: DataConfig) -> tuple[Documents, Documents | None]:
     return train, read(held_out_paths, False, "data.val_path") if held_out_paths else None
 
 
-def _versions(files: Iterable[Path]) -> str:
-    """Names the files as they are now: `datasets` alone trusts the time of the last change,
-    which unpacking an archive may set back."""
+def _hash_file_versions(files: Iterable[Path]) -> str:
+    """Make a cache name for the present state of the files.
+
+    `datasets` by itself looks only at the time of the last change, which can go back when an
+    archive is unpacked.
+    """
     stats = [(str(path), path.stat()) for path in files]
     now = [(path, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for path, stat in stats]
     return hashlib.sha256(repr(now).encode()).hexdigest()[:16]
 
 
-def _hub(cfg: DataConfig) -> tuple[Documents, Documents | None]:
+def _load_hub(cfg: DataConfig) -> tuple[Documents, Documents | None]:
     def read(split: str | None, key: str) -> Documents:
         with reading("data.path", split_key=key):
             return datasets.load_dataset(
@@ -228,17 +242,17 @@ def _hub(cfg: DataConfig) -> tuple[Documents, Documents | None]:
 
 @contextmanager
 def reading(key: str, split_key: str | None = None) -> Iterator[None]:
-    """Whatever goes wrong inside `datasets` becomes an error of the config that caused it."""
+    """Turn whatever goes wrong inside `datasets` into a `ConfigError` of `key`."""
     verbosity = datasets.logging.get_verbosity()
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # it is said once, with its key
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # the error says it, once
     try:
         yield
     except SurgeryError:
         raise
-    except Exception as error:  # its readers raise anything, wrapped in its own classes
+    except Exception as error:  # the readers of `datasets` raise errors of any class
         lines = str(error.__cause__ or error).splitlines() or [type(error).__name__]
         if "corresponds to no data" in lines[0]:
-            raise ConfigError(key, "holds no document") from None
+            raise ConfigError(key, "has no documents") from None
         if split_key is not None and "split" in lines[0].lower():
             raise ConfigError(split_key, lines[0]) from None
         raise ConfigError(key, f"cannot be read: {lines[0]}") from None
@@ -246,14 +260,14 @@ def reading(key: str, split_key: str | None = None) -> Iterator[None]:
         datasets.logging.set_verbosity(verbosity)
 
 
-def _columns(documents: Documents, cfg: DataConfig, wanted: dict[str, str]) -> Documents:
-    """Keep the wanted columns, under our own names."""
+def _select_columns(documents: Documents, cfg: DataConfig, wanted: dict[str, str]) -> Documents:
+    """Keep the wanted columns and give them this module's names."""
     present = documents.column_names
-    if not present:  # a stream that cannot tell, or no rows at all
+    if not present:  # a stream that does not know its columns, or no rows at all
         with reading("data.path"):
             present = list(next(iter(documents), {}))
         if not present:
-            raise ConfigError("data.path", "holds no document", given=cfg.path)
+            raise ConfigError("data.path", "has no documents", given=cfg.path)
     for column in wanted:
         if column not in present:
             raise ConfigError(

@@ -1,4 +1,4 @@
-"""Real text on every machine: the source files of Python's standard library."""
+"""Real text that every machine has: the source files of Python's standard library."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from surgery.config.schema import Part
-from surgery.data.parts import part_of
+from surgery.data.parts import extract_part
 
-# What distributions leave out or put elsewhere, so that two machines see the same files.
+# Distributions leave these out or move them. Without them, all machines see the same files.
 SKIPPED_FOLDERS = {
     "__pycache__",
     "dist-packages",
@@ -21,21 +21,21 @@ SKIPPED_FOLDERS = {
 }
 
 
-def stdlib_root() -> Path:
+def find_stdlib_root() -> Path:
     return Path(sysconfig.get_paths()["stdlib"])
 
 
-def stdlib_documents(root: Path | None = None, part: Part = Part.all) -> dict[str, str]:
-    """Source text, or that part of it, by path relative to the library's root, in path order.
+def read_stdlib(root: Path | None = None, part: Part = Part.all) -> dict[str, str]:
+    """Read source text, or a part of it: path relative to the library's root → text, in order.
 
-    Files that are not valid UTF-8, and blank ones, are left out; of a part, also those that cannot
+    Files that are blank or not valid UTF-8 are left out, and with a part also those that cannot
     be read as Python.
     """
-    root = root or stdlib_root()
+    root = root or find_stdlib_root()
     documents = {}
-    for path in sorted(_sources(root)):
+    for path in sorted(_find_sources(root)):
         try:
-            text = part_of(path.read_bytes().decode("utf-8"), part)
+            text = extract_part(path.read_bytes().decode("utf-8"), part)
         except (UnicodeDecodeError, OSError):
             continue
         if text is not None and text.strip():
@@ -43,7 +43,7 @@ def stdlib_documents(root: Path | None = None, part: Part = Part.all) -> dict[st
     return documents
 
 
-def _sources(root: Path) -> Iterator[Path]:
+def _find_sources(root: Path) -> Iterator[Path]:
     for folder, folders, files in os.walk(root):
         folders[:] = [name for name in folders if name not in SKIPPED_FOLDERS]
         yield from (Path(folder, name) for name in files if name.endswith(".py"))

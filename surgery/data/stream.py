@@ -1,4 +1,4 @@
-"""Batches of a streamed data set, in epochs, started anywhere."""
+"""Batches of a streamed data set, in epochs, that can start at any batch."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from surgery.data.sources import reading
 
 
 class StreamBatches:
-    """One iterator per epoch, each epoch shuffled anew, taken up where training stands.
+    """One iterator per epoch. Each epoch is shuffled again and starts where training stands.
 
-    How long an epoch is shows only when it ends, so this notes at which batch each one began.
-    Going back to the middle of an epoch reads through its beginning.
+    The length of an epoch is known only when it ends, so this notes at which batch each epoch
+    began. To start in the middle of an epoch, it reads the beginning of the epoch again.
 
     Args:
         rows: the shuffled stream.
         loader: batches of `rows`.
-        trained: asked at the start of each iterator: batches this rank has been through.
-        epoch, began: an epoch, and the number of the run's batches before it.
+        trained: returns the number of batches that this rank has trained on; called at the start
+            of each iterator.
+        epoch, began: an epoch, and the number of batches of the run before it.
     """
 
     def __init__(
@@ -37,13 +38,13 @@ class StreamBatches:
         self._trained = trained
         self._began = {epoch: began}
 
-    def epoch_at(self, trained: int) -> tuple[int, int]:
-        """The epoch in which batch number `trained` is, and the number of its first batch."""
+    def find_epoch(self, trained: int) -> tuple[int, int]:
+        """Find the epoch of batch number `trained`, and the number of its first batch."""
         return max((epoch, began) for epoch, began in self._began.items() if began <= trained)
 
     def __iter__(self) -> Iterator[Batch]:
         trained = self._trained()
-        epoch, began = self.epoch_at(trained)
+        epoch, began = self.find_epoch(trained)
         number = began
         while True:
             self._rows.set_epoch(epoch)

@@ -1,4 +1,4 @@
-"""Documents to model inputs: packed windows that waste nothing, or one padded row each."""
+"""Turn documents into model inputs: packed windows without padding, or one padded row each."""
 
 from __future__ import annotations
 
@@ -11,88 +11,90 @@ import numpy as np
 from transformers import ByT5Tokenizer, PreTrainedTokenizerBase
 
 from surgery.config.schema import DataConfig, Layout, Task
-from surgery.data.cache import fingerprinted, tokenizer_identity
+from surgery.data.cache import hash_tokenizer, make_fingerprint
 from surgery.data.sources import LABEL, TEXT, Documents, reading
 from surgery.errors import ConfigError
 
-# Documents whose tokens are packed together; what is left over at the end is dropped. More where
-# documents are short, so that under 1 % is dropped; fewer where they are books.
+# Documents whose tokens are packed together; the rest that does not fill a window is dropped.
+# Short documents: more of them, so that less than 1 % is dropped. Books: fewer of them.
 PACK_DOCUMENTS = 1000
 PACK_WINDOWS = 100
 PACK_CHARACTERS = 32_000_000
-# Characters handed to a tokenizer at a time: it needs some hundred bytes per token meanwhile.
+# Characters per call of a tokenizer, which needs some hundred bytes per token while it works.
 ENCODE_CHARACTERS = 4_000_000
 CHARACTERS_PER_TOKEN = 4
 
-Rows = dict[str, Any]
+Columns = dict[str, Any]
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[np.ndarray]:
-    """Token ids of each text, without special tokens."""
+    """Encode each text as token ids, without special tokens."""
     if type(tokenizer) is ByT5Tokenizer:
-        # The same ids as the tokenizer's own loop over characters, hundreds of times faster;
-        # and text that spells a special token stays text.
+        # The same ids as from the tokenizer, but hundreds of times faster. And text that looks
+        # like a special token stays text.
         offset = tokenizer.offset
         return [
             np.frombuffer(text.encode("utf-8"), dtype=np.uint8).astype(np.int32) + offset
             for text in texts
         ]
     encoded: list[np.ndarray] = []
-    for some in _portions(texts):
-        made = tokenizer(some, add_special_tokens=False, return_attention_mask=False, verbose=False)
-        encoded += [np.asarray(ids, dtype=np.int32) for ids in made["input_ids"]]
+    for portion in _split_texts(texts):
+        output = tokenizer(
+            portion, add_special_tokens=False, return_attention_mask=False, verbose=False
+        )
+        encoded += [np.asarray(ids, dtype=np.int32) for ids in output["input_ids"]]
     return encoded
 
 
-def _portions(texts: list[str]) -> Iterator[list[str]]:
-    some: list[str] = []
+def _split_texts(texts: list[str]) -> Iterator[list[str]]:
+    portion: list[str] = []
     size = 0
     for text in texts:
-        if some and size + len(text) > ENCODE_CHARACTERS:
-            yield some
-            some, size = [], 0
-        some.append(text)
+        if portion and size + len(text) > ENCODE_CHARACTERS:
+            yield portion
+            portion, size = [], 0
+        portion.append(text)
         size += len(text)
-    if some:
-        yield some
+    if portion:
+        yield portion
 
 
-def frame(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    """The special tokens with which the tokenizer itself begins and ends a text."""
-    made = tokenizer("a", return_special_tokens_mask=True)
-    ids, special = list(made["input_ids"]), list(made["special_tokens_mask"])
+def find_special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """Find the special tokens that the tokenizer puts before a text and after it."""
+    output = tokenizer("a", return_special_tokens_mask=True)
+    ids, special = list(output["input_ids"]), list(output["special_tokens_mask"])
     if 0 not in special:
         return [], []
     return ids[: special.index(0)], ids[len(ids) - special[::-1].index(0) :]
 
 
-def to_windows(
+def make_windows(
     documents: Documents,
     tokenizer: PreTrainedTokenizerBase,
     cfg: DataConfig,
     task: Task,
 ) -> Documents:
-    """Rows of `input_ids`, with `position_ids` where packed documents are kept apart.
+    """Make rows of `input_ids`, with `position_ids` if packed documents are isolated.
 
     Raises:
-        ConfigError: windows too short for the tokenizer's special tokens, or labels that are not
-            numbers.
+        ConfigError: windows are too short for the tokenizer's special tokens, or labels are not
+            whole numbers.
     """
     size = PACK_DOCUMENTS
     columns = [TEXT]
     if task is Task.sequence_classification:
-        make = _classified(tokenizer, cfg)
+        make = _build_labelling(tokenizer, cfg)
         columns.append(LABEL)
     elif cfg.layout is Layout.packed:
-        make = _packed(tokenizer, cfg.seq_len, cfg.isolate_documents)
-        size = _documents_per_pack(documents, cfg.seq_len)
+        make = _build_packing(tokenizer, cfg.seq_len, cfg.isolate_documents)
+        size = _count_documents_per_pack(documents, cfg.seq_len)
     elif task is Task.masked_lm:
-        make = _framed_pieces(tokenizer, cfg.seq_len)
+        make = _build_framed_cutting(tokenizer, cfg.seq_len)
     else:
-        make = _pieces(tokenizer, cfg.seq_len)
+        make = _build_cutting(tokenizer, cfg.seq_len)
     kept = isinstance(documents, datasets.Dataset)
     work = [
-        tokenizer_identity(tokenizer) if kept else None,
+        hash_tokenizer(tokenizer) if kept else None,
         task.value,
         cfg.layout.value,
         cfg.seq_len,
@@ -104,11 +106,11 @@ def to_windows(
         batched=True,
         batch_size=size,
         remove_columns=columns,
-        **fingerprinted(documents, "windows", *work),
+        **make_fingerprint(documents, "windows", *work),
     )
 
 
-def _documents_per_pack(documents: Documents, seq_len: int) -> int:
+def _count_documents_per_pack(documents: Documents, seq_len: int) -> int:
     if isinstance(documents, datasets.Dataset):
         texts = documents[:PACK_DOCUMENTS][TEXT] if len(documents) else []
     else:
@@ -120,9 +122,9 @@ def _documents_per_pack(documents: Documents, seq_len: int) -> int:
     return min(max(PACK_DOCUMENTS, fewest), most)
 
 
-def _documents(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[str]], list[np.ndarray]]:
-    """Texts to tokens for a causal model: begun as the tokenizer does, and always ended."""
-    before, after = frame(tokenizer)
+def _build_tokenize(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[str]], list[np.ndarray]]:
+    """Build the tokenizing for a causal model: begin as the tokenizer does, and always end."""
+    before, after = find_special_tokens(tokenizer)
     if not after and tokenizer.eos_token_id is not None:
         after = [tokenizer.eos_token_id]
     head, tail = np.asarray(before, dtype=np.int32), np.asarray(after, dtype=np.int32)
@@ -133,12 +135,12 @@ def _documents(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[str]], list
     return make
 
 
-def _packed(
+def _build_packing(
     tokenizer: PreTrainedTokenizerBase, seq_len: int, isolate: bool
-) -> Callable[[Rows], Rows]:
-    tokenize = _documents(tokenizer)
+) -> Callable[[Columns], Columns]:
+    tokenize = _build_tokenize(tokenizer)
 
-    def make(batch: Rows) -> Rows:
+    def make(batch: Columns) -> Columns:
         documents = tokenize(batch[TEXT])
         tokens = np.concatenate([np.zeros(0, dtype=np.int32), *documents])
         count = len(tokens) // seq_len
@@ -146,25 +148,27 @@ def _packed(
         if isolate:
             lengths = np.asarray([len(ids) for ids in documents], dtype=np.int64)
             starts = np.repeat(np.cumsum(lengths) - lengths, lengths)
-            windows["position_ids"] = _positions(starts, count, seq_len)
+            windows["position_ids"] = _count_positions(starts, count, seq_len)
         return windows
 
     return make
 
 
-def _positions(starts: np.ndarray, count: int, seq_len: int) -> np.ndarray:
-    """Distance to the document's start, or to the window's where that is nearer."""
+def _count_positions(starts: np.ndarray, count: int, seq_len: int) -> np.ndarray:
+    """Count tokens from the start of the document, or of the window if that is nearer."""
     index = np.arange(count * seq_len)
     window_starts = index // seq_len * seq_len
     positions = index - np.maximum(window_starts, starts[: len(index)])
     return positions.reshape(count, seq_len).astype(np.int32)
 
 
-def _pieces(tokenizer: PreTrainedTokenizerBase, seq_len: int) -> Callable[[Rows], Rows]:
-    """One row per document; a longer one becomes several."""
-    tokenize = _documents(tokenizer)
+def _build_cutting(
+    tokenizer: PreTrainedTokenizerBase, seq_len: int
+) -> Callable[[Columns], Columns]:
+    """Build a function that makes one row per document, or several of a long one."""
+    tokenize = _build_tokenize(tokenizer)
 
-    def make(batch: Rows) -> Rows:
+    def make(batch: Columns) -> Columns:
         rows = _cut(tokenize(batch[TEXT]), seq_len)
         # A row needs a token to predict from and one to predict.
         return {"input_ids": [row for row in rows if len(row) > 1]}
@@ -172,19 +176,21 @@ def _pieces(tokenizer: PreTrainedTokenizerBase, seq_len: int) -> Callable[[Rows]
     return make
 
 
-def _framed_pieces(tokenizer: PreTrainedTokenizerBase, seq_len: int) -> Callable[[Rows], Rows]:
-    """As `_pieces`, each row begun and ended as the tokenizer does."""
-    before, after = frame(tokenizer)
+def _build_framed_cutting(
+    tokenizer: PreTrainedTokenizerBase, seq_len: int
+) -> Callable[[Columns], Columns]:
+    """As `_build_cutting`, but each row begins and ends as the tokenizer does it."""
+    before, after = find_special_tokens(tokenizer)
     room = seq_len - len(before) - len(after)
     if room < 1:
         raise ConfigError(
             "data.seq_len",
-            "leaves no room beside the tokenizer's special tokens",
+            "leaves no room for text: the tokenizer's special tokens fill it",
             given=seq_len,
             valid=f"at least {seq_len - room + 1}",
         )
 
-    def make(batch: Rows) -> Rows:
+    def make(batch: Columns) -> Columns:
         rows = _cut(encode(tokenizer, batch[TEXT]), room)
         return {"input_ids": [before + row.tolist() + after for row in rows]}
 
@@ -197,13 +203,15 @@ def _cut(documents: list[np.ndarray], length: int) -> list[np.ndarray]:
     ]
 
 
-def _classified(tokenizer: PreTrainedTokenizerBase, cfg: DataConfig) -> Callable[[Rows], Rows]:
-    def make(batch: Rows) -> Rows:
+def _build_labelling(
+    tokenizer: PreTrainedTokenizerBase, cfg: DataConfig
+) -> Callable[[Columns], Columns]:
+    def make(batch: Columns) -> Columns:
         for label in batch[LABEL]:
             if type(label) is not int or label < 0:
                 raise ConfigError(
                     "data.label_column",
-                    "holds something else than class numbers",
+                    "has a value that is not a class number",
                     given=f"{cfg.label_column}={label!r}",
                     valid="whole numbers from 0",
                 )

@@ -11,9 +11,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from surgery.errors import PlanError
-from surgery.models.config import apply_patch, config_at, config_prefixes
+from surgery.models.config import apply_patch, get_config_part, list_config_prefixes
 from surgery.models.reference import ReferenceModels
-from surgery.models.rotary import build, rotaries
+from surgery.models.rotary import build_rotary, find_rotaries
 
 # What stays of a module that is built anew in its place: hooks, and accelerate's.
 _KEPT = ("training", "forward", "_old_forward", "_hf_hook", "_is_hf_initialized")
@@ -32,20 +32,23 @@ def patch_config_(model: PreTrainedModel, patch: Mapping[str, Any]) -> None:
     """
     if not patch:
         return
-    before, old_reference = copy.deepcopy(model.config), ReferenceModels(model).of({})
+    before, old_reference = copy.deepcopy(model.config), ReferenceModels(model).get({})
     apply_patch(model.config, patch)
-    places = {id(config_at(model.config, p)): p for p in config_prefixes(model.config)}
-    for path, module in rotaries(model).items():
+    places = {id(get_config_part(model.config, p)): p for p in list_config_prefixes(model.config)}
+    for path, module in find_rotaries(model).items():
         prefix = places.get(id(module.config))
         if prefix is None:  # a config of its own, which no key reaches
             continue
         try:
-            old, new = build(module, config_at(before, prefix)), build(module, module.config)
+            old, new = (
+                build_rotary(module, get_config_part(before, prefix)),
+                build_rotary(module, module.config),
+            )
         except (KeyError, ValueError, TypeError, ArithmeticError, RuntimeError) as error:
             raise PlanError(f"{path} cannot be built from the config: {error}") from error
         if _differ(old, new):
             _become(module, new.to(next(module.buffers()).device))
-    for path, fresh in _other_kinds(old_reference, ReferenceModels(model).of({})):
+    for path, fresh in _other_kinds(old_reference, ReferenceModels(model).get({})):
         _replace(model, path, fresh)
 
 

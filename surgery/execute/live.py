@@ -15,7 +15,7 @@ from surgery.errors import PlanError
 from surgery.execute.config import patch_config_
 from surgery.models.attributes import merge_attributes, set_attributes
 from surgery.models.convert import convert_model
-from surgery.models.copies import on_meta
+from surgery.models.copies import is_on_meta
 from surgery.models.sites import Site, find_sites
 from surgery.plan.operation import Step
 from surgery.plan.plan import Plan
@@ -71,7 +71,7 @@ def apply_(
         raise PlanError(f"the plan is not calibrated yet: {plan.open_decisions[0]}")
     _check_edits(plan)
     operations = {spec["operation"]: operation_class(spec["operation"]) for spec in plan.operations}
-    checked = check and not on_meta(model)
+    checked = check and not is_on_meta(model)
     if plan.conversion is not None:
         old, model = model, convert_model(model, **plan.conversion)
         if checked:

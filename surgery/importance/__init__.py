@@ -1,4 +1,4 @@
-"""Which heads matter: estimators behind one interface, and the score table they make.
+"""Measure which heads matter: estimators with one interface, and the score table they fill.
 
 table = score_heads(model, batches, "leave_one_out")
 table.save("importance.json")

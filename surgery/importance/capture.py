@@ -1,4 +1,4 @@
-"""One pass over some rows, and what of it has to be kept so that no layer runs in vain again."""
+"""Run a model once and keep what is needed to resume it from the middle of any layer."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from surgery.importance.work import Batch, logits_of
+from surgery.data.collate import Batch
+from surgery.importance.work import compute_logits
 from surgery.models.sites import Site
 
 
-class Unfit(Exception):  # noqa: N818  (no error: there is another way)
-    """A model that cannot be resumed from the middle; the text says why."""
+class NotResumable(Exception):  # noqa: N818  (not an error: there is a slower way)
+    """The model cannot be resumed from the middle; the text says why."""
 
 
 @dataclass(frozen=True)
@@ -25,48 +26,52 @@ class Stack:
 
     Attributes:
         layers: in the order in which they run.
-        index: of each site's layer.
+        index: number of each site's layer.
     """
 
     layers: Sequence[nn.Module]
     index: tuple[int, ...]
 
 
-def stack_of(model: PreTrainedModel, sites: Sequence[Site]) -> Stack:
-    """Raises: Unfit, where the sites are not one to a layer of one list of layers."""
+def find_stack(model: PreTrainedModel, sites: Sequence[Site]) -> Stack:
+    """Find the list of layers that holds the sites.
+
+    Raises:
+        NotResumable: the sites lie in several lists of layers, or several lie in one layer.
+    """
     if model.config.is_encoder_decoder:
-        raise Unfit("an encoder and a decoder are two stacks of layers")
-    found = [_place(model, site) for site in sites]
-    if len({path for path, _ in found}) != 1:
-        raise Unfit("its sites lie in several lists of layers")
-    index = tuple(number for _, number in found)
+        raise NotResumable("an encoder and a decoder are two stacks of layers")
+    places = [_locate_site(model, site) for site in sites]
+    if len({path for path, _ in places}) != 1:
+        raise NotResumable("its sites lie in several lists of layers")
+    index = tuple(number for _, number in places)
     if len(set(index)) < len(index):
-        raise Unfit("it has several sites in a layer")
-    layers = model.get_submodule(found[0][0])
+        raise NotResumable("it has several sites in a layer")
+    layers = model.get_submodule(places[0][0])
     assert isinstance(layers, nn.ModuleList)
     return Stack(tuple(layers), index)
 
 
-def _place(model: nn.Module, site: Site) -> tuple[str, int]:
-    """The outermost list of layers around a site, and which of them it is in."""
+def _locate_site(model: nn.Module, site: Site) -> tuple[str, int]:
+    """Find the path of the outermost list of layers around a site, and the layer's number."""
     names = site.output.path.split(".")
     for end in range(1, len(names)):
         path = ".".join(names[:end])
         if isinstance(model.get_submodule(path), nn.ModuleList) and site.path.startswith(path):
             return path, int(names[end])
-    raise Unfit("its sites do not lie in a list of layers")
+    raise NotResumable("its sites do not lie in a list of layers")
 
 
 @dataclass
-class Moment:
-    """What one layer did.
+class LayerTrace:
+    """What the modules of one layer returned.
 
     Attributes:
-        output: of the layer, as it returned it.
-        attended: what the attending module returned; ``None`` for a layer without a site.
-        inputs: [B, N, Hq * unit], of the site's output projection.
-        projected: [B, N, D_model], its output.
-        earlier: what the layer's own modules returned that ran before the attending one.
+        output: what the layer returned.
+        attended: what the attention block returned; ``None`` for a layer without a site.
+        inputs: [B, N, Hq * unit], the input of the site's output projection.
+        projected: [B, N, D_model], the output of the site's output projection.
+        earlier: what those modules of the layer returned that ran before the attention block.
     """
 
     output: Any = None
@@ -78,17 +83,17 @@ class Moment:
 
 def capture(
     model: PreTrainedModel, stack: Stack, sites: Sequence[Site], batch: Batch
-) -> tuple[torch.Tensor, list[Moment]]:
-    """Logits of `batch`, and a moment for each layer.
+) -> tuple[torch.Tensor, list[LayerTrace]]:
+    """Run `batch`; return its logits, and a trace for each layer.
 
     Raises:
-        Unfit: layers that do not each run once, in order.
+        NotResumable: the layers do not each run once, in order.
     """
-    moments = [Moment() for _ in stack.layers]
+    traces = [LayerTrace() for _ in stack.layers]
     order: list[int] = []
     with ExitStack() as hooks:
 
-        def after(module: nn.Module, function: Callable[[Any, Any], None]) -> None:
+        def call_after(module: nn.Module, function: Callable[[Any, Any], None]) -> None:
             def hook(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
                 function((args, kwargs), output)
 
@@ -97,40 +102,40 @@ def capture(
 
         for number, layer in enumerate(stack.layers):
 
-            def whole(_: Any, output: Any, number: int = number) -> None:
+            def keep_output(_: Any, output: Any, number: int = number) -> None:
                 order.append(number)
-                moments[number].output = output
+                traces[number].output = output
 
-            after(layer, whole)
+            call_after(layer, keep_output)
         for number, site in zip(stack.index, sites, strict=True):
-            _watch(after, model, stack.layers[number], site, moments[number])
-        logits = logits_of(model, batch)
-    if order != list(range(len(moments))):
-        raise Unfit("its layers do not each run once, in order")
-    return logits, moments
+            _record_site(call_after, model, stack.layers[number], site, traces[number])
+        logits = compute_logits(model, batch)
+    if order != list(range(len(traces))):
+        raise NotResumable("its layers do not each run once, in order")
+    return logits, traces
 
 
-def _watch(
-    after: Callable[[nn.Module, Callable[[Any, Any], None]], None],
+def _record_site(
+    call_after: Callable[[nn.Module, Callable[[Any, Any], None]], None],
     model: nn.Module,
     layer: nn.Module,
     site: Site,
-    moment: Moment,
+    trace: LayerTrace,
 ) -> None:
-    def attended(_: Any, output: Any) -> None:
-        moment.attended = output
+    def keep_attended(_: Any, output: Any) -> None:
+        trace.attended = output
 
-    def projected(given: Any, output: torch.Tensor) -> None:
-        args, kwargs = given
-        moment.inputs = args[0] if args else next(iter(kwargs.values()))
-        moment.projected = output
+    def keep_projected(arguments: Any, output: torch.Tensor) -> None:
+        args, kwargs = arguments
+        trace.inputs = args[0] if args else next(iter(kwargs.values()))
+        trace.projected = output
 
-    after(model.get_submodule(site.path), attended)
-    after(model.get_submodule(site.output.path), projected)
+    call_after(model.get_submodule(site.path), keep_attended)
+    call_after(model.get_submodule(site.output.path), keep_projected)
     for child in layer.children():
 
-        def earlier(_: Any, output: Any, child: nn.Module = child) -> None:
-            if moment.inputs is None and moment.attended is None:
-                moment.earlier[child] = output
+        def keep_earlier(_: Any, output: Any, child: nn.Module = child) -> None:
+            if trace.inputs is None and trace.attended is None:
+                trace.earlier[child] = output
 
-        after(child, earlier)
+        call_after(child, keep_earlier)

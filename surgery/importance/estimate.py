@@ -1,8 +1,9 @@
-"""Scores of a model's heads: batches through one estimator, into one table."""
+"""Score the heads of a model: run batches through one estimator and fill one table."""
 
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -10,16 +11,15 @@ import torch
 from transformers import PreTrainedModel
 
 from surgery.config.schema import ObjectiveName, Task
-from surgery.console import progress, say
+from surgery.console import say, track_progress
+from surgery.data.collate import Batch
 from surgery.errors import ConfigError
-from surgery.importance.check import check_estimator
-from surgery.importance.control import random_scores
 from surgery.importance.gate_gradient import GateGradient
 from surgery.importance.leave_one_out import LeaveOneOut
-from surgery.importance.losses import targets
+from surgery.importance.losses import find_labelled_positions
 from surgery.importance.output_norm import OutputNorm
 from surgery.importance.table import GROUPS, HEADS, UNITS, ScoreTable, SiteScores
-from surgery.importance.work import Batch, BatchScores, Scores, Work
+from surgery.importance.work import BatchScores, Scores, Work, check_estimator
 from surgery.models.sites import Site, find_sites
 
 # Scores some sites of a model: (model, sites, estimator, unit) → table.
@@ -47,51 +47,70 @@ def score_heads(
     model_name: str = "",
     data_name: str = "",
 ) -> ScoreTable:
-    """How much hangs on every query head and KV group of `model`, which is left as it is.
+    """Score every query head and KV group of `model`: how much is lost without it.
 
-    A score is the mean over batches, each weighted by what it was measured on (labelled positions,
-    or examples for gate_gradient and output_norm); its error is the standard error of that mean.
+    A score is the mean over batches. A batch weighs as much as was measured on it: labelled
+    positions, or examples for gate_gradient and output_norm. The error of a score is the standard
+    error of that mean. The model stays as it is.
 
     Args:
         batches: arguments of forward passes with their ``labels`` ([B, N], -100 where nothing is
-            predicted; [B] for classes). ``random`` looks at none, and output_norm needs no labels.
+            predicted; [B] for classes). ``random`` uses no batches, output_norm needs no labels.
         estimator: one of `ESTIMATORS`.
-        sites: those to score; by default, all that the model has.
+        sites: the sites to score; by default all sites of the model.
         units: ``heads``, ``groups`` (a KV head with the query heads that share it), or both.
-        objective: what is lost: lm, the label loss; distill, KL from the model as it is.
-        seed: of what is drawn (random).
+        objective: which loss: lm, the label loss; distill, KL from the unchanged model.
+        seed: for random scores.
         memory_rows: most rows that run side by side in leave_one_out, ablations included.
         model_name, data_name: for the table.
 
     Raises:
-        ConfigError: an unknown estimator or unit, a model without sites, an objective that the
-            estimator cannot have, or batches without labels.
+        ConfigError: the estimator or a unit is unknown, the model has no sites, the estimator
+            cannot use this objective, or the batches have no labels.
     """
     check_estimator("importance.estimator", estimator, objective)
     if not units or any(unit not in UNITS for unit in units):
-        raise ConfigError("importance.units", "are not known", given=list(units), valid=UNITS)
+        raise ConfigError("importance.units", "unknown units", given=list(units), valid=UNITS)
     if memory_rows < 1:
         raise ConfigError("importance.memory_windows", "must be at least 1", given=memory_rows)
     sites = find_sites(model).sites if sites is None else tuple(sites)
     if not sites:
         raise ConfigError(
-            "model", "has no attention whose heads could be scored", given=type(model).__name__
+            "model", "has no attention heads that can be scored", given=type(model).__name__
         )
     work = Work(model, sites, tuple(units), task, objective, seed, memory_rows)
     if estimator == "random":
-        scores = random_scores(work)
+        scores = draw_random_scores(work)
         unknown = {u: [torch.full_like(row, math.nan) for row in scores[u]] for u in scores}
-        return _table(work, estimator, scores, unknown, [], model_name, data_name)
-    measured = _measured(work, estimator, list(batches))
-    found, errors = average(measured)
-    return _table(work, estimator, found, errors, measured, model_name, data_name)
+        return _make_table(work, estimator, scores, unknown, [], model_name, data_name)
+    measured = _measure_batches(work, estimator, list(batches))
+    means, errors = average_batches(measured)
+    return _make_table(work, estimator, means, errors, measured, model_name, data_name)
 
 
-def average(measured: Sequence[BatchScores]) -> tuple[Scores, Scores]:
-    """Weighted means over batches, and their standard errors; NaN for a single batch.
+def draw_random_scores(work: Work) -> Scores:
+    """Draw scores uniformly from [0, 1): the control that every other estimator must beat.
 
-    With weights w summing to 1 the error is sqrt(n / (n - 1) sum w^2 (x - mean)^2); for equal
-    ones, the standard deviation over sqrt(n).
+    They depend only on the seed, the path of the site and the unit. Where a group is one head,
+    heads and groups get the same numbers.
+    """
+    scores: Scores = {}
+    for unit in work.units:
+        scores[unit] = []
+        for site in work.sites:
+            name = HEADS if site.group_size == 1 else unit
+            seed = zlib.crc32(f"{work.seed}/{site.path}/{name}".encode())
+            generator = torch.Generator().manual_seed(seed)
+            count = site.q_heads if name == HEADS else site.kv_heads
+            scores[unit].append(torch.rand(count, generator=generator, dtype=torch.float64))
+    return scores
+
+
+def average_batches(measured: Sequence[BatchScores]) -> tuple[Scores, Scores]:
+    """Average scores over batches; return weighted means and their standard errors.
+
+    With weights w that sum to 1 the error is sqrt(n / (n - 1) sum w^2 (x - mean)^2). For equal
+    weights this is the standard deviation over sqrt(n). For a single batch it is NaN.
     """
     weights = torch.tensor([one.weight for one in measured], dtype=torch.float64)
     weights = (weights / weights.sum())[:, None]
@@ -111,40 +130,44 @@ def average(measured: Sequence[BatchScores]) -> tuple[Scores, Scores]:
     return means, errors
 
 
-def _measured(work: Work, estimator: str, batches: Sequence[Batch]) -> list[BatchScores]:
+def _measure_batches(work: Work, estimator: str, batches: Sequence[Batch]) -> list[BatchScores]:
     if not batches:
-        raise ConfigError("importance.windows", "there is no batch to score heads on", given=0)
+        raise ConfigError("importance.windows", "there are no batches to score heads on", given=0)
     measure = _MEASURED[estimator](work)
     device = next(work.model.parameters()).device
-    found = []
-    with at_rest(work.model), progress(f"importance, {estimator}", len(batches)) as steps:
+    measured = []
+    with freezing(work.model), track_progress(f"importance, {estimator}", len(batches)) as steps:
         for batch in batches:
             batch = {name: value.to(device) for name, value in batch.items()}
             if estimator != "output_norm":
                 _check_labels(batch, estimator)
-            if estimator == "output_norm" or targets(batch["labels"], work.task).total:
-                found.append(measure(batch))
+            if (
+                estimator == "output_norm"
+                or find_labelled_positions(batch["labels"], work.task).total
+            ):
+                measured.append(measure(batch))
             steps.advance()
-    if not found:
-        raise ConfigError("data", "no batch has a labelled position, so no loss to score heads by")
-    if len(found) < len(batches):
-        say(f"  {len(batches) - len(found)} batches have no labelled position and were left out")
-    return found
+    if not measured:
+        raise ConfigError("data", "no batch has a labelled position, so there is no loss to score")
+    if len(measured) < len(batches):
+        left_out = len(batches) - len(measured)
+        say(f"  {left_out} batches have no labelled position and were left out")
+    return measured
 
 
 def _check_labels(batch: Batch, estimator: str) -> None:
     if "labels" not in batch:
         raise ConfigError(
             "importance.estimator",
-            "needs labels, and the batches have none",
+            "needs labels, but the batches have none",
             given=estimator,
-            valid="output_norm or random, which look at no loss",
+            valid="output_norm or random, which need no loss",
         )
 
 
 @contextmanager
-def at_rest(model: PreTrainedModel) -> Iterator[None]:
-    """Without dropout and without gradients of parameters; afterwards as it was."""
+def freezing(model: PreTrainedModel) -> Iterator[None]:
+    """Turn off dropout and the gradients of parameters; restore both afterwards."""
     training = [module for module in model.modules() if module.training]
     learning = [one for one in model.parameters() if one.requires_grad]
     model.eval()
@@ -159,7 +182,7 @@ def at_rest(model: PreTrainedModel) -> Iterator[None]:
             module.training = True
 
 
-def _table(
+def _make_table(
     work: Work,
     estimator: str,
     scores: Scores,

@@ -1,4 +1,4 @@
-"""Gates on heads: what each head hands to the output projection, times a number."""
+"""Gates on heads: multiply what each head gives to the output projection by a number."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from surgery.models.sites import Site
 class Gates:
     """While open, multiplies every head's slice of an output projection's input by its gate.
 
-    At gates of 0 a head's output is that of a model without it; at 1, of the model as it is. A
-    site whose module is called several times (ALBERT's layers) is gated each time.
+    With a gate of 0 the model computes as if it did not have the head; with a gate of 1 nothing
+    changes. A site whose module is called several times (ALBERT's layers) is gated each time.
 
     Args:
-        model: that has the sites.
-        sites: those that may be gated.
-        gates: site path → [Hq], or [B, Hq] with a row of gates per row of the batch. Sites without
-            an entry are left as they are. May be changed while open: see `gates`.
+        model: the model that has the sites.
+        sites: the sites that may be gated.
+        gates: site path → [Hq], or [B, Hq] with one row of gates per row of the batch. Sites
+            without an entry stay as they are.
 
     Attributes:
-        gates: the mapping that every forward pass looks up.
-        calls: how often each site's output projection was called, gated or not.
+        gates: every forward pass looks here, so it may be changed while open.
+        calls: how often the output projection of each site was called, gated or not.
     """
 
     def __init__(
@@ -62,10 +62,10 @@ class Gates:
         self.close()
 
     def require_calls(self) -> None:
-        """Refuse to go on blind.
+        """Check that the gates had an effect.
 
         Raises:
-            SurgeryError: a site's output projection was never called as a module.
+            SurgeryError: the output projection of a site was never called as a module.
         """
         for path, calls in self.calls.items():
             if not calls:
@@ -87,15 +87,16 @@ class _Hook:
         if gate is None:
             return None
         if args:
-            return (gated(args[0], gate, self.site), *args[1:]), kwargs
+            return (apply_gate(args[0], gate, self.site), *args[1:]), kwargs
         name, inputs = next(iter(kwargs.items()))
-        return args, {**kwargs, name: gated(inputs, gate, self.site)}
+        return args, {**kwargs, name: apply_gate(inputs, gate, self.site)}
 
 
-def gated(inputs: torch.Tensor, gate: torch.Tensor, site: Site) -> torch.Tensor:
-    """[B, N, Hq * unit] (or [B * N, Hq * unit]) with every head's slice times its gate.
+def apply_gate(inputs: torch.Tensor, gate: torch.Tensor, site: Site) -> torch.Tensor:
+    """Multiply every head's slice by its gate.
 
     Args:
+        inputs: [B, N, Hq * unit] or [B * N, Hq * unit].
         gate: [Hq] or [B, Hq].
     """
     gate = gate.to(inputs.dtype)

@@ -1,4 +1,4 @@
-"""`output_norm`: how much each head adds to the residual stream (Minitron)."""
+"""`output_norm`: the norm of what each head adds to the residual stream (Minitron)."""
 
 from __future__ import annotations
 
@@ -7,61 +7,62 @@ from typing import Any
 
 import torch
 
+from surgery.data.collate import Batch
 from surgery.errors import SurgeryError
 from surgery.importance.table import GROUPS, HEADS
-from surgery.importance.work import Batch, BatchScores, Scores, Work, logits_of
+from surgery.importance.work import BatchScores, Scores, Work, compute_logits
 from surgery.models.sites import Site
 
 
 class OutputNorm:
-    """||W_O,h o_h|| of each token, its mean over an example, root mean square over examples.
+    """||W_O,h o_h|| of each token; its mean over an example, root mean square over examples.
 
     Minitron (2407.14679, sec. 2.2) takes ||o_h||, with the mean over the sequence and L2 over the
-    batch. Here o_h goes through its columns of the output projection first: values and output
-    projection may trade any factor without changing the model, and a score should not follow it.
-    L2 is taken as a root mean square, so that it does not grow with the batch. Padding does not
-    count. A group's norm is that of its heads' sum.
+    batch. Here o_h is first multiplied with its columns of the output projection: a factor can
+    move between values and output projection without changing the model, and the score must not
+    depend on it. L2 is taken as a root mean square, so that it does not grow with the batch.
+    Padding does not count. The norm of a group is the norm of the sum of its heads.
 
-    Scores are in units of the residual stream; the objective has no part in them.
+    Scores are in units of the residual stream; the objective does not matter.
     """
 
     def __init__(self, work: Work) -> None:
         self.work = work
         self._grams = [
-            {unit: gram(work.model, site, members(site, unit)) for unit in work.units}
+            {unit: compute_gram(work.model, site, count_members(site, unit)) for unit in work.units}
             for site in work.sites
         ]
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> BatchScores:
         work = self.work
-        found: list[list[dict[str, torch.Tensor]]] = [[] for _ in work.sites]
+        calls_by_site: list[list[dict[str, torch.Tensor]]] = [[] for _ in work.sites]
         handles = []
 
         def watch(number: int, site: Site) -> None:
-            def took(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            def keep_norms(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
                 inputs = args[0] if args else next(iter(kwargs.values()))
-                found[number].append(self._means(number, site, inputs, batch))
+                calls_by_site[number].append(self._average_norms(number, site, inputs, batch))
 
             module = work.model.get_submodule(site.output.path)
-            handles.append(module.register_forward_pre_hook(took, with_kwargs=True))
+            handles.append(module.register_forward_pre_hook(keep_norms, with_kwargs=True))
 
         for number, site in enumerate(work.sites):
             watch(number, site)
         try:
-            logits_of(work.model, batch)
+            compute_logits(work.model, batch)
         finally:
             for handle in handles:
                 handle.remove()
         scores: Scores = {unit: [] for unit in work.units}
-        for site, calls in zip(work.sites, found, strict=True):
+        for site, calls in zip(work.sites, calls_by_site, strict=True):
             if not calls:
                 raise SurgeryError(
                     f"{site.path} took no part in a forward pass over these batches, or does not "
                     "call its output projection"
                 )
             for unit in work.units:
-                # Of a module that is called several times, the mean.
+                # If a module is called several times, take the mean.
                 means = torch.stack([call[unit] for call in calls]).mean(0)
                 scores[unit].append(means.square().mean(0).sqrt())
         examples = next(iter(batch.values()))
@@ -69,13 +70,13 @@ class OutputNorm:
         tokens = int(mask.sum()) if "attention_mask" in batch else mask.numel()
         return BatchScores(scores, len(examples), tokens)
 
-    def _means(
+    def _average_norms(
         self, number: int, site: Site, inputs: torch.Tensor, batch: Batch
     ) -> dict[str, torch.Tensor]:
-        """Unit → [B, units], fp64: the norm's mean over real tokens."""
+        """Average the norms over real tokens: unit → [B, units], fp64."""
         rows = len(next(iter(batch.values())))
         outputs = inputs.detach().reshape(rows, -1, site.q_heads * site.output.unit)
-        real = real_tokens(self.work, site, batch, outputs)
+        real = mark_real_tokens(self.work, site, batch, outputs)
         means = {}
         for unit in self.work.units:
             gram = self._grams[number][unit].to(outputs.dtype)
@@ -88,21 +89,21 @@ class OutputNorm:
         return means
 
 
-def members(site: Site, unit: str) -> int:
-    """Heads that are scored together."""
+def count_members(site: Site, unit: str) -> int:
+    """Count the heads that are scored together."""
     return {HEADS: 1, GROUPS: site.group_size}[unit]
 
 
-def gram(model: torch.nn.Module, site: Site, together: int) -> torch.Tensor:
-    """[Hq / together, width, width] of W_O,h^T W_O,h, width = together * unit."""
+def compute_gram(model: torch.nn.Module, site: Site, together: int) -> torch.Tensor:
+    """Compute W_O,h^T W_O,h: [Hq / together, width, width], width = together * unit."""
     weight = model.get_parameter(f"{site.output.path}.weight").detach()
     weight = weight if site.output.transposed else weight.mT  # [in, out]
     columns = weight.float().unflatten(0, (-1, together * site.output.unit))
     return columns @ columns.mT
 
 
-def real_tokens(work: Work, site: Site, batch: Batch, outputs: torch.Tensor) -> torch.Tensor:
-    """[B, N] of 0 and 1 in fp64: which queries are no padding."""
+def mark_real_tokens(work: Work, site: Site, batch: Batch, outputs: torch.Tensor) -> torch.Tensor:
+    """Mark the queries that are not padding: [B, N] of 0 and 1, fp64."""
     decoder = bool(work.model.config.is_encoder_decoder) and (site.cached or site.cross)
     mask = batch.get("decoder_attention_mask" if decoder else "attention_mask")
     shape: Sequence[int] = outputs.shape[:2]

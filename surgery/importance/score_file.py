@@ -1,4 +1,4 @@
-"""Score tables as `prune_heads` takes them: a number per query head, per KV group, or both."""
+"""Read the scores that `prune_heads` uses: a number per query head, per KV group, or both."""
 
 from __future__ import annotations
 
@@ -18,96 +18,99 @@ from surgery.importance.table import GROUPS, HEADS
 from surgery.models.sites import Site
 
 _VALID = 'a JSON file: {"scores": [[one number per query head] per layer]}, or a score table'
-# Of a table: unit → key of its rows in JSON.
+# Unit → key of its rows in the JSON of a table.
 _ROWS = {HEADS: "scores", GROUPS: "group_scores"}
 
-Rows = Mapping[int, Sequence[float]]
+LayerScores = Mapping[int, Sequence[float]]
 
 
 @dataclass(frozen=True)
 class HeadScores:
-    """What is lost with each head; the lowest go first.
+    """What is lost with each head; the heads with the lowest scores are removed first.
 
     Attributes:
-        heads: layer → one number per query head; ``None`` where only groups were scored.
-        groups: layer → one number per KV group; ``None``: a group's is the sum of its heads'.
+        heads: layer → one number per query head; ``None`` if only groups were scored.
+        groups: layer → one number per KV group; ``None``: a group's score is the sum of its heads.
     """
 
-    heads: Rows | None = None
-    groups: Rows | None = None
+    heads: LayerScores | None = None
+    groups: LayerScores | None = None
 
     @classmethod
-    def of(cls, table: ScoreTable, sites: Sequence[Site]) -> HeadScores:
-        """Those of `sites`, which are found by their paths."""
-        return cls(_of_sites(table.heads, sites), _of_sites(table.groups, sites))
+    def from_table(cls, table: ScoreTable, sites: Sequence[Site]) -> HeadScores:
+        """Take the scores of `sites` from a table, by the paths of the sites."""
+        return cls(_select_sites(table.heads, sites), _select_sites(table.groups, sites))
 
 
 def read_scores(
     path: str, sites: Sequence[Site], key: str, *, unit: str = HEADS, layers: int | None = None
 ) -> HeadScores:
-    """Read a `ScoreTable` (JSON or its parquet twin), or ``{"scores": [[...]]}`` alone.
+    """Read a `ScoreTable` (JSON or parquet), or only ``{"scores": [[...]]}``.
 
     Args:
-        sites: those whose scores are wanted.
-        unit: ``groups`` where scores of KV groups alone are enough.
-        layers: how many the model has; ``None``: the table may be of more.
+        sites: the sites whose scores are wanted.
+        unit: ``groups`` if scores of only the KV groups are enough.
+        layers: how many layers the model has; ``None``: the table may have more.
 
     Raises:
-        ConfigError: no such file, no table, or one of another model.
+        ConfigError: the file is missing, is not a table, or belongs to another model.
     """
-    table = _parquet(path, key) if Path(path).suffix == ".parquet" else _json(path, key)
-    rows = {unit: _rows(table, name, path, key) for unit, name in _ROWS.items()}
+    table = _read_parquet(path, key) if Path(path).suffix == ".parquet" else _read_json(path, key)
+    rows = {unit: _parse_rows(table, name, path, key) for unit, name in _ROWS.items()}
     if rows[HEADS] is None and (unit == HEADS or rows[GROUPS] is None):
-        only = " of query heads, only of KV groups" if rows[GROUPS] is not None else " table"
-        problem = f"holds no score{'s' if rows[GROUPS] is not None else ''}{only}"
+        problem = "is not a score table"
+        if rows[GROUPS] is not None:
+            problem = "has no scores of query heads, only of KV groups"
         raise ConfigError(key, problem, given=path, valid=_VALID)
-    for one, found in rows.items():
-        if found is not None:
-            _check(found, one, sites, layers, path, key)
+    for scored_unit, scores in rows.items():
+        if scores is not None:
+            _check_rows(scores, scored_unit, sites, layers, path, key)
     return HeadScores(rows[HEADS], rows[GROUPS])
 
 
-def _of_sites(scored: Sequence[SiteScores] | None, sites: Sequence[Site]) -> Rows | None:
+def _select_sites(scored: Sequence[SiteScores] | None, sites: Sequence[Site]) -> LayerScores | None:
     if scored is None:
         return None
     by_path = {one.site: one.scores for one in scored}
     return {site.layer: by_path[site.path] for site in sites}
 
 
-def _json(path: str, key: str) -> Any:
+def _read_json(path: str, key: str) -> Any:
     try:
         return json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(key, f"cannot be read: {error.strerror}", given=path) from None
     except ValueError as error:
-        raise ConfigError(key, f"is no JSON: {error}", given=path, valid=_VALID) from None
+        raise ConfigError(key, f"is not valid JSON: {error}", given=path, valid=_VALID) from None
 
 
-def _parquet(path: str, key: str) -> dict[str, Any]:
-    """The same rows as in JSON."""
+def _read_parquet(path: str, key: str) -> dict[str, Any]:
+    """Read a parquet file into the rows that the JSON file would have."""
     try:
         lines = pq.read_table(Path(path).expanduser()).to_pylist()
     except OSError as error:
-        problem = f"cannot be read: {error.strerror or 'no parquet'}"
+        problem = f"cannot be read: {error.strerror or 'not a parquet file'}"
         raise ConfigError(key, problem, given=path) from None
     except pa.ArrowException as error:
-        raise ConfigError(key, f"is no parquet: {error}", given=path, valid=_VALID) from None
-    found: dict[str, dict[int, dict[int, Any]]] = {}
+        raise ConfigError(
+            key, f"is not a parquet file: {error}", given=path, valid=_VALID
+        ) from None
+    by_name: dict[str, dict[int, dict[int, Any]]] = {}
     try:
         for line in lines:
-            layers = found.setdefault(_ROWS[line["unit"]], {})
+            layers = by_name.setdefault(_ROWS[line["unit"]], {})
             layers.setdefault(int(line["layer"]), {})[int(line["index"])] = line["score"]
     except (KeyError, TypeError, ValueError):
-        raise ConfigError(key, "holds no score table", given=path, valid=_VALID) from None
+        raise ConfigError(key, "is not a score table", given=path, valid=_VALID) from None
     table: dict[str, Any] = {}
-    for name, layers in found.items():
+    for name, layers in by_name.items():
         table["layers"] = sorted(layers)
         table[name] = [[row[n] for n in sorted(row)] for _, row in sorted(layers.items())]
     return table
 
 
-def _rows(table: Any, name: str, path: str, key: str) -> dict[int, list[Any]] | None:
-    """Layer → its scores."""
+def _parse_rows(table: Any, name: str, path: str, key: str) -> dict[int, list[Any]] | None:
+    """Parse layer → its scores; ``None`` if the table has no such scores."""
     if isinstance(table, list):
         table = {_ROWS[HEADS]: table}
     rows = table.get(name) if isinstance(table, dict) else None
@@ -116,11 +119,11 @@ def _rows(table: Any, name: str, path: str, key: str) -> dict[int, list[Any]] | 
     layers = table.get("layers", range(len(rows)) if isinstance(rows, list) else ())
     right = isinstance(rows, list) and all(isinstance(row, list) for row in rows)
     if not right or not all(type(n) is int for n in layers) or len(layers) != len(rows):
-        raise ConfigError(key, "holds no score table", given=path, valid=_VALID)
+        raise ConfigError(key, "is not a score table", given=path, valid=_VALID)
     return dict(zip(layers, rows, strict=True))
 
 
-def _check(
+def _check_rows(
     rows: Mapping[int, Sequence[Any]],
     unit: str,
     sites: Sequence[Site],
@@ -149,10 +152,13 @@ def _check(
             )
         if not all(is_score(score) for score in row):
             raise ConfigError(
-                key, f"a score of layer {site.layer} is no finite number", given=path, valid=_VALID
+                key,
+                f"a score of layer {site.layer} is not a finite number",
+                given=path,
+                valid=_VALID,
             )
 
 
 def is_score(value: Any) -> bool:
-    """Whether heads can be ordered by it."""
+    """Whether heads can be ordered by this value: a finite number."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

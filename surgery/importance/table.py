@@ -1,4 +1,4 @@
-"""The score table: what every estimator makes, what `prune_heads` takes, as JSON and as parquet."""
+"""The score table that every estimator fills and `prune_heads` reads, as JSON and as parquet."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ ESTIMATORS = ("gate_gradient", "output_norm", "leave_one_out", "random")
 
 @dataclass(frozen=True)
 class SiteScores:
-    """The scores of one site; the higher, the more is lost with the head.
+    """The scores of one site. The higher a score, the more is lost without the head.
 
     Attributes:
-        layer: of the site in the model, from 0.
-        site: its path.
+        layer: number of the site in the model, from 0.
+        site: path of the site.
         scores: one per query head or KV group.
-        errors: standard error of each, over batches; NaN for a single batch.
+        errors: standard error of each score over batches; NaN for a single batch.
     """
 
     layer: int
@@ -42,16 +42,16 @@ class ScoreTable:
     """Scores of every head, every KV group, or both.
 
     Attributes:
-        estimator: see `ESTIMATORS`; or how several tables were made one.
-        objective: what is lost (``lm`` or ``distill``); see `surgery.importance.losses`.
-        heads, groups: in the order of the layers; ``None`` where not asked for.
+        estimator: one of `ESTIMATORS`, or how several tables were combined.
+        objective: which loss (``lm`` or ``distill``); see `surgery.importance.losses`.
+        heads, groups: in the order of the layers; ``None`` if not asked for.
         model: name of the model.
         data: name of the data.
-        batches, tokens: how much of it.
-        seed: of what was drawn.
-        loss: of the model as it is on the same batches (nats per token); ``None`` where no
-            estimator needed it.
-        unit_of_scores: ``nats`` where a score is a loss, else what it is.
+        batches, tokens: amount of data used.
+        seed: seed of random draws.
+        loss: loss of the unchanged model on the same batches (nats per token); ``None`` if the
+            estimator did not need it.
+        unit_of_scores: ``nats`` if a score is a loss, else its own unit.
     """
 
     estimator: str
@@ -66,19 +66,19 @@ class ScoreTable:
     loss: float | None = None
     unit_of_scores: str = "nats"
 
-    def of(self, unit: str) -> tuple[SiteScores, ...]:
-        """The scores of ``heads`` or ``groups``.
+    def get_scores(self, unit: str) -> tuple[SiteScores, ...]:
+        """Return the scores of ``heads`` or ``groups``.
 
         Raises:
-            SurgeryError: these were not measured.
+            SurgeryError: the table does not have them.
         """
         found = self.heads if unit == HEADS else self.groups
         if found is None:
             raise SurgeryError(f"this table of {self.estimator} has no scores of {unit}")
         return found
 
-    def about(self) -> dict[str, Any]:
-        """What it is a table of, without the scores."""
+    def describe(self) -> dict[str, Any]:
+        """Return everything except the scores, for summaries and artifacts."""
         return {name: getattr(self, name) for name in _PLAIN}
 
     def to_json(self) -> dict[str, Any]:
@@ -96,33 +96,35 @@ class ScoreTable:
             "loss": self.loss,
             "layers": [site.layer for site in known],
             "sites": [site.site for site in known],
-            "scores": _lists(self.heads, "scores"),
-            "standard_errors": _lists(self.heads, "errors"),
-            "group_scores": _lists(self.groups, "scores"),
-            "group_standard_errors": _lists(self.groups, "errors"),
+            "scores": _to_lists(self.heads, "scores"),
+            "standard_errors": _to_lists(self.heads, "errors"),
+            "group_scores": _to_lists(self.groups, "scores"),
+            "group_standard_errors": _to_lists(self.groups, "errors"),
         }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> ScoreTable:
-        """Read what `to_json` wrote.
+        """Make a table from what `to_json` returned.
 
         Raises:
-            SurgeryError: another format, or no whole table.
+            SurgeryError: the format is another one, or the table is incomplete.
         """
         if data.get("format") != FORMAT:
             raise SurgeryError(f"a score table of format {data.get('format')}, not {FORMAT}")
         try:
             where = list(zip(data["layers"], data["sites"], strict=True))
             return cls(
-                heads=_sites(where, data["scores"], data["standard_errors"]),
-                groups=_sites(where, data["group_scores"], data["group_standard_errors"]),
+                heads=_parse_sites(where, data["scores"], data["standard_errors"]),
+                groups=_parse_sites(where, data["group_scores"], data["group_standard_errors"]),
                 **{name: data[name] for name in _PLAIN},
             )
         except (KeyError, TypeError, ValueError) as error:
-            raise SurgeryError(f"no whole score table: {type(error).__name__} {error}") from None
+            raise SurgeryError(
+                f"an incomplete score table: {type(error).__name__} {error}"
+            ) from None
 
     def to_arrow(self) -> pa.Table:
-        """A line per layer and head (or group): layer, site, unit, index, score, standard_error."""
+        """Make a row per layer and head (or group): layer, site, unit, index, score, error."""
         lines: dict[str, list[Any]] = {name: [] for name in _COLUMNS}
         for unit, sites in ((HEADS, self.heads), (GROUPS, self.groups)):
             for site in sites or ():
@@ -133,7 +135,7 @@ class ScoreTable:
         return pa.table({name: pa.array(lines[name], kind) for name, kind in _COLUMNS.items()})
 
     def save(self, path: str | Path) -> None:
-        """Write `path` (.json) and, beside it, the same name with .parquet."""
+        """Write the table to `path` (.json), and beside it to the same name with .parquet."""
         path = Path(path)
         write_json(path, self.to_json())
         pq.write_table(self.to_arrow(), path.with_suffix(".parquet"))
@@ -160,23 +162,23 @@ _COLUMNS = {
 }
 
 
-def _lists(sites: Sequence[SiteScores] | None, name: str) -> list[list[float | None]] | None:
+def _to_lists(sites: Sequence[SiteScores] | None, name: str) -> list[list[float | None]] | None:
     if sites is None:
         return None
-    # NaN is no JSON.
+    # JSON has no NaN.
     return [[x if x == x else None for x in getattr(site, name)] for site in sites]
 
 
-def _sites(
+def _parse_sites(
     where: Sequence[tuple[int, str]], scores: Any, errors: Any
 ) -> tuple[SiteScores, ...] | None:
     if scores is None:
         return None
     return tuple(
-        SiteScores(layer, site, tuple(map(float, row)), tuple(map(_number, spread)))
+        SiteScores(layer, site, tuple(map(float, row)), tuple(map(_parse_number, spread)))
         for (layer, site), row, spread in zip(where, scores, errors, strict=True)
     )
 
 
-def _number(value: float | None) -> float:
+def _parse_number(value: float | None) -> float:
     return float("nan") if value is None else float(value)

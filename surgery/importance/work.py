@@ -1,8 +1,8 @@
-"""What an estimator is given, and what it gives back for every batch."""
+"""The input of an estimator, and its result for each batch."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -10,21 +10,22 @@ import torch
 from transformers import PreTrainedModel
 
 from surgery.config.schema import ObjectiveName, Task
-from surgery.importance.table import GROUPS, HEADS
-from surgery.models.forward import no_cache
+from surgery.data.collate import Batch
+from surgery.errors import ConfigError
+from surgery.importance.table import ESTIMATORS, GROUPS, HEADS
+from surgery.models.forward import get_forward_options
 from surgery.models.sites import Site
 
-Batch = Mapping[str, torch.Tensor]
 # Unit → for each site, one number per head or group.
 Scores = dict[str, list[torch.Tensor]]
 
 
 @dataclass(frozen=True)
 class Work:
-    """One scoring: whose heads, by which loss.
+    """What an estimator has to score, and by which loss.
 
     Attributes:
-        units: of ``heads`` and ``groups``, those asked for.
+        units: ``heads``, ``groups`` or both.
         memory_rows: rows of a batch that may run side by side, ablations included.
     """
 
@@ -38,13 +39,12 @@ class Work:
 
 
 class BatchScores(NamedTuple):
-    """Of one batch.
+    """The scores on one batch.
 
     Attributes:
-        scores: see `Scores`.
-        weight: what it counts for beside other batches: its judged positions, or its examples.
-        tokens: positions that were looked at.
-        loss: label loss of the model as it is, in nats per token; ``None``: not measured.
+        weight: weight of this batch among others: its labelled positions, or its examples.
+        tokens: number of positions that were used.
+        loss: label loss of the unchanged model, in nats per token; ``None``: not measured.
     """
 
     scores: Scores
@@ -54,12 +54,12 @@ class BatchScores(NamedTuple):
 
 
 class Ablation(NamedTuple):
-    """Heads that are taken away together: one, or a KV head's.
+    """Query heads that are removed together: a single one, or those of a KV head.
 
     Attributes:
-        site: number among the sites.
+        site: number of the site among the sites.
         heads: query heads.
-        units: (unit, index) of every score that this ablation is.
+        units: (unit, index) of every score that this ablation gives.
     """
 
     site: int
@@ -67,34 +67,51 @@ class Ablation(NamedTuple):
     units: tuple[tuple[str, int], ...]
 
 
-def ablations(sites: Sequence[Site], units: Sequence[str]) -> list[Ablation]:
-    """What has to be taken away for scores of `units`, nothing twice: site after site."""
-    found = []
+def check_estimator(key: str, estimator: str, objective: ObjectiveName) -> None:
+    """Check what can be checked before a model is loaded.
+
+    Raises:
+        ConfigError: the estimator is unknown, or cannot measure `objective`.
+    """
+    if estimator not in ESTIMATORS:
+        raise ConfigError(key, "unknown estimator", given=estimator, valid=ESTIMATORS)
+    if estimator == "gate_gradient" and objective is ObjectiveName.distill:
+        raise ConfigError(
+            "importance.objective",
+            "the KL of a model to itself has no gradient: gate_gradient would be zero everywhere",
+            given=objective.value,
+            valid="lm, or estimator leave_one_out",
+        )
+
+
+def list_ablations(sites: Sequence[Site], units: Sequence[str]) -> list[Ablation]:
+    """List the ablations that scores of `units` need, each once, site after site."""
+    ablations = []
     for number, site in enumerate(sites):
-        cuts: dict[tuple[int, ...], list[tuple[str, int]]] = {}
+        by_heads: dict[tuple[int, ...], list[tuple[str, int]]] = {}
         if HEADS in units:
             for head in range(site.q_heads):
-                cuts.setdefault((head,), []).append((HEADS, head))
+                by_heads.setdefault((head,), []).append((HEADS, head))
         if GROUPS in units:
             size = site.group_size
             for group in range(site.kv_heads):
                 heads = tuple(range(group * size, (group + 1) * size))
-                cuts.setdefault(heads, []).append((GROUPS, group))
-        found += [Ablation(number, heads, tuple(names)) for heads, names in cuts.items()]
-    return found
+                by_heads.setdefault(heads, []).append((GROUPS, group))
+        ablations += [Ablation(number, heads, tuple(names)) for heads, names in by_heads.items()]
+    return ablations
 
 
-def empty_scores(sites: Sequence[Site], units: Sequence[str]) -> Scores:
-    """Zeros, fp64, on the CPU."""
+def make_empty_scores(sites: Sequence[Site], units: Sequence[str]) -> Scores:
+    """Make scores of zero, fp64, on the CPU."""
     sizes = {HEADS: [site.q_heads for site in sites], GROUPS: [site.kv_heads for site in sites]}
     return {
         unit: [torch.zeros(size, dtype=torch.float64) for size in sizes[unit]] for unit in units
     }
 
 
-def logits_of(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
-    """[B, N, V] or [B, C] of a batch, whose labels are not handed over."""
+def compute_logits(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
+    """Run the model on a batch without its labels: logits [B, N, V] or [B, C]."""
     inputs: dict[str, Any] = {name: value for name, value in batch.items() if name != "labels"}
-    logits = model(**inputs, **no_cache(model)).logits
+    logits = model(**inputs, **get_forward_options(model)).logits
     assert isinstance(logits, torch.Tensor)
     return logits

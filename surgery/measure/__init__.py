@@ -1,4 +1,4 @@
-"""What a model is and costs, measured on the model itself."""
+"""Measure loss, speed and sizes on the model itself."""
 
 from surgery.measure.measure import Measurement, measure_model
 

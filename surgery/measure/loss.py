@@ -10,40 +10,40 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from surgery.config.schema import MeasureConfig, Task
-from surgery.console import progress
+from surgery.console import track_progress
 from surgery.data.collate import IGNORED, Batch
 from surgery.data.module import TextData
-from surgery.models.forward import no_cache
+from surgery.models.forward import get_forward_options
 
 
-def held_out_loss(
+def measure_held_out_loss(
     model: PreTrainedModel, data: TextData, cfg: MeasureConfig, task: Task, *, label: str
 ) -> float:
-    """Mean negative log-likelihood in nats per token (or row) of the held-out windows.
+    """Measure the mean negative log-likelihood of held-out windows, in nats per token (or row).
 
-    `cfg.windows` of them, the same at every call.
+    There are `cfg.windows` windows, the same ones at every call.
     """
     total = math.ceil(min(cfg.windows, data.held_out_size) / cfg.batch_size)
-    batches = data.held_out_batches(cfg.windows, cfg.batch_size)
-    return mean_loss(model, batches, task, total=total, label=label)
+    batches = data.load_held_out_batches(cfg.windows, cfg.batch_size)
+    return compute_mean_loss(model, batches, task, total=total, label=label)
 
 
 @torch.inference_mode()
-def mean_loss(
+def compute_mean_loss(
     model: PreTrainedModel, batches: Iterable[Batch], task: Task, *, total: int, label: str
 ) -> float:
-    """Mean negative log-likelihood in nats over every labelled position (or row) of `batches`.
+    """Compute the mean negative log-likelihood of `batches`, in nats per labelled token (or row).
 
     Args:
         total: number of batches, for the progress bar.
     """
     device = next(model.parameters()).device
     nll, count = 0.0, 0
-    with progress(f"held-out loss, {label}", total) as steps:
+    with track_progress(f"held-out loss, {label}", total) as steps:
         for batch in batches:
             batch = {name: value.to(device) for name, value in batch.items()}
             labels = batch.pop("labels")
-            logits = model(**batch, **no_cache(model)).logits
+            logits = model(**batch, **get_forward_options(model)).logits
             if task is Task.causal_lm:
                 logits, labels = logits[:, :-1], labels[:, 1:]
             logits, labels = logits.reshape(-1, logits.shape[-1]), labels.reshape(-1)

@@ -1,4 +1,4 @@
-"""One column of the final table: everything measured at one moment of a run."""
+"""One column of the final table: everything that is measured at one moment of a run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from surgery.config.schema import MeasureConfig, Task
 from surgery.data.module import TextData
-from surgery.measure.loss import held_out_loss
+from surgery.measure.loss import measure_held_out_loss
 from surgery.measure.speed import measure_speed
 from surgery.models.sites import find_sites
 from surgery.plan.sizes import count_sizes
@@ -19,7 +19,7 @@ from surgery.plan.sizes import count_sizes
 
 @dataclass(frozen=True)
 class Measurement:
-    """See docs/outputs.md. Losses in nats per token, times in milliseconds."""
+    """Losses in nats per token, times in milliseconds; docs/outputs.md explains each."""
 
     loss: float
     perplexity: float
@@ -44,15 +44,15 @@ def measure_model(
     label: str,
     tokens: int | None = None,
 ) -> Measurement:
-    """Measure `model` on the held-out half of `data`. Leaves it in the mode it was in.
+    """Measure `model` on the held-out documents of `data`. Its training mode stays as it was.
 
     Args:
-        tokens: length at which sizes are counted; by default, that of a window of `data`.
+        tokens: length at which sizes are counted; by default the length of a window of `data`.
     """
     training = model.training
     model.eval()
-    loss = held_out_loss(model, data, cfg, task, label=label)
-    prompt = _prompt(model, data, cfg.prefill_tokens, cfg.decode_tokens)
+    loss = measure_held_out_loss(model, data, cfg, task, label=label)
+    prompt = _make_prompt(model, data, cfg.prefill_tokens, cfg.decode_tokens)
     speed = measure_speed(model, prompt, task, decode_tokens=cfg.decode_tokens, repeats=cfg.repeats)
     sizes = count_sizes(
         sum(p.numel() for p in model.parameters()),
@@ -74,13 +74,13 @@ def measure_model(
     )
 
 
-def _prompt(model: PreTrainedModel, data: TextData, tokens: int, more: int) -> torch.Tensor:
-    """[1, tokens] of held-out text, repeated where one row is too short.
+def _make_prompt(model: PreTrainedModel, data: TextData, tokens: int, more: int) -> torch.Tensor:
+    """Make a prompt [1, tokens] from held-out text; a short row is repeated.
 
-    At most so many that the model has positions for the `more` that are generated after them.
+    The prompt is shortened if the model has no positions for `more` generated tokens after it.
     """
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if isinstance(limit, int):
         tokens = min(tokens, max(1, limit - more))
-    row = next(data.held_out_batches(1, 1))["input_ids"][:1]
+    row = next(data.load_held_out_batches(1, 1))["input_ids"][:1]
     return row.repeat(1, math.ceil(tokens / row.shape[1]))[:, :tokens]

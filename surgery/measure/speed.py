@@ -1,4 +1,4 @@
-"""Prefill and decode time of one sequence, and the size its cache really has."""
+"""Prefill and decode time of one sequence, and the real size of its cache."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from transformers import PreTrainedModel
 
 from surgery.config.schema import Task
 
-# Rounds that are not counted: caches, thread pools and clocks settle first.
+# Rounds that do not count, until caches, thread pools and clocks have settled.
 WARM_UP = 3
 
 
 class Speed(NamedTuple):
-    """Medians, in milliseconds; cache bytes per token as allocated by transformers."""
+    """Median times in milliseconds; bytes per token of the cache that transformers allocates."""
 
     prefill_ms: float
     decode_ms: float | None
@@ -28,19 +28,19 @@ class Speed(NamedTuple):
 def measure_speed(
     model: PreTrainedModel, input_ids: torch.Tensor, task: Task, *, decode_tokens: int, repeats: int
 ) -> Speed:
-    """Time one prompt, then greedy tokens after it.
+    """Time the prefill of one prompt, then greedy decoding.
+
+    Models that do not generate (encoders, classifiers) have no decode time.
 
     Args:
         input_ids: [1, N], the prompt.
-        decode_tokens: tokens generated one by one; `decode_ms` is per token.
-
-    Models that generate nothing (encoders, classifiers) have no decode time.
+        decode_tokens: number of tokens generated one by one; `decode_ms` is per token.
     """
     device = next(model.parameters()).device
     input_ids = input_ids.to(device)
     if task is not Task.causal_lm:
         prefill = [
-            _timed(device, lambda: model(input_ids=input_ids)) for _ in range(WARM_UP + repeats)
+            _time_call(device, lambda: model(input_ids=input_ids)) for _ in range(WARM_UP + repeats)
         ]
         return Speed(1e3 * median(prefill[WARM_UP:]), None, None)
     prefills, decodes = [], []
@@ -59,15 +59,15 @@ def measure_speed(
                     input_ids=token, past_key_values=out.past_key_values, use_cache=True
                 )
 
-        prefills.append(_timed(device, prefill_once))
+        prefills.append(_time_call(device, prefill_once))
         if bytes_per_token is None:
             cache = state["out"].past_key_values
-            bytes_per_token = _cache_bytes(cache) / input_ids.shape[1]
-        decodes.append(_timed(device, decode_all) / decode_tokens)
+            bytes_per_token = _count_cache_bytes(cache) / input_ids.shape[1]
+        decodes.append(_time_call(device, decode_all) / decode_tokens)
     return Speed(1e3 * median(prefills[WARM_UP:]), 1e3 * median(decodes[WARM_UP:]), bytes_per_token)
 
 
-def _timed(device: torch.device, work: Callable[[], Any]) -> float:
+def _time_call(device: torch.device, work: Callable[[], Any]) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     start = time.perf_counter()
@@ -77,7 +77,7 @@ def _timed(device: torch.device, work: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def _cache_bytes(cache: Any) -> int:
+def _count_cache_bytes(cache: Any) -> int:
     total = 0
     for layer in getattr(cache, "layers", []):
         for name in ("keys", "values"):

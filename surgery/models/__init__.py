@@ -1,1 +1,1 @@
-"""Where a model comes from: the embedded one, a directory, the hub, or random weights."""
+"""Models: their sources, attention sites, configs, meta copies and conversion."""

@@ -1,4 +1,4 @@
-"""Attributes of modules that state a shape or a head count."""
+"""Attributes of modules that hold a shape or a head count."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _ABSENT = object()
 
 
 def set_attributes(model: nn.Module, attributes: Mapping[str, Mapping[str, Any]]) -> None:
-    """Set module path → attribute → value; a list becomes a tuple where one stood."""
+    """Set module path → attribute → value; a list becomes a tuple if the old value was one."""
     for path, values in attributes.items():
         module = model.get_submodule(path)
         for name, value in values.items():
@@ -26,17 +26,19 @@ def set_attributes(model: nn.Module, attributes: Mapping[str, Mapping[str, Any]]
 
 
 def merge_attributes(*several: Mapping[str, Mapping[str, Any]]) -> Attributes:
-    """One mapping of all; of two values for an attribute, the later."""
-    found: Attributes = {}
+    """Merge mappings into one; of two values for an attribute, the later one stays."""
+    merged: Attributes = {}
     for attributes in several:
         for path, values in attributes.items():
-            found.setdefault(path, {}).update(values)
-    return found
+            merged.setdefault(path, {}).update(values)
+    return merged
 
 
 @contextmanager
-def attributes_set(model: nn.Module, attributes: Mapping[str, Mapping[str, Any]]) -> Iterator[None]:
-    """The same for a while."""
+def setting_attributes(
+    model: nn.Module, attributes: Mapping[str, Mapping[str, Any]]
+) -> Iterator[None]:
+    """Set attributes inside the block, and restore them after it."""
     before = {
         path: {name: vars(model.get_submodule(path)).get(name, _ABSENT) for name in values}
         for path, values in attributes.items()
@@ -54,15 +56,15 @@ def attributes_set(model: nn.Module, attributes: Mapping[str, Mapping[str, Any]]
                     setattr(module, name, value)
 
 
-def named_attributes(module: nn.Module, old: Site, new: Site) -> list[Attributes]:
-    """What `old`'s module must hold as `new`, told by the names of its attributes.
+def guess_attributes(module: nn.Module, old: Site, new: Site) -> list[Attributes]:
+    """Guess from the names of attributes what the module of `old` must hold to become `new`.
 
-    For architectures whose config cannot say the result, so that no reference model can be
-    asked. Names do not tell whether a width means all heads or the model's own width: there are
-    several answers, and running them tells which is right.
+    This is for architectures whose config cannot describe the result, so that there is no
+    reference model. Names do not tell whether a width means all heads or the model's own width,
+    so there are several guesses; running the block shows which one is right.
 
     Returns:
-        Candidates, the most likely first: module path → attribute → value.
+        Guesses, the most likely first: module path → attribute → value.
     """
     counts: dict[str, Any] = {}
     widths: dict[str, Any] = {}
@@ -80,7 +82,7 @@ def named_attributes(module: nn.Module, old: Site, new: Site) -> list[Attributes
         counts[names.GROUPS] = new.group_size
     split = getattr(module, "split_size", None)
     old_kv = old.kv_heads * old.head_dim
-    # GPT-2's, and what an earlier operation made of it.
+    # The value of GPT-2, or the value that an earlier operation set.
     if new.packing is not None and split in (old_width, [old_width, old_kv, old_kv]):
         kv = new.kv_heads * new.head_dim
         counts["split_size"] = [new_width, kv, kv] if kv != new_width else new_width
@@ -88,20 +90,19 @@ def named_attributes(module: nn.Module, old: Site, new: Site) -> list[Attributes
     own = {
         name: width for name, width in widths.items() if name not in ("embed_dim", "hidden_size")
     }
-    answers = [counts | own, counts, counts | widths]
-    projections = _projection_sizes(old, new)
-    found: list[dict[str, dict[str, Any]]] = []
-    for answer in answers:
-        values = {old.path: answer, **projections} if answer else dict(projections)
-        if values not in found:
-            found.append(values)
-    return found
+    projections = _find_projection_sizes(old, new)
+    guesses: list[Attributes] = []
+    for own_values in (counts | own, counts, counts | widths):
+        guess = {old.path: own_values, **projections} if own_values else dict(projections)
+        if guess not in guesses:
+            guesses.append(guess)
+    return guesses
 
 
-def _projection_sizes(old: Site, new: Site) -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = {}
+def _find_projection_sizes(old: Site, new: Site) -> dict[str, dict[str, Any]]:
+    sizes: Attributes = {}
     for role in ("query", "key", "value", "output"):
-        before, after = old.projection(role), new.projection(role)
+        before, after = old.get_projection(role), new.get_projection(role)
         into, out = ("nx", "nf") if before.transposed else ("in_features", "out_features")
         values = {}
         if before.in_features != after.in_features:
@@ -109,5 +110,5 @@ def _projection_sizes(old: Site, new: Site) -> dict[str, dict[str, Any]]:
         if before.out_features != after.out_features:
             values[out] = after.out_features
         if values:
-            found[before.path] = values
-    return found
+            sizes[before.path] = values
+    return sizes

@@ -1,4 +1,4 @@
-"""Reading and changing a model's config, nested ones by dotted keys."""
+"""Read and change a model's config; dotted keys reach nested configs."""
 
 from __future__ import annotations
 
@@ -11,21 +11,22 @@ from transformers import PreTrainedConfig
 
 from surgery.models.sites import Site
 
-# What configs call the number of KV heads.
+# Names of the number of KV heads in configs.
 _KV_KEYS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads", "kv_heads")
 
 
-def head_count_patch(
+def make_head_count_patch(
     config: PreTrainedConfig, before: Sequence[Site], after: Sequence[Site]
 ) -> dict[str, Any] | None:
-    """Config keys whose value must change, where one value says it for all sites of a config.
+    """Make the config patch for new head counts.
 
     Returns:
-        ``None`` where the config has no key that could say it.
+        Dotted key → value; ``None`` if the config has no key for it, or would need different
+        values for its sites.
     """
     patch: dict[str, Any] = {}
     for prefix in sorted({site.config_prefix for site in after}):
-        holder = config_at(config, prefix)
+        holder = get_config_part(config, prefix)
         old = [site for site in before if site.config_prefix == prefix]
         new = [site for site in after if site.config_prefix == prefix]
         old_kv, new_kv = {s.kv_heads for s in old}, {s.kv_heads for s in new}
@@ -33,22 +34,24 @@ def head_count_patch(
         if old_kv != new_kv or old_q != new_q:
             if len(new_kv) > 1 or len(new_q) > 1:
                 return None
-            said = _said(holder, new[0], kv=old_kv != new_kv, query=old_q != new_q)
-            if said is None:
+            own = _make_site_patch(holder, new[0], kv=old_kv != new_kv, query=old_q != new_q)
+            if own is None:
                 return None
-            patch |= {f"{prefix}{key}": value for key, value in said.items()}
+            patch |= {f"{prefix}{key}": value for key, value in own.items()}
     return patch
 
 
-def _said(config: PreTrainedConfig, site: Site, *, kv: bool, query: bool) -> dict[str, Any] | None:
+def _make_site_patch(
+    config: PreTrainedConfig, site: Site, *, kv: bool, query: bool
+) -> dict[str, Any] | None:
     patch: dict[str, Any] = {}
     if query:
         patch["num_attention_heads"] = site.q_heads
-        # Otherwise it would be hidden_size / heads.
+        # Without it, head_dim would become hidden_size / heads.
         patch["head_dim"] = site.head_dim
-    key = next((name for name in _KV_KEYS if _has(config, name)), None)
+    key = next((name for name in _KV_KEYS if _has_key(config, name)), None)
     if hasattr(config, "multi_query") and not getattr(config, "new_decoder_architecture", False):
-        # GPTBigCode and the older Falcon: one KV head, or as many as queries.
+        # GPTBigCode and the older Falcon have one KV head, or as many as query heads.
         if kv and site.kv_heads not in (1, site.q_heads):
             return None
         if kv:
@@ -60,15 +63,17 @@ def _said(config: PreTrainedConfig, site: Site, *, kv: bool, query: bool) -> dic
     return patch
 
 
-def _has(config: PreTrainedConfig, name: str) -> bool:
+def _has_key(config: PreTrainedConfig, name: str) -> bool:
     return hasattr(config, name) and name not in getattr(config, "attribute_map", {})
 
 
 @contextmanager
-def patched(config: PreTrainedConfig, patch: Mapping[str, Any]) -> Iterator[None]:
-    """Hold `patch` for a while, for forwards that read their config as they run."""
-    holders = [config_at(config, prefix) for prefix in {key.rpartition(".")[0] for key in patch}]
-    # Whole, since a key that was not there must not be there again: a `head_dim` of None is none.
+def patching_config(config: PreTrainedConfig, patch: Mapping[str, Any]) -> Iterator[None]:
+    """Apply `patch` inside the block, for forward passes that read the config as they run."""
+    holders = [
+        get_config_part(config, prefix) for prefix in {key.rpartition(".")[0] for key in patch}
+    ]
+    # Restore everything: a key that was absent must be absent again, and not ``None``.
     before = [(holder, dict(vars(holder))) for holder in holders]
     apply_patch(config, patch)
     try:
@@ -80,29 +85,29 @@ def patched(config: PreTrainedConfig, patch: Mapping[str, Any]) -> Iterator[None
 
 
 def apply_patch(config: PreTrainedConfig, patch: Mapping[str, Any]) -> None:
-    """Set dotted `patch` keys on `config`, in place."""
+    """Set the dotted keys of `patch` on `config`, in place."""
     for key, value in patch.items():
         prefix, _, name = key.rpartition(".")
-        # Configs write into what they are given.
-        setattr(config_at(config, prefix), name, copy.deepcopy(value))
+        # Configs change the values they get, so each gets its own copy.
+        setattr(get_config_part(config, prefix), name, copy.deepcopy(value))
 
 
 def get_key(config: PreTrainedConfig, key: str) -> Any:
-    """The value under a dotted key; ``None`` where there is none."""
+    """Return the value of a dotted key; ``None`` if there is none."""
     prefix, _, name = key.rpartition(".")
-    return getattr(config_at(config, prefix), name, None)
+    return getattr(get_config_part(config, prefix), name, None)
 
 
-def config_at(config: PreTrainedConfig, prefix: str) -> Any:
+def get_config_part(config: PreTrainedConfig, prefix: str) -> Any:
     """The part of a config under a dotted prefix: "", "text_config" or "text_config."."""
     for name in filter(None, prefix.split(".")):
         config = getattr(config, name)
     return config
 
 
-def config_prefixes(config: PreTrainedConfig, prefix: str = "") -> Iterator[str]:
-    """Prefixes of the config itself ("") and of every config within it, with their last dot."""
+def list_config_prefixes(config: PreTrainedConfig, prefix: str = "") -> Iterator[str]:
+    """List the prefix of the config itself ("") and of every config in it, with the last dot."""
     yield prefix
     for name, value in vars(config).items():
         if isinstance(value, PreTrainedConfig):
-            yield from config_prefixes(value, f"{prefix}{name}.")
+            yield from list_config_prefixes(value, f"{prefix}{name}.")

@@ -1,8 +1,8 @@
-"""Where the dropout of attention probabilities is held, and which config key says it.
+"""Where a model holds the dropout of its attention probabilities, and which config key sets it.
 
-transformers copies the probability to the attention block when it builds it, as a number or as an
-`nn.Dropout`, under a handful of names. All that is known by name stands in the tables below; what
-a config key governs is asked of the architecture's own code.
+transformers copies the probability into the attention block when it builds the block: as a number
+or as an `nn.Dropout`, under one of a few names. The tables below hold these names. Which config
+key sets what is read from the architecture's own code.
 """
 
 from __future__ import annotations
@@ -20,64 +20,64 @@ from torch.nn.modules.dropout import _DropoutNd
 from transformers import PreTrainedModel
 
 from surgery.errors import ConfigError
-from surgery.models.config import config_at, config_prefixes
+from surgery.models.config import get_config_part, list_config_prefixes
 from surgery.models.reference import ReferenceModels
 from surgery.models.sites import Site
 
-# Names that say attention probabilities whatever else the block drops.
+# Names that always mean attention probabilities.
 _EXPLICIT = re.compile(r"(attention|attn)_(dropout|dropout_p|pdrop)")
-# Names that mean them where none of the above stands beside.
+# Names that mean attention probabilities if the module has none of the names above.
 _PLAIN = ("dropout", "dropout_p", "dropout_prob")
-# Blocks that drop something else with the same number, or hold a number they never use.
+# Blocks that use the same number for something else too, or hold a number that they never use.
 _SHARED = {"XLNetRelativeAttention"}
-# Backends without dropout: flex raises, the newer flash attentions leave it out silently.
+# Backends without dropout. Flex raises; the newer flash attentions silently ignore it.
 DROPS_NOTHING = ("flex_attention", "flash_attention_3", "flash_attention_4")
-_MARK = 0.34375  # exact in every float type; no one's default
+_MARK = 0.34375  # exact in every float type, and nobody's default
 
 
 class Holder(NamedTuple):
-    """One place that holds the probability: an attribute of a module, below `path`."""
+    """One place that holds the probability: an attribute of the module at `path`."""
 
     path: str
     name: str
 
 
-def holders(block: nn.Module) -> list[Holder]:
-    """Where the attention block holds the dropout of its probabilities, by paths within it.
+def find_holders(block: nn.Module) -> list[Holder]:
+    """Find where an attention block holds the dropout of its probabilities, by inner paths.
 
-    Dropout after the output projection is none of them.
+    Dropout after the output projection does not count.
     """
-    found = []
+    holders = []
     for path, module in block.named_modules():
         kind = type(module).__name__
         attends = "attention" in kind.lower() and "output" not in kind.lower()
         if kind in _SHARED or not (attends or module is block) or _never_drops(module):
             continue
-        names = [name for name in _attribute_names(module) if _EXPLICIT.fullmatch(name)]
+        names = [name for name in _list_attribute_names(module) if _EXPLICIT.fullmatch(name)]
         names = names or [name for name in _PLAIN if _holds(module, name)]
-        found += [Holder(path, name) for name in names]
-    return found
+        holders += [Holder(path, name) for name in names]
+    return holders
 
 
-def dropout_attributes(model: nn.Module, site: Site) -> list[tuple[str, str]]:
-    """Module path and attribute of every number that says the dropout of a site's attention."""
+def find_dropout_attributes(model: nn.Module, site: Site) -> list[tuple[str, str]]:
+    """Find module path and attribute of every number that sets the dropout of a site."""
     block = model.get_submodule(site.path)
-    found = []
-    for holder in holders(block):
+    attributes = []
+    for holder in find_holders(block):
         path = f"{site.path}.{holder.path}".rstrip(".")
         value = getattr(block.get_submodule(holder.path), holder.name)
         dropout = isinstance(value, _DropoutNd)
-        found.append((f"{path}.{holder.name}", "p") if dropout else (path, holder.name))
-    return found
+        attributes.append((f"{path}.{holder.name}", "p") if dropout else (path, holder.name))
+    return attributes
 
 
 def get_dropout(block: nn.Module, holder: Holder) -> float:
-    """The probability that a holder says."""
+    """Return the probability that a holder holds."""
     value = getattr(block.get_submodule(holder.path), holder.name)
     return float(value.p if isinstance(value, _DropoutNd) else value)
 
 
-def _attribute_names(module: nn.Module) -> list[str]:
+def _list_attribute_names(module: nn.Module) -> list[str]:
     return [name for name in (*module._modules, *vars(module)) if _holds(module, name)]
 
 
@@ -88,13 +88,13 @@ def _holds(module: nn.Module, name: str) -> bool:
 
 
 def _never_drops(module: nn.Module) -> bool:
-    # Falcon passes the number on only where it has no rotary embedding.
+    # Falcon uses the number only if it has no rotary embedding.
     config = getattr(module, "config", None)
     return type(module).__name__ == "FalconAttention" and not getattr(config, "alibi", False)
 
 
-class Described(Protocol):
-    """A model, and the reference models that can be asked about its config."""
+class HasReferences(Protocol):
+    """A model with its reference models, such as a `surgery.plan.operation.Draft`."""
 
     @property
     def model(self) -> PreTrainedModel: ...
@@ -102,20 +102,19 @@ class Described(Protocol):
     def references(self) -> ReferenceModels: ...
 
 
-def find_governing_keys(described: Described, sites: Sequence[Site]) -> list[str]:
-    """The config keys that say the attention dropout of all `sites` and of nothing else.
-
-    Args:
-        described: a `surgery.plan.operation.Draft`, say.
+def find_governing_keys(described: HasReferences, sites: Sequence[Site]) -> list[str]:
+    """Find the config keys that set the attention dropout of all `sites` and of nothing else.
 
     Returns:
-        Dotted keys; none at all where no set of keys says exactly that.
+        Dotted keys; an empty list if no set of keys does exactly that.
     """
     keys = []
     model = described.model
     for prefix in sorted({site.config_prefix for site in sites}):
         group = [site for site in sites if site.config_prefix == prefix]
-        key = next((k for k in _candidates(model, prefix) if _governs(described, k, group)), None)
+        key = next(
+            (k for k in _list_candidates(model, prefix) if _governs(described, k, group)), None
+        )
         if key is None:
             return []
         keys.append(key)
@@ -123,14 +122,18 @@ def find_governing_keys(described: Described, sites: Sequence[Site]) -> list[str
 
 
 def reads_config(model: PreTrainedModel, block: nn.Module) -> bool:
-    """Whether an attention block takes the probability from its config while it runs."""
+    """Whether an attention block reads the probability from its config while it runs."""
     kinds = {kind.__name__ for kind in type(block).__mro__}
-    names = {key for prefix in config_prefixes(model.config) for key in _candidates(model, prefix)}
-    return any(kinds & _running_readers(model, key.rpartition(".")[2]) for key in names)
+    names = {
+        key
+        for prefix in list_config_prefixes(model.config)
+        for key in _list_candidates(model, prefix)
+    }
+    return any(kinds & _find_running_readers(model, key.rpartition(".")[2]) for key in names)
 
 
-def _candidates(model: PreTrainedModel, prefix: str) -> list[str]:
-    config = config_at(model.config, prefix)
+def _list_candidates(model: PreTrainedModel, prefix: str) -> list[str]:
+    config = get_config_part(model.config, prefix)
     return [
         f"{prefix}{name}"
         for name, value in vars(config).items()
@@ -140,43 +143,43 @@ def _candidates(model: PreTrainedModel, prefix: str) -> list[str]:
     ]
 
 
-def _governs(described: Described, key: str, sites: Sequence[Site]) -> bool:
+def _governs(described: HasReferences, key: str, sites: Sequence[Site]) -> bool:
     model = described.model
-    readers = _running_readers(model, key.rpartition(".")[2])
+    readers = _find_running_readers(model, key.rpartition(".")[2])
     if any("attention" not in kind.lower() for kind in readers):
         return False
     try:
-        reference = described.references.of({key: _MARK})
+        reference = described.references.get({key: _MARK})
     except ConfigError:
         return False
     expected = {
         (f"{site.path}.{holder.path}".rstrip("."), holder.name)
         for site in sites
-        for holder in holders(model.get_submodule(site.path))
+        for holder in find_holders(model.get_submodule(site.path))
     }
-    return bool(expected) and _marked(dict(reference.named_modules())) == expected
+    return bool(expected) and _find_marked(dict(reference.named_modules())) == expected
 
 
-def _marked(modules: Mapping[str, nn.Module]) -> set[tuple[str, str]]:
-    """Where a reference model holds the mark, as module path and attribute."""
-    found = set()
+def _find_marked(modules: Mapping[str, nn.Module]) -> set[tuple[str, str]]:
+    """Find where a reference model holds the mark, as module path and attribute."""
+    marked = set()
     for path, module in modules.items():
         if isinstance(module, _DropoutNd):
             if module.p == _MARK:
                 parent, _, name = path.rpartition(".")
-                found.add((parent, name))
+                marked.add((parent, name))
         else:
-            found |= {(path, name) for name, value in vars(module).items() if value == _MARK}
-    return found
+            marked |= {(path, name) for name, value in vars(module).items() if value == _MARK}
+    return marked
 
 
-def _running_readers(model: PreTrainedModel, key: str) -> set[str]:
-    """Classes of the model's source that read ``config.<key>`` outside their `__init__`."""
+def _find_running_readers(model: PreTrainedModel, key: str) -> set[str]:
+    """Find the classes in the model's source that read ``config.<key>`` outside `__init__`."""
     files = {type(part).__module__ for part in model.modules() if isinstance(part, PreTrainedModel)}
     return {
         kind.name
         for file in files
-        for kind in _classes(file)
+        for kind in _parse_classes(file)
         for method in kind.body
         if isinstance(method, ast.FunctionDef) and method.name != "__init__"
         if any(_is_read(node, key) for node in ast.walk(method))
@@ -184,10 +187,10 @@ def _running_readers(model: PreTrainedModel, key: str) -> set[str]:
 
 
 @cache
-def _classes(module: str) -> tuple[ast.ClassDef, ...]:
+def _parse_classes(module: str) -> tuple[ast.ClassDef, ...]:
     try:
         tree = ast.parse(inspect.getsource(sys.modules[module]))
-    except (OSError, KeyError, TypeError):  # written nowhere, as in a notebook
+    except (OSError, KeyError, TypeError):  # there is no source file, as in a notebook
         return ()
     return tuple(node for node in tree.body if isinstance(node, ast.ClassDef))
 

@@ -1,4 +1,4 @@
-"""How a config says that its model was saved in this project's record format."""
+"""Read what a config says about a model that was saved in this project's record format."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ METHOD = "attention_surgery"
 
 
 def is_own_record(stored: Any) -> bool:
-    """Whether a `quantization_config` is a record, and no quantization."""
+    """Whether a `quantization_config` is a record of this project, not a quantization."""
     return _get(stored, "quant_method") == METHOD
 
 
-def recorded_attributes(config: Any) -> dict[str, dict[str, Any]]:
-    """Module path → attribute → value, as the record in a model's config holds them."""
+def read_recorded_attributes(config: Any) -> dict[str, dict[str, Any]]:
+    """Read module path → attribute → value from the record in a model's config."""
     stored = getattr(config, "quantization_config", None)
     if stored is None or not is_own_record(stored):
         return {}
     return dict(_get(stored, "attributes") or {})
 
 
-def recorded_steps(config: Any) -> list[list[Any]]:
-    """[kind, arguments] of every step that the record in a model's config holds."""
+def read_recorded_steps(config: Any) -> list[list[Any]]:
+    """Read [kind, arguments] of every step from the record in a model's config."""
     stored = getattr(config, "quantization_config", None)
     if stored is None or not is_own_record(stored):
         return []

@@ -1,7 +1,7 @@
-"""Finding and building the modules that turn positions into rotations (RoPE, Su et al. 2021).
+"""Find and build the modules that turn positions into rotations (RoPE, Su et al. 2021).
 
-Every architecture has a class of its own for it, with its own layout of cos and sin. All that is
-computed here is computed by that class, built from a config that says what is wanted.
+Every architecture has its own class for this, with its own layout of cos and sin. All computation
+here is done by that class, built from a config with the wanted values.
 """
 
 from __future__ import annotations
@@ -17,14 +17,16 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 LAYER_TYPE = "layer_type"
 # An `nn.Module` with a `config`.
-Rotary = Any
+RotaryModule = Any
 
 
-def rotaries(model: PreTrainedModel, config: PreTrainedConfig | None = None) -> dict[str, Rotary]:
-    """Path → module, for all that compute rotations from `rope_parameters`.
+def find_rotaries(
+    model: PreTrainedModel, config: PreTrainedConfig | None = None
+) -> dict[str, RotaryModule]:
+    """Find the modules that compute rotations from `rope_parameters`: path → module.
 
     Args:
-        config: only those that read this very config object; ``None`` for all.
+        config: only modules that read this config object; ``None`` for all.
     """
     return {
         path: module
@@ -44,59 +46,59 @@ def _is_rotary(module: nn.Module) -> bool:
     return needed == ["config"]
 
 
-def build(module: Rotary, config: PreTrainedConfig) -> Rotary:
-    """A fresh module of the same class for `config`, in fp32 on the CPU.
+def build_rotary(module: RotaryModule, config: PreTrainedConfig) -> RotaryModule:
+    """Build a new module of the same class for `config`, in fp32 on the CPU.
 
-    Raises what the class raises for a config it cannot use.
+    It raises whatever the class raises for a config that it cannot use.
     """
     with torch.device("cpu"):
         return type(module)(config=config).float()
 
 
-def rotary_of(model: PreTrainedModel, path: str) -> Rotary | None:
-    """What computes the rotations of an attention block; ``None`` where that cannot be told.
+def find_rotary(model: PreTrainedModel, path: str) -> RotaryModule | None:
+    """Find the module that computes the rotations of an attention block; ``None`` if unclear.
 
-    That is the only one held by the nearest module around the block that holds any.
+    It is the only such module in the nearest module around the block that has any.
     """
-    found = rotaries(model)
+    rotaries = find_rotaries(model)
     while path:
         path = path.rpartition(".")[0]
-        held = [module for name, module in found.items() if name.rpartition(".")[0] == path]
-        if held:
-            return held[0] if len(held) == 1 else None
+        inner = [module for name, module in rotaries.items() if name.rpartition(".")[0] == path]
+        if inner:
+            return inner[0] if len(inner) == 1 else None
     return None
 
 
-def nested_types(config: PreTrainedConfig) -> list[str]:
-    """The layer types that have `rope_parameters` of their own; none where all share one."""
+def list_nested_types(config: PreTrainedConfig) -> list[str]:
+    """List the layer types that have their own `rope_parameters`; empty if all share them."""
     parameters = getattr(config, "rope_parameters", None) or {}
     return list(config.nested_rope_parameter_keys(parameters))
 
 
-def layer_type_of(config: PreTrainedConfig, block: nn.Module) -> str | None:
-    """Under which key of nested `rope_parameters` an attention block stands.
+def find_layer_type(config: PreTrainedConfig, block: nn.Module) -> str | None:
+    """Find the key of an attention block in nested `rope_parameters`.
 
-    ``None`` where the parameters are not nested.
+    ``None`` if the parameters are not nested.
 
     Raises:
-        ValueError: they are, and the block's layer type is not among them.
+        ValueError: they are nested, but have no entry for the block's layer type.
     """
-    nested = nested_types(config)
+    nested = list_nested_types(config)
     if not nested:
         return None
     kinds, layer = getattr(config, "layer_types", None), getattr(block, "layer_idx", None)
     kind = kinds[layer] if kinds and isinstance(layer, int) and layer < len(kinds) else None
     if kind not in nested:
-        raise ValueError(f"its layer type {kind} is none of {', '.join(nested)}")
+        raise ValueError(f"its layer type {kind} is not one of {', '.join(nested)}")
     return kind
 
 
-def with_parameters(
+def replace_parameters(
     config: PreTrainedConfig, layer_type: str | None, parameters: Mapping[str, Any]
 ) -> PreTrainedConfig:
-    """A copy of `config` with other `rope_parameters`, for one layer type or for all."""
+    """Copy `config` with other `rope_parameters`, for one layer type or for all."""
     changed = copy.deepcopy(config)
-    if getattr(changed, "head_dim", 0) is None:  # not every formula derives it
+    if getattr(changed, "head_dim", 0) is None:  # some formulas need it
         changed.head_dim = changed.hidden_size // changed.num_attention_heads
     new = dict(parameters)
     changed.rope_parameters = (
@@ -105,8 +107,8 @@ def with_parameters(
     return changed
 
 
-def frequencies(module: Rotary, layer_type: str | None) -> tuple[torch.Tensor, float]:
-    """Radians per position [rotary width / 2], and the factor on cos and sin."""
+def get_frequencies(module: RotaryModule, layer_type: str | None) -> tuple[torch.Tensor, float]:
+    """Return radians per position [rotary width / 2], and the factor on cos and sin."""
     prefix = "" if layer_type is None else f"{layer_type}_"
     return (
         getattr(module, f"{prefix}inv_freq"),
@@ -114,13 +116,13 @@ def frequencies(module: Rotary, layer_type: str | None) -> tuple[torch.Tensor, f
     )
 
 
-def rotation(
-    module: Rotary, like: torch.Tensor, position_ids: torch.Tensor, layer_type: str | None
+def compute_rotation(
+    module: RotaryModule, like: torch.Tensor, position_ids: torch.Tensor, layer_type: str | None
 ) -> Any:
-    """What the model hands to its attention as `position_embeddings`: mostly (cos, sin).
+    """Compute the `position_embeddings` that the model gives its attention: mostly (cos, sin).
 
     Args:
-        like: a tensor of the wanted device and dtype.
+        like: a tensor with the wanted device and dtype.
         position_ids: [batch or 1, length].
     """
     if LAYER_TYPE in inspect.signature(module.forward).parameters:

@@ -1,7 +1,7 @@
-"""Eager attention whose KV heads are shared, for architectures whose own cannot.
+"""Eager attention with shared KV heads, for architectures whose own eager code cannot do it.
 
 Many architectures (BERT, GPT-2, BART, …) call attention through transformers' interface, which
-repeats KV heads for every backend; only their own eager code has never heard of it.
+repeats KV heads for every backend except their own eager code.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from transformers import (
 from transformers.masking_utils import eager_mask
 
 NAME = "eager_shared_kv"
-# On a model whose blocks share KV heads though their own eager code does not know how.
+# Set on a model whose blocks share KV heads although their own eager code cannot.
 _MARK = "_surgery_shares_kv"
 
 
-def eager_shared_kv(
+def attend_with_shared_kv(
     module: nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -35,45 +35,44 @@ def eager_shared_kv(
     *args: Any,
     **options: Any,
 ) -> Any:
-    """The architecture's own eager attention, each KV head repeated for its query heads.
+    """Run the architecture's own eager attention with each KV head repeated for its query heads.
 
     Args:
         query: [batch, heads, queries, head_dim].
         key, value: [batch, KV heads, keys, head_dim].
     """
-    own = own_eager(module)
-    if query.shape[1] != key.shape[1] and not repeats_itself(module):
+    own = get_own_eager(module)
+    if query.shape[1] != key.shape[1] and not repeats_kv(module):
         group = query.shape[1] // key.shape[1]
         key = key.repeat_interleave(group, dim=1)
         value = value.repeat_interleave(group, dim=1)
     return own(module, query, key, value, attention_mask, *args, **options)
 
 
-def own_eager(module: nn.Module) -> Callable[..., Any]:
-    """The eager attention function of the file that defines the module's class."""
-    found: Callable[..., Any] = vars(sys.modules[type(module).__module__])[
-        "eager_attention_forward"
-    ]
-    return found
+def get_own_eager(module: nn.Module) -> Callable[..., Any]:
+    """Return the eager attention function of the file that defines the module's class."""
+    functions = vars(sys.modules[type(module).__module__])
+    attend: Callable[..., Any] = functions["eager_attention_forward"]
+    return attend
 
 
 def has_own_eager(module: nn.Module) -> bool:
-    """Whether the module's class can attend through transformers' interface at all."""
+    """Whether the module's class can attend through transformers' interface."""
     return "eager_attention_forward" in vars(sys.modules[type(module).__module__])
 
 
-def repeats_itself(module: nn.Module) -> bool:
-    """Whether its own eager attention repeats KV heads."""
-    return "repeat_kv" in own_eager(module).__code__.co_names
+def repeats_kv(module: nn.Module) -> bool:
+    """Whether the module's own eager attention repeats KV heads."""
+    return "repeat_kv" in get_own_eager(module).__code__.co_names
 
 
-def eager_of(model: PreTrainedModel) -> str:
-    """The attention implementation that is eager for this model."""
+def get_eager_implementation(model: PreTrainedModel) -> str:
+    """Return the name of the eager attention implementation of this model."""
     return NAME if hasattr(model, _MARK) else "eager"
 
 
 def use_shared_kv(model: PreTrainedModel) -> list[PreTrainedConfig]:
-    """Replace eager by `eager_shared_kv` in every config of `model`; returns those changed."""
+    """Replace eager by `eager_shared_kv` in every config of `model`; return the changed ones."""
     changed = []
     setattr(model, _MARK, True)
     for module in model.modules():
@@ -85,8 +84,8 @@ def use_shared_kv(model: PreTrainedModel) -> list[PreTrainedConfig]:
 
 
 @contextmanager
-def shared_kv(model: PreTrainedModel, wanted: bool) -> Iterator[None]:
-    """The same for a while, if `wanted`."""
+def sharing_kv(model: PreTrainedModel, wanted: bool) -> Iterator[None]:
+    """Call `use_shared_kv` if `wanted`, and undo it after the block."""
     marked = hasattr(model, _MARK)
     changed = use_shared_kv(model) if wanted else []
     try:
@@ -98,5 +97,5 @@ def shared_kv(model: PreTrainedModel, wanted: bool) -> Iterator[None]:
             config._attn_implementation = "eager"
 
 
-AttentionInterface.register(NAME, eager_shared_kv)
+AttentionInterface.register(NAME, attend_with_shared_kv)
 AttentionMaskInterface.register(NAME, eager_mask)

@@ -1,4 +1,4 @@
-"""Finding a model: its config first, its weights only when somebody needs them."""
+"""Load models: the embedded one, a directory, a hub id, or random weights."""
 
 from __future__ import annotations
 
@@ -25,11 +25,12 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.quantizers.auto import AutoHfQuantizer
 
 from surgery.config.schema import Dtype, ModelConfig, Task
 from surgery.console import say
 from surgery.errors import ConfigError
-from surgery.models.rebuild import rebuild_recorded
+from surgery.models.own_record import is_own_record
 
 EMBEDDED = "embedded"
 BYTES = "bytes"
@@ -39,7 +40,7 @@ _AUTO: dict[Task, Any] = {
     Task.masked_lm: AutoModelForMaskedLM,
     Task.sequence_classification: AutoModelForSequenceClassification,
 }
-# What transformers raises for a config that cannot be: no single base class covers it.
+# What transformers raises for an invalid config; the errors have no common class.
 _BAD_CONFIG = (
     OSError,
     ValueError,
@@ -55,34 +56,34 @@ _BAD_CONFIG = (
 _TOKENIZER_FILES = ("*token*", "vocab*", "*.model", "merges.txt", "*.tiktoken")
 
 
-def byte_tokenizer() -> ByT5Tokenizer:
-    """transformers' own byte tokenizer: token id = byte + 3, after pad, eos and unk."""
+def make_byte_tokenizer() -> ByT5Tokenizer:
+    """Make transformers' byte tokenizer: token id = byte + 3, after pad, eos and unk."""
     return ByT5Tokenizer(extra_ids=0)
 
 
-def embedded_dir() -> Path:
-    """The model that ships with the package."""
+def find_embedded_dir() -> Path:
+    """Find the directory of the model that comes with the package."""
     return Path(str(files("surgery.models") / EMBEDDED))
 
 
 @dataclass(frozen=True)
 class ModelSource:
-    """One original model, as `model.*` names it. Nothing is read until asked for."""
+    """One original model, as `model.*` names it. Nothing is read before it is needed."""
 
     spec: ModelConfig
 
     @property
     def name(self) -> str:
-        """What to call it in a plan, a card and a dashboard."""
+        """The name of the model in a plan, a card and a dashboard."""
         if self.spec.scratch is not None:
             return f"{self.spec.scratch.get('model_type', 'model')} (random weights)"
         return str(self.spec.path)
 
-    def location(self) -> str:
-        """A directory that exists, or a hub id.
+    def locate(self) -> str:
+        """Return a directory that exists, or a hub id.
 
         Raises:
-            ConfigError: a path that is not there, or no path at all.
+            ConfigError: the path does not exist, or none is given.
         """
         if self.spec.path is None:
             raise ConfigError(
@@ -91,28 +92,28 @@ class ModelSource:
                 valid="embedded, a local directory, a hub id, or model.scratch for random weights",
             )
         path = self.spec.path
-        where = str(embedded_dir()) if path == EMBEDDED else _located("model.path", path)
+        where = str(find_embedded_dir()) if path == EMBEDDED else _locate("model.path", path)
         if self.spec.revision is not None and Path(where).is_dir():
             raise ConfigError(
                 "model.revision",
-                "revisions are the hub's; a local directory has none",
+                "only models of the hub have revisions, not local directories",
                 given=self.spec.revision,
                 valid="null",
             )
         return where
 
-    def config(self) -> PreTrainedConfig:
-        """The architecture's config.
+    def load_config(self) -> PreTrainedConfig:
+        """Load the config of the model.
 
         Raises:
-            ConfigError: it cannot be found, read, or understood.
+            ConfigError: it cannot be found, read or used.
         """
         if self.spec.scratch is not None:
-            return self._scratch_config(dict(self.spec.scratch))
-        where = self.location()
+            return self._make_scratch_config(dict(self.spec.scratch))
+        where = self.locate()
         if Path(where).is_dir() and not (Path(where) / "config.json").is_file():
             raise ConfigError(
-                "model.path", "the directory holds no config.json", given=self.spec.path
+                "model.path", "the directory has no config.json", given=self.spec.path
             )
         try:
             config = AutoConfig.from_pretrained(
@@ -123,7 +124,7 @@ class ModelSource:
         except _BAD_CONFIG as error:
             raise ConfigError(
                 "model.path",
-                f"no usable config: {_text(error)}",
+                f"no usable config: {_format_error(error)}",
                 given=self.spec.path,
                 valid="embedded, an existing directory, or a hub id that can be reached",
             ) from None
@@ -131,7 +132,7 @@ class ModelSource:
             config.num_labels = self.spec.num_labels
         return config
 
-    def _scratch_config(self, fields: dict[str, Any]) -> PreTrainedConfig:
+    def _make_scratch_config(self, fields: dict[str, Any]) -> PreTrainedConfig:
         model_type = str(fields.pop("model_type", ""))
         if model_type not in CONFIG_MAPPING:
             close = difflib.get_close_matches(model_type, list(CONFIG_MAPPING.keys()))
@@ -143,7 +144,7 @@ class ModelSource:
             )
         self._check_scratch_keys(model_type, fields)
         if "vocab_size" not in fields:
-            tokenizer = self.tokenizer()
+            tokenizer = self.load_tokenizer()
             fields["vocab_size"] = len(tokenizer)
             fields.setdefault("pad_token_id", tokenizer.pad_token_id)
             fields.setdefault("eos_token_id", tokenizer.eos_token_id)
@@ -151,16 +152,18 @@ class ModelSource:
         try:
             return AutoConfig.for_model(model_type, **fields)
         except _BAD_CONFIG as error:
-            raise ConfigError("model.scratch", _text(error), given=self.spec.scratch) from None
+            raise ConfigError(
+                "model.scratch", _format_error(error), given=self.spec.scratch
+            ) from None
 
     @staticmethod
     def _check_scratch_keys(model_type: str, fields: Mapping[str, Any]) -> None:
-        """transformers keeps an unknown key as an attribute, and uses the default in its place."""
+        """Check that the keys exist: transformers accepts unknown keys, but does not use them."""
         try:
             default = CONFIG_MAPPING[model_type]()
             unknown = [name for name in fields if not hasattr(default, name)]
         except _BAD_CONFIG:
-            return  # this one cannot stand on its defaults, so they tell nothing
+            return  # the default config is invalid, so there is nothing to compare with
         for name in unknown:
             close = difflib.get_close_matches(name, list(default.to_dict()))
             raise ConfigError(
@@ -169,27 +172,29 @@ class ModelSource:
                 valid=close or f"the fields of {type(default).__name__}",
             )
 
-    def skeleton(self, config: PreTrainedConfig | None = None) -> PreTrainedModel:
-        """The module tree on the meta device: every shape, no byte of weights.
+    def build_meta_model(self, config: PreTrainedConfig | None = None) -> PreTrainedModel:
+        """Build the model on the meta device: modules and shapes, but no weights.
 
         Raises:
             ConfigError: the architecture has no class for `model.task`, or cannot be built.
         """
-        config = config if config is not None else self.config()
+        config = config if config is not None else self.load_config()
         with torch.device("meta"):
-            return build(config, self.spec.task, trust_remote_code=self.spec.trust_remote_code)
+            return build_model(
+                config, self.spec.task, trust_remote_code=self.spec.trust_remote_code
+            )
 
     def check_weights(self) -> None:
-        """Refuse, before any work, what could not be loaded or run as asked.
+        """Check before any work that the model can be loaded and run as asked.
 
         Raises:
-            ConfigError: no weights in the directory, or only pickled ones; or an attention
-                implementation that the model or the machine does not have.
+            ConfigError: the directory has no weights, or only pickled ones; or the model or the
+                machine does not have the attention implementation.
         """
         if self.spec.scratch is None:
-            self._check_files(Path(self.location()))
-        config, implementation = self.config(), self.spec.attn_implementation
-        self.skeleton(config)  # so that what it refuses is not mistaken for the other below
+            self._check_files(Path(self.locate()))
+        config, implementation = self.load_config(), self.spec.attn_implementation
+        self.build_meta_model(config)  # any error here is not about the attention implementation
         try:
             with torch.device("meta"):
                 _AUTO[self.spec.task].from_config(
@@ -200,77 +205,78 @@ class ModelSource:
         except (ValueError, ImportError) as error:
             raise ConfigError(
                 "model.attn_implementation",
-                _text(error),
+                _format_error(error),
                 given=implementation,
-                valid="eager, sdpa, or what else this model and machine have; null leaves it open",
+                valid="eager, sdpa, or another one that this model and machine have; null: any",
             ) from None
 
     def _check_files(self, where: Path) -> None:
         if not where.is_dir() or any(where.glob("*.safetensors")):
             return
         pickled = sorted(where.glob("*.bin")) + sorted(where.glob("*.pt"))
-        problem = "the directory holds no weights"
+        problem = "the directory has no weights"
         if pickled:
-            problem = f"only pickled weights here ({pickled[0].name}), which are never loaded"
+            problem = f"has only pickled weights ({pickled[0].name}), which are never loaded"
         raise ConfigError(
             "model.path", problem, given=self.spec.path, valid="a directory with *.safetensors"
         )
 
     def load(self) -> PreTrainedModel:
-        """The original with its weights, on the CPU, in eval mode.
+        """Load the original model with its weights, on the CPU, in eval mode.
 
         Raises:
-            ConfigError: the weights cannot be had or do not fit the config.
+            ConfigError: the weights cannot be loaded or do not fit the config.
         """
         self.check_weights()
-        config = self.config()
+        config = self.load_config()
         if self.spec.scratch is not None:
             options: dict[str, Any] = {"attn_implementation": self.spec.attn_implementation}
             if self.spec.dtype is not Dtype.auto:
-                # Built in it, not cast to it: a cast would round RoPE's frequencies too.
+                # Build the model in this dtype: a cast would also round RoPE's frequencies.
                 options["dtype"] = getattr(torch, self.spec.dtype.value)
             model: PreTrainedModel = _AUTO[self.spec.task].from_config(config, **options)
             return model.eval()
         try:
             model, report = _AUTO[self.spec.task].from_pretrained(
-                self.location(),
+                self.locate(),
                 config=config,
                 revision=self.spec.revision,
                 dtype=self.spec.dtype.value,
                 attn_implementation=self.spec.attn_implementation,
                 trust_remote_code=self.spec.trust_remote_code,
                 use_safetensors=True,
-                ignore_mismatched_sizes=True,  # `_misfit` says it better
+                ignore_mismatched_sizes=True,  # `_find_misfit` explains them better
                 output_loading_info=True,
             )
         except (*_BAD_CONFIG, SafetensorError) as error:
             raise ConfigError(
-                "model.path", f"cannot be loaded: {_text(error)}", given=self.spec.path
+                "model.path", f"cannot be loaded: {_format_error(error)}", given=self.spec.path
             ) from None
-        misfit = _misfit(report, model, self.spec.task)
+        misfit = _find_misfit(report, model, self.spec.task)
         if misfit is not None:
             raise ConfigError(
                 "model.path", f"the weights do not fit the config: {misfit}", given=self.spec.path
             )
         if report["missing_keys"]:
-            say(f"  not in the checkpoint, so random: {', '.join(sorted(report['missing_keys']))}")
+            missing = ", ".join(sorted(report["missing_keys"]))
+            say(f"  not in the checkpoint, so random: {missing}")
         return model.eval()
 
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer beside the model, or the one `model.tokenizer` names.
+    def load_tokenizer(self) -> PreTrainedTokenizerBase:
+        """Load the tokenizer beside the model, or the one that `model.tokenizer` names.
 
         Raises:
             ConfigError: there is none.
         """
         named, path = self.spec.tokenizer, self.spec.tokenizer or self.spec.path
         if named == BYTES:
-            return byte_tokenizer()
-        where = _located("model.tokenizer", named) if named is not None else self.location()
+            return make_byte_tokenizer()
+        where = _locate("model.tokenizer", named) if named is not None else self.locate()
         valid = "a directory or hub id with a tokenizer, or `bytes`"
         local = Path(where)
         if local.is_dir() and not any(any(local.glob(name)) for name in _TOKENIZER_FILES):
             raise ConfigError(
-                "model.tokenizer", "the directory holds no tokenizer", given=path, valid=valid
+                "model.tokenizer", "the directory has no tokenizer", given=path, valid=valid
             )
         try:
             return AutoTokenizer.from_pretrained(
@@ -280,22 +286,25 @@ class ModelSource:
             )
         except _BAD_CONFIG as error:
             raise ConfigError(
-                "model.tokenizer", f"cannot be loaded: {_text(error)}", given=path, valid=valid
+                "model.tokenizer",
+                f"cannot be loaded: {_format_error(error)}",
+                given=path,
+                valid=valid,
             ) from None
 
 
-def build(
+def build_model(
     config: PreTrainedConfig,
     task: Task,
     *,
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
-    """A model of `task` with fresh weights, in the default dtype, on the current device.
+    """Build a model of `task` with new weights, in the default dtype, on the current device.
 
-    Its structure is the record's, where the config holds one.
+    If the config has a record, the model gets the structure of the record.
 
     Raises:
-        ConfigError: the architecture has no class for `task`, or its code refuses the config.
+        ConfigError: the architecture has no class for `task`, or does not accept the config.
     """
     auto = _AUTO[task]
     if type(config) not in auto._model_mapping and not hasattr(config, "auto_map"):
@@ -309,13 +318,28 @@ def build(
         model = auto.from_config(config, trust_remote_code=trust_remote_code)
     except _BAD_CONFIG as error:
         raise ConfigError(
-            "model", f"no {config.model_type} can be built from this config: {_text(error)}"
+            "model", f"no {config.model_type} can be built from this config: {_format_error(error)}"
         ) from None
-    rebuild_recorded(model)
+    _rebuild_recorded(model)
     return model
 
 
-def _located(key: str, path: str) -> str:
+def _rebuild_recorded(model: PreTrainedModel) -> None:
+    """Give a model the structure of the record in its config.
+
+    `from_pretrained` does this by itself, but `from_config` does not.
+
+    Raises:
+        PlanError: the record does not fit the model.
+    """
+    stored = getattr(model.config, "quantization_config", None)
+    if stored is not None and is_own_record(stored):
+        reader: Any = AutoHfQuantizer.from_config(stored)
+        reader.validate_environment()
+        reader._process_model_before_weight_loading(model)
+
+
+def _locate(key: str, path: str) -> str:
     local = Path(path).expanduser()
     if local.is_dir():
         return str(local)
@@ -332,20 +356,20 @@ def _located(key: str, path: str) -> str:
     return path
 
 
-def _misfit(report: Mapping[str, Any], model: PreTrainedModel, task: Task) -> str | None:
-    """The first tensor that transformers made up or left out, though the config speaks of it."""
+def _find_misfit(report: Mapping[str, Any], model: PreTrainedModel, task: Task) -> str | None:
+    """Find the first tensor that is missing, unexpected or of the wrong shape."""
     for name, stored, wanted in sorted(report["mismatched_keys"]):
-        return f"{name} is {list(stored)}, and should be {list(wanted)}"
+        return f"{name} is {list(stored)}, but should be {list(wanted)}"
     for name in sorted(report["missing_keys"]):
-        # A new task's head is trained from nothing; `load` says so.
+        # The head of a new task starts random; `load` prints a line about it.
         if task is Task.causal_lm or name.startswith(f"{model.base_model_prefix}."):
             return f"{name} is missing"
     for name in sorted(report["unexpected_keys"]):
-        if re.search(r"\.\d+\.", name):  # in a numbered layer; heads of other tasks are in none
+        if re.search(r"\.\d+\.", name):  # a numbered layer, so not the head of another task
             return f"there is no {name} in this architecture"
     return None
 
 
-def _text(error: BaseException) -> str:
-    """What an error says, in one line."""
+def _format_error(error: BaseException) -> str:
+    """Format the text of an error in one line."""
     return " ".join(str(error).split()).rstrip(":") or type(error).__name__

@@ -1,4 +1,4 @@
-"""Seeing a running model's attention: the tap, and what is computed at it."""
+"""Observe the attention of a running model: the tap, and the statistics computed at it."""
 
 from surgery.observe.tap import AttentionCall, Tap
 

@@ -1,4 +1,4 @@
-"""Running figures per head: all that monitors keep between two log lines."""
+"""Running sums per head: all that a monitor keeps between two log lines."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ import torch.distributed as dist
 class HeadSums:
     """Weighted sums of named per-head values, or their maxima, by site.
 
-    Every value has a weight of its own, so values over different rows or examples stay means.
+    Every value has its own weight, so the results are means even over different numbers of rows
+    or examples.
 
     Args:
         names: of the values.
-        maxima: those of which the largest is kept; a weight of zero says that there is none.
-        roots: those whose figure is the square root of the mean.
+        maxima: names of which the largest value is kept; weight zero means that there is none.
+        roots: names whose result is the square root of the mean.
     """
 
     def __init__(
@@ -28,7 +29,7 @@ class HeadSums:
         self._sums: dict[str, torch.Tensor] = {}
 
     def start(self, site: str, heads: int, device: torch.device) -> None:
-        """Make `site` known, so that it has a line even where nothing is added to it."""
+        """Register `site`, so that it has a result even if nothing is added to it."""
         if site not in self._sums:
             # MPS has no float64.
             dtype = torch.float32 if device.type == "mps" else torch.float64
@@ -43,10 +44,10 @@ class HeadSums:
         self.start(site, totals.shape[1], totals.device)
         sums = self._sums[site]
         added = torch.stack([totals.to(sums.dtype), torch.stack(weights).to(sums.dtype)])
-        self._sums[site] = self._merged(sums, added)
+        self._sums[site] = self._merge(sums, added)
 
     def gather(self) -> None:
-        """Unite those of the processes of a run. All must call; one may lack any site."""
+        """Merge the sums of all processes. All must call; each may lack some sites."""
         mine = {site: sums.cpu() for site, sums in self._sums.items()}
         everyone: list[dict[str, torch.Tensor]] = [{}] * dist.get_world_size()
         dist.all_gather_object(everyone, mine)
@@ -54,23 +55,23 @@ class HeadSums:
         for theirs in everyone:
             for site, sums in theirs.items():
                 known = self._sums.get(site)
-                self._sums[site] = sums if known is None else self._merged(known, sums)
+                self._sums[site] = sums if known is None else self._merge(known, sums)
 
     @property
     def empty(self) -> bool:
-        """Whether no value of any head was added."""
+        """Whether no value of any head has been added."""
         return all(bool((sums[1] == 0).all()) for sums in self._sums.values())
 
-    def figures(self) -> dict[str, dict[str, torch.Tensor]]:
-        """site → name → mean, maximum or root mean [H], on the CPU; NaN where nothing was added.
+    def summarize(self) -> dict[str, dict[str, torch.Tensor]]:
+        """Return site → name → mean, maximum or root mean [H], on the CPU.
 
-        A maximum over anything that is no number is infinite.
+        Where nothing was added the result is NaN. A maximum over values with a NaN is infinite.
         """
         figures = {}
         for site, sums in self._sums.items():
             total, weight = sums.cpu()
             values = total / weight
-            # A largest value that is no number is out of all bounds, not unseen.
+            # A NaN among the values means out of bounds; NaN in the result means "not seen".
             largest = total[self._maxima].nan_to_num(nan=float("inf"), posinf=float("inf"))
             values[self._maxima] = largest.where(
                 weight[self._maxima] > 0, torch.tensor(float("nan"), dtype=total.dtype)
@@ -85,7 +86,7 @@ class HeadSums:
     def clear(self) -> None:
         self._sums.clear()
 
-    def _merged(self, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    def _merge(self, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
         merged = one + other
         for i in self._maxima:
             merged[0, i] = torch.maximum(one[0, i], other[0, i])

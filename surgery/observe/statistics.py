@@ -1,8 +1,8 @@
-"""What each head does with its queries: statistics of attention rows, exact on the rows drawn.
+"""Statistics of attention rows for each head, exact on the rows drawn.
 
-Memory is linear in the number of keys: rows are looked at in blocks, and a block's probabilities
-are forgotten before the next. Rows of padding never count. A row that sees a single key has no
-choice: it counts for `attention_entropy`, `max_logit` and `output_norm` only.
+Memory is linear in the number of keys: rows are handled in blocks, and the probabilities of a
+block are freed before the next one. Rows of padding never count. A row that sees a single key has
+no choice, so it counts only for `attention_entropy`, `max_logit` and `output_norm`.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from surgery.observe.masks import EVERY, visible_keys
-from surgery.observe.rows import key_logits, row_weights, sink_logits
+from surgery.observe.masks import EVERY, find_visible_keys
+from surgery.observe.rows import compute_key_logits, get_sink_logits, weigh_rows
 from surgery.observe.tap import AttentionCall
 from surgery.observe.targets import COLUMNS, SETS, Targets, find_targets
 
-# In the order of the table's columns. Means over rows, but for the two below.
+# In the order of the table's columns. All are means over rows, except the two sets below.
 STATISTICS = (
     "attention_entropy",  # H = lse - Σ p·s, nats
     "normalized_entropy",  # H / log(keys the row sees)
     "max_logit",  # the largest s of all rows
-    "saturation",  # share of rows with one p above SATURATED
+    "saturation",  # fraction of rows with one p above SATURATED
     "confidence",  # the largest p (Voita et al. 2019, arXiv:1905.09418)
     "first_token",  # p of the text's first key
     "previous_token",  # p of the key before the query's own
@@ -33,45 +33,45 @@ STATISTICS = (
 )
 MAXIMA = frozenset({"max_logit"})
 ROOTS = frozenset({"output_norm"})
-# Above it Σ p² > 0.98: diag(p) - pp^T, through which every gradient to the logits has to pass, has
-# a trace 1 - Σ p² below 0.02.
+# Above it, Σ p² > 0.98. Every gradient to the logits passes through diag(p) - pp^T, whose trace
+# 1 - Σ p² is then below 0.02.
 SATURATED = 0.99
 
-# A block of logits: few enough rows, and of few enough examples, for it to stay in a CPU's cache.
+# A block of logits has so few rows and examples that it stays in a CPU's cache.
 BLOCK_ROWS = 64
 BLOCK_BYTES = {"cpu": 4 << 20}
 BLOCK_BYTES_ELSEWHERE = 128 << 20
-# The logit of a hidden key: e^(FLOOR - m) is 0, and 0 times it still a number, unlike -inf.
+# The logit of a hidden key. e^(FLOOR - m) is 0, and unlike with -inf, 0 · FLOOR is not NaN.
 FLOOR = -1e30
 
 Values = dict[str, tuple[torch.Tensor, torch.Tensor]]
 
 
 @torch.no_grad()
-def head_statistics(
+def compute_head_statistics(
     call: AttentionCall, rows: torch.Tensor, names: Sequence[str] = STATISTICS
 ) -> Values:
-    """Sums over query rows `rows` [R] of every example, fit for `HeadSums`.
+    """Sum statistics over query rows `rows` [R] of every example, in the form `HeadSums` takes.
 
     Args:
-        names: of `STATISTICS`.
+        names: which of `STATISTICS`.
 
     Returns:
-        name → (sum, or for `MAXIMA` the maximum, [Hq]; rows that counted [Hq]).
+        name → (sum, or for `MAXIMA` the maximum, [Hq]; number of rows that counted [Hq]).
         `ROOTS` are sums of squares.
 
     Raises:
-        TapError: a mask of a kind that is not known.
+        TapError: the type of the mask is unknown.
     """
     rows = rows.to(call.query.device)
-    # Not a mask: to send one to a GPU would wait for it.
+    # A list and not a mask: sending a mask to a GPU would make the CPU wait.
     maxima = [i for i, name in enumerate(names) if name in MAXIMA]
     totals: torch.Tensor | None = None
-    for examples, block in _blocks(call, rows):
-        found = row_statistics(call, block, names, examples)
-        shape = torch.broadcast_shapes(*(value.shape for value, _ in found.values()))
-        values = torch.stack([found[name][0].expand(shape) for name in names])
-        counted = torch.stack([found[name][1].expand(shape) for name in names])
+    for examples, block in _split_blocks(call, rows):
+        by_row = compute_row_statistics(call, block, names, examples)
+        shape = torch.broadcast_shapes(*(value.shape for value, _ in by_row.values()))
+        values = torch.stack([by_row[name][0].expand(shape) for name in names])
+        counted = torch.stack([by_row[name][1].expand(shape) for name in names])
         sums = torch.where(counted, values, torch.zeros_like(values)).sum((1, 3))
         for i in maxima:
             lowest = torch.full_like(values[i], float("-inf"))
@@ -89,7 +89,7 @@ def head_statistics(
     return {name: (totals[0, i], totals[1, i]) for i, name in enumerate(names)}
 
 
-def _blocks(call: AttentionCall, rows: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
+def _split_blocks(call: AttentionCall, rows: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
     batch, heads = call.query.shape[:2]
     budget = BLOCK_BYTES.get(rows.device.type, BLOCK_BYTES_ELSEWHERE)
     example = 4 * heads * min(len(rows), BLOCK_ROWS) * call.key.shape[2]
@@ -100,30 +100,34 @@ def _blocks(call: AttentionCall, rows: torch.Tensor) -> Iterator[tuple[slice, to
 
 
 @torch.no_grad()
-def row_statistics(
+def compute_row_statistics(
     call: AttentionCall,
     rows: torch.Tensor,
     names: Sequence[str] = STATISTICS,
     examples: slice = EVERY,
 ) -> Values:
-    """The same, row by row: name → (value, whether the row counts) [1 or b, 1 or Hq, R] each."""
-    real = row_weights(call, rows, examples)[:, None, :].bool()
+    """Compute statistics row by row.
+
+    Returns:
+        name → (value, whether the row counts), each [1 or b, 1 or Hq, R].
+    """
+    real = weigh_rows(call, rows, examples)[:, None, :].bool()
     values: Values = {}
     if "output_norm" in names:
         output = call.output[examples].index_select(1, rows).float()
         values["output_norm"] = (output.square().sum(-1).transpose(1, 2), real)
     wanted = set(names) - values.keys()
     if wanted:
-        visible = visible_keys(call, rows, examples)
-        targets = find_targets(call, rows, visible, examples) if wanted & _AIMED else None
-        values |= _of_logits(call, rows, examples, visible, real, targets)
+        visible = find_visible_keys(call, rows, examples)
+        targets = find_targets(call, rows, visible, examples) if wanted & _WITH_TARGETS else None
+        values |= _compute_logit_statistics(call, rows, examples, visible, real, targets)
     return values
 
 
-_AIMED = {*COLUMNS, *SETS, "distance"}
+_WITH_TARGETS = {*COLUMNS, *SETS, "distance"}
 
 
-def _of_logits(
+def _compute_logit_statistics(
     call: AttentionCall,
     rows: torch.Tensor,
     examples: slice,
@@ -131,18 +135,18 @@ def _of_logits(
     real: torch.Tensor,
     targets: Targets | None,
 ) -> Values:
-    # Few passes over the block, in place where they can be: they are what this costs.
-    s = key_logits(call, rows, visible, examples, FLOOR)
+    # Passes over the block are the cost of this: few of them, and in place where possible.
+    s = compute_key_logits(call, rows, visible, examples, FLOOR)
     keys = visible.sum(-1)
     top = s.amax(-1)
     p = s.softmax(-1)
     confidence = p.amax(-1)
-    masses = {} if targets is None else _masses(p, targets)
+    masses = {} if targets is None else _sum_masses(p, targets)
     # lse - top = -log(largest p), and so H = -log(largest p) - Σ p·(s - top).
     entropy = -confidence.log() - s.sub_(top[..., None]).mul_(p).sum(-1)
     largest, on_keys = confidence, None
-    sink = sink_logits(call)
-    if sink is not None:  # one more choice beside the keys, which keep on_keys of the attention
+    sink = get_sink_logits(call)
+    if sink is not None:  # one more choice: the keys get the fraction `on_keys` of the attention
         log_keys = top - confidence.log() - sink.view(1, -1, 1)
         on_keys, spare = log_keys.sigmoid(), (-log_keys).sigmoid()
         entropy = on_keys * entropy + torch.special.entr(on_keys) + torch.special.entr(spare)
@@ -158,16 +162,16 @@ def _of_logits(
         "saturation": ((largest > SATURATED).float(), several),
         "confidence": (confidence, several & (keys > 0)),
     }
-    for name in _AIMED:
+    for name in _WITH_TARGETS:
         mass, there = masses.get(name, (torch.zeros_like(entropy), torch.zeros_like(seen)))
-        # How far away the keys are that are attended to has nothing to do with the sink.
+        # The distance to the attended keys does not depend on the sink.
         share = mass if on_keys is None or name == "distance" else mass * on_keys
         values[name] = (share, several & (keys > 0) & there)
     return values
 
 
-def _masses(p: torch.Tensor, targets: Targets) -> Values:
-    """Σ p over each target, and whether it is there: [b, Hq, R] and what broadcasts to it."""
+def _sum_masses(p: torch.Tensor, targets: Targets) -> Values:
+    """Sum p over each target: name → (sum [b, Hq, R], whether the row has such a target)."""
     shape = p.shape[:-1]
     index = [key.expand(shape) for key, _ in targets.columns.values()]
     picked = p.gather(-1, torch.stack(index, -1)).unbind(-1)
@@ -180,7 +184,7 @@ def _masses(p: torch.Tensor, targets: Targets) -> Values:
     weights = [weight.expand(len(p), -1, -1).to(p.dtype) for weight in targets.sets.values()]
     weights.append(targets.distance.expand(len(p), -1, -1).to(p.dtype))
     together = torch.stack(weights, dim=2)
-    # One product reads p once for all of them: per row, [sums, S] @ [S, Hq].
+    # One product reads p only once for all targets: per row, [sums, S] @ [S, Hq].
     with torch.autocast(p.device.type, enabled=False):
         sums = torch.stack(
             [torch.bmm(together[i], p[i].permute(1, 2, 0)) for i in range(len(p))]

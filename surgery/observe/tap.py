@@ -1,12 +1,12 @@
-"""The one place where a running model's attention is observed.
+"""The one place where the attention of a running model is observed.
 
 Every attention block of transformers asks `AttentionInterface.get_interface` for the function to
-call. While a tap is open that method hands out the same function with an observer behind it: the
-backend, its masks and its results stay what they are, to the bit. Closed, nothing is left behind.
+call. While a tap is open, that method returns the same function followed by an observer. The
+backend, its masks and its results stay the same to the bit. After closing, nothing remains.
 
-Compiled code asks nobody any more. So while a tap is open, what was compiled runs as it was written
-(`torch.compiler.set_stance("force_eager")`), and as compiled again afterwards. Not so under flex
-attention, which would build the N×N map without its compiler.
+Compiled code does not ask any more. So while a tap is open, compiled modules run uncompiled
+(`torch.compiler.set_stance("force_eager")`), and compiled again afterwards. Flex attention is the
+exception: without its compiler it would build the N×N map.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ class AttentionCall:
         options: keyword arguments: scaling, dropout, softcap, sliding_window, …
         output: [B, N, Hq, D], the input of the output projection.
         query_mask: [B, N], which queries are real; None: all.
-        tokens: [B, T], ids of the text whose places are the keys; None where that is not known,
-            as in cross-attention.
-        cross: whether keys and values come from elsewhere than queries.
+        tokens: [B, T], token ids at the positions of the keys; None where they are unknown, as in
+            cross-attention.
+        cross: whether keys and values come from another sequence than the queries.
     """
 
     site: str
@@ -65,7 +65,7 @@ Observer = Callable[[AttentionCall], None]
 class Tap:
     """Observes the attention of one model while it is open.
 
-    Other models, the teacher of a distillation for one, are not seen even if they run meanwhile.
+    It does not see other models that run at the same time, such as a teacher in distillation.
 
     Args:
         model: any model of transformers, or a module that holds one.
@@ -102,8 +102,8 @@ class Tap:
 
         Args:
             query_mask: [B, N], which queries of the next batch are real; ``None``: all.
-            decoder_mask: the same for the decoder of an encoder-decoder, whose queries are others.
-            tokens, decoder_tokens: [B, T], token ids of the next batch, with what lies in a cache.
+            decoder_mask: the same for the decoder of an encoder-decoder, which has other queries.
+            tokens, decoder_tokens: [B, T], token ids of the next batch, including those in a cache.
         """
         self.query_mask, self.decoder_mask = query_mask, decoder_mask
         self.tokens, self.decoder_tokens = tokens, decoder_tokens
@@ -119,15 +119,15 @@ class Tap:
         Tap._open.append(self)
 
     def pause(self) -> None:
-        """Stop observing until it is opened again or closed.
+        """Stop observing until the tap is opened again or closed.
 
-        For the backward pass: under gradient checkpointing it runs attention once more, and that
-        has to run the same code as the first time.
+        Call it before the backward pass. Gradient checkpointing runs attention once more there,
+        and this must run the same code as in the forward pass.
         """
         self._paused = True
 
     def close(self) -> None:
-        """Stop observing. Harmless when closed already."""
+        """Stop observing. Does nothing if the tap is already closed."""
         if self not in Tap._open:
             return
         Tap._open.remove(self)
@@ -145,16 +145,16 @@ class Tap:
         self.close()
 
     def require_calls(self) -> None:
-        """Refuse to go on blind.
+        """Check that the tap has seen some attention since it was opened.
 
         Raises:
-            TapError: the model ran, and none of its attention came by since the tap was opened.
+            TapError: it has seen none.
         """
         if self.calls == self._calls_before:
             raise TapError(
-                f"the tap on {self.model_class} was never called: its attention does not go "
-                "through transformers' AttentionInterface, or was compiled past it, so its heads "
-                "cannot be watched; set callbacks.head_importance=null, "
+                f"the tap on {self.model_class} was never called: the model's attention does not "
+                "use transformers' AttentionInterface, or its compiled code bypasses it. "
+                "Its heads cannot be watched; set callbacks.head_importance=null, "
                 "callbacks.attention_statistics=null and callbacks.head_alarms=null"
             )
 

@@ -1,7 +1,7 @@
-"""Keys that a query may be looking for: the first, the one before, the token it saw earlier.
+"""Keys that a query may look for: the first key, the key before, an earlier same token.
 
-A target counts where the row sees it. A row whose target is hidden (it lies outside the sliding
-window, in another of the packed documents, or under padding) says nothing of the head.
+A target counts where the row sees it. It may be hidden: outside the sliding window, in another
+packed document, or in padding. Such a row says nothing about the head.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ SETS = ("same_token", "induction")
 
 @dataclass(frozen=True)
 class Targets:
-    """What the rows may be looking for; nothing where it is not known.
+    """The keys that the rows may look for; empty where they are unknown.
 
     Attributes:
-        columns: name → (index of the key, whether the row sees it): [1 or b, 1 or Hq, R] each.
-        sets: name → keys [b, R, S]; the row looks for any of them.
+        columns: name → (index of the key, whether the row sees it), each [1 or b, 1 or Hq, R].
+        sets: name → keys [b, R, S], bool; the row looks for any of them.
         distance: |i - j| in tokens, [1 or b, R, S].
     """
 
@@ -35,21 +35,21 @@ class Targets:
 def find_targets(
     call: AttentionCall, rows: torch.Tensor, visible: torch.Tensor, examples: slice = EVERY
 ) -> Targets:
-    """The targets of query rows `rows` [R].
+    """Find the targets of query rows `rows` [R].
 
     Args:
-        visible: [1 or b, 1 or Hq, R, S], which keys the rows see.
+        visible: [1 or b, 1 or Hq, R, S], the keys that the rows see.
     """
     first = visible.byte().argmax(-1)
     if call.cross:
         return Targets({"first_token": (first, visible.any(-1))}, {}, None)
     continues = sees_previous(call, examples)
-    position = _positions(call, rows, visible)
+    position = _find_positions(call, rows, visible)
     before = (position - 1).clamp_min(0)
     columns = {
-        "first_token": (first, _begins(call, first, position, continues) & visible.any(-1)),
-        "previous_token": (before, _at(visible, before) & (position > 0)),
-        "own_token": (position, _at(visible, position)),
+        "first_token": (first, _is_beginning(call, first, position, continues) & visible.any(-1)),
+        "previous_token": (before, _look_up(visible, before) & (position > 0)),
+        "own_token": (position, _look_up(visible, position)),
     }
     place = position[:, 0]
     key = torch.arange(visible.shape[-1], device=rows.device)
@@ -64,31 +64,31 @@ def find_targets(
     after = torch.zeros_like(same)
     after[..., 1:] = same[..., :-1]
     seen = visible[:, 0] & earlier
-    if continues is not None:  # what follows the last token of a document is another one's first
+    if continues is not None:  # the key after a document's last token belongs to the next one
         after &= continues[:, None, :]
     return Targets(columns, {"same_token": same & seen, "induction": after & seen}, distance)
 
 
-def _positions(call: AttentionCall, rows: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
-    """[1 or b, 1 or Hq, R], which key belongs to the query's own token."""
+def _find_positions(call: AttentionCall, rows: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
+    """Find the key of each query's own token: [1 or b, 1 or Hq, R]."""
     keys = visible.shape[-1]
     if call.query.shape[2] == keys:
         return rows.view(1, 1, -1)
-    # A cache, and so causal; it may have room for keys that are still to come.
+    # With a cache, attention is causal. The cache may have room for later keys.
     return keys - 1 - visible.flip(-1).byte().argmax(-1)
 
 
-def _begins(
+def _is_beginning(
     call: AttentionCall, first: torch.Tensor, position: torch.Tensor, continues: torch.Tensor | None
 ) -> torch.Tensor:
-    """Whether a text begins at the first key that is seen, or a window does."""
+    """Whether the first visible key is the beginning of a text, and not only of a window."""
     if continues is not None:
-        return ~_at(continues[:, None, None], first)
+        return ~_look_up(continues[:, None, None], first)
     window = call.options.get("sliding_window")
     seen = position - first + 1
     return seen < window if window is not None else torch.ones_like(seen, dtype=torch.bool)
 
 
-def _at(visible: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+def _look_up(visible: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     shape = torch.broadcast_shapes(visible.shape[:-1], index.shape)
     return visible.expand(*shape, -1).gather(-1, index.expand(shape)[..., None])[..., 0]

@@ -10,7 +10,7 @@ from surgery.config.options import Range, option
 from surgery.errors import ConfigError
 from surgery.models.dropout import (
     DROPS_NOTHING,
-    dropout_attributes,
+    find_dropout_attributes,
     find_governing_keys,
     reads_config,
 )
@@ -36,7 +36,7 @@ class AttentionDropout(Operation):
 
     def plan(self, draft: Draft) -> None:
         sites = select_sites(draft.sites, self.layers, self.key("layers"), draft.removed)
-        held = {site.path: dropout_attributes(draft.model, site) for site in sites}
+        held = {site.path: find_dropout_attributes(draft.model, site) for site in sites}
         for site in sites:
             if not held[site.path]:
                 raise ConfigError(

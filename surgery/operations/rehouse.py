@@ -42,7 +42,7 @@ class Rehouse(Operation):
         if self.into not in TARGETS:
             raise ConfigError(
                 self.key("into"),
-                "nothing here can move to this architecture",
+                "no model can be converted to this architecture",
                 given=self.into,
                 valid=TARGETS,
             )

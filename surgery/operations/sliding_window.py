@@ -19,18 +19,24 @@ from transformers import CONFIG_MAPPING, PreTrainedModel
 
 from surgery.config.options import Range, option
 from surgery.errors import ConfigError, PlanError
-from surgery.models.attributes import attributes_set
-from surgery.models.config import config_at, get_key, patched
+from surgery.models.attributes import setting_attributes
+from surgery.models.config import get_config_part, get_key, patching_config
 from surgery.models.convert import list_targets
+from surgery.models.forward import evaluating
 from surgery.models.reference import ReferenceModels
-from surgery.models.rotary import nested_types
+from surgery.models.rotary import list_nested_types
 from surgery.models.sites import Site, find_sites
 from surgery.plan.layers import LAYERS_HELP, select_sites
 from surgery.plan.operation import Conversion, Draft, Operation
 from surgery.plan.plan import Plan
-from surgery.verify.equivalence import FAULTS, evaluating, first_line, relative_distance, tolerance
+from surgery.verify.equivalence import (
+    FAULTS,
+    choose_tolerance,
+    compute_relative_distance,
+    get_first_line,
+)
 from surgery.verify.masks import count_visible_keys
-from surgery.verify.reach import probe as probe_reach
+from surgery.verify.reach import probe_reach
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 SIZE, TYPES, USED = "sliding_window", "layer_types", "use_sliding_window"
@@ -95,7 +101,7 @@ class SlidingWindow(Operation):
         self, draft: Draft, prefix: str, sites: Sequence[Site], wanted: Mapping[str, int | None]
     ) -> dict[str, Any]:
         """Dotted config keys that change, and their values."""
-        config = config_at(draft.config, prefix)
+        config = get_config_part(draft.config, prefix)
         sizes = sorted({size for size in wanted.values() if size is not None})
         if not hasattr(config, SIZE):
             self._refuse_unsayable(draft, config)
@@ -131,7 +137,7 @@ class SlidingWindow(Operation):
         self, draft: Draft, config: Any, sites: Sequence[Site], wanted: Mapping[str, int | None]
     ) -> list[str]:
         types = list(getattr(config, TYPES))
-        by_position = set(nested_types(config))
+        by_position = set(list_nested_types(config))
         for site in sites:
             layer = draft.model.get_submodule(site.path).layer_idx
             assert isinstance(layer, int)
@@ -179,8 +185,8 @@ class SlidingWindow(Operation):
 
     def _check(self, draft: Draft, sites: Sequence[Site], patch: Mapping[str, Any]) -> None:
         """Whether a model of the changed config masks and caches as asked, and nothing else."""
-        before = draft.references.of(draft.patch)
-        after = draft.references.of({**draft.patch, **patch})
+        before = draft.references.get(draft.patch)
+        after = draft.references.get({**draft.patch, **patch})
         cached = {site.path: site.window for site in find_sites(after).sites}
         position = (self.size or 0) + max((s.window or 0 for s in draft.sites), default=0) + 8
         visible, reached = (count_visible_keys(model, position) for model in (after, before))
@@ -231,10 +237,10 @@ class SlidingWindow(Operation):
                 expected = _logits(model, wide, [site.path for site in windowed], probe)
         except FAULTS as error:
             raise PlanError(
-                f"the window cannot be tried on the model: {first_line(error)}"
+                f"the window cannot be tried on the model: {get_first_line(error)}"
             ) from None
-        distance = relative_distance(actual, expected)
-        if not distance <= tolerance(model):
+        distance = compute_relative_distance(actual, expected)
+        if not distance <= choose_tolerance(model):
             raise PlanError(
                 f"the model with a window is not the model under a mask that says the same: its "
                 f"output would be off by {distance:.2g} of its size"
@@ -266,7 +272,7 @@ def _logits(
     probe: Mapping[str, Any] | None,
 ) -> torch.Tensor:
     """What the model gives under a patched config, some blocks under a band of `_TRIED` tokens."""
-    attributes = ReferenceModels(model).attributes(patch)
+    attributes = ReferenceModels(model).find_attributes(patch)
     tokens = torch.arange(3, 3 + _TOKENS, device=model.device)[None]
     vocabulary = int(
         get_key(model.config, "vocab_size") or model.config.get_text_config().vocab_size
@@ -277,7 +283,7 @@ def _logits(
         for path in masked
     ]
     try:
-        with patched(model.config, patch), attributes_set(model, attributes):
+        with patching_config(model.config, patch), setting_attributes(model, attributes):
             return model(**inputs, use_cache=False).logits.double()
     finally:
         for handle in handles:

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from surgery.config.schema import AnalysisConfig, Task
 from surgery.console import say, show
-from surgery.data.windows import frame
+from surgery.data.windows import find_special_tokens
 from surgery.files import write_json
 from surgery.lab.analysis.behaviour import observe_text
 from surgery.lab.analysis.clusters import clusters, tree, what_is_its_own
@@ -144,7 +144,7 @@ def _draw(result: Mapping[str, Any], similarity: Similarity, links: Any, folder:
 def _pick_batches(session: Session) -> list[Batch]:
     """Windows of the run's training text, nothing masked out."""
     cfg = session.run.analysis
-    batches = session.data.importance_batches(cfg.windows, cfg.batch_size)
+    batches = session.data.draw_importance_batches(cfg.windows, cfg.batch_size)
     masked = session.run.model.task is Task.masked_lm
     return [unmasked(batch) if masked else batch for batch in batches]
 
@@ -182,7 +182,7 @@ def _draw_repeats(session: Session, batches: Sequence[Batch]) -> Repeats:
 
 def _find_frame(session: Session) -> tuple[list[int], list[int]]:
     """Special tokens around a text; what ends it says nothing to a model that looks back."""
-    before, after = frame(session.tokenizer)
+    before, after = find_special_tokens(session.tokenizer)
     return before, [] if session.run.model.task is Task.causal_lm else after
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from surgery.calibration import Calibration, calibrated_plan
+from surgery.calibration import Calibration, make_calibrated_plan
 from surgery.config.schema import RunConfig
 from surgery.console import is_rank_zero, show
 from surgery.errors import PlanError, SurgeryError
@@ -55,10 +55,10 @@ def close_plan(
     if any(operation.scored_by for operation in operations):
         scorer = make_scorer(session)
         scorer = keep_tables(session, scorer) if keep else scorer
-    return calibrated_plan(
+    return make_calibrated_plan(
         model,
         operations,
-        session.data.calibration_batches(run.calibration.windows, run.calibration.batch_size),
+        session.data.draw_calibration_batches(run.calibration.windows, run.calibration.batch_size),
         make_options(run),
         scorer,
         **session.prepared.planning,

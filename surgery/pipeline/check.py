@@ -18,7 +18,7 @@ from surgery.config.schema import (
     Task,
 )
 from surgery.errors import ConfigError
-from surgery.importance.check import check_estimator
+from surgery.importance.work import check_estimator
 from surgery.plan.make import check_order
 from surgery.plan.operation import Operation
 from surgery.plan.plan import Plan

@@ -10,7 +10,7 @@ import torch
 from surgery.console import say
 from surgery.errors import ConfigError, PlanError
 from surgery.execute.live import apply_
-from surgery.measure.loss import held_out_loss
+from surgery.measure.loss import measure_held_out_loss
 from surgery.pipeline.calibrate import close_plan
 from surgery.pipeline.session import Session
 
@@ -34,7 +34,7 @@ def compare(session: Session) -> None:
         except (ConfigError, PlanError) as error:
             say(f"  {name} is not for this model: {error.args[0].splitlines()[0]}")
             return
-        loss = held_out_loss(model, session.data, run.measure, run.model.task, label=name)
+        loss = measure_held_out_loss(model, session.data, run.measure, run.model.task, label=name)
     session.results.comparison = {
         "name": name,
         "advice": "; ".join(one.advice for one in found),

@@ -34,7 +34,7 @@ def _plan_all(session: Session, decided: Operation) -> Plan:
     """From the original to the result, as if the decision had been known from the start."""
     early = session.plan
     plan = make_plan(
-        session.source.skeleton(),
+        session.source.build_meta_model(),
         [*parse_specs(early.operations), decided],
         resolutions=early.resolutions,
         calibration=early.calibration,

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from transformers import PreTrainedModel
 
 from surgery.config.schema import DataConfig, RunConfig, TaskMode
-from surgery.console import heading, say
+from surgery.console import print_heading, say
 from surgery.files import write_text
 from surgery.lab.tasks import OutputProjections
 from surgery.lab.tasks.declare import BASE, ORIGINAL, of_task
@@ -75,7 +75,7 @@ def run_each(runs: TaskRuns, start: float) -> None:
     projected = session.run.tasks.mode is TaskMode.output_projections
     base = OutputProjections(session.source.load()) if projected else None
     for name, part in parts.items():
-        heading(f"task {name}")
+        print_heading(f"task {name}")
         part.run_dir.mkdir(parents=True, exist_ok=True)
         write_text(part.run_dir / CONFIG, OmegaConf.to_yaml(OmegaConf.create(part.settings)))
         run_stages(part, time.perf_counter())

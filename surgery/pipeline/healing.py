@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from surgery.config.schema import ObjectiveName, RunConfig, Task, Trained
 from surgery.errors import ConfigError
-from surgery.models.sites import find_sites, text_config
+from surgery.models.sites import find_sites, get_text_config
 from surgery.plan.plan import Plan
 from surgery.training.pairs import Pair, own_pairs, pair_sites
 from surgery.training.parameters import check_parameters
@@ -57,7 +57,9 @@ def pair_with_teacher(run: RunConfig, config: Any, plan: Plan) -> list[Pair] | N
         return own_pairs(plan)
     teacher = _build_teacher(run)
     sites = find_sites(teacher).sites
-    layers = [getattr(text_config(c), "num_hidden_layers", None) for c in (config, teacher.config)]
+    layers = [
+        getattr(get_text_config(c), "num_hidden_layers", None) for c in (config, teacher.config)
+    ]
     pairs = pair_sites(
         plan, {site.path: site.output.path for site in sites}, same_depth=layers[0] == layers[1]
     )
@@ -77,7 +79,7 @@ def pair_with_teacher(run: RunConfig, config: Any, plan: Plan) -> list[Pair] | N
 def _build_teacher(run: RunConfig) -> PreTrainedModel:
     """On the meta device."""
     with blame_teacher(run.objective.teacher):
-        return teacher_source(run.model, run.objective.teacher).skeleton()
+        return teacher_source(run.model, run.objective.teacher).build_meta_model()
 
 
 def _refuse_itself(run: RunConfig, changes: bool) -> None:
@@ -105,7 +107,7 @@ def _check_teacher(run: RunConfig, original: PreTrainedModel) -> None:
             given=name,
             valid="a model with the same vocabulary",
         )
-    limit = getattr(text_config(teacher.config), "max_position_embeddings", None)
+    limit = getattr(get_text_config(teacher.config), "max_position_embeddings", None)
     if isinstance(limit, int) and run.data.seq_len > limit:
         raise ConfigError(
             _TEACHER,
@@ -141,7 +143,7 @@ def _count_outputs(model: PreTrainedModel, task: Task) -> int:
     if task is Task.sequence_classification:
         return int(config.num_labels)
     head: Any = model.get_output_embeddings()
-    text: Any = text_config(config)
+    text: Any = get_text_config(config)
     return int(text.vocab_size if head is None else head.weight.shape[0])
 
 

@@ -97,7 +97,7 @@ def _send_tables(session: Session, run: Any) -> None:
         show_picture(run, "head_scores", folder / IMPORTANCE_PICTURE, own.estimator)
     for name, table in results.scores.items():
         files = [folder / f"{name}{end}" for end in (".json", ".parquet")]
-        log_tables(run, name, table.about(), files)
+        log_tables(run, name, table.describe(), files)
     if results.tasks.get("losses"):
         show_picture(run, "tasks", folder / TASKS_PICTURE, session.run.tasks.mode.value)
     heads = [folder / ANALYSIS / f"{HEADS}{end}" for end in (".json", ".parquet")]

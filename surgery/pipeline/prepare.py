@@ -14,7 +14,7 @@ from surgery.config.schema import DataConfig, Dtype, ExportFormat, RunConfig, St
 from surgery.console import is_terminal
 from surgery.errors import ConfigError
 from surgery.lab.tasks.declare import of_task
-from surgery.models.sites import text_config
+from surgery.models.sites import get_text_config
 from surgery.models.source import ModelSource
 from surgery.pipeline.check import check_calibrated, check_fit
 from surgery.pipeline.healing import check_healing
@@ -58,11 +58,11 @@ def prepare(
     )
     reads_data = calibrates or bool(wanted & _DATA)
     source = ModelSource(run.model)
-    config = source.config()
+    config = source.load_config()
     if run.optim.lr is None and Stage.train in wanted:
         run = replace(run, optim=replace(run.optim, lr=_healing_rate(config)))
     _check_sources(run, reads_data)
-    skeleton = source.skeleton(config)
+    skeleton = source.build_meta_model(config)
     if Stage.analyze in wanted:
         from surgery.pipeline.analyze import check_analysis  # seconds, for matplotlib and scipy
 
@@ -85,7 +85,7 @@ def prepare(
         check_healing(run, skeleton, plan, changes=whole.changes_anything)
     session = Session(run, settings, run_dir, Prepared(source, operations, planning, whole), plan)
     if reads_data or tasks or Stage.export in wanted:
-        session.prepared.tokenizer = source.tokenizer()
+        session.prepared.tokenizer = source.load_tokenizer()
     if Stage.train in wanted:
         _build_callbacks(session)
     if reads_data:
@@ -96,7 +96,7 @@ def prepare(
 
 
 def _healing_rate(config: Any) -> float:
-    width = getattr(text_config(config), "hidden_size", None)
+    width = getattr(get_text_config(config), "hidden_size", None)
     if not isinstance(width, int):
         raise ConfigError(
             "optim.lr", "a value is required: the model's config states no hidden_size to go by"

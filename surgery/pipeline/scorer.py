@@ -90,7 +90,7 @@ def score_tasks(
 def _pick_batches(session: Session, data: TextData) -> list[Batch]:
     """`importance.windows` training windows."""
     cfg = session.run.importance
-    return data.importance_batches(cfg.windows, cfg.batch_size)
+    return data.draw_importance_batches(cfg.windows, cfg.batch_size)
 
 
 def _score(

@@ -13,7 +13,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from surgery.config.schema import RunConfig, Stage
-from surgery.console import heading
+from surgery.console import print_heading
 from surgery.importance.table import ScoreTable
 from surgery.models.source import ModelSource
 from surgery.plan.operation import Operation
@@ -153,7 +153,7 @@ class Session:
     @contextmanager
     def time_stage(self, name: str) -> Iterator[None]:
         """Announce and time a stage; `timings` adds up what one name took, in seconds."""
-        heading(name)
+        print_heading(name)
         start = time.perf_counter()
         yield
         timings = self.results.timings

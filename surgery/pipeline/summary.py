@@ -37,7 +37,7 @@ def summarize(session: Session) -> dict[str, Any]:
         **figures,
         "gap_closed": compute_gap_closed(figures),
         "calibration": plan.calibration,
-        "importance": None if scores is None else scores.about(),
+        "importance": None if scores is None else scores.describe(),
         "analysis": results.analysis or None,
         "comparison": results.comparison,
         "tasks": results.tasks or None,

@@ -131,7 +131,7 @@ def build_module(run: RunConfig, source: ModelSource, plan: Plan, **more: Any) -
     Args:
         more: further arguments of `SurgeryModule`.
     """
-    pairs = pair_with_teacher(run, source.config(), plan)
+    pairs = pair_with_teacher(run, source.load_config(), plan)
     return SurgeryModule(
         model=_to_plain(run.model),
         model_config=_config_to_plain(source),
@@ -150,7 +150,7 @@ def _to_plain(spec: Any) -> dict[str, Any]:
 
 def _config_to_plain(source: ModelSource) -> dict[str, Any]:
     """The original architecture as plain JSON types, fit for a `weights_only` checkpoint."""
-    fields: dict[str, Any] = source.config().to_dict()
+    fields: dict[str, Any] = source.load_config().to_dict()
     return {
         k: str(v).removeprefix("torch.") if isinstance(v, torch.dtype) else v
         for k, v in fields.items()

@@ -8,10 +8,10 @@ from dataclasses import replace
 from transformers import PreTrainedModel
 
 from surgery.errors import ConfigError
-from surgery.models.reference import Shapes, first_difference, shapes_of
+from surgery.models.reference import Shapes, find_first_difference, get_shapes
 from surgery.models.sites import Site
 from surgery.transforms.edits import SiteChange, TensorEdit
-from surgery.transforms.head_edits import dependent_edit
+from surgery.transforms.head_edits import make_dependent_edit
 
 
 def with_dependents(
@@ -24,19 +24,19 @@ def with_dependents(
     Raises:
         ConfigError: a tensor follows the head counts in a way that nothing here knows.
     """
-    shapes = shapes_of(model)
+    shapes = get_shapes(model)
     found = []
     for change in changes:
         site = change.before
         reference = references.get(site.path)
         wanted = (
-            shapes_of(reference.get_submodule(site.block), f"{site.block}.") if reference else None
+            get_shapes(reference.get_submodule(site.block), f"{site.block}.") if reference else None
         )
         operation = change.edits[0].operation if change.edits else ""
         extra: list[TensorEdit] = []
         for name, shape in _others(site, shapes).items():
             for axis, role in _shares(name, shape, change, wanted):
-                extra.append(dependent_edit(change, operation, name, shape, axis, role))
+                extra.append(make_dependent_edit(change, operation, name, shape, axis, role))
                 shape = extra[-1].results[0].shape
         change = replace(change, edits=(*change.edits, *extra))
         shapes |= {spec.name: spec.shape for edit in change.edits for spec in edit.results}
@@ -89,9 +89,9 @@ def _shares(
 
 
 def _check_site(site: Site, shapes: Shapes, reference: PreTrainedModel) -> None:
-    built = shapes_of(reference.get_submodule(site.block), f"{site.block}.")
+    built = get_shapes(reference.get_submodule(site.block), f"{site.block}.")
     planned = {n: shape for n, shape in shapes.items() if n.startswith(f"{site.block}.")}
-    name = first_difference(planned, built)
+    name = find_first_difference(planned, built)
     if name is not None:
         raise ConfigError(
             "attention",

@@ -9,13 +9,13 @@ from transformers import PreTrainedModel
 
 from surgery.errors import ConfigError
 from surgery.models.attributes import Attributes
-from surgery.models.own_record import recorded_attributes, recorded_steps
+from surgery.models.own_record import read_recorded_attributes, read_recorded_steps
 from surgery.models.reference import (
     ReferenceModels,
     Shapes,
-    differing_attributes,
-    first_difference,
-    shapes_of,
+    find_differing_attributes,
+    find_first_difference,
+    get_shapes,
 )
 from surgery.models.sites import Site, find_sites
 from surgery.plan.operation import Step
@@ -38,10 +38,10 @@ def decide_export(
         patch: what the config would have to hold; ``None`` if it has no key for it.
         into: the architecture the model is converted to, if it is.
     """
-    original = references.of({})
+    original = references.get({})
     reason = _obstacle(after, shapes, patch, attributes, steps, references)
     native = reason is None
-    reference = references.of(patch) if native and patch is not None else original
+    reference = references.get(patch) if native and patch is not None else original
     name = type(reference).__name__
     served = runtimes(
         name,
@@ -71,7 +71,7 @@ def decide_export(
 def config_says(shapes: Shapes, patch: Mapping[str, Any], references: ReferenceModels) -> bool:
     """Whether a model built from the patched config has the result's very tensors."""
     try:
-        return first_difference(shapes, shapes_of(references.of(patch))) is None
+        return find_first_difference(shapes, get_shapes(references.get(patch))) is None
     except ConfigError:
         return False
 
@@ -85,13 +85,13 @@ def _obstacle(
     references: ReferenceModels,
 ) -> str | None:
     """Why the architecture's own config cannot say the result; ``None`` if it can."""
-    kind = references.of({}).config.model_type
-    config = references.of({}).config
+    kind = references.get({}).config.model_type
+    config = references.get({}).config
     recorded = [step.operation for step in steps if step.recorded]
-    recorded += [kind for kind, _ in recorded_steps(config)]  # by what was done before
+    recorded += [kind for kind, _ in read_recorded_steps(config)]  # by what was done before
     if recorded:
         return f"a {kind} config cannot say what {recorded[0]} did"
-    earlier = recorded_attributes(config)
+    earlier = read_recorded_attributes(config)
     attributes = {
         path: {**earlier.get(path, {}), **attributes.get(path, {})}
         for path in {**earlier, **attributes}
@@ -107,12 +107,12 @@ def _obstacle(
         found = ", ".join(map(str, counts[several]))
         return f"{kind} configs hold one {several} count for all layers; the result has {found}"
     try:
-        reference = references.of(patch)
+        reference = references.get(patch)
     except ConfigError as error:
         return error.problem
-    other = first_difference(shapes, shapes_of(reference))
+    other = find_first_difference(shapes, get_shapes(reference))
     if other is None and find_sites(reference).sites == tuple(after):
-        other = _first_other_attribute(attributes, references.of({}), reference)
+        other = _first_other_attribute(attributes, references.get({}), reference)
     if other is None and find_sites(reference).sites != tuple(after):
         other = "its head counts"
     return other and f"a {kind} config does not say the result: a fresh model differs in {other}"
@@ -123,7 +123,9 @@ def _first_other_attribute(
 ) -> str | None:
     """An attribute that the plan sets and a model from its config would not hold."""
     for path, values in attributes.items():
-        theirs = differing_attributes(original.get_submodule(path), reference.get_submodule(path))
+        theirs = find_differing_attributes(
+            original.get_submodule(path), reference.get_submodule(path)
+        )
         for name, value in values.items():
             held = vars(reference.get_submodule(path)).get(name)
             plain = list(held) if isinstance(held, tuple) else held

@@ -13,12 +13,12 @@ from transformers import PreTrainedModel
 from surgery.config.options import check_ranges
 from surgery.errors import ConfigError, ConversionError
 from surgery.models.attributes import merge_attributes
-from surgery.models.config import head_count_patch
+from surgery.models.config import make_head_count_patch
 from surgery.models.convert import convert_model
-from surgery.models.copies import meta_copy
+from surgery.models.copies import make_meta_copy
 from surgery.models.own_record import is_own_record
 from surgery.models.reference import ReferenceModels
-from surgery.models.sites import Anatomy, Site, find_sites, text_config
+from surgery.models.sites import Anatomy, Site, find_sites, get_text_config
 from surgery.plan.digest import digest
 from surgery.plan.export import config_says, decide_export
 from surgery.plan.operation import (
@@ -76,7 +76,7 @@ def make_plan(
     check_order(operations)
     conversion = operations[0].conversion(source) if operations else None
     if conversion is not None:
-        model = _converted(operations[0], meta_copy(source), conversion)
+        model = _converted(operations[0], make_meta_copy(source), conversion)
     anatomy = find_sites(model)
     if operations:
         _refuse_standing_in(model, anatomy)
@@ -91,7 +91,7 @@ def make_plan(
     if structure.shares_kv:  # last: it follows the backend
         steps.append(Step(structure.shares_kv, SHARE_KV, recorded=True))
     after = _with_windows(after, draft)
-    heads = head_count_patch(model.config, before, after)
+    heads = make_head_count_patch(model.config, before, after)
     patch = None if heads is None else heads | draft.patch
     shapes = planned_shapes(model, structure.changes)
     attributes = draft.attributes()
@@ -217,7 +217,7 @@ def _with_windows(sites: Sequence[Site], draft: Draft) -> tuple[Site, ...]:
     """The sites with the windows that the patched config gives them."""
     if not draft.patch:
         return tuple(sites)
-    found = find_sites(draft.references.of(draft.patch)).sites
+    found = find_sites(draft.references.get(draft.patch)).sites
     windows = {site.path: site.window for site in found}
     return tuple(replace(site, window=windows.get(site.path, site.window)) for site in sites)
 
@@ -245,7 +245,7 @@ def _outcomes(
 
 
 def _initializer_range(model: PreTrainedModel) -> float:
-    found = getattr(text_config(model.config), "initializer_range", None)
+    found = getattr(get_text_config(model.config), "initializer_range", None)
     return found or DEFAULT_INITIALIZER_RANGE
 
 

@@ -433,7 +433,9 @@ class Draft:
         Raises:
             ConfigError: the architecture does not accept the patched config.
         """
-        found = {path: dict(held) for path, held in self.references.attributes(self.patch).items()}
+        found = {
+            path: dict(held) for path, held in self.references.find_attributes(self.patch).items()
+        }
         for path, values in self._own.items():
             found.setdefault(path, {}).update(values)
         return found

@@ -143,7 +143,7 @@ class Plan:
                 state = "was read without" if spec.name in self.resolved else "waits for"
                 raise PlanError(
                     f"{edit.results[0].name}: the plan {state} its calibrated tensors "
-                    "(surgery.calibrated_plan makes them, surgery.load_plan reads them)"
+                    "(surgery.make_calibrated_plan makes them, surgery.load_plan reads them)"
                 )
             found.append(tensor)
         return found

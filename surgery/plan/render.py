@@ -9,7 +9,7 @@ from rich.table import Table
 
 from surgery.models.sites import Site
 from surgery.plan.plan import Plan
-from surgery.units import in_bytes, in_count, ratio
+from surgery.units import format_bytes, format_count, format_ratio
 
 
 def plan_table(plan: Plan) -> Table:
@@ -28,21 +28,21 @@ def plan_table(plan: Plan) -> Table:
         table.add_row("window, tokens", *windows, "")
     table.add_row(
         "parameters",
-        in_count(before.parameters),
-        in_count(after.parameters),
-        ratio(before.parameters, after.parameters),
+        format_count(before.parameters),
+        format_count(after.parameters),
+        format_ratio(before.parameters, after.parameters),
     )
     table.add_row(
         f"KV cache, {plan.tokens} tokens",
-        in_bytes(before.kv_bytes),
-        in_bytes(after.kv_bytes),
-        ratio(before.kv_bytes, after.kv_bytes),
+        format_bytes(before.kv_bytes),
+        format_bytes(after.kv_bytes),
+        format_ratio(before.kv_bytes, after.kv_bytes),
     )
     table.add_row(
         f"attention FLOPs, {plan.tokens} tokens",
-        in_count(before.attention_flops),
-        in_count(after.attention_flops),
-        ratio(before.attention_flops, after.attention_flops),
+        format_count(before.attention_flops),
+        format_count(after.attention_flops),
+        format_ratio(before.attention_flops, after.attention_flops),
     )
     table.add_section()
     for spec, outcome in zip(plan.operations, plan.outcomes, strict=True):

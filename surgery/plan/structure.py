@@ -16,21 +16,21 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter
 
 from surgery.errors import ConfigError
-from surgery.models.attributes import Attributes, named_attributes
-from surgery.models.own_record import recorded_attributes
+from surgery.models.attributes import Attributes, guess_attributes
+from surgery.models.own_record import read_recorded_attributes
 from surgery.models.reference import (
     ReferenceModels,
     Shapes,
-    ancestors,
-    differing_attributes,
-    plain,
-    shapes_of,
+    find_differing_attributes,
+    get_shapes,
+    list_ancestors,
+    to_plain,
 )
 from surgery.models.share_kv import has_own_eager
 from surgery.models.sites import Site, names
 from surgery.plan.dependents import with_dependents
 from surgery.transforms.edits import SiteChange
-from surgery.verify.shapes import find_whole_fault, head_patch, pick_attributes, try_sites
+from surgery.verify.shapes import find_head_patch, find_whole_fault, pick_attributes, try_sites
 
 
 @dataclass(frozen=True)
@@ -67,19 +67,19 @@ def resolve_structure(
         return Structure(tuple(changes), {}, "")
     _refuse_joined(model, changes)
     _refuse_undescribed(changed, references)
-    of_sites = {old.path: references.of_site(old, new) for old, new in changed}
+    of_sites = {old.path: references.get_for_site(old, new) for old, new in changed}
     changes = with_dependents(model, changes, of_sites)
-    recorded = recorded_attributes(model.config)
+    recorded = read_recorded_attributes(model.config)
     attributes = _from_references(before, after, of_sites, references, recorded)
     unsaid = [(old, new) for old, new in changed if of_sites[old.path] is None]
     shares = _find_sharing(model, unsaid, changes)
     options = {
         old.path: [attributes]
         if of_sites[old.path] is not None
-        else named_attributes(model.get_submodule(old.path), old, new)
+        else guess_attributes(model.get_submodule(old.path), old, new)
         for old, new in changed
     }
-    patch = head_patch(model, before, after, references)
+    patch = find_head_patch(model, before, after, references)
     if not unsaid and not find_whole_fault(model, changes, attributes, patch, mask=True):
         # Nothing to choose, and every block runs where the whole model does.
         return Structure(tuple(changes), attributes, shares)
@@ -96,7 +96,7 @@ def resolve_structure(
 
 def planned_shapes(model: PreTrainedModel, changes: Sequence[SiteChange]) -> Shapes:
     """Every tensor of the result."""
-    shapes = shapes_of(model)
+    shapes = get_shapes(model)
     for change in changes:
         for edit in change.edits:
             shapes |= {spec.name: spec.shape for spec in edit.results}
@@ -113,14 +113,14 @@ def _from_references(
     found: Attributes = {}
     if not any(reference is not None for reference in of_sites.values()):
         return found
-    original = references.of({})
+    original = references.get({})
     for old, new in zip(before, after, strict=True):
         reference = of_sites.get(old.path) if old != new else original
         if reference is None:
             continue
         try:
             site = reference.get_submodule(new.block)
-            around = {path: reference.get_submodule(path) for path in ancestors(new.block)}
+            around = {path: reference.get_submodule(path) for path in list_ancestors(new.block)}
             pairs = [
                 (path, original.get_submodule(path), module)
                 for path, module in (around | dict(site.named_modules(prefix=new.block))).items()
@@ -128,13 +128,13 @@ def _from_references(
         except AttributeError:
             raise _undescribed(new) from None
         for path, theirs, ours in pairs:
-            values = differing_attributes(theirs, ours)
+            values = find_differing_attributes(theirs, ours)
             # What an earlier operation set stays; at a changed site it may have to be set back.
             for name, value in recorded.get(path, {}).items():
                 if old == new:
                     values[name] = value
                 elif name in vars(ours):
-                    values[name] = plain(vars(ours)[name])
+                    values[name] = to_plain(vars(ours)[name])
             if found.setdefault(path, values) != values:
                 raise ConfigError(
                     "attention",
@@ -164,7 +164,7 @@ def _refuse_joined(model: PreTrainedModel, changes: Sequence[SiteChange]) -> Non
 
 def _refuse_undescribed(changed: Sequence[tuple[Site, Site]], references: ReferenceModels) -> None:
     """Neither a config nor a record could say a block that the config does not build."""
-    original = references.of({})
+    original = references.get({})
     for old, _ in changed:
         try:
             original.get_submodule(old.path)

@@ -1,5 +1,5 @@
-"""The record: what a checkpoint whose config cannot say its structure is rebuilt from.
+"""The record: how to rebuild a checkpoint whose config cannot describe its structure.
 
-It stands in the checkpoint's config.json under transformers' own plug-in point for other
-structures, `quantization_config`; importing `surgery` registers who reads it.
+It is in the checkpoint's config.json, under transformers' own plug-in point for other structures:
+`quantization_config`. To import `surgery` registers the reader.
 """

@@ -1,4 +1,4 @@
-"""The record as it stands in a config.json: plain data."""
+"""The record in a config.json, as plain data."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ FORMAT = 1
 
 
 class RecordConfig(QuantizationConfigMixin):
-    """What a model from the config alone would lack.
+    """What a model built only from the config would lack.
 
     Args:
         format: version of this layout.
-        tensors: name → shape, for parameters whose shape the config does not say.
+        tensors: name → shape, for parameters whose shape the config does not give.
         attributes: module path → attribute → value.
-        steps: [kind, arguments] of `surgery.plan.steps`.
+        steps: [kind, arguments] of each step of a plan.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Rebuilding a recorded model while transformers loads it: on the meta device, before weights."""
+"""Rebuild a recorded model while transformers loads it: on the meta device, before weights."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from surgery.record.config import FORMAT, RecordConfig
 
 
 class RecordReader(HfQuantizer):
-    """No quantizer: transformers' plug-in point for checkpoints of another structure."""
+    """Uses transformers' plug-in point for other structures; nothing is quantized."""
 
     requires_calibration = False
     quantization_config: RecordConfig
@@ -25,40 +25,40 @@ class RecordReader(HfQuantizer):
         self.pre_quantized = True
 
     def validate_environment(self, *args: Any, **kwargs: Any) -> None:
-        found = self.quantization_config.format
-        if found != FORMAT:
-            raise PlanError(f"a record of format {found}; this version reads {FORMAT}")
+        version = self.quantization_config.format
+        if version != FORMAT:
+            raise PlanError(f"a record of format {version}; this version reads {FORMAT}")
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         # transformers is half imported where this file is.
         from surgery.models.attributes import set_attributes
 
         record = self.quantization_config
-        self._steps(model)  # first: they may replace modules
+        self._run_steps(model)  # first, since they may replace modules
         for name, shape in record.tensors.items():
             path, _, attribute = name.rpartition(".")
-            with _named(name):
+            with _naming_part(name):
                 module = model.get_submodule(path)
                 old = getattr(module, attribute)
                 hollow = torch.empty(tuple(shape), dtype=old.dtype, device=old.device)
                 setattr(module, attribute, nn.Parameter(hollow, requires_grad=old.requires_grad))
         for path, values in record.attributes.items():
-            with _named(path):
+            with _naming_part(path):
                 set_attributes(model, {path: values})
         return model
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
-        self._steps(model)  # again: some compute what only real memory can hold
+        self._run_steps(model)  # again, since some compute values, which need real memory
         return model
 
-    def _steps(self, model: Any) -> None:
+    def _run_steps(self, model: Any) -> None:
         # transformers is half imported where this file is.
         from surgery.plan.registry import is_step, run_step
 
         for kind, arguments in self.quantization_config.steps:
             if not is_step(kind):
-                raise PlanError(f"the record asks for a step {kind!r} that this version has not")
-            with _named(f"step {kind}"):
+                raise PlanError(f"the record has a step {kind!r} that this version does not know")
+            with _naming_part(f"step {kind}"):
                 run_step(kind, model, arguments)
 
     def is_serializable(self, *args: Any, **kwargs: Any) -> bool:
@@ -70,8 +70,8 @@ class RecordReader(HfQuantizer):
 
 
 @contextmanager
-def _named(what: str) -> Iterator[None]:
-    """A record that is none of this model's is refused, naming what does not fit."""
+def _naming_part(what: str) -> Iterator[None]:
+    """Turn an error into a `PlanError` that names the part of the record that does not fit."""
     try:
         yield
     except (AttributeError, TypeError, KeyError) as error:

@@ -1,7 +1,7 @@
-"""Telling transformers who reads records, as soon as it is there and not before.
+"""Register the reader of records with transformers, without importing transformers.
 
-`import surgery` must make `from_pretrained` work, and must not import torch: so the readers are
-registered when transformers' own registry is imported, or at once if it has been.
+`import surgery` must make `from_pretrained` work, but must not import torch. So the reader is
+registered when transformers' own registry is imported, or at once if it is imported already.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _REGISTRY = "transformers.quantizers.auto"
 
 
 def register_when_needed() -> None:
-    """Make transformers read records. Calling it twice is harmless."""
+    """Make transformers read records. A second call does nothing."""
     registry = sys.modules.get(_REGISTRY)
     if registry is not None and hasattr(registry, "AUTO_QUANTIZER_MAPPING"):
         _register(registry)
@@ -39,7 +39,7 @@ def _register(registry: ModuleType) -> None:
 
 
 class _Waiting(MetaPathFinder):
-    """Waits for the registry's import, and steps aside."""
+    """Waits for the import of the registry, and removes itself."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -54,7 +54,7 @@ class _Waiting(MetaPathFinder):
 
 
 class _Registering(Loader):
-    """The registry's own loader, and then our entry."""
+    """Loads the registry with its own loader, and then adds the reader."""
 
     def __init__(self, loader: Loader) -> None:
         self._loader = loader

@@ -1,4 +1,4 @@
-"""Writing the record: the difference between a model and what its config builds."""
+"""Write the record: the difference between a model and what its config builds."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from surgery.models.own_record import is_own_record, recorded_attributes, recorded_steps
-from surgery.models.reference import ReferenceModels, shapes_of
+from surgery.models.own_record import is_own_record, read_recorded_attributes, read_recorded_steps
+from surgery.models.reference import ReferenceModels, get_shapes
 from surgery.plan.operation import Step
 from surgery.record.config import RecordConfig
 
@@ -17,36 +17,39 @@ from surgery.record.config import RecordConfig
 def write_record(
     model: PreTrainedModel, attributes: Mapping[str, Mapping[str, Any]], steps: Sequence[Step]
 ) -> None:
-    """Put into `model.config` what `save_pretrained` must save and `from_pretrained` rebuild.
+    """Write into `model.config` what `from_pretrained` needs to rebuild the model.
 
-    An earlier record is taken over; what stands in it already is not said twice.
+    The content of an earlier record is kept, and nothing is written twice.
 
     Args:
-        attributes, steps: what the last plan set and did; what the config says already is left
+        attributes, steps: what the last plan set and did; what the config already gives is left
             out.
     """
-    reference = ReferenceModels(model).of({})
-    built = shapes_of(reference)
+    reference = ReferenceModels(model).get({})
+    built = get_shapes(reference)
     tensors = {
-        name: list(shape) for name, shape in shapes_of(model).items() if built.get(name) != shape
+        name: list(shape) for name, shape in get_shapes(model).items() if built.get(name) != shape
     }
-    held: dict[str, dict[str, Any]] = {}
-    for source in (recorded_attributes(model.config), attributes):
+    recorded: dict[str, dict[str, Any]] = {}
+    for source in (read_recorded_attributes(model.config), attributes):
         for path, values in source.items():
-            there = _module(model, path)
-            if there is None:  # a later operation took it away
+            module = _get_module(model, path)
+            if module is None:  # a later operation removed it
                 continue
-            fresh = vars(_module(reference, path) or nn.Identity())
+            fresh = vars(_get_module(reference, path) or nn.Identity())
             for name in values:
-                now = vars(there).get(name)
-                if name not in fresh or fresh[name] != now:
-                    held.setdefault(path, {})[name] = list(now) if isinstance(now, tuple) else now
-    done = [list(step) for step in recorded_steps(model.config)]
+                value = vars(module).get(name)
+                if name not in fresh or fresh[name] != value:
+                    plain = list(value) if isinstance(value, tuple) else value
+                    recorded.setdefault(path, {})[name] = plain
+    done = [list(step) for step in read_recorded_steps(model.config)]
     done += [[s.kind, dict(s.arguments)] for s in steps if [s.kind, dict(s.arguments)] not in done]
-    model.config.quantization_config = RecordConfig(tensors=tensors, attributes=held, steps=done)
+    model.config.quantization_config = RecordConfig(
+        tensors=tensors, attributes=recorded, steps=done
+    )
 
 
-def _module(model: PreTrainedModel, path: str) -> nn.Module | None:
+def _get_module(model: PreTrainedModel, path: str) -> nn.Module | None:
     try:
         return model.get_submodule(path)
     except AttributeError:
@@ -54,7 +57,7 @@ def _module(model: PreTrainedModel, path: str) -> nn.Module | None:
 
 
 def forget_record(model: PreTrainedModel) -> None:
-    """Take the record out of `model.config`, whose other keys say all of it by now."""
+    """Remove the record from `model.config`, whose other keys now describe everything."""
     stored = getattr(model.config, "quantization_config", None)
     if stored is not None and is_own_record(stored):
         del model.config.quantization_config

@@ -18,8 +18,8 @@ def identity(source: ModelSource) -> dict[str, Any]:
     A directory goes by its own name, wherever it lies. `revision` is the hub's commit,
     `fingerprint` that of the weights in a directory; ``None`` where there is no such thing.
     """
-    config = source.config()
-    where = None if source.spec.scratch is not None else Path(source.location())
+    config = source.load_config()
+    where = None if source.spec.scratch is not None else Path(source.locate())
     local = where is not None and where.is_dir()
     return {
         "name": where.name if local and where is not None else source.name,

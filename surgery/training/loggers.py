@@ -11,7 +11,7 @@ from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, Wand
 
 from surgery.config.schema import LoggerConfig, LoggerKind, LoggerMode
 from surgery.errors import ConfigError
-from surgery.login import logged_in
+from surgery.login import is_logged_in
 
 _staging: dict[str, str] = {}
 
@@ -22,7 +22,7 @@ def check_loggers(cfg: LoggerConfig) -> None:
     Raises:
         ConfigError: online W&B without a login, or TensorBoard that is not installed.
     """
-    if LoggerKind.wandb in cfg.kinds and cfg.mode is LoggerMode.online and not logged_in():
+    if LoggerKind.wandb in cfg.kinds and cfg.mode is LoggerMode.online and not is_logged_in():
         raise ConfigError(
             "logger.mode",
             "Weights & Biases is not logged in on this machine",

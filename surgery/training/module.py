@@ -16,8 +16,8 @@ from surgery.data.collate import Batch
 from surgery.errors import ConfigError, SurgeryError
 from surgery.execute.live import apply_
 from surgery.importance.estimate import Scorer
-from surgery.models.forward import no_cache
-from surgery.models.source import ModelSource, build
+from surgery.models.forward import get_forward_options
+from surgery.models.source import ModelSource, build_model
 from surgery.plan.operation import TrainingDecision
 from surgery.plan.plan import Plan
 from surgery.plan.registry import parse_specs
@@ -156,7 +156,7 @@ class SurgeryModule(pl.LightningModule):
         if dtype != "auto":
             # Built in it, not cast to it: a cast would round RoPE's frequencies too.
             config.dtype = getattr(torch, dtype)
-        return build(config, self.task)
+        return build_model(config, self.task)
 
     @property
     def _fitting(self) -> bool:
@@ -181,7 +181,7 @@ class SurgeryModule(pl.LightningModule):
 
     def forward(self, **batch: torch.Tensor) -> Any:
         assert self.model is not None
-        return self.model(**batch, **no_cache(self.model))
+        return self.model(**batch, **get_forward_options(self.model))
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         assert self.model is not None

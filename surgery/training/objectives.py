@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from surgery.config.schema import ObjectiveConfig, ObjectiveName, Task
 from surgery.data.collate import IGNORED, Batch
-from surgery.models.forward import no_cache
+from surgery.models.forward import get_forward_options
 from surgery.training.attention_match import Outputs, attention_error
 from surgery.training.pairs import Pair
 
@@ -44,15 +44,15 @@ def training_loss(
         SurgeryError: the attention of the two cannot be compared.
     """
     if cfg.name is ObjectiveName.lm:
-        return Loss(model(**batch, **no_cache(model)).loss, {})
+        return Loss(model(**batch, **get_forward_options(model)).loss, {})
     assert teacher is not None
     mine = Outputs(model, [own for own, _ in pairs])
     theirs = Outputs(teacher, [path for _, path in pairs])
     with mine:
-        output = model(**batch, **no_cache(model))
+        output = model(**batch, **get_forward_options(model))
     inputs = {name: value for name, value in batch.items() if name != "labels"}
     with theirs, torch.no_grad():
-        target = teacher(**inputs, **no_cache(teacher)).logits
+        target = teacher(**inputs, **get_forward_options(teacher)).logits
     kl = distillation_kl(output.logits, target, batch["labels"], cfg.temperature, task)
     total = (1 - cfg.label_weight) * kl + cfg.label_weight * output.loss
     parts = {"kl": kl.detach(), "label_loss": output.loss.detach()}

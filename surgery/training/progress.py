@@ -9,7 +9,7 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 
-from surgery.console import Steps, progress, say
+from surgery.console import Steps, say, track_progress
 
 
 class BarProgress(Callback):
@@ -23,7 +23,7 @@ class BarProgress(Callback):
         self._steps: Steps | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._bar = progress("training", _total(trainer))
+        self._bar = track_progress("training", _total(trainer))
         self._steps = self._bar.__enter__()
         self._steps.advance(trainer.global_step)
 

@@ -1,4 +1,4 @@
-"""The arithmetic: pure functions on tensors, named by plans. They know no module and no file."""
+"""The arithmetic of plans: pure functions on tensors that know no modules and no files."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from surgery.transforms.heads import combine_heads, spread_heads
-from surgery.transforms.mix import mix_heads, put_tensor, spread_given
+from surgery.transforms.mix import mix_heads, put_tensor, spread_put_tensor
 
 Transform = Callable[..., list[torch.Tensor]]
 
@@ -17,11 +17,11 @@ TRANSFORMS: dict[str, Transform] = {
     "mix_heads": mix_heads,
     "put_tensor": put_tensor,
 }
-# What stands for a transform's result in the source's own shape: the oracle of a rehearsal.
+# Each transform's equivalent in the shapes of its sources: the oracle of the equivalence check.
 EQUIVALENTS: dict[str, Transform] = {
     "combine_heads": spread_heads,
     "mix_heads": spread_heads,
-    "put_tensor": spread_given,
+    "put_tensor": spread_put_tensor,
 }
 
 
@@ -30,14 +30,14 @@ def register_transform(name: str, transform: Transform, equivalent: Transform) -
 
     Args:
         transform: (tensors, **arguments) → results; pure.
-        equivalent: (results, sources, **arguments) → tensors in the shapes of the sources that do
-            what the results do: what the equivalence check compares with.
+        equivalent: (results, sources, **arguments) → tensors in the shapes of the sources that
+            compute the same as the results; the equivalence check uses them.
 
     Raises:
         ValueError: another function has that name.
     """
     if TRANSFORMS.setdefault(name, transform) is not transform:
-        raise ValueError(f"there is a transform {name!r} already")
+        raise ValueError(f"there is already a transform {name!r}")
     EQUIVALENTS[name] = equivalent
 
 
@@ -47,7 +47,7 @@ def run_transform(
     """Look a transform up by name and run it.
 
     Args:
-        tensors: an edit's sources, then the calibrated tensors that it names.
+        tensors: the sources of an edit, then the calibrated tensors that it names.
     """
     return TRANSFORMS[name](tensors, **arguments)
 
@@ -58,5 +58,5 @@ def run_equivalent(
     sources: Sequence[torch.Tensor],
     arguments: Mapping[str, Any],
 ) -> list[torch.Tensor]:
-    """Tensors in the shapes of the transform's sources that do what its results do."""
+    """Make tensors in the shapes of a transform's sources that compute the same as its results."""
     return EQUIVALENTS[name](results, sources, **arguments)

@@ -1,4 +1,4 @@
-"""The smallest parts of a plan: tensors, edits of tensors, and the site they change."""
+"""The smallest parts of a plan: tensors, edits of tensors, and the change of a site."""
 
 from __future__ import annotations
 
@@ -52,13 +52,13 @@ class TensorEdit:
             operation=data["operation"],
             transform=data["transform"],
             arguments=dict(data["arguments"]),
-            sources=_specs(data["sources"]),
-            results=_specs(data["results"]),
-            resolved=_specs(data["resolved"]),
+            sources=_parse_specs(data["sources"]),
+            results=_parse_specs(data["results"]),
+            resolved=_parse_specs(data["resolved"]),
         )
 
 
-def _specs(data: Sequence[Mapping[str, Any]]) -> tuple[TensorSpec, ...]:
+def _parse_specs(data: Sequence[Mapping[str, Any]]) -> tuple[TensorSpec, ...]:
     return tuple(TensorSpec(spec["name"], tuple(spec["shape"])) for spec in data)
 
 

@@ -1,4 +1,4 @@
-"""From heads to tensors: what happens to a site's weights when its heads are regrouped."""
+"""Make the tensor edits of a site whose heads are regrouped."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from surgery.models.sites import ROLES, Norm, Packing, Projection, Site
 from surgery.transforms.edits import Parts, SiteChange, TensorEdit, TensorSpec
 
 
-def unchanged(heads: int) -> Parts:
-    """Every head stays what it is."""
+def keep_all_heads(heads: int) -> Parts:
+    """Keep every head as it is."""
     return tuple((head,) for head in range(heads))
 
 
 def keep_heads(heads: Sequence[int]) -> Parts:
-    """These heads stay, in this order; the others go."""
+    """Keep these heads in this order, and remove the others."""
     return tuple((head,) for head in heads)
 
 
@@ -28,7 +28,7 @@ class Merging:
     seed: str = ""
     std: float = 0.0
 
-    def arguments(self, name: str) -> dict[str, Any]:
+    def make_arguments(self, name: str) -> dict[str, Any]:
         if self.merge != "random":
             return {"merge": self.merge}
         return {"merge": "random", "seed": f"{self.seed}:{name}", "std": self.std}
@@ -36,21 +36,23 @@ class Merging:
 
 @dataclass(frozen=True)
 class Rewrite:
-    """How calibrated tensors make a site's new heads; they are named after role and `prefix`.
+    """The calibrated tensors that make the new heads of a site.
 
-    query, key, value: a map [result heads, unit, members * unit] each, for the rows of weight and
-    bias. output: its whole weight in the architecture's layout. output_bias: that bias.
+    For query, key and value there is a map [result heads, unit, members * unit], for the rows of
+    weight and bias. For output there is the whole weight in the architecture's layout, and for
+    output_bias the bias.
 
     Attributes:
-        bias: whether the output projection's bias is made anew too.
-        output_only: whether the output projection alone is made anew.
+        prefix: start of the tensors' names, before the role.
+        bias: whether the output projection gets a new bias too.
+        output_only: whether only the output projection is new.
     """
 
     prefix: str
     bias: bool
     output_only: bool = False
 
-    def name(self, role: str) -> str:
+    def name_tensor(self, role: str) -> str:
         return f"{self.prefix}.{role}"
 
 
@@ -62,40 +64,40 @@ def regroup(
     merging: Merging,
     rewrite: Rewrite | None = None,
 ) -> SiteChange:
-    """The change that makes `site` have these heads.
+    """Make the change that gives `site` these heads.
 
     Args:
-        query: the query heads afterwards; merging applies to keys and values alone.
-        kv: the KV heads afterwards.
-        rewrite: calibrated tensors that do it in place of `merging`.
+        query: the new query heads; `merging` applies only to keys and values.
+        kv: the new KV heads.
+        rewrite: calibrated tensors that are used instead of `merging`.
     """
     parts = {"query": query, "key": kv, "value": kv}
-    specs = {} if rewrite is None else rewrite_specs(site, rewrite, query, kv)
+    specs = {} if rewrite is None else make_rewrite_specs(site, rewrite, query, kv)
     mixes = rewrite is not None and not rewrite.output_only
     edits: list[TensorEdit] = []
     projections: dict[str, Projection] = {}
     if site.packing is None:
         for role in ROLES:
-            old = site.projection(role)
+            old = site.get_projection(role)
             new = replace(old, out_features=old.unit * len(parts[role]))
             projections[role] = new
             if not mixes:
-                edits += _projection_edits(operation, old, old.unit, parts[role], merging)
+                edits += _edit_projection(operation, old, old.unit, parts[role], merging)
             else:
                 uses = [(0, number) for number in range(len(parts[role]))]
-                edits += _mix_edits(operation, old, parts[role], [specs[role]], uses)
+                edits += _mix_projection(operation, old, parts[role], [specs[role]], uses)
     else:
-        packing = _packing_after(site.packing, len(kv))
-        packed = _packed_parts(site, packing, parts)
+        packing = _update_packing(site.packing, len(kv))
+        packed = _make_packed_parts(site, packing, parts)
         old = site.query
         new = replace(old, out_features=old.unit * len(packed), packing=packing)
         projections = dict.fromkeys(ROLES, new)
         if not mixes:
-            edits += _projection_edits(operation, old, old.unit, packed, merging)
+            edits += _edit_projection(operation, old, old.unit, packed, merging)
         else:
-            after_order = order(packing, len(query), len(kv))
+            after_order = list_units(packing, len(query), len(kv))
             uses = [(ROLES.index(role), number) for role, number in after_order]
-            edits += _mix_edits(operation, old, packed, [specs[role] for role in ROLES], uses)
+            edits += _mix_projection(operation, old, packed, [specs[role] for role in ROLES], uses)
     output = site.output
     narrow = replace(output, in_features=output.unit * len(query))
     axis = 0 if output.transposed else 1
@@ -112,13 +114,13 @@ def regroup(
             fill="zero",
         )
     else:
-        edits += _output_edits(operation, output, axis, query, specs)
+        edits += _replace_output(operation, output, axis, query, specs)
     norms: dict[str, Norm | None] = {"q_norm": site.q_norm, "k_norm": site.k_norm}
     for field, heads in (("q_norm", query), ("k_norm", kv)):
         norm = norms[field]
         if norm is not None and norm.size != site.head_dim:
             norms[field] = replace(norm, size=site.head_dim * len(heads))
-            # A gain is nothing to draw at random.
+            # The weights of a norm are never drawn at random.
             means = Merging() if merging.merge == "random" else merging
             for tensor in norm.tensors:
                 name = f"{norm.path}.{tensor}"
@@ -145,12 +147,14 @@ def regroup(
     return SiteChange(before=site, after=after, edits=tuple(edits), query=query, kv=kv)
 
 
-def rewrite_specs(site: Site, rewrite: Rewrite, query: Parts, kv: Parts) -> dict[str, TensorSpec]:
-    """Role → name and shape of the tensor that calibration makes for it."""
+def make_rewrite_specs(
+    site: Site, rewrite: Rewrite, query: Parts, kv: Parts
+) -> dict[str, TensorSpec]:
+    """Make role → name and shape of the tensor that calibration makes for it."""
     shapes: dict[str, tuple[int, ...]] = {}
     mixed = () if rewrite.output_only else (("query", query), ("key", kv), ("value", kv))
     for role, parts in mixed:
-        unit = site.projection(role).unit
+        unit = site.get_projection(role).unit
         shapes[role] = (len(parts), unit, len(parts[0]) * unit)
     output = site.output
     wide = output.unit * len(query)
@@ -159,20 +163,20 @@ def rewrite_specs(site: Site, rewrite: Rewrite, query: Parts, kv: Parts) -> dict
     )
     if rewrite.bias:
         shapes["output_bias"] = (output.out_features,)
-    return {role: TensorSpec(rewrite.name(role), shape) for role, shape in shapes.items()}
+    return {role: TensorSpec(rewrite.name_tensor(role), shape) for role, shape in shapes.items()}
 
 
-def dependent_edit(
+def make_dependent_edit(
     change: SiteChange, operation: str, name: str, shape: Sequence[int], axis: int, role: str
 ) -> TensorEdit:
-    """An edit of a tensor that has a share per head, besides the projections.
+    """Make an edit of a tensor that has a part per head and is not a projection.
 
     Args:
-        shape: of the tensor before.
-        axis: along which the heads of `role` lie.
+        shape: shape of the tensor before the edit.
+        axis: the axis along which the heads of `role` lie.
     """
     parts = change.query if role == "query" else change.kv
-    heads = change.before.heads(role)
+    heads = change.before.count_heads(role)
     unit = shape[axis] // heads
     result = (*shape[:axis], unit * len(parts), *shape[axis + 1 :])
     return TensorEdit(
@@ -181,7 +185,7 @@ def dependent_edit(
         arguments={
             "axis": axis,
             "unit": unit,
-            "parts": _plain(parts),
+            "parts": _to_lists(parts),
             "heads": heads,
             "fill": "source",
             "merge": "mean",
@@ -191,29 +195,31 @@ def dependent_edit(
     )
 
 
-def order(packing: Packing, q_heads: int, kv_heads: int) -> list[tuple[str, int]]:
-    """Role and head of every unit of a packed projection, as they lie in it."""
+def list_units(packing: Packing, q_heads: int, kv_heads: int) -> list[tuple[str, int]]:
+    """List role and head of every unit of a packed projection, in their order."""
     counts = {"query": q_heads, "key": kv_heads, "value": kv_heads}
-    found = []
+    units = []
     for block in range(packing.blocks):
         for role in packing.order:
-            share = counts[role] // packing.blocks
-            found += [(role, block * share + number) for number in range(share)]
-    return found
+            size = counts[role] // packing.blocks
+            units += [(role, block * size + number) for number in range(size)]
+    return units
 
 
-def _packing_after(packing: Packing, kv_heads: int) -> Packing:
+def _update_packing(packing: Packing, kv_heads: int) -> Packing:
     return replace(packing, blocks=kv_heads) if packing.grouped else packing
 
 
-def _packed_parts(site: Site, packing: Packing, parts: dict[str, Parts]) -> Parts:
+def _make_packed_parts(site: Site, packing: Packing, parts: dict[str, Parts]) -> Parts:
     assert site.packing is not None
-    where = {unit: n for n, unit in enumerate(order(site.packing, site.q_heads, site.kv_heads))}
-    after = order(packing, len(parts["query"]), len(parts["key"]))
+    where = {
+        unit: n for n, unit in enumerate(list_units(site.packing, site.q_heads, site.kv_heads))
+    }
+    after = list_units(packing, len(parts["query"]), len(parts["key"]))
     return tuple(tuple(where[role, head] for head in parts[role][number]) for role, number in after)
 
 
-def _projection_edits(
+def _edit_projection(
     operation: str, old: Projection, unit: int, parts: Parts, merging: Merging
 ) -> Iterator[TensorEdit]:
     axis = 1 if old.transposed else 0
@@ -226,7 +232,7 @@ def _projection_edits(
         yield from _edit(operation, bias, 0, unit, parts, merging, heads=heads)
 
 
-def _mix_edits(
+def _mix_projection(
     operation: str,
     old: Projection,
     parts: Parts,
@@ -238,7 +244,7 @@ def _mix_edits(
     if old.transposed:
         weight = weight[0][::-1], weight[1][::-1]
     shapes = {"weight": weight, "bias": ((old.out_features,), (after,))}
-    for tensor, (before, made) in shapes.items():
+    for tensor, (before, result) in shapes.items():
         if tensor == "bias" and not old.bias:
             continue
         name = f"{old.path}.{tensor}"
@@ -248,28 +254,28 @@ def _mix_edits(
             arguments={
                 "axis": 1 if old.transposed and tensor == "weight" else 0,
                 "unit": old.unit,
-                "parts": _plain(parts),
+                "parts": _to_lists(parts),
                 "uses": [list(use) for use in uses],
                 "fill": "source",
             },
             sources=(TensorSpec(name, before),),
-            results=(TensorSpec(name, made),),
+            results=(TensorSpec(name, result),),
             resolved=tuple(maps),
         )
 
 
-def _output_edits(
+def _replace_output(
     operation: str, output: Projection, axis: int, query: Parts, specs: Mapping[str, TensorSpec]
 ) -> Iterator[TensorEdit]:
-    made = specs["output"]
+    weight = specs["output"]
     before = (output.out_features, output.in_features)
     yield TensorEdit(
         operation=operation,
         transform="put_tensor",
-        arguments={"axis": axis, "unit": output.unit, "parts": _plain(query), "fill": "zero"},
+        arguments={"axis": axis, "unit": output.unit, "parts": _to_lists(query), "fill": "zero"},
         sources=(TensorSpec(f"{output.path}.weight", before[::-1] if axis == 0 else before),),
-        results=(TensorSpec(f"{output.path}.weight", made.shape),),
-        resolved=(made,),
+        results=(TensorSpec(f"{output.path}.weight", weight.shape),),
+        resolved=(weight,),
     )
     if "output_bias" in specs:
         bias = TensorSpec(f"{output.path}.bias", (output.out_features,))
@@ -295,7 +301,7 @@ def _edit(
     rest: int | None = None,
     fill: str = "source",
 ) -> Iterator[TensorEdit]:
-    if parts == unchanged(heads):
+    if parts == keep_all_heads(heads):
         return
     before, after = heads * unit, len(parts) * unit
     shapes = [
@@ -307,15 +313,15 @@ def _edit(
         arguments={
             "axis": axis,
             "unit": unit,
-            "parts": _plain(parts),
+            "parts": _to_lists(parts),
             "heads": heads,
             "fill": fill,
-            **merging.arguments(name),
+            **merging.make_arguments(name),
         },
         sources=(TensorSpec(name, shapes[0]),),
         results=(TensorSpec(name, shapes[1]),),
     )
 
 
-def _plain(parts: Parts) -> list[list[int]]:
+def _to_lists(parts: Parts) -> list[list[int]]:
     return [list(part) for part in parts]

@@ -1,4 +1,4 @@
-"""Heads regrouped: one pure function for merging, dropping and reordering them."""
+"""Regroup heads: one pure function that merges, removes and reorders them."""
 
 from __future__ import annotations
 
@@ -24,39 +24,40 @@ def combine_heads(
 
     Args:
         tensors: one tensor whose length along `axis` is a whole number of heads.
-        axis: where the heads lie.
-        unit: features per head along it.
-        parts: per result head, the source heads that become it; source heads named nowhere go.
-        heads: how many there are; 0 to count them.
-        merge: what several become: their ``mean``, the ``first`` of them, or ``random``: N(0, std)
-            for matrices, zero for vectors (Ainslie et al. 2023, section 3.3 and figure 4).
+        axis: the axis along which the heads lie.
+        unit: features per head along this axis.
+        parts: per result head, the source heads that become it; other source heads are removed.
+        heads: number of source heads, as a check; 0 for no check.
+        merge: what several heads become: their ``mean``, the ``first`` of them, or ``random``:
+            N(0, std) for matrices, zero for vectors (Ainslie et al. 2023, sec. 3.3 and figure 4).
         seed, std: for ``random``.
         fill: for `spread_heads`.
 
     Returns:
         One tensor of the same dtype, `len(parts) * unit` long along `axis`. A head that comes from
-        one source alone is its copy to the bit. Means are taken in at least fp32.
+        only one source is its copy to the bit. Means are taken in at least fp32.
 
     Raises:
-        ValueError: no whole number of heads, a head that is not there, or an unknown merge.
+        ValueError: the tensor is not a whole number of heads, a head does not exist, or the merge
+            is unknown.
     """
     (source,) = tensors
     if merge not in ("mean", "first", "random"):
         raise ValueError(f"unknown merge {merge!r}")
-    sources = _units(source, axis, unit)
+    sources = _split_units(source, axis, unit)
     if heads and heads != len(sources):
         raise ValueError(f"{len(sources)} heads, not {heads}")
     if any(not 0 <= head < len(sources) for part in parts for head in part):
-        raise ValueError(f"parts name heads beyond the {len(sources)} there are")
+        raise ValueError(f"parts name heads that do not exist: there are {len(sources)}")
     results = []
     for number, part in enumerate(parts):
         members = [sources[head] for head in part]
         if len(members) == 1 or merge == "first":
             results.append(members[0])
         elif merge == "mean":
-            results.append(_mean(members))
+            results.append(_average(members))
         else:
-            results.append(_drawn(members[0], f"{seed}:{number}", std))
+            results.append(_draw(members[0], f"{seed}:{number}", std))
     return [torch.cat(results, dim=axis).contiguous()]
 
 
@@ -70,34 +71,34 @@ def spread_heads(
     fill: str = "source",
     **_: object,
 ) -> list[torch.Tensor]:
-    """Back from `combine_heads` to its source's shape, without changing what the model computes.
+    """Spread the result of `combine_heads` to its source's shape; the model computes the same.
 
     Args:
         tensors: one tensor of `len(parts)` heads.
-        sources: what `combine_heads` made it of.
-        axis, unit, parts: as `combine_heads` was given them.
-        fill: what stands for heads that went: ``zero`` where they are read (the output
-            projection), their ``source`` elsewhere.
+        sources: the source of `combine_heads`.
+        axis, unit, parts: the arguments of `combine_heads`.
+        fill: what replaces removed heads: ``zero`` in the output projection, which reads them,
+            their ``source`` elsewhere.
 
     Returns:
-        One tensor in which each result head stands for every source head that became it.
+        One tensor in which each result head replaces every source head that became it.
     """
     (result,), (source,) = tensors, sources
-    units = _units(result, axis, unit)
-    wide = list(_units(torch.zeros_like(source) if fill == "zero" else source, axis, unit))
+    units = _split_units(result, axis, unit)
+    wide = list(_split_units(torch.zeros_like(source) if fill == "zero" else source, axis, unit))
     for number, part in enumerate(parts):
         for head in part:
             wide[head] = units[number]
     return [torch.cat(wide, dim=axis)]
 
 
-def _units(tensor: torch.Tensor, axis: int, unit: int) -> tuple[torch.Tensor, ...]:
+def _split_units(tensor: torch.Tensor, axis: int, unit: int) -> tuple[torch.Tensor, ...]:
     if tensor.shape[axis] % unit:
-        raise ValueError(f"{tensor.shape[axis]} along axis {axis} is no whole number of {unit}")
+        raise ValueError(f"{tensor.shape[axis]} along axis {axis} is not a multiple of {unit}")
     return tensor.split(unit, dim=axis)
 
 
-def _mean(members: Sequence[torch.Tensor]) -> torch.Tensor:
+def _average(members: Sequence[torch.Tensor]) -> torch.Tensor:
     dtype = members[0].dtype
     wide = dtype if dtype == torch.float64 else torch.float32
     total = members[0].to(wide, copy=True)
@@ -106,10 +107,10 @@ def _mean(members: Sequence[torch.Tensor]) -> torch.Tensor:
     return (total / len(members)).to(dtype)
 
 
-def _drawn(like: torch.Tensor, seed: str, std: float) -> torch.Tensor:
+def _draw(like: torch.Tensor, seed: str, std: float) -> torch.Tensor:
     if like.ndim < 2 or like.is_meta:
         return torch.zeros_like(like)
     number = int.from_bytes(hashlib.sha256(seed.encode()).digest()[:8], "big") >> 1
     generator = torch.Generator().manual_seed(number)
-    drawn = torch.empty(like.shape, dtype=torch.float32).normal_(0.0, std, generator=generator)
-    return drawn.to(device=like.device, dtype=like.dtype)
+    head = torch.empty(like.shape, dtype=torch.float32).normal_(0.0, std, generator=generator)
+    return head.to(device=like.device, dtype=like.dtype)

@@ -1,10 +1,8 @@
-"""The oracle of a move: old and new compute the same."""
+"""The oracle of a conversion: the old and the new model compute the same."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from torch.func import functional_call
@@ -12,27 +10,29 @@ from transformers import PreTrainedModel
 
 from surgery.errors import PlanError
 from surgery.models.convert.absolute import PAIRS
+from surgery.models.forward import evaluating
+from surgery.verify.equivalence import TF32_EPS, avoiding_flash_on_cpu
 
 TOKENS = 16
 TOLERANCE = 1e-5
-_TF32_EPS = 2.0**-10
 _TABLES = {pair.source: pair.positions for pair in PAIRS}
 
 
 def check_conversion(
     old: PreTrainedModel, new: PreTrainedModel, positions_dropped: bool = False
 ) -> float:
-    """Compare the logits of both on `TOKENS` tokens. Neither model is changed.
+    """Compare the logits of both models on `TOKENS` tokens. Neither model is changed.
 
     Args:
-        positions_dropped: learned positions were left behind. Then the rest is compared: the old
-            model with a table of zeros, the new one with frequencies of zero.
+        positions_dropped: whether learned positions were dropped. Then only the rest is compared:
+            the old model with a table of zeros, the new one with frequencies of zero.
 
     Returns:
         Relative difference |new - old| / |old| of all logits.
 
     Raises:
-        PlanError: more than `TOLERANCE` for fp32 and wider, more than rounding for others.
+        PlanError: the difference is above `TOLERANCE` in fp32 and wider, or above rounding in
+            narrower dtypes.
     """
     old_tensors: dict[str, torch.Tensor] = {}
     new_tensors: dict[str, torch.Tensor] = {}
@@ -46,44 +46,32 @@ def check_conversion(
             if name.endswith("inv_freq")
         }
     vocabulary = old.config.vocab_size
-    # Neither all alike nor the first ones, which often are special.
+    # Different tokens, but not the first ones of the vocabulary, which are often special.
     tokens = torch.arange(3, 3 + TOKENS, device=old.device)[None] % vocabulary
     inputs = {"input_ids": tokens, "use_cache": False}
-    with torch.no_grad(), _as_used(old), _as_used(new):
+    with (
+        torch.no_grad(),
+        evaluating(old),
+        evaluating(new),
+        avoiding_flash_on_cpu(old),
+        avoiding_flash_on_cpu(new),
+    ):
         expected = functional_call(old, old_tensors, (), inputs).logits.double()
-        found = functional_call(new, new_tensors, (), inputs).logits.double()
+        actual = functional_call(new, new_tensors, (), inputs).logits.double()
     size = expected.norm().clamp_min(torch.finfo(torch.float64).tiny)
-    difference = float((found - expected).norm() / size)
-    tolerance = _tolerance(new)
+    difference = float((actual - expected).norm() / size)
+    tolerance = _choose_tolerance(new)
     if not difference <= tolerance:
         raise PlanError(
-            f"the {type(new).__name__} computes something else than the {type(old).__name__}: "
+            f"the {type(new).__name__} does not compute the same as the {type(old).__name__}: "
             f"logits differ by {difference:.1e}, more than {tolerance:.1e}"
         )
     return difference
 
 
-def _tolerance(model: PreTrainedModel) -> float:
+def _choose_tolerance(model: PreTrainedModel) -> float:
     parameter = next(model.parameters())
     eps = torch.finfo(parameter.dtype).eps
     if parameter.is_cuda and torch.get_float32_matmul_precision() != "highest":
-        eps = max(eps, _TF32_EPS)
+        eps = max(eps, TF32_EPS)
     return TOLERANCE if eps <= torch.finfo(torch.float32).eps else math.sqrt(eps)
-
-
-@contextmanager
-def _as_used(model: PreTrainedModel) -> Iterator[None]:
-    """Without dropout, and without a flash kernel where there is no GPU yet."""
-    training = [module for module in model.modules() if module.training]
-    implementation = model.config._attn_implementation
-    replaced = model.device.type == "cpu" and "flash" in str(implementation)
-    model.eval()
-    if replaced:
-        model.config._attn_implementation = "eager"
-    try:
-        yield
-    finally:
-        if replaced:
-            model.config._attn_implementation = implementation
-        for module in training:
-            module.training = True

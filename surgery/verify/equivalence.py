@@ -1,10 +1,9 @@
-"""The equivalence check: does each site, changed, compute what it should?
+"""The equivalence check: does each changed site compute what it should?
 
-A changed site must give what the untouched site gives when each merged head stands in for every
-member of its group, and nothing is read of removed heads. Both are run, on the inputs the site
-gets from the model itself, with the new tensors swapped in for the moment. This catches a forward
-that pairs heads in its own way, or holds a head count somewhere that nobody updated. Nothing of the
-model is changed.
+The changed site must give the same output as the old site in which each merged head replaces every
+member of its group, and removed heads are not read. Both run on the inputs that the site gets from
+the model, with other tensors only for this run. This finds a forward that pairs heads in its own
+way, or that holds a head count which nobody updated. The model is not changed.
 """
 
 from __future__ import annotations
@@ -20,16 +19,16 @@ from torch.func import functional_call
 from transformers import Cache, PreTrainedModel
 
 from surgery.errors import PlanError
-from surgery.models.attributes import attributes_set
-from surgery.models.config import patched
-from surgery.models.probe import probe_inputs
-from surgery.models.share_kv import shared_kv
-from surgery.models.sites import Site, text_config
+from surgery.models.attributes import setting_attributes
+from surgery.models.config import patching_config
+from surgery.models.forward import evaluating, make_probe_inputs
+from surgery.models.share_kv import sharing_kv
+from surgery.models.sites import Site, get_text_config
 from surgery.transforms import run_equivalent, run_transform
 from surgery.transforms.edits import SiteChange, TensorEdit
 
 TF32_EPS = 2.0**-10
-# What a forward raises for shapes it does not take: no single base class covers it.
+# What a forward raises for shapes that it cannot use; the errors have no common class.
 FAULTS = (
     ValueError,
     TypeError,
@@ -41,12 +40,12 @@ FAULTS = (
 )
 
 Tensors = dict[str, torch.Tensor]
-# Called with a site's block and the arguments it was called with.
+# Gets the block of a site and the arguments with which it was called.
 Visit = Callable[[nn.Module, Any, Any], None]
 
 
 class PlannedChanges(Protocol):
-    """What of a `surgery.plan.plan.Plan` is checked; see there."""
+    """The parts of a `surgery.plan.plan.Plan` that are checked."""
 
     @property
     def before(self) -> tuple[Site, ...]: ...
@@ -72,20 +71,23 @@ def check_equivalence(
         probe: arguments for that pass, for models that need more than token ids or pixels.
 
     Raises:
-        PlanError: a changed site computes something else, was never run, or could not be.
+        PlanError: a changed site computes something else, or did not run.
     """
-    edits = edits_by_site(plan)
+    edits = group_edits_by_site(plan)
     sites = {site.path: site for site in plan.before if site.path in edits}
     differences: dict[str, float] = {}
 
     def visit(site: Site) -> Visit:
         def compare(block: nn.Module, args: Any, kwargs: Any) -> None:
             differences[site.path] = math.inf
-            tensors = site_tensors(block, site, edits[site.path], plan.inputs)
-            with attributes_set_in(block, site, plan.head_attributes), patched(model.config, patch):
+            tensors = make_site_tensors(block, site, edits[site.path], plan.inputs)
+            with (
+                setting_block_attributes(block, site, plan.head_attributes),
+                patching_config(model.config, patch),
+            ):
                 changed = run_block(block, tensors[0], args, kwargs)
-            # Last, so that what a site hands on to later ones has the shape they expect.
-            differences[site.path] = relative_distance(
+            # Last, so that values that later sites read from this one have the shape they expect.
+            differences[site.path] = compute_relative_distance(
                 changed, run_block(block, tensors[1], args, kwargs)
             )
 
@@ -96,8 +98,8 @@ def check_equivalence(
     try:
         with (
             evaluating(model),
-            _runnable_here(model),
-            shared_kv(model, plan.shares_kv),
+            avoiding_flash_on_cpu(model),
+            sharing_kv(model, plan.shares_kv),
             torch.no_grad(),
         ):
             visit_sites(model, sites.values(), visit, probe=probe)
@@ -105,13 +107,13 @@ def check_equivalence(
                 what = "the model with its new heads"
                 _run_whole(model, plan, patch, probe)
     except FAULTS as error:
-        stuck = [f"{path} with its new heads" for path, d in differences.items() if d == math.inf]
-        what = stuck[0] if stuck else what
-        raise PlanError(f"{what} cannot be run: {first_line(error)}") from error
+        failed = [f"{path} with its new heads" for path, d in differences.items() if d == math.inf]
+        what = failed[0] if failed else what
+        raise PlanError(f"{what} cannot be run: {get_first_line(error)}") from error
     for path, site in sites.items():
         if path not in differences:
             raise PlanError(f"{path} took no part in a forward pass, so it cannot be checked")
-        if not differences[path] <= tolerance(model.get_submodule(site.block)):
+        if not differences[path] <= choose_tolerance(model.get_submodule(site.block)):
             raise PlanError(
                 f"{path} does not use its heads as planned: with the new ones its output is "
                 f"off by {differences[path]:.2g} of its size"
@@ -119,7 +121,7 @@ def check_equivalence(
 
 
 def _reaches_further(plan: PlannedChanges) -> bool:
-    """Whether a tensor besides projections and norms changes: what it makes may be handed on."""
+    """Whether a tensor outside projections and norms changes, which may affect other modules."""
     for change in plan.changes:
         site = change.before
         known = (site.query, site.key, site.value, site.output, site.q_norm, site.k_norm)
@@ -141,13 +143,13 @@ def _run_whole(
         sources = [tensors.get(s.name, model.get_parameter(s.name)).detach() for s in edit.sources]
         results = run_transform(edit.transform, [*sources, *plan.inputs(edit)], edit.arguments)
         tensors |= {spec.name: tensor for spec, tensor in zip(edit.results, results, strict=True)}
-    inputs = probe or probe_inputs(model, cross=any(site.cross for site in plan.before))
-    with attributes_set(model, plan.head_attributes), patched(model.config, patch):
+    inputs = probe or make_probe_inputs(model, cross=any(site.cross for site in plan.before))
+    with setting_attributes(model, plan.head_attributes), patching_config(model.config, patch):
         functional_call(model, tensors, kwargs=dict(inputs), strict=False)
 
 
-def edits_by_site(plan: PlannedChanges) -> dict[str, list[TensorEdit]]:
-    """Site path → its tensor edits, in order."""
+def group_edits_by_site(plan: PlannedChanges) -> dict[str, list[TensorEdit]]:
+    """Group tensor edits by the path of their site, in order."""
     edits: dict[str, list[TensorEdit]] = {}
     for change in plan.changes:
         edits.setdefault(change.before.path, []).extend(change.edits)
@@ -162,27 +164,27 @@ def visit_sites(
     mask: bool = False,
     probe: Mapping[str, Any] | None = None,
 ) -> None:
-    """Run `model` once; each site's block is visited the first time that it is called.
+    """Run `model` once, and visit the block of each site the first time that it is called.
 
     Args:
         mask: whether to give the model an attention mask.
-        probe: what to run it on instead.
+        probe: arguments of the forward pass, instead of a few tokens.
     """
     sites = list(sites)
     visited: set[str] = set()
 
     def hook(site: Site) -> Any:
-        seen = visit(site)
+        visit_block = visit(site)
 
-        def called(block: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            if site.path not in visited:  # also ends the recursion of the visitor's own calls
+        def call(block: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            if site.path not in visited:  # this also ends the recursion of the visitor's own calls
                 visited.add(site.path)
-                # Some models cache whatever they are told; every call must start without.
+                # Some models always use a cache; every call must start without one.
                 args = tuple(None if isinstance(value, Cache) else value for value in args)
                 kwargs = {k: None if isinstance(v, Cache) else v for k, v in kwargs.items()}
-                seen(block, args, kwargs)
+                visit_block(block, args, kwargs)
 
-        return called
+        return call
 
     handles = [
         model.get_submodule(site.block).register_forward_hook(hook(site), with_kwargs=True)
@@ -190,7 +192,7 @@ def visit_sites(
     ]
     try:
         if probe is None:
-            probe = probe_inputs(model, cross=any(site.cross for site in sites), mask=mask)
+            probe = make_probe_inputs(model, cross=any(site.cross for site in sites), mask=mask)
         model(**probe)
     finally:
         for handle in handles:
@@ -198,21 +200,21 @@ def visit_sites(
 
 
 @contextmanager
-def attributes_set_in(
+def setting_block_attributes(
     block: nn.Module, site: Site, attributes: Mapping[str, Mapping[str, Any]]
 ) -> Iterator[None]:
-    """Those of a plan's attributes that lie in `site`'s block, set on it for a while."""
+    """Set those attributes of a plan that lie in `site`'s block, and restore them after it."""
     within = {
         name[len(site.block) :].lstrip("."): values
         for name, values in attributes.items()
         if name == site.block or name.startswith(f"{site.block}.") or not site.block
     }
-    with attributes_set(block, within):
+    with setting_attributes(block, within):
         yield
 
 
 def run_block(block: nn.Module, tensors: Tensors, args: Any, kwargs: Any) -> torch.Tensor:
-    """The block's output with other tensors in it."""
+    """Run a block with other tensors and return its (first) output."""
     output = functional_call(block, tensors, args, kwargs)
     while isinstance(output, (tuple, list)):
         output = output[0]
@@ -221,16 +223,16 @@ def run_block(block: nn.Module, tensors: Tensors, args: Any, kwargs: Any) -> tor
     return output
 
 
-def site_tensors(
+def make_site_tensors(
     block: nn.Module,
     site: Site,
     edits: Sequence[TensorEdit],
     inputs: Callable[[TensorEdit], list[torch.Tensor]],
 ) -> tuple[Tensors, Tensors]:
-    """The block's new parameters, and those that do the same in the old shapes; local names.
+    """Make the new parameters of a block, and equivalent ones in the old shapes; local names.
 
     Args:
-        inputs: the calibrated tensors that an edit takes besides its sources.
+        inputs: returns the calibrated tensors that an edit uses besides its sources.
     """
     prefix = f"{site.block}." if site.block else ""
     new = {f"{prefix}{name}": p.detach() for name, p in block.named_parameters()}
@@ -251,22 +253,22 @@ def site_tensors(
     )
 
 
-def first_line(error: BaseException) -> str:
-    """What an error says, in one line."""
+def get_first_line(error: BaseException) -> str:
+    """Return the first line of an error's text."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
 
 
-def relative_distance(changed: torch.Tensor, expected: torch.Tensor) -> float:
+def compute_relative_distance(changed: torch.Tensor, expected: torch.Tensor) -> float:
     """Relative to the size of what is expected."""
     size = expected.float().norm().clamp_min(torch.finfo(torch.float32).tiny)
     return float((changed - expected).float().norm() / size)
 
 
-def tolerance(module: nn.Module) -> float:
-    """A head in the wrong place is off by about 1; rounding is far below the root of epsilon."""
+def choose_tolerance(module: nn.Module) -> float:
+    """Choose a tolerance: a wrong head is off by about 1, rounding by far less than sqrt(eps)."""
     parameter = next(module.parameters())
-    # Norms and softmax are computed in fp32 in fp64 models too.
+    # Even fp64 models compute norms and softmax in fp32.
     eps = max(torch.finfo(parameter.dtype).eps, torch.finfo(torch.float32).eps)
     if parameter.is_cuda and torch.get_float32_matmul_precision() != "highest":
         eps = max(eps, TF32_EPS)
@@ -274,20 +276,9 @@ def tolerance(module: nn.Module) -> float:
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-@contextmanager
-def _runnable_here(model: PreTrainedModel) -> Iterator[None]:
-    """Flash kernels have no CPU side, and models are operated on before they move to a GPU."""
-    text = text_config(model.config)
+def avoiding_flash_on_cpu(model: PreTrainedModel) -> Iterator[None]:
+    """Use eager instead of flash attention on a CPU, where models are changed before training."""
+    text = get_text_config(model.config)
     implementation = text._attn_implementation
     if model.device.type != "cpu" or "flash" not in str(implementation):
         yield

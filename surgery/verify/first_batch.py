@@ -1,9 +1,9 @@
-"""The first real batch, computed twice: with the chosen attention backend, and with eager.
+"""Compute the first real batch twice: with the chosen attention backend, and with eager.
 
-A backend may drop a mask or a bias that it does not know, and say nothing. Eager is the reference
-that every architecture comes with. The comparison runs once, inside the model's own forward pass,
-under the precision and on the device of that pass; it draws no random number, gives no gradient,
-fills no cache, and is seen by no monitor.
+A backend may silently ignore a mask or a bias that it does not support. Eager is the reference:
+every architecture has it. The comparison runs once, inside the model's own forward pass, in the
+precision and on the device of that pass. It draws no random numbers, makes no gradients, fills no
+cache, and no monitor sees it.
 """
 
 from __future__ import annotations
@@ -21,45 +21,45 @@ from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
 
 from surgery.console import say
 from surgery.errors import SurgeryError
-from surgery.models.forward import no_cache
-from surgery.models.share_kv import eager_of
-from surgery.verify.excerpt import Excerpt, excerpt
+from surgery.models.forward import evaluating, get_forward_options
+from surgery.models.share_kv import get_eager_implementation
+from surgery.verify.excerpt import Excerpt, cut_excerpt
 
-# Root mean square of the difference, in standard deviations of eager's logits. Faults (a mask or a
-# bias left out) and rounding were measured: docs/operations/backend.md.
+# Root mean square of the difference, in standard deviations of eager's logits. They lie between
+# the errors of faults (an ignored mask or bias) and of rounding: docs/operations/backend.md.
 TOLERANCES = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 2e-2}
 TF32_TOLERANCE = TOLERANCES[torch.float16]  # TF32 has the mantissa of fp16
-# Depth and routing multiply rounding; then eager's own rounding, times this, is what is allowed.
+# Depth and routing increase rounding. Then eager's own rounding times this factor is allowed.
 ROUNDING_FACTOR = 3
-BLIND = 0.1  # where even that is as large as a fault, nothing can be told
+BLIND = 0.1  # above this, rounding is as large as a fault, so the check proves nothing
 PIECE = 64  # positions
 
-# As it is before any monitor opens; called directly, it lets none of them see the comparison.
+# The method before any monitor opens. To call it directly hides the comparison from monitors.
 _GET_INTERFACE = AttentionInterface.get_interface
 
 
-def first_batch_check(model: PreTrainedModel, tolerance: float | None = None) -> None:
-    """Compare the backend that `model` has now with eager, on the next batch it is given.
+def check_first_batch(model: PreTrainedModel, tolerance: float | None = None) -> None:
+    """Compare the present backend of `model` with eager, on the next batch.
 
-    One line says how far apart they were. Asked for again, it is still done once. On the meta
-    device, and while text is being generated from a cache, it waits.
+    A printed line says how much they differ. The check runs only once, even if it is requested
+    several times. It waits on the meta device, and while text is generated with a cache.
 
     Args:
-        tolerance: see `TOLERANCES`, whose value for the dtype in use ``None`` stands for.
+        tolerance: largest difference; ``None``: the value of `TOLERANCES` for the dtype in use.
 
     Raises (from the model's forward pass):
-        SurgeryError: they are farther apart than that, or no attention went through the backend.
+        SurgeryError: they differ by more, or no attention used the backend.
     """
     for hook in [h for h in model._forward_pre_hooks.values() if isinstance(h, _FirstBatch)]:
         hook.remove()
-    if model.config._attn_implementation == eager_of(model):
+    if model.config._attn_implementation == get_eager_implementation(model):
         return
     pending = _FirstBatch(tolerance)
     pending.handle = model.register_forward_pre_hook(pending, with_kwargs=True)
 
 
 class _FirstBatch:
-    """A forward pre-hook that compares, and then is gone."""
+    """A forward pre-hook that compares once and then removes itself."""
 
     def __init__(self, tolerance: float | None) -> None:
         self.tolerance = tolerance
@@ -73,7 +73,7 @@ class _FirstBatch:
     def __call__(self, model: PreTrainedModel, args: Any, kwargs: Mapping[str, Any]) -> None:
         names = inspect.signature(model.forward).parameters
         batch = {**dict(zip(names, args, strict=False)), **kwargs}
-        part = _excerpt(model, batch)
+        part = _cut_excerpt(model, batch)
         if part is None:
             return
         self.remove()
@@ -83,24 +83,22 @@ class _FirstBatch:
 def _compare(model: PreTrainedModel, part: Excerpt, tolerance: float | None) -> None:
     implementation = str(model.config._attn_implementation)
     title = f"attention backend {implementation}, first batch"
-    chosen, calls = _logits(model, part, implementation)
+    chosen, calls = _compute_logits(model, part, implementation)
     if not calls:
-        raise SurgeryError(
-            f"{title}: no attention of {type(model).__name__} went through it, so it is not in use"
-        )
-    allowed = tolerance if tolerance is not None else _tolerance(chosen.device, model.dtype)
+        raise SurgeryError(f"{title}: no attention of {type(model).__name__} used it")
+    allowed = tolerance if tolerance is not None else _choose_tolerance(chosen.device, model.dtype)
     rounding = 0.0
     try:
-        reference = eager_of(model)
-        with _everywhere(model, reference):
-            eager, _ = _logits(model, part, reference)
-            measured = _distance(chosen, eager, part.real)
+        reference = get_eager_implementation(model)
+        with _using_implementation(model, reference):
+            eager, _ = _compute_logits(model, part, reference)
+            measured = _compute_distance(chosen, eager, part.real)
             if tolerance is None and measured > allowed:
-                exact, _ = _logits(model, part, reference, wider=True)
-                rounding = _distance(eager, exact, part.real)
+                exact, _ = _compute_logits(model, part, reference, wider=True)
+                rounding = _compute_distance(eager, exact, part.real)
     except (RuntimeError, ValueError, TypeError, AttributeError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        say(f"{title}: not compared, since eager cannot run this model ({reason})")
+        say(f"{title}: not compared, because eager cannot run this model ({reason})")
         return
     allowed = max(allowed, ROUNDING_FACTOR * rounding)
     text = (
@@ -110,25 +108,25 @@ def _compare(model: PreTrainedModel, part: Excerpt, tolerance: float | None) -> 
     if not measured <= allowed:
         raise SurgeryError(f"{title}: {text}")
     if measured > BLIND:
-        text += f"; that proves nothing, since rounding alone moves them by {rounding:.2g}"
+        text += f"; this proves nothing, because rounding alone changes them by {rounding:.2g}"
     say(f"{title}: {text}")
 
 
-def _logits(
+def _compute_logits(
     model: PreTrainedModel, part: Excerpt, implementation: str, *, wider: bool = False
 ) -> tuple[torch.Tensor, int]:
-    """What the model gives, and how often it asked for `implementation`.
+    """Run the model; return its logits, and how often it asked for `implementation`.
 
     Args:
-        wider: let attention compute in the next wider dtype.
+        wider: whether attention computes in the next wider dtype.
     """
-    inputs = {**part.inputs, **no_cache(model)}
+    inputs = {**part.inputs, **get_forward_options(model)}
     device = next(model.parameters()).device
     with ExitStack() as stack:
         calls = stack.enter_context(_counting(implementation, wider))
-        stack.enter_context(_evaluating(model))
-        stack.enter_context(_same_random_numbers(device))
-        stack.enter_context(_no_autocast_cache())
+        stack.enter_context(evaluating(model))
+        stack.enter_context(_keeping_random_state(device))
+        stack.enter_context(_disabling_autocast_cache())
         stack.enter_context(torch.no_grad())
         output = model.forward(**inputs)
     logits = getattr(output, "logits", None)
@@ -137,15 +135,17 @@ def _logits(
     return (output[0] if logits is None else logits), len(calls)
 
 
-def _distance(chosen: torch.Tensor, eager: torch.Tensor, real: torch.Tensor | None) -> float:
-    """Root mean square of the difference, in standard deviations of eager's logits."""
+def _compute_distance(
+    chosen: torch.Tensor, eager: torch.Tensor, real: torch.Tensor | None
+) -> float:
+    """Compute the root mean square of the difference, in standard deviations of eager's logits."""
     width = eager.shape[-1]
     if real is not None and real.shape == eager.shape[:-1]:
         chosen, eager = chosen[real], eager[real]
     chosen, eager = chosen.reshape(-1, width), eager.reshape(-1, width)
     if not torch.isfinite(eager).all():
         raise SurgeryError("attention backend: eager's own logits are not finite on this batch")
-    # Piece by piece: all logits of a large vocabulary in fp32 are more than a model may spare.
+    # In pieces: all logits of a large vocabulary in fp64 may not fit into memory.
     squares, total, count = 0.0, 0.0, max(eager.numel(), 1)
     mean = sum(float(piece.double().sum()) for piece in eager.split(PIECE)) / count
     for a, b in zip(chosen.split(PIECE), eager.split(PIECE), strict=True):
@@ -154,7 +154,7 @@ def _distance(chosen: torch.Tensor, eager: torch.Tensor, real: torch.Tensor | No
     return math.sqrt(squares / total) if total else math.sqrt(squares / count)
 
 
-def _tolerance(device: torch.device, dtype: torch.dtype) -> float:
+def _choose_tolerance(device: torch.device, dtype: torch.dtype) -> float:
     if torch.is_autocast_enabled(device.type):
         dtype = torch.get_autocast_dtype(device.type)
     if device.type == "cuda" and dtype is torch.float32:
@@ -163,33 +163,35 @@ def _tolerance(device: torch.device, dtype: torch.dtype) -> float:
     return TOLERANCES.get(dtype, TOLERANCES[torch.bfloat16])
 
 
-def _excerpt(model: PreTrainedModel, batch: Mapping[str, Any]) -> Excerpt | None:
+def _cut_excerpt(model: PreTrainedModel, batch: Mapping[str, Any]) -> Excerpt | None:
     tensors = [next(model.parameters()), *batch.values()]
     if any(isinstance(tensor, torch.Tensor) and tensor.is_meta for tensor in tensors):
         return None
-    return excerpt(batch, encoder_decoder=bool(getattr(model.config, "is_encoder_decoder", False)))
+    return cut_excerpt(
+        batch, encoder_decoder=bool(getattr(model.config, "is_encoder_decoder", False))
+    )
 
 
 @contextmanager
 def _counting(implementation: str, wider: bool) -> Iterator[list[str]]:
-    """One entry per block that asks for `implementation`; no open monitor sees any of it."""
+    """List each request of a block for `implementation`, hidden from open monitors."""
     calls: list[str] = []
-    standing = AttentionInterface.get_interface
+    original = AttentionInterface.get_interface
 
-    def get(interface: AttentionInterface, name: str, default: Callable[..., Any]) -> Any:
+    def get_and_count(interface: AttentionInterface, name: str, default: Callable[..., Any]) -> Any:
         if (name or "eager") == implementation:
             calls.append(name)
         attention = _GET_INTERFACE(interface, name, default)
-        return partial(_widened, attention) if wider else attention
+        return partial(_attend_widened, attention) if wider else attention
 
-    AttentionInterface.get_interface = get  # type: ignore[method-assign, assignment]
+    AttentionInterface.get_interface = get_and_count  # type: ignore[method-assign, assignment]
     try:
         yield calls
     finally:
-        AttentionInterface.get_interface = standing  # type: ignore[method-assign]
+        AttentionInterface.get_interface = original  # type: ignore[method-assign]
 
 
-def _widened(
+def _attend_widened(
     attention: Callable[..., Any],
     module: nn.Module,
     query: torch.Tensor,
@@ -208,50 +210,38 @@ def _widened(
 
 
 @contextmanager
-def _everywhere(model: nn.Module, implementation: str) -> Iterator[None]:
-    """Another backend for a while, in the config of every part of the model."""
-    held: dict[int, tuple[PreTrainedConfig, str | None]] = {}
+def _using_implementation(model: nn.Module, implementation: str) -> Iterator[None]:
+    """Use another backend in all parts of the model, and restore the old one after the block."""
+    backends: dict[int, tuple[PreTrainedConfig, str | None]] = {}
     for module in model.modules():
-        for config in _with_parts(getattr(module, "config", None)):
-            held.setdefault(id(config), (config, config._attn_implementation))
+        for config in _list_configs(getattr(module, "config", None)):
+            backends.setdefault(id(config), (config, config._attn_implementation))
     try:
-        for config, _ in held.values():
+        for config, _ in backends.values():
             config._attn_implementation = implementation
         yield
     finally:
-        for config, before in held.values():  # a config before its parts: setting goes downwards
+        for config, before in backends.values():  # a config first: setting it also sets its parts
             config._attn_implementation = before
 
 
-def _with_parts(config: Any) -> Iterator[PreTrainedConfig]:
+def _list_configs(config: Any) -> Iterator[PreTrainedConfig]:
     if isinstance(config, PreTrainedConfig):
         yield config
         for name in config.sub_configs:
-            yield from _with_parts(getattr(config, name, None))
+            yield from _list_configs(getattr(config, name, None))
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    training = [module for module in model.modules() if module.training]
-    try:
-        for module in training:
-            module.training = False
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-@contextmanager
-def _same_random_numbers(device: torch.device) -> Iterator[None]:
+def _keeping_random_state(device: torch.device) -> Iterator[None]:
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         yield
 
 
 @contextmanager
-def _no_autocast_cache() -> Iterator[None]:
-    """Weights cast here carry no gradient; older versions of torch hand them on to training."""
+def _disabling_autocast_cache() -> Iterator[None]:
+    """Turn off the autocast cache: older versions of torch would reuse its weights in training."""
     enabled = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(False)
     try:

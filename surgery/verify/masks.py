@@ -1,7 +1,7 @@
-"""Which keys each attention block lets a query see, asked of the model's own mask functions.
+"""Count the keys that each attention block lets a query see, with the model's mask functions.
 
-The model runs on the meta device. transformers makes masks from functions of positions, and a
-function can be asked about any position without a mask being made.
+The model runs on the meta device. transformers makes masks from functions of positions, and these
+functions can be called for any position without making a mask.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from transformers import (
     PreTrainedModel,
 )
 
-from surgery.models.copies import meta_copy
-from surgery.models.probe import probe_inputs
+from surgery.models.copies import make_meta_copy
+from surgery.models.forward import make_probe_inputs
 from surgery.verify.equivalence import FAULTS
 
 _NAME = "surgery_observed_mask"
-# On a mask: the function that says what it would hold.
+# Attribute of a mask: the function that computes its values.
 _FUNCTION = "_surgery_mask_function"
 
 
 def count_visible_keys(model: PreTrainedModel, position: int) -> dict[str, int]:
-    """Path of each attention block → how many keys a query at `position` (from 0) sees.
+    """Count for each attention block (by path) the keys that a query at `position` (from 0) sees.
 
-    Without a window that is ``position + 1``. Blocks that do not attend through transformers'
+    Without a window the count is ``position + 1``. Blocks that do not use transformers' attention
     interface, or are not reached on the meta device, are left out.
 
     Args:
-        model: only its structure is looked at.
+        model: only its structure is used.
     """
     seen: dict[str, int] = {}
     queries = torch.tensor(position)
@@ -60,15 +60,15 @@ def count_visible_keys(model: PreTrainedModel, position: int) -> dict[str, int]:
 
     AttentionInterface.register(_NAME, attend)
     AttentionMaskInterface.register(_NAME, _make_mask)
-    # In bf16, or experts' grouped products could not be followed there.
-    copied = meta_copy(model).to(torch.bfloat16)  # type: ignore[arg-type]
+    # In bf16, because the grouped products of experts do not run on meta in other dtypes.
+    copied = make_meta_copy(model).to(torch.bfloat16)  # type: ignore[arg-type]
     paths = {id(module): path for path, module in copied.named_modules()}
     for module in copied.modules():
         if isinstance(getattr(module, "config", None), PreTrainedConfig):
             module.config._attn_implementation = _NAME
     with suppress(*FAULTS), torch.no_grad():
-        # With a cache, or packed documents would be looked for, in numbers that are not there.
-        copied(**{**probe_inputs(copied), "use_cache": True})
+        # With a cache: without one, transformers looks for packed documents in missing values.
+        copied(**{**make_probe_inputs(copied), "use_cache": True})
     return seen
 
 

@@ -1,6 +1,6 @@
-"""What reaches the attention blocks of a model, found by running it on the meta device.
+"""Find which inputs reach the attention blocks of a model, by running it on the meta device.
 
-No weight and no memory is needed: only shapes are computed, and which results depend on what.
+This needs no weights and no memory: only shapes and dependencies are computed.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ _FAULTS = (
 
 @dataclass(frozen=True)
 class Reach:
-    """What an attention block was given.
+    """What reached an attention block.
 
     Attributes:
         rotations: whether its output depends on `position_embeddings`.
-        position_ids: whether these reached it.
-        fault: why it could not be run; empty if it could.
+        position_ids: whether `position_ids` reached it.
+        fault: why it could not run; empty if it ran.
     """
 
     rotations: bool
@@ -41,11 +41,11 @@ class Reach:
     fault: str = ""
 
 
-def probe(model: PreTrainedModel, paths: Sequence[str]) -> dict[str, Reach]:
-    """Run `model`, on the meta device, and see what reaches the blocks at `paths`.
+def probe_reach(model: PreTrainedModel, paths: Sequence[str]) -> dict[str, Reach]:
+    """Run `model` on the meta device and find what reaches the blocks at `paths`.
 
-    A block behind something that cannot be run without numbers (a mixture of experts) is run alone,
-    with what the first block was given. Blocks about which nothing could be learned are left out.
+    A block that comes after something that cannot run without values (a mixture of experts) runs
+    alone, with the inputs of the first block. Blocks about which nothing is known are left out.
     """
     reach: dict[str, Reach] = {}
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
@@ -66,7 +66,7 @@ def probe(model: PreTrainedModel, paths: Sequence[str]) -> dict[str, Reach]:
     ]
     try:
         ids = torch.ones(1, LENGTH, dtype=torch.long, device="meta")
-        # A finished mask: making one reads numbers.
+        # A finished mask, since to make one needs values.
         mask = torch.zeros(1, 1, LENGTH, LENGTH, device="meta")
         model(input_ids=ids, attention_mask=mask)
     except _FAULTS:
@@ -84,7 +84,7 @@ def probe(model: PreTrainedModel, paths: Sequence[str]) -> dict[str, Reach]:
 def _run(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Reach:
     names = list(inspect.signature(module.forward).parameters)
     given = dict(zip(names, args, strict=False)) | kwargs
-    leaves, replaced = _leaves(given.get("position_embeddings"))
+    leaves, replaced = _make_leaves(given.get("position_embeddings"))
     position_ids = given.get("position_ids") is not None
     if leaves:
         given["position_embeddings"] = replaced
@@ -100,8 +100,8 @@ def _run(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Re
     return Reach(any(grad is not None for grad in grads), position_ids)
 
 
-def _leaves(given: Any) -> tuple[list[torch.Tensor], Any]:
-    """Copies of the rotations through which it shows whether they are used."""
+def _make_leaves(given: Any) -> tuple[list[torch.Tensor], Any]:
+    """Copy the rotations as leaves with gradients, which show whether they are used."""
     if isinstance(given, torch.Tensor):
         leaf = given.detach().clone().requires_grad_()
         return [leaf], leaf

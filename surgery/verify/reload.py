@@ -1,4 +1,4 @@
-"""An export, loaded again: it computes what the model did that was saved."""
+"""Load an export again, and check that it computes the same as the saved model."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from transformers import PreTrainedModel
 
 from surgery.errors import SurgeryError
 
-# Reloading changes no arithmetic; anything above rounding noise is a fault.
+# Reloading does not change arithmetic, so any difference above rounding is a fault.
 TOLERANCE = 1e-6
 TOKENS = 32
 
 
 @torch.inference_mode()
 def check_reload(model: PreTrainedModel, directory: Path) -> float:
-    """Largest difference between the logits of `model` and of what `directory` holds of it.
+    """Compute the largest difference between the logits of `model` and of its copy on disk.
 
     Args:
         model: in eval mode, on the CPU.
@@ -34,6 +34,6 @@ def check_reload(model: PreTrainedModel, directory: Path) -> float:
     if not difference <= TOLERANCE:
         raise SurgeryError(
             f"the export does not reload to the same model: logits differ by {difference:.3g}; "
-            f"it was left in {directory} for a look"
+            f"it stays in {directory} for inspection"
         )
     return difference

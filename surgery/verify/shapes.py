@@ -1,4 +1,4 @@
-"""Trying new heads on the meta device: shapes tell what a forward cannot take."""
+"""The shape check: try new heads on the meta device, where shapes show what cannot run."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from transformers import PreTrainedModel
 
 from surgery.errors import ConfigError
 from surgery.models.attributes import Attributes, set_attributes
-from surgery.models.config import head_count_patch, patched
-from surgery.models.copies import meta_copy
-from surgery.models.probe import probe_inputs
+from surgery.models.config import make_head_count_patch, patching_config
+from surgery.models.copies import make_meta_copy
+from surgery.models.forward import make_probe_inputs
 from surgery.models.reference import ReferenceModels
-from surgery.models.share_kv import shared_kv
+from surgery.models.share_kv import sharing_kv
 from surgery.models.sites import Site
 from surgery.transforms.edits import SiteChange, TensorEdit
 from surgery.verify.equivalence import (
     FAULTS,
-    attributes_set_in,
-    first_line,
+    get_first_line,
+    make_site_tensors,
     run_block,
-    site_tensors,
+    setting_block_attributes,
     visit_sites,
 )
 
@@ -32,13 +32,13 @@ Faults = dict[str, dict[int, str]]
 
 
 def pick_attributes(
-    old: Site, new: Site, answers: Sequence[Attributes], faults: Mapping[int, str]
+    old: Site, new: Site, guesses: Sequence[Attributes], faults: Mapping[int, str]
 ) -> Attributes:
-    """The first answer that the site's forward takes.
+    """Pick the first guess of attributes with which the forward of the site runs.
 
-    A block that could not be reached on the meta device is judged when it is rehearsed.
+    The equivalence check decides about a block that is not reached on the meta device.
     """
-    number = next((n for n in range(len(answers)) if n not in faults), None)
+    number = next((n for n in range(len(guesses)) if n not in faults), None)
     if number is None:
         counts = f"{new.q_heads} query and {new.kv_heads} KV heads of {new.head_dim}"
         raise ConfigError(
@@ -47,19 +47,19 @@ def pick_attributes(
             given=counts,
             valid=f"the {old.q_heads} query and {old.kv_heads} KV heads it has",
         )
-    return answers[number]
+    return guesses[number]
 
 
-def head_patch(
+def find_head_patch(
     model: PreTrainedModel,
     before: Sequence[Site],
     after: Sequence[Site],
     references: ReferenceModels,
 ) -> dict[str, Any]:
-    """What the result's config will hold, for forwards that read it as they run (Phi-3)."""
-    patch = head_count_patch(model.config, before, after) or {}
+    """Find the patch of the result's config, for forwards that read it as they run (Phi-3)."""
+    patch = make_head_count_patch(model.config, before, after) or {}
     try:
-        references.of(patch)
+        references.get(patch)
     except ConfigError:
         return {}
     return patch
@@ -72,28 +72,29 @@ def try_sites(
     options: Mapping[str, Sequence[Attributes]],
     patch: Mapping[str, Any],
 ) -> tuple[Faults, bool | None]:
-    """What the forwards of the sites raise, and how the model as it is can be run here.
+    """Try the forward of every site with each guess of attributes in `options`.
 
-    Of blocks that are alike, and changed alike, one is tried.
+    Of blocks that are alike and change in the same way, only one is tried.
 
     Returns:
-        Site path → number of the answer → what the forward raised for it; and whether the whole
-        model runs on the meta device with a mask (``True``), without, or not at all (``None``).
+        Site path → number of the guess → what the forward raised with it; and whether the
+        unchanged model runs on the meta device with a mask (``True``), without one (``False``), or
+        not at all (``None``).
     """
-    copied = meta_copy(model)
+    copied = make_meta_copy(model)
     edits: dict[str, list[TensorEdit]] = {}
     for change in changes:
         edits.setdefault(change.before.path, []).extend(change.edits)
     first: dict[str, Site] = {}
     alike = {
-        site.path: first.setdefault(_likeness(copied, site, edits[site.path]), site)
+        site.path: first.setdefault(_describe_block(copied, site, edits[site.path]), site)
         for site in sites
     }
     faults, mask = _find_faults(copied, list(first.values()), edits, options, patch)
     return {path: faults[one.path] for path, one in alike.items() if one.path in faults}, mask
 
 
-def _likeness(model: PreTrainedModel, site: Site, edits: Sequence[TensorEdit]) -> str:
+def _describe_block(model: PreTrainedModel, site: Site, edits: Sequence[TensorEdit]) -> str:
     block = model.get_submodule(site.block)
     shapes = [(name, tuple(p.shape)) for name, p in block.named_parameters()]
     return repr((type(block), shapes, [(e.transform, e.arguments) for e in edits]))
@@ -108,50 +109,50 @@ def _find_faults(
 ) -> tuple[Faults, bool | None]:
     faults: Faults = {}
     passed: bool | None = None
-    seen: dict[type, tuple[Any, Any]] = {}
+    arguments: dict[type, tuple[Any, Any]] = {}
 
     def attempt(site: Site, block: nn.Module, args: Any, kwargs: Any) -> None:
-        narrow, wide = site_tensors(block, site, edits[site.path], _hollow)
+        narrow, wide = make_site_tensors(block, site, edits[site.path], _make_hollow)
         try:
             expected = run_block(block, wide, args, kwargs).shape
         except FAULTS:
-            return  # it does not run on the meta device as it is, so this tells nothing
+            return  # the unchanged block does not run on the meta device, so nothing can be tried
         faults[site.path] = {}
         for number, attributes in enumerate(options[site.path]):
             with (
-                attributes_set_in(block, site, attributes),
-                patched(copied.config, patch),
+                setting_block_attributes(block, site, attributes),
+                patching_config(copied.config, patch),
             ):
                 faults[site.path] |= _find_fault(number, block, narrow, args, kwargs, expected)
-        # Last, so that what it hands on to later ones has the shape they expect.
+        # Last, so that values that later blocks read from this one have the shape they expect.
         with suppress(*FAULTS):
             run_block(block, wide, args, kwargs)
 
     def visit(site: Site) -> Any:
-        def called(block: nn.Module, args: Any, kwargs: Any) -> None:
-            seen[type(block)] = args, kwargs
+        def visit_block(block: nn.Module, args: Any, kwargs: Any) -> None:
+            arguments[type(block)] = args, kwargs
             attempt(site, block, args, kwargs)
 
-        return called
+        return visit_block
 
-    with shared_kv(copied, True), torch.no_grad():
-        # Some look into a mask, some into position ids where there is none: neither has numbers
-        # here. What comes before a fault is seen all the same.
+    with sharing_kv(copied, True), torch.no_grad():
+        # Some models read the values of a mask, others those of position ids if there is no mask.
+        # Neither has values here. Blocks before the fault are visited in any case.
         for mask in (True, False):
             left = [site for site in sites if site.path not in faults]
             with suppress(*FAULTS):
                 visit_sites(copied, left, visit, mask=mask)
                 passed = mask
                 break
-        # Past experts, which choose by numbers, no layer is reached: they are called like others.
+        # Experts choose by values, so layers after them are not reached: call these like others.
         for site in sites:
             block = copied.get_submodule(site.block)
-            if site.path not in faults and type(block) in seen:
-                attempt(site, block, *seen[type(block)])
+            if site.path not in faults and type(block) in arguments:
+                attempt(site, block, *arguments[type(block)])
     return faults, passed
 
 
-def _hollow(edit: TensorEdit) -> list[torch.Tensor]:
+def _make_hollow(edit: TensorEdit) -> list[torch.Tensor]:
     return [torch.empty(spec.shape, device="meta") for spec in edit.resolved]
 
 
@@ -162,14 +163,14 @@ def find_whole_fault(
     patch: Mapping[str, Any],
     mask: bool,
 ) -> str:
-    """What the model raises on the meta device with all its changes; "" where it runs.
+    """Find what the model raises on the meta device with all its changes; "" if it runs.
 
-    Blocks that each take their new heads may still hand on what others cannot take.
+    Each block may run with its new heads, and still return what others cannot use.
 
     Args:
-        mask: whether it is given an attention mask.
+        mask: whether the model gets an attention mask.
     """
-    copied = meta_copy(model)
+    copied = make_meta_copy(model)
     for spec in (spec for change in changes for edit in change.edits for spec in edit.results):
         path, _, name = spec.name.rpartition(".")
         hollow = torch.empty(spec.shape, device="meta", dtype=model.dtype)
@@ -177,10 +178,10 @@ def find_whole_fault(
     set_attributes(copied, attributes)
     cross = any(change.before.cross for change in changes)
     try:
-        with shared_kv(copied, True), torch.no_grad(), patched(copied.config, patch):
-            copied(**probe_inputs(copied, cross=cross, mask=mask))
+        with sharing_kv(copied, True), torch.no_grad(), patching_config(copied.config, patch):
+            copied(**make_probe_inputs(copied, cross=cross, mask=mask))
     except FAULTS as error:
-        return first_line(error)
+        return get_first_line(error)
     return ""
 
 
@@ -190,5 +191,5 @@ def _find_fault(
     try:
         shape = run_block(block, tensors, args, kwargs).shape
     except FAULTS as error:
-        return {number: first_line(error)}
+        return {number: get_first_line(error)}
     return {} if shape == expected else {number: f"its output would be {list(shape)}"}

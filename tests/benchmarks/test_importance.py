@@ -23,7 +23,7 @@ from benchmarks.importance.ranks import overlap
 from benchmarks.importance.work import chosen, cut
 from benchmarks.shared.weights import MixedWeightsError
 from surgery.models.sites import find_sites
-from surgery.models.source import byte_tokenizer
+from surgery.models.source import make_byte_tokenizer
 from tests.tiny_models import tiny_model
 
 ROOT = Path(__file__).parents[2]
@@ -260,7 +260,7 @@ def test_groups_go_whole_and_queries_one_of_each(tmp_path: Path) -> None:
 
 def test_a_tiny_grid_from_end_to_end(tmp_path: Path) -> None:
     exported = tmp_path / "models" / "tiny-0" / "export"
-    tokenizer = byte_tokenizer()
+    tokenizer = make_byte_tokenizer()
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(tokenizer),

@@ -23,7 +23,7 @@ from benchmarks.shared import settings
 from benchmarks.shared.settings import warmup_steps
 from benchmarks.shared.weights import MixedWeightsError
 from surgery.config.schema import Task
-from surgery.measure.loss import mean_loss
+from surgery.measure.loss import compute_mean_loss
 from tests.tiny_models import tiny_model
 
 ROOT = Path(__file__).parents[2]
@@ -277,7 +277,7 @@ def test_evaluation() -> None:
     tokens = torch.randint(5, 60, (5, 16), generator=torch.Generator().manual_seed(0))
     batches = [{"input_ids": t, "labels": t} for t in tokens.split(2)]
     found = evaluate(model, original, batches, entropy_rows=1000)
-    loss = mean_loss(model, batches, Task.causal_lm, total=3, label="")
+    loss = compute_mean_loss(model, batches, Task.causal_lm, total=3, label="")
     assert found["loss"] == pytest.approx(loss, abs=1e-6)
     with torch.no_grad():
         out = model(input_ids=tokens, output_attentions=True)

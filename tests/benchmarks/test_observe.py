@@ -19,7 +19,7 @@ from benchmarks.observe.targets import RESOLUTION, growth, judged
 from benchmarks.observe.variants import ALL, EXPLICIT, PICTURED, PLAIN, VARIANTS, WATCHED
 from surgery.lab.report.summary import describe_machine, find_versions
 from surgery.observe import AttentionCall, Tap
-from surgery.observe.statistics import head_statistics
+from surgery.observe.statistics import compute_head_statistics
 
 QUICK = PRESETS["quick"]
 
@@ -41,7 +41,7 @@ def test_both_ways_find_the_same() -> None:
     found: list[torch.Tensor] = []
 
     def see(call: AttentionCall) -> None:
-        sums = head_statistics(call, torch.arange(length), NAMES)
+        sums = compute_head_statistics(call, torch.arange(length), NAMES)
         found.append(torch.stack([total / count for total, count in sums.values()]).float())
 
     model = build(QUICK, length, "sdpa")

@@ -58,7 +58,7 @@ def test_what_bert_loses_is_the_cosine(encoder: SentenceModel) -> None:
                 pair = [embedding(model, batch) for model in (pruned, encoder.original)]
                 lost += (1 - F.cosine_similarity(*pair).double()).tolist()
         assert sum(lost) / len(lost) > 1e-4
-        assert table.of("heads")[layer].scores[head] == pytest.approx(
+        assert table.get_scores("heads")[layer].scores[head] == pytest.approx(
             sum(lost) / len(lost), rel=1e-3, abs=1e-7
         )
 
@@ -89,7 +89,9 @@ def test_the_probe_is_the_embeddings_derivative(tiny_bert: Path) -> None:
         return (found * batch["probe"]).sum(-1)
 
     slope = (moved(1e-4) - moved(-1e-4)) / 2e-4
-    assert table.of("heads")[1].scores[2] == pytest.approx(float(slope.abs().mean()), rel=1e-5)
+    assert table.get_scores("heads")[1].scores[2] == pytest.approx(
+        float(slope.abs().mean()), rel=1e-5
+    )
 
 
 def test_bert_heals(encoder: SentenceModel) -> None:

@@ -12,7 +12,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from surgery.calibration import Calibration, calibrated_plan
+from surgery.calibration import Calibration, make_calibrated_plan
 from surgery.plan.plan import Plan
 from surgery.plan.registry import parse_operations
 from tests.calibration.rewriting import Turning
@@ -115,7 +115,7 @@ def plan_for(
     **gqa: Any,
 ) -> Plan:
     """A calibrated plan for `gqa`, or for all of `operations`."""
-    return calibrated_plan(
+    return make_calibrated_plan(
         model,
         parse_operations(operations or {"gqa": gqa}),
         batches() if data is None else data,

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from surgery.calibration import Calibration, calibrated_plan
+from surgery.calibration import Calibration, make_calibrated_plan
 from surgery.importance import ScoreTable, SiteScores
 from surgery.models.sites import Site
 from surgery.plan.plan import Plan
@@ -39,7 +39,7 @@ def planned(
     **making: Any,
 ) -> Plan:
     operations = [o for one in ({"prune_heads": prune}, *more) for o in parse_operations(one)]
-    return calibrated_plan(
+    return make_calibrated_plan(
         model, operations, batches() if data is None else data, options, **making
     )
 

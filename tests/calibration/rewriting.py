@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from surgery.models.sites import Site, find_sites
-from surgery.transforms.head_edits import order
+from surgery.transforms.head_edits import list_units
 
 Groups = Sequence[Sequence[int]]
 
@@ -63,14 +63,14 @@ class Heads:
 
     def tensors(self, role: str, head: int) -> list[Tensor]:
         """Views [unit, …] of the weight, and of the bias where there is one."""
-        projection = self.site.projection(role)
+        projection = self.site.get_projection(role)
         module = self.model.get_submodule(projection.path)
         weight = module.weight.mT if projection.transposed else module.weight
         place = slice(head * projection.unit, (head + 1) * projection.unit)
         if role == "output":
             return [weight[:, place].mT]
         if self.site.packing is not None:
-            places = order(self.site.packing, self.site.q_heads, self.site.kv_heads)
+            places = list_units(self.site.packing, self.site.q_heads, self.site.kv_heads)
             start = places.index((role, head)) * projection.unit
             place = slice(start, start + projection.unit)
         views = [weight[place]]

@@ -91,14 +91,14 @@ def test_an_earlier_operation_draws_from_the_plans_seed() -> None:
     drawn = apply_(drawn, plan_for(drawn, operations=operations, making={"seed": 5}))
     assert drawn is not model
     # There is one `gqa` per config; the second one here is another operation object.
-    from surgery.calibration import Calibration, calibrated_plan
+    from surgery.calibration import Calibration, make_calibrated_plan
     from surgery.plan.registry import parse_operations
 
     chain = [
         *parse_operations(operations),
         *parse_operations({"gqa": {"kv_heads": 4, "merge": "optimal", "layers": [2]}}),
     ]
-    together = calibrated_plan(model, chain, batches(1), Calibration(refine_steps=0), seed=5)
+    together = make_calibrated_plan(model, chain, batches(1), Calibration(refine_steps=0), seed=5)
     after = plan_for(drawn, batches(1), kv_heads=4, merge="optimal", layers=[2])
     found = {name.split(".", 1)[1]: t for name, t in together.tensors.items()}
     for name, tensor in after.tensors.items():

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from surgery.calibration import grouping
-from surgery.calibration.grouping import Groups, contiguous, partition
+from surgery.calibration.grouping import Partition, make_contiguous_groups, partition
 
 
-def all_partitions(heads: tuple[int, ...], size: int) -> Iterator[Groups]:
+def all_partitions(heads: tuple[int, ...], size: int) -> Iterator[Partition]:
     if not heads:
         yield ()
         return
@@ -25,7 +25,7 @@ def all_partitions(heads: tuple[int, ...], size: int) -> Iterator[Groups]:
             yield (group, *others)
 
 
-def cost_of(cost: Tensor, groups: Groups) -> float:
+def cost_of(cost: Tensor, groups: Partition) -> float:
     return sum(float(cost[a, b]) for group in groups for a, b in combinations(group, 2))
 
 
@@ -56,7 +56,7 @@ def test_many_heads_are_partitioned_no_worse_than_neighbours(
     heads, groups = shape
     cost = random_costs(heads, seed)
     found = partition(cost, groups)
-    assert cost_of(cost, found) <= cost_of(cost, contiguous(heads, groups)) + 1e-9
+    assert cost_of(cost, found) <= cost_of(cost, make_contiguous_groups(heads, groups)) + 1e-9
     assert sorted(h for group in found for h in group) == list(range(heads))
     assert {len(group) for group in found} == {heads // groups}
     assert list(found) == sorted(tuple(sorted(group)) for group in found)
@@ -77,7 +77,7 @@ def test_groups_that_cost_nothing_are_found(order: list[int], groups: int, exact
 
 
 def _swapped(cost: Tensor, size: int) -> list[tuple[int, ...]]:
-    found = grouping._swapped(cost.tolist(), size)
+    found = grouping._improve_by_swaps(cost.tolist(), size)
     return sorted(tuple(sorted(group)) for group in found)
 
 
@@ -87,13 +87,15 @@ def test_swaps_never_end_above_neighbours_either(shape: tuple[int, int], seed: i
     heads, groups = shape
     cost = random_costs(heads, seed)
     swapped = _swapped(cost, heads // groups)
-    assert cost_of(cost, tuple(swapped)) <= cost_of(cost, contiguous(heads, groups)) + 1e-9
+    assert (
+        cost_of(cost, tuple(swapped)) <= cost_of(cost, make_contiguous_groups(heads, groups)) + 1e-9
+    )
 
 
 @pytest.mark.parametrize(("heads", "groups"), [(6, 6), (6, 1), (1, 1)])
 def test_where_nothing_is_to_choose(heads: int, groups: int) -> None:
-    assert partition(random_costs(heads, 0), groups) == contiguous(heads, groups)
+    assert partition(random_costs(heads, 0), groups) == make_contiguous_groups(heads, groups)
 
 
 def test_equal_costs_leave_neighbours_together() -> None:
-    assert partition(torch.ones(8, 8, dtype=torch.float64), 4) == contiguous(8, 4)
+    assert partition(torch.ones(8, 8, dtype=torch.float64), 4) == make_contiguous_groups(8, 4)

@@ -27,7 +27,7 @@ def alike(groups: dict[int, list[list[int]]]) -> Any:
     model = family("llama", dtype=torch.float32)
     for site in find_sites(model).sites:
         for role in ("key", "value"):
-            weight = model.get_parameter(f"{site.projection(role).path}.weight")
+            weight = model.get_parameter(f"{site.get_projection(role).path}.weight")
             heads = weight.unflatten(0, (site.kv_heads, -1))
             for group in groups[site.layer]:
                 heads[group] = heads[group[0]].clone()

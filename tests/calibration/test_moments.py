@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from surgery.calibration.view import see
+from surgery.calibration.view import observe_site
 from surgery.errors import SiteError
-from surgery.models.copies import sharing_copy
+from surgery.models.copies import make_sharing_copy
 from surgery.models.sites import Site, find_sites
 from surgery.operations.gqa.moments import SiteMoments
 from surgery.operations.gqa.planes import Planes, half_split, interleaved
@@ -30,11 +30,11 @@ def summed(
     rows: int = ALL_ROWS,
     groups: Any = GROUPS,
 ) -> SiteMoments:
-    work = sharing_copy(model)
+    work = make_sharing_copy(model)
     site = find_sites(work).sites[layer]
     moments = SiteMoments(work, site, groups, rows, 0)
     for batch in data:
-        moments.add(see(work, site, batch))
+        moments.add(observe_site(work, site, batch))
     return moments
 
 

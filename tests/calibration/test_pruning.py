@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from surgery.calibration import calibrated_plan
+from surgery.calibration import make_calibrated_plan
 from surgery.errors import ConfigError, PlanError
 from surgery.execute.live import apply_
 from surgery.importance import ScoreTable
@@ -141,7 +141,7 @@ def test_an_earlier_operation_leaves_fewer_layers() -> None:
     model = made("llama", dtype=torch.float32)
     first = {"heads": {0: list(range(8))}, "remove_attention": True}
     operations = [*parsed(first), *parsed({"count": 2, "estimator": "random"})]
-    plan = calibrated_plan(model, operations, batches(), OPTIONS, table_of())
+    plan = make_calibrated_plan(model, operations, batches(), OPTIONS, table_of())
     one = apply_(copy.deepcopy(model), plan)
     two = apply_(model, make_plan(model, parse_operations({"prune_heads": first})))
     two = apply_(two, make_plan(two, parse_operations({"prune_heads": {"heads": [1, 7]}})))
@@ -268,7 +268,7 @@ def _nothing_finite(*given: Any) -> ScoreTable:
             {"count": 6, "estimator": "random", "protect": [0, 1, 2]},
             {},
             "protect",
-            "lets 5 of the heads of model.layers.0.self_attn go, and 6 should",
+            "leaves only 5 heads of model.layers.0.self_attn to remove, but 6 should be removed",
         ),
     ],
 )

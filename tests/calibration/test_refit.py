@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
-from surgery.calibration.view import see
+from surgery.calibration.view import observe_site
 from surgery.errors import ConfigError
 from surgery.execute.live import apply_
 from surgery.models.sites import find_sites
@@ -46,7 +46,7 @@ def site_errors(
     for batch in batches() if data is None else data:
         found = []
         for one in (model, changed):
-            view = see(one, find_sites(one).sites[layer], batch, attention=False)
+            view = observe_site(one, find_sites(one).sites[layer], batch, attention=False)
             assert view.output is not None
             found.append(view.output if view.real is None else view.output[view.real])
         size += float(found[0].double().square().sum())
@@ -106,8 +106,8 @@ def test_later_layers_are_fitted_on_the_stream_of_those_below() -> None:
     kept = [n for n in range(64) if n // 8 not in (1, 2)]
     rows, aims = [], []
     for batch in batches():
-        seen = see(one, find_sites(one).sites[1], batch, attention=False)
-        aim = see(model, find_sites(model).sites[1], batch, attention=False)
+        seen = observe_site(one, find_sites(one).sites[1], batch, attention=False)
+        aim = observe_site(model, find_sites(model).sites[1], batch, attention=False)
         assert seen.inputs is not None
         assert aim.output is not None
         rows.append(seen.inputs.flatten(0, 1)[:, kept])

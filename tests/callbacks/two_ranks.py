@@ -62,7 +62,7 @@ def unlike_sites(rank: int) -> dict[str, list[float]]:
         alone.add("w", {"a": (torch.tensor([3.0]), one)})
     both.gather()
     alone.gather()
-    means = both.figures() | alone.figures()
+    means = both.summarize() | alone.summarize()
     return {site: means[site]["a"].tolist() for site in means}
 
 

@@ -13,8 +13,8 @@ from transformers import PreTrainedModel
 
 from surgery.config.schema import Task
 from surgery.data.collate import IGNORED, Batch, CausalCollator
-from surgery.data.windows import to_windows
-from surgery.models.forward import no_cache
+from surgery.data.windows import make_windows
+from surgery.models.forward import get_forward_options
 from tests.data.making import data_config, documents, word_tokenizer
 from tests.tiny_models import tiny_model
 
@@ -27,7 +27,7 @@ CLOSE = {"rtol": 0, "atol": 2e-5}
 def _batch(layout: str, seq_len: int) -> tuple[list[dict[str, Any]], Batch]:
     cfg = data_config(path="", layout=layout, seq_len=seq_len)
     rows = list(
-        to_windows(datasets.Dataset.from_dict({"text": TEXTS}), TOKENIZER, cfg, Task.causal_lm)
+        make_windows(datasets.Dataset.from_dict({"text": TEXTS}), TOKENIZER, cfg, Task.causal_lm)
     )
     return rows, CausalCollator(0)(rows)
 
@@ -35,7 +35,7 @@ def _batch(layout: str, seq_len: int) -> tuple[list[dict[str, Any]], Batch]:
 @torch.no_grad()
 def _logits(model: PreTrainedModel, **inputs: torch.Tensor) -> torch.Tensor:
     inputs.pop("labels", None)
-    return model(**inputs, **no_cache(model)).logits
+    return model(**inputs, **get_forward_options(model)).logits
 
 
 def _mean_loss(model: PreTrainedModel, sequences: list[torch.Tensor]) -> torch.Tensor:
@@ -76,12 +76,12 @@ def test_packed_loss_is_the_mean_over_documents_alone(model: PreTrainedModel) ->
     _, batch = _batch("packed", 16)
     alone = [batch["input_ids"][row, where] for row, where in _documents_in(batch)]
     with torch.no_grad():
-        loss = model(**batch, **no_cache(model)).loss
+        loss = model(**batch, **get_forward_options(model)).loss
     torch.testing.assert_close(loss, _mean_loss(model, alone), **CLOSE)
 
 
 def test_a_cache_would_let_documents_see_each_other() -> None:
-    """Why `no_cache` exists; if this fails, transformers has learnt better."""
+    """Why `get_forward_options` exists; if this fails, transformers has learnt better."""
     model = tiny_model("llama").eval()
     _, batch = _batch("packed", 16)
     with torch.no_grad():
@@ -101,7 +101,7 @@ def test_padded_rows_are_as_alone(model: PreTrainedModel) -> None:
 def test_padded_loss_is_the_mean_over_tokens(model: PreTrainedModel) -> None:
     rows, batch = _batch("padded", 16)
     with torch.no_grad():
-        loss = model(**batch, **no_cache(model)).loss
+        loss = model(**batch, **get_forward_options(model)).loss
     alone = [torch.tensor(row["input_ids"]) for row in rows]
     torch.testing.assert_close(loss, _mean_loss(model, alone), **CLOSE)
     predicted = (batch["labels"][:, 1:] != IGNORED).sum()

@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from surgery.data.windows import encode
-from surgery.models.source import byte_tokenizer
+from surgery.models.source import make_byte_tokenizer
 
-TOKENIZER = byte_tokenizer()
+TOKENIZER = make_byte_tokenizer()
 
 
 @given(

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from surgery.data.cache import tokenizer_identity
-from surgery.models.source import byte_tokenizer
+from surgery.data.cache import hash_tokenizer
+from surgery.models.source import make_byte_tokenizer
 from tests.data.making import all_rows, documents, ids_of, text_data, word_tokenizer, write_texts
 
 
@@ -73,13 +73,13 @@ def test_streams_keep_nothing(cache: Path, path: str) -> None:
 
 def test_identity_survives_use_and_tells_tokenizers_apart() -> None:
     tokenizer = word_tokenizer(eos_token="</s>", pad_token="<pad>")
-    identity = tokenizer_identity(tokenizer)
+    identity = hash_tokenizer(tokenizer)
     tokenizer(["w1 w2 w3", "w4"], truncation=True, max_length=2, padding=True)
-    assert tokenizer_identity(tokenizer) == identity
+    assert hash_tokenizer(tokenizer) == identity
     others = [
         word_tokenizer(eos_token="</s>"),
         word_tokenizer(eos_token="<s>", pad_token="<pad>"),
         word_tokenizer(eos_token="</s>", pad_token="<pad>", begins=True),
-        byte_tokenizer(),
+        make_byte_tokenizer(),
     ]
-    assert len({identity, *map(tokenizer_identity, others)}) == 5
+    assert len({identity, *map(hash_tokenizer, others)}) == 5

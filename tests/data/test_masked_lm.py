@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from surgery.config.schema import Task
-from surgery.data.collate import IGNORED, MaskedCollator, collator
+from surgery.data.collate import IGNORED, MaskedCollator, make_collator
 from surgery.errors import ConfigError
 from tests.data.making import (
     BOS,
@@ -98,7 +98,7 @@ def test_even_one_word_is_masked() -> None:
 
 def test_held_out_batches_are_the_same_at_every_call(path: str) -> None:
     data = text_data(path, _tokenizer(), task=Task.masked_lm, layout="padded", val_fraction=0.4)
-    first, again = ([b["labels"] for b in data.held_out_batches(9, 4)] for _ in range(2))
+    first, again = ([b["labels"] for b in data.load_held_out_batches(9, 4)] for _ in range(2))
     assert [labels.shape[0] for labels in first] == [4, 4, 1]
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
@@ -135,12 +135,12 @@ def test_what_cannot_mask_is_refused(
     tokens: dict[str, str], fields: dict[str, float], key: str
 ) -> None:
     with pytest.raises(ConfigError) as caught:
-        collator(word_tokenizer(**tokens), data_config(path="", **fields), Task.masked_lm)
+        make_collator(word_tokenizer(**tokens), data_config(path="", **fields), Task.masked_lm)
     assert caught.value.key == key
 
 
 def test_packed_windows_are_refused(path: str) -> None:
-    with pytest.raises(ConfigError, match=r"data\.layout: packed windows are for causal_lm"):
+    with pytest.raises(ConfigError, match=r"data\.layout: packed windows need causal_lm"):
         text_data(path, _tokenizer(), task=Task.masked_lm).setup()
 
 

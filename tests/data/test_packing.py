@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from surgery.config.schema import Task
 from surgery.data.collate import IGNORED, CausalCollator
-from surgery.data.windows import PACK_DOCUMENTS, to_windows
+from surgery.data.windows import PACK_DOCUMENTS, make_windows
 from tests.data.making import (
     BOS,
     EOS,
@@ -31,7 +31,7 @@ TEXTS = st.lists(st.lists(st.sampled_from(WORDS), min_size=1).map(" ".join), min
 
 def _packed(texts: list[str], tokenizer: Any, **fields: Any) -> list[dict[str, Any]]:
     rows = datasets.Dataset.from_dict({"text": texts})
-    return list(to_windows(rows, tokenizer, data_config(path="", **fields), Task.causal_lm))
+    return list(make_windows(rows, tokenizer, data_config(path="", **fields), Task.causal_lm))
 
 
 @settings(max_examples=30, deadline=None)

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from surgery.config.schema import Task
-from surgery.data.collate import IGNORED, CausalCollator, collator
-from surgery.data.windows import to_windows
+from surgery.data.collate import IGNORED, CausalCollator, make_collator
+from surgery.data.windows import make_windows
 from tests.data.making import (
     BOS,
     EOS,
@@ -28,7 +28,7 @@ from tests.data.making import (
 def _padded(texts: list[str], tokenizer: Any, **fields: Any) -> list[dict[str, Any]]:
     rows = datasets.Dataset.from_dict({"text": texts})
     cfg = data_config(path="", layout="padded", **fields)
-    return list(to_windows(rows, tokenizer, cfg, Task.causal_lm))
+    return list(make_windows(rows, tokenizer, cfg, Task.causal_lm))
 
 
 @settings(max_examples=30, deadline=None)
@@ -51,7 +51,7 @@ def test_documents_begin_as_the_tokenizer_says() -> None:
 def test_batch_is_masked_where_it_is_padded(pad: str) -> None:
     tokenizer = word_tokenizer(eos_token="</s>", pad_token=pad)
     rows = _padded(documents(5), tokenizer, seq_len=10)
-    batch = collator(tokenizer, data_config(path=""), Task.causal_lm)(rows)
+    batch = make_collator(tokenizer, data_config(path=""), Task.causal_lm)(rows)
     for index, row in enumerate(rows):
         length = len(row["input_ids"])
         rest = batch["input_ids"].shape[1] - length
@@ -73,7 +73,7 @@ def test_batch_is_masked_where_it_is_padded(pad: str) -> None:
     ],
 )
 def test_what_pads_where_there_is_no_pad_token(tokens: dict[str, str], filler: int) -> None:
-    collate = collator(word_tokenizer(**tokens), data_config(path=""), Task.causal_lm)
+    collate = make_collator(word_tokenizer(**tokens), data_config(path=""), Task.causal_lm)
     batch = collate([{"input_ids": [7, 8, 9]}, {"input_ids": [7]}])
     assert batch["input_ids"].tolist() == [[7, 8, 9], [7, filler, filler]]
 

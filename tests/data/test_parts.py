@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from surgery.config.schema import Part
-from surgery.data.parts import part_of
-from surgery.data.stdlib import stdlib_documents, stdlib_root
+from surgery.data.parts import extract_part
+from surgery.data.stdlib import find_stdlib_root, read_stdlib
 from tests.data.making import data_config
 
 # Files of the library that are full of prose, string statements and long comments.
@@ -63,7 +63,7 @@ def strings(source: str) -> list[str]:
 
 def check_parts(source: str) -> None:
     """Code does the same and says nothing; every word that was said is in the prose."""
-    code, prose = part_of(source, Part.code), part_of(source, Part.prose)
+    code, prose = extract_part(source, Part.code), extract_part(source, Part.prose)
     assert code is not None
     assert prose is not None
     assert does(code) == does(source)
@@ -82,10 +82,10 @@ def check_parts(source: str) -> None:
 
 @pytest.mark.parametrize("name", FILES)
 def test_the_parts_of_a_real_file(name: str) -> None:
-    source = (stdlib_root() / name).read_text(encoding="utf-8")
+    source = (find_stdlib_root() / name).read_text(encoding="utf-8")
     check_parts(source)
     values = "\n".join(strings(source))  # where escapes are what they stand for
-    prose = part_of(source, Part.prose)
+    prose = extract_part(source, Part.prose)
     assert prose is not None
     for line in prose.splitlines():
         assert line.strip() in source or line.strip() in values
@@ -138,22 +138,22 @@ def test_the_parts_of_any_small_source(source: str) -> None:
     try:
         ast.parse(source)
     except SyntaxError:  # indenting may have broken a string or a continued line
-        assert part_of(source, Part.code) is None
+        assert extract_part(source, Part.code) is None
         return
     check_parts(source)
 
 
 def test_neighbouring_comments_are_one_text() -> None:
     source = "#!/usr/bin/env python\n# one\n# two\n\n# three\nx = 1  # four\n# five\n#####\n# six\n"
-    assert part_of(source, Part.prose) == "one\ntwo\n\nthree\n\nfour\n\nfive\nsix\n\n"
-    assert part_of(source, Part.code) == "x = 1\n"
-    assert part_of(source, Part.all) == source
+    assert extract_part(source, Part.prose) == "one\ntwo\n\nthree\n\nfour\n\nfive\nsix\n\n"
+    assert extract_part(source, Part.code) == "x = 1\n"
+    assert extract_part(source, Part.all) == source
 
 
 @pytest.mark.parametrize("source", ["x = = 1", "print 'two'", 'x = "', "\0", "if x:\n  a\n b"])
 def test_what_is_no_python_has_no_parts(source: str) -> None:
-    assert part_of(source, Part.code) is None
-    assert part_of(source, Part.prose) is None
+    assert extract_part(source, Part.code) is None
+    assert extract_part(source, Part.prose) is None
 
 
 def test_parts_of_a_library(tmp_path: Path) -> None:
@@ -162,7 +162,7 @@ def test_parts_of_a_library(tmp_path: Path) -> None:
     (tmp_path / "silent.py").write_text("x = 1\n")
     (tmp_path / "spoken.py").write_text('"""Said."""\n')
     (tmp_path / "windows.py").write_bytes(b'\xef\xbb\xbf"""Said."""\r\nx = 1\r\n')
-    code, prose = stdlib_documents(tmp_path, Part.code), stdlib_documents(tmp_path, Part.prose)
+    code, prose = read_stdlib(tmp_path, Part.code), read_stdlib(tmp_path, Part.prose)
     assert code == dict.fromkeys(["both.py", "silent.py", "windows.py"], "x = 1\n")
     assert prose == dict.fromkeys(["both.py", "spoken.py", "windows.py"], "Said.\n\n")
 

@@ -48,7 +48,9 @@ def test_going_on_from_any_batch_gives_the_same_batches(
 
 def test_epochs_and_seeds_differ() -> None:
     orders = [
-        tuple(ResumableSampler(100, 1, seed).order(epoch)) for seed in (0, 1) for epoch in (0, 1)
+        tuple(ResumableSampler(100, 1, seed).order_windows(epoch))
+        for seed in (0, 1)
+        for epoch in (0, 1)
     ]
     assert len(set(orders)) == 4
     assert all(sorted(order) == list(range(100)) for order in orders)

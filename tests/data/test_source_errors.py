@@ -56,14 +56,14 @@ def _refused(path: Any, **fields: Any) -> ConfigError:
 @pytest.mark.parametrize(
     ("path", "problem"),
     [
-        (None, "a file is required here"),
-        ([], "a file is required here"),
+        (None, "must be a file"),
+        ([], "must be a file"),
         ("nowhere.jsonl", "no such file"),
         (".", "no such file"),
         ("empty.txt", "empty"),
-        ("corpus.csv", "not read"),
+        ("corpus.csv", "unknown file type"),
         (["good.jsonl", "nowhere.jsonl"], "no such file"),
-        (["good.jsonl", "good.txt"], "of one type"),
+        (["good.jsonl", "good.txt"], "of the same type"),
     ],
 )
 def test_files_that_cannot_be(path: Any, problem: str) -> None:
@@ -170,7 +170,7 @@ def test_how_a_text_file_is_split() -> None:
 )
 def test_files_that_would_not_be_read(kind: str, fields: dict[str, Any], key: str) -> None:
     """`data.path=x` without `data=text` would train on the standard library instead."""
-    with pytest.raises(ConfigError, match="is not read by") as caught:
+    with pytest.raises(ConfigError, match="is not used by") as caught:
         check_source(data_config(kind, **fields))
     assert caught.value.key == key
     assert "data=text" in str(caught.value.valid)
@@ -178,7 +178,7 @@ def test_files_that_would_not_be_read(kind: str, fields: dict[str, Any], key: st
 
 @pytest.mark.parametrize("kind", ["hub", "text"])
 def test_parts_are_the_librarys(kind: str, folder: Path) -> None:
-    with pytest.raises(ConfigError, match="is not read by") as caught:
+    with pytest.raises(ConfigError, match="is not used by") as caught:
         check_source(data_config(kind, path=str(folder / "good.jsonl"), part="code"))
     assert caught.value.key == "data.part"
     assert caught.value.valid == "data=stdlib data.part=code"

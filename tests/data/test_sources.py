@@ -9,8 +9,7 @@ import datasets
 import pytest
 
 from surgery.config.schema import DataConfig, Task
-from surgery.data.sources import load_corpus
-from surgery.data.split import is_held_out
+from surgery.data.sources import is_held_out, load_corpus
 from tests.data.making import (
     EOS,
     all_rows,

@@ -7,7 +7,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from surgery.data.split import is_held_out
+from surgery.data.sources import is_held_out
 
 KEYS = st.lists(st.text(), unique=True)
 FRACTIONS = st.floats(0, 1)

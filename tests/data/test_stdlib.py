@@ -10,10 +10,9 @@ import pytest
 
 from surgery.config.schema import Task
 from surgery.data.module import TextData
-from surgery.data.sources import load_corpus
-from surgery.data.split import is_held_out
-from surgery.data.stdlib import stdlib_documents
-from surgery.models.source import byte_tokenizer
+from surgery.data.sources import is_held_out, load_corpus
+from surgery.data.stdlib import read_stdlib
+from surgery.models.source import make_byte_tokenizer
 from tests.data.making import data_config
 
 ROOT = Path(sysconfig.get_paths()["stdlib"])
@@ -21,7 +20,9 @@ ROOT = Path(sysconfig.get_paths()["stdlib"])
 
 @pytest.fixture(scope="module")
 def data() -> TextData:
-    made = TextData(data_config("stdlib", seq_len=512), byte_tokenizer(), Task.causal_lm, seed=0)
+    made = TextData(
+        data_config("stdlib", seq_len=512), make_byte_tokenizer(), Task.causal_lm, seed=0
+    )
     made.setup("fit")
     return made
 
@@ -33,7 +34,7 @@ def _text_of(rows: np.ndarray) -> bytes:
 
 
 def test_documents_are_the_files() -> None:
-    documents = stdlib_documents()
+    documents = read_stdlib()
     assert {"os.py", "json/decoder.py"} <= documents.keys()
     assert list(documents) == [path.as_posix() for path in sorted(map(Path, documents))]
     for path in list(documents)[::100]:
@@ -41,7 +42,7 @@ def test_documents_are_the_files() -> None:
 
 
 def test_windows_are_the_training_files_end_to_end(data: TextData) -> None:
-    train = [text for path, text in stdlib_documents().items() if not is_held_out(path, 0.05)]
+    train = [text for path, text in read_stdlib().items() if not is_held_out(path, 0.05)]
     expected = b"".join(text.encode() + b"\0" for text in train)
     assert data._train is not None
     rows = np.asarray(data._train.with_format("numpy")["input_ids"][:])
@@ -52,7 +53,7 @@ def test_windows_are_the_training_files_end_to_end(data: TextData) -> None:
 
 
 def test_held_out_files_are_no_training_files(data: TextData) -> None:
-    held_out = [text for path, text in stdlib_documents().items() if is_held_out(path, 0.05)]
+    held_out = [text for path, text in read_stdlib().items() if is_held_out(path, 0.05)]
     expected = b"".join(text.encode() + b"\0" for text in held_out)
     assert data._held_out is not None
     rows = np.asarray(data._held_out.with_format("numpy")["input_ids"][:])
@@ -78,7 +79,7 @@ def test_what_is_left_out(tmp_path: Path) -> None:
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
-    assert list(stdlib_documents(tmp_path)) == ["kept.py", "package/kept.py"]
+    assert list(read_stdlib(tmp_path)) == ["kept.py", "package/kept.py"]
 
 
 def test_parts_are_held_out_by_the_same_files(
@@ -87,7 +88,7 @@ def test_parts_are_held_out_by_the_same_files(
     for number in range(40):
         text = f'"""Text {number}."""\nx = {number}\n'
         (tmp_path / f"m{number}.py").write_text(text)
-    monkeypatch.setattr("surgery.data.stdlib.stdlib_root", lambda: tmp_path)
+    monkeypatch.setattr("surgery.data.stdlib.find_stdlib_root", lambda: tmp_path)
     halves = {}
     for part in ("code", "prose"):
         corpus = load_corpus(data_config("stdlib", part=part, val_fraction=0.3), Task.causal_lm)

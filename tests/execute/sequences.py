@@ -79,7 +79,7 @@ def _head_rows(
     model: PreTrainedModel, site: Site, role: str
 ) -> Iterator[tuple[Tensor, Callable[[int], slice]]]:
     """Tensors with rows of every KV head of a role, and where a head's rows are."""
-    projection, size = site.projection(role), site.head_dim
+    projection, size = site.get_projection(role), site.head_dim
     module = model.get_submodule(projection.path)
 
     def rows(head: int) -> slice:

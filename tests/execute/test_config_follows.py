@@ -18,7 +18,7 @@ from benchmarks.coverage import zoo
 from surgery.config.options import option
 from surgery.errors import ConfigError
 from surgery.execute.live import apply_
-from surgery.models.config import config_prefixes, get_key
+from surgery.models.config import get_key, list_config_prefixes
 from surgery.models.reference import ReferenceModels
 from surgery.models.sites import find_sites
 from surgery.plan import registry
@@ -70,13 +70,13 @@ def find_changes(model: PreTrainedModel) -> dict[str, Any]:
     """The changes that this architecture takes, all at once."""
     config, references = model.config, ReferenceModels(model)
     found: dict[str, Any] = {}
-    for prefix in config_prefixes(config):
+    for prefix in list_config_prefixes(config):
         for name, value in CHANGES.items():
             now = get_key(config, f"{prefix}{name}")
             if now is None or isinstance(now, bool) or type(now) not in (int, float, str):
                 continue
             try:
-                references.attributes({**found, f"{prefix}{name}": value})
+                references.find_attributes({**found, f"{prefix}{name}": value})
             except ConfigError:
                 continue
             found[f"{prefix}{name}"] = value
@@ -128,7 +128,7 @@ def test_the_live_model_is_the_fresh_one(model_type: str) -> None:
     if any(not key.endswith("rope_parameters") for key in keys):
         after = {path: describe(module) for path, module in live.named_modules()}
         reached = after != before
-        read_as_it_runs = ReferenceModels(live).attributes({}) == {}
+        read_as_it_runs = ReferenceModels(live).find_attributes({}) == {}
         assert reached or read_as_it_runs
 
 

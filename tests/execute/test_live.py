@@ -103,9 +103,9 @@ def test_another_architecture_is_refused() -> None:
     [
         ({"transform": "melt"}, "melt cannot be done"),
         ({"arguments": {"heads": 8}}, "combine_heads cannot be done"),
-        ({"arguments": ARGUMENTS | {"parts": [[0, 8]]}}, "heads beyond the 8 there are"),
+        ({"arguments": ARGUMENTS | {"parts": [[0, 8]]}}, "heads that do not exist: there are 8"),
         ({"arguments": ARGUMENTS | {"heads": 4}}, "8 heads, not 4"),
-        ({"arguments": ARGUMENTS | {"unit": 7}}, "no whole number of 7"),
+        ({"arguments": ARGUMENTS | {"unit": 7}}, "not a multiple of 7"),
         ({"arguments": ARGUMENTS | {"parts": [[0], [1], [2]]}}, "not what the plan says"),
         ({"arguments": ARGUMENTS | {"merge": "median"}}, "unknown merge"),
     ],

@@ -17,7 +17,8 @@ from transformers import (
 
 from surgery import apply_, make_plan
 from surgery.config.schema import ObjectiveName, Task
-from surgery.importance.work import Batch, Work
+from surgery.data.collate import Batch
+from surgery.importance.work import Work
 from surgery.operations.prune_heads.operation import PruneHeads
 from tests.families import family, masked_lm, randomised, tokens
 from tests.tiny_models import FIELDS

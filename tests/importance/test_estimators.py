@@ -6,14 +6,13 @@ import pytest
 import torch
 
 from surgery import find_sites
-from surgery.importance.control import random_scores
-from surgery.importance.estimate import average
+from surgery.importance.estimate import average_batches, draw_random_scores
 from surgery.importance.gate_gradient import GateGradient
 from surgery.importance.gates import Gates
-from surgery.importance.losses import judged, label_losses, targets
+from surgery.importance.losses import compute_label_losses, find_labelled_positions, select_labelled
 from surgery.importance.output_norm import OutputNorm
 from surgery.importance.table import GROUPS, HEADS, UNITS
-from surgery.importance.work import BatchScores, logits_of
+from surgery.importance.work import BatchScores, compute_logits
 from tests.families import family
 from tests.importance.cases import case, work
 
@@ -27,13 +26,15 @@ def test_gate_gradients_are_those_of_each_example_alone(name: str) -> None:
     groups = {site.path: torch.zeros(site.kv_heads).double() for site in sites}
     for row in range(3):
         alone = {name: value[row : row + 1] for name, value in batch.items()}
-        where = targets(alone["labels"], task)
+        where = find_labelled_positions(alone["labels"], task)
         gates = {
             site.path: torch.ones(site.q_heads, requires_grad=True, dtype=torch.float64)
             for site in sites
         }
         with Gates(model, sites, gates):
-            loss = label_losses(judged(logits_of(model, alone), where), where.labels).mean()
+            loss = compute_label_losses(
+                select_labelled(compute_logits(model, alone), where), where.labels
+            ).mean()
         for site, slope in zip(sites, torch.autograd.grad(loss, list(gates.values())), strict=True):
             heads[site.path] += slope.abs() / 3
             groups[site.path] += slope.unflatten(0, (site.kv_heads, -1)).sum(1).abs() / 3
@@ -52,7 +53,7 @@ def test_gate_gradients_are_slopes_of_the_loss() -> None:
     """Central differences, of one example."""
     model, batch, task = case("gpt2")
     alone = {name: value[:1] for name, value in batch.items()}
-    where = targets(alone["labels"], task)
+    where = find_labelled_positions(alone["labels"], task)
     sites = find_sites(model).sites
     found = GateGradient(work(model, sites, task, [HEADS]))(alone)
     for number, site in enumerate(sites):
@@ -62,8 +63,8 @@ def test_gate_gradients_are_slopes_of_the_loss() -> None:
                 gate = torch.ones(site.q_heads, dtype=torch.float64)
                 gate[head] += step
                 with Gates(model, [site], {site.path: gate}):
-                    logits = judged(logits_of(model, alone), where)
-                losses.append(label_losses(logits, where.labels).mean().item())
+                    logits = select_labelled(compute_logits(model, alone), where)
+                losses.append(compute_label_losses(logits, where.labels).mean().item())
             slope = abs(losses[0] - losses[1]) / 2e-4
             assert float(found.scores[HEADS][number][head]) == pytest.approx(slope, abs=1e-6)
 
@@ -78,7 +79,7 @@ def test_output_norms_are_those_of_what_a_head_adds(name: str) -> None:
         module = model.get_submodule(site.output.path)
         seen: list[torch.Tensor] = []
         handle = module.register_forward_pre_hook(lambda m, args, seen=seen: seen.append(args[0]))
-        logits_of(model, batch)
+        compute_logits(model, batch)
         handle.remove()
         bias = module(torch.zeros_like(seen[0]))
         real = torch.ones(3, 10)
@@ -114,7 +115,7 @@ def test_random_scores_follow_the_seed_and_the_site() -> None:
 
     def draw(seed: int, some: slice = slice(None)) -> torch.Tensor:
         given = work(model, sites[some], None, UNITS, seed=seed)  # type: ignore[arg-type]
-        return torch.cat([random_scores(given)[unit][-1] for unit in UNITS])
+        return torch.cat([draw_random_scores(given)[unit][-1] for unit in UNITS])
 
     assert torch.equal(draw(3), draw(3))
     assert not torch.equal(draw(3), draw(4))
@@ -127,7 +128,7 @@ def test_random_scores_follow_the_seed_and_the_site() -> None:
 
 def test_random_groups_of_one_head_are_heads() -> None:
     model = family("llama")
-    scores = random_scores(work(model, find_sites(model).sites, None, UNITS))  # type: ignore[arg-type]
+    scores = draw_random_scores(work(model, find_sites(model).sites, None, UNITS))  # type: ignore[arg-type]
     assert torch.equal(torch.stack(scores[HEADS]), torch.stack(scores[GROUPS]))
 
 
@@ -135,14 +136,14 @@ def test_errors_by_hand() -> None:
     def of(values: list[float], weight: int) -> BatchScores:
         return BatchScores({HEADS: [torch.tensor(values).double()]}, weight, weight)
 
-    means, errors = average([of([1.0, 5.0], 10), of([2.0, 5.0], 10), of([6.0, 5.0], 10)])
+    means, errors = average_batches([of([1.0, 5.0], 10), of([2.0, 5.0], 10), of([6.0, 5.0], 10)])
     assert means[HEADS][0].tolist() == [3.0, 5.0]
     # Deviations -2, -1, 3: variance 14 / 2 = 7, over 3 batches.
     assert errors[HEADS][0].tolist() == pytest.approx([(7 / 3) ** 0.5, 0.0])
     # Weights 3/4 and 1/4: mean 2; sqrt(2 / 1 ((3/4)^2 1 + (1/4)^2 9)).
-    means, errors = average([of([1.0], 30), of([5.0], 10)])
+    means, errors = average_batches([of([1.0], 30), of([5.0], 10)])
     assert means[HEADS][0].tolist() == [2.0]
     assert errors[HEADS][0].tolist() == pytest.approx([(2 * (9 / 16 + 9 / 16)) ** 0.5])
-    means, errors = average([of([1.0], 30)])
+    means, errors = average_batches([of([1.0], 30)])
     assert means[HEADS][0].tolist() == [1.0]
     assert errors[HEADS][0].isnan().all()

@@ -9,8 +9,8 @@ import torch
 from transformers import PreTrainedModel
 
 from surgery import SurgeryError, find_sites
-from surgery.importance.gates import Gates, gated
-from surgery.importance.work import logits_of
+from surgery.importance.gates import Gates, apply_gate
+from surgery.importance.work import compute_logits
 from tests.families import family, tokens
 from tests.importance.cases import CASES, case, pruned
 
@@ -19,18 +19,18 @@ from tests.importance.cases import CASES, case, pruned
 @torch.no_grad()
 def test_a_closed_gate_is_a_pruned_head(name: str) -> None:
     model, batch, _ = case(name)
-    whole = logits_of(model, batch)
+    whole = compute_logits(model, batch)
     for site in find_sites(model).sites:
         heads = list(range(site.group_size, 2 * site.group_size))
         gate = torch.ones(site.q_heads)
         gate[heads] = 0
         with Gates(model, [site], {site.path: gate}):
-            closed = logits_of(model, batch)
+            closed = compute_logits(model, batch)
         # T5's layers share one position bias, so a head of one alone cannot go.
         smaller = (zeroed if name == "t5" else pruned)(model, {site.layer: heads})
-        torch.testing.assert_close(closed, logits_of(smaller, batch), rtol=0, atol=1e-6)
+        torch.testing.assert_close(closed, compute_logits(smaller, batch), rtol=0, atol=1e-6)
         assert (closed - whole).abs().max() > 1e-4
-    assert torch.equal(logits_of(model, batch), whole)
+    assert torch.equal(compute_logits(model, batch), whole)
 
 
 def zeroed(model: PreTrainedModel, heads: dict[int, list[int]]) -> PreTrainedModel:
@@ -50,21 +50,21 @@ def test_each_row_has_its_own_gates() -> None:
     gates = torch.rand(3, site.q_heads)
     with Gates(model, [site]) as opened:
         opened.gates[site.path] = gates
-        together = logits_of(model, batch)
+        together = compute_logits(model, batch)
         for row in range(3):
             opened.gates[site.path] = gates[row]
-            torch.testing.assert_close(logits_of(model, batch)[row], together[row])
+            torch.testing.assert_close(compute_logits(model, batch)[row], together[row])
 
 
 def test_flattened_rows_are_gated_alike() -> None:
     (site, *_) = find_sites(family("llama")).sites
     inputs, gates = torch.randn(3, 5, 64), torch.rand(3, 8)
-    flat = gated(inputs.flatten(0, 1), gates, site)
-    assert torch.equal(flat.unflatten(0, (3, 5)), gated(inputs, gates, site))
+    flat = apply_gate(inputs.flatten(0, 1), gates, site)
+    assert torch.equal(flat.unflatten(0, (3, 5)), apply_gate(inputs, gates, site))
     for head in range(8):
         part = slice(head * 8, head * 8 + 8)
         torch.testing.assert_close(
-            gated(inputs, gates, site)[1, :, part], inputs[1, :, part] * gates[1, head]
+            apply_gate(inputs, gates, site)[1, :, part], inputs[1, :, part] * gates[1, head]
         )
 
 

@@ -9,11 +9,12 @@ import torch
 
 from surgery import find_sites
 from surgery.config.schema import ObjectiveName, Task
-from surgery.importance import leave_one_out, sharing
+from surgery.data.collate import Batch
+from surgery.importance import leave_one_out
 from surgery.importance.leave_one_out import LeaveOneOut
 from surgery.importance.table import GROUPS, HEADS, UNITS
-from surgery.importance.work import Batch, ablations
-from surgery.measure.loss import mean_loss
+from surgery.importance.work import list_ablations
+from surgery.measure.loss import compute_mean_loss
 from tests.families import family, masked_lm, tokens
 from tests.importance.cases import CASES, case, pruned, work
 
@@ -53,10 +54,10 @@ def test_scores_are_the_loss_of_the_pruned_model(name: str) -> None:
     model, batch, task = case(name)
     sites = find_sites(model).sites
     found = LeaveOneOut(work(model, sites, task, UNITS))(batch)
-    whole = mean_loss(model, [dict(batch)], task, total=1, label="whole")
+    whole = compute_mean_loss(model, [dict(batch)], task, total=1, label="whole")
     for number, site in enumerate(sites):
         group = [*range(site.group_size)]
-        without = mean_loss(
+        without = compute_mean_loss(
             pruned(model, {site.layer: group}), [dict(batch)], task, total=1, label="pruned"
         )
         score = float(found.scores[GROUPS][number][0])
@@ -80,7 +81,7 @@ def test_blocks_of_other_shapes_share_work_too(name: str, said: list[str]) -> No
 def test_how_many_run_side_by_side_changes_nothing(
     positions: int, memory_rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sharing, "CPU_POSITIONS", positions)
+    monkeypatch.setattr(leave_one_out, "CPU_POSITIONS", positions)
     model, batch, task = case("qwen3")
     given = work(model, find_sites(model).sites, task, [HEADS], memory_rows=memory_rows)
     rows: list[int] = []
@@ -124,7 +125,7 @@ def test_layers_that_are_one_layer_get_whole_passes(said: list[str]) -> None:
     found, expected = LeaveOneOut(given)(batch), LeaveOneOut(given, share=False)(batch)
     assert torch.equal(found.scores[HEADS][0], expected.scores[HEADS][0])
     assert len(said) == 1
-    assert "a whole pass for every head" in said[0]
+    assert "a full pass for every head" in said[0]
 
 
 def test_a_model_that_cannot_be_resumed_is_noticed(said: list[str]) -> None:
@@ -156,9 +157,9 @@ def test_rows_without_labels_change_nothing() -> None:
 
 def test_nothing_is_taken_away_twice() -> None:
     (site, other) = find_sites(family("llama")).sites
-    assert len(ablations([site], UNITS)) == 8  # a group is a head
+    assert len(list_ablations([site], UNITS)) == 8  # a group is a head
     grouped = dataclasses.replace(other, kv_heads=2)
-    cuts = ablations([site, grouped], UNITS)
+    cuts = list_ablations([site, grouped], UNITS)
     assert len(cuts) == 8 + 8 + 2
     assert cuts[-1].heads == (4, 5, 6, 7)
     assert cuts[-1].units == ((GROUPS, 1),)

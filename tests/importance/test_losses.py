@@ -6,9 +6,15 @@ import pytest
 import torch
 
 from surgery.config.schema import Task
-from surgery.importance.losses import divergences, judged, label_losses, row_means, targets
-from surgery.importance.work import logits_of
-from surgery.measure.loss import mean_loss
+from surgery.importance.losses import (
+    average_rows,
+    compute_divergences,
+    compute_label_losses,
+    find_labelled_positions,
+    select_labelled,
+)
+from surgery.importance.work import compute_logits
+from surgery.measure.loss import compute_mean_loss
 from surgery.training.objectives import distillation_kl, labelled
 from tests.importance.cases import CASES, case
 
@@ -17,9 +23,11 @@ from tests.importance.cases import CASES, case
 @torch.no_grad()
 def test_mean_over_positions_is_the_held_out_loss(name: str) -> None:
     model, batch, task = case(name)
-    where = targets(batch["labels"], task)
-    losses = label_losses(judged(logits_of(model, batch), where), where.labels)
-    expected = mean_loss(model, [dict(batch)], task, total=1, label="test")
+    where = find_labelled_positions(batch["labels"], task)
+    losses = compute_label_losses(
+        select_labelled(compute_logits(model, batch), where), where.labels
+    )
+    expected = compute_mean_loss(model, [dict(batch)], task, total=1, label="test")
     assert losses.mean().item() == pytest.approx(expected, abs=1e-6)
     assert where.total == labelled(dict(batch), task)
 
@@ -27,21 +35,24 @@ def test_mean_over_positions_is_the_held_out_loss(name: str) -> None:
 @torch.no_grad()
 def test_mean_of_a_row_is_the_loss_of_that_row_alone() -> None:
     model, batch, task = case("llama")
-    where = targets(batch["labels"], task)
-    means = row_means(label_losses(judged(logits_of(model, batch), where), where.labels), where)
+    where = find_labelled_positions(batch["labels"], task)
+    means = average_rows(
+        compute_label_losses(select_labelled(compute_logits(model, batch), where), where.labels),
+        where,
+    )
     for row in range(3):
         alone = {name: value[row : row + 1] for name, value in batch.items()}
-        expected = mean_loss(model, [alone], task, total=1, label="test")
+        expected = compute_mean_loss(model, [alone], task, total=1, label="test")
         assert means[row].item() == pytest.approx(expected, abs=1e-6)
 
 
 def test_a_row_without_labels_weighs_nothing() -> None:
     labels = torch.tensor([[5, -100, -100], [-100, 7, 8]])
-    where = targets(labels, Task.causal_lm)
+    where = find_labelled_positions(labels, Task.causal_lm)
     assert where.rows.tolist() == [1, 1]
     assert where.positions.tolist() == [0, 1]
     assert where.labels.tolist() == [7, 8]
-    assert row_means(torch.tensor([1.0, 4.0]), where).tolist() == [0.0, 2.5]
+    assert average_rows(torch.tensor([1.0, 4.0]), where).tolist() == [0.0, 2.5]
 
 
 @pytest.mark.parametrize("task", [Task.causal_lm, Task.masked_lm, Task.sequence_classification])
@@ -51,7 +62,9 @@ def test_divergence_is_that_of_distillation(task: Task) -> None:
     labels = torch.randint(0, 11, shape[:-1])
     if task is not Task.sequence_classification:
         labels[1, 3:] = -100
-    where = targets(labels, task)
-    mine = divergences(judged(logits, where), judged(other, where).log_softmax(-1))
+    where = find_labelled_positions(labels, task)
+    mine = compute_divergences(
+        select_labelled(logits, where), select_labelled(other, where).log_softmax(-1)
+    )
     expected = distillation_kl(logits, other, labels, 1.0, task)
     assert mine.mean().item() == pytest.approx(expected.item(), rel=1e-5)

@@ -12,7 +12,7 @@ import surgery
 from surgery import ConfigError, find_sites, score_heads
 from surgery.config.schema import ObjectiveName
 from surgery.importance.table import ESTIMATORS, UNITS
-from surgery.measure.loss import mean_loss
+from surgery.measure.loss import compute_mean_loss
 from tests.importance.cases import case
 
 
@@ -25,7 +25,7 @@ def test_the_table_says_what_was_measured(estimator: str) -> None:
     )
     sites = find_sites(model).sites
     for unit, count in zip(UNITS, (8, 4), strict=True):
-        found = table.of(unit)
+        found = table.get_scores(unit)
         assert [(one.layer, one.site) for one in found] == [(s.layer, s.path) for s in sites]
         assert all(len(one.scores) == len(one.errors) == count for one in found)
         assert all(math.isnan(e) == (estimator == "random") for one in found for e in one.errors)
@@ -33,7 +33,7 @@ def test_the_table_says_what_was_measured(estimator: str) -> None:
     assert table.batches == (0 if estimator == "random" else 2)
     if estimator in ("gate_gradient", "leave_one_out"):
         both = [dict(batch), dict(short)]
-        whole = mean_loss(model, both, task, total=2, label="whole")
+        whole = compute_mean_loss(model, both, task, total=2, label="whole")
         assert table.loss == pytest.approx(whole, abs=1e-6)
         assert table.tokens == 9 + 5 + 9 + 9
         assert table.unit_of_scores == "nats"

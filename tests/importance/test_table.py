@@ -81,7 +81,7 @@ def test_what_is_no_table() -> None:
     with pytest.raises(SurgeryError, match="format 7"):
         ScoreTable.from_json({**whole, "format": 7})
     for name in ("sites", "scores", "group_scores", "seed", "standard_errors"):
-        with pytest.raises(SurgeryError, match="no whole score table"):
+        with pytest.raises(SurgeryError, match="an incomplete score table"):
             ScoreTable.from_json({key: value for key, value in whole.items() if key != name})
     with pytest.raises(SurgeryError, match="no scores of groups"):
-        table.of(GROUPS)
+        table.get_scores(GROUPS)

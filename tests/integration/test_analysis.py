@@ -104,7 +104,9 @@ def _prunes(run: Path, cli: Callable[..., Any], next_run: Path) -> None:
         f"hydra.run.dir={next_run}",
     )
     assert outcome.code == 0, outcome.err
-    for change, site in zip(surgery.load_plan(next_run).changes, table.of("heads"), strict=True):
+    for change, site in zip(
+        surgery.load_plan(next_run).changes, table.get_scores("heads"), strict=True
+    ):
         lost = sorted(range(4), key=lambda head: site.scores[head])[:2]
         assert {head for (head,) in change.query} == set(range(4)) - set(lost)
 

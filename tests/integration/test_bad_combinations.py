@@ -205,7 +205,9 @@ TABLE_OF_ROWS = {
         "heads=[0] cut=queries", f"{PRUNE}.cut", "of no use where `heads`", "queries", "groups"
     ),
     "no such head": _prune("heads=[8]", HEADS, "has no such head", "8", "0 to 7"),
-    "lists by layer": _prune("heads=[[1],[2]]", HEADS, "is no list of heads", "[[1], [2]]", LISTS),
+    "lists by layer": _prune(
+        "heads=[[1],[2]]", HEADS, "must be a list of heads", "[[1], [2]]", LISTS
+    ),
     "no such layer's heads": _prune("heads={5:[0]}", HEADS, "no such layer", "5", "0, 1"),
     "heads of a layer not chosen": _prune(
         "heads={0:[1]} layers=[1]", HEADS, "no such layer", "0", "1"
@@ -240,7 +242,7 @@ TABLE_OF_ROWS = {
     "count over the layer": _prune(
         "count=9 remove_attention=true scores={good}",
         COUNT,
-        "not so many heads",
+        "not that many heads",
         "9",
         "at most 8 heads",
     ),
@@ -257,7 +259,7 @@ TABLE_OF_ROWS = {
     ),
     # prune_heads: score tables
     "scores missing": _prune("count=2 scores={root}/no", TABLE, "cannot be read: No such", "/", ""),
-    "scores not JSON": _prune("count=2 scores={not_json}", TABLE, "is no JSON", "/", JSON),
+    "scores not JSON": _prune("count=2 scores={not_json}", TABLE, "is not valid JSON", "/", JSON),
     "scores no table": _prune("count=2 scores={no_table}", TABLE, "no score table", "/", JSON),
     "scores, other layers": _prune(
         "count=2 scores={three_layers}", TABLE, "is for 3 layers; the model has 2", "/", JSON
@@ -266,10 +268,10 @@ TABLE_OF_ROWS = {
         "count=2 scores={seven_heads}", TABLE, "7 scores for the 8 heads of layer 1", "/", JSON
     ),
     "scores not finite": _prune(
-        "count=2 scores={not_finite}", TABLE, "layer 0 is no finite number", "/", JSON
+        "count=2 scores={not_finite}", TABLE, "layer 0 is not a finite number", "/", JSON
     ),
     "scores with a word": _prune(
-        "count=2 scores={word}", TABLE, "layer 1 is no finite number", "/", JSON
+        "count=2 scores={word}", TABLE, "layer 1 is not a finite number", "/", JSON
     ),
     # prune_heads: models
     "norm over all heads": _prune(
@@ -484,21 +486,23 @@ TABLE_OF_ROWS = {
     ),
     # rehouse and absolute_to_rope
     "no such house": _move(
-        "llama", "gpt2", "nothing here can move to this", "mistral, phi3, starcoder2"
+        "llama", "gpt2", "no model can be converted to this", "mistral, phi3, starcoder2"
     ),
     "house for other positions": _move("llama", "starcoder2", NO_HOUSE, "mistral, phi3"),
     "house it is in": _move("mistral", "mistral", "model_type is 'mistral' already", "phi3"),
-    "no way from Qwen2": _move("qwen2", "mistral", "no exact way", "none, for this model"),
+    "no way from Qwen2": _move("qwen2", "mistral", "no exact conversion", "none, for this model"),
     "biases of attention": _move("biased", "mistral", "attention_bias is True", "none, for this"),
     "biases of the MLP": _move("mlp biased", "phi3", "mlp_bias is True", "none, for this model"),
-    "scaled into Phi-3": _move("yarn rope", "phi3", "none but the default RoPE", "mistral"),
+    "scaled into Phi-3": _move("yarn rope", "phi3", "only the default RoPE", "mistral"),
     "learned positions unsaid": _move(
         "gpt2",
         "starcoder2",
-        "nothing is to stand in for them",
+        "nothing replaces them",
         f"none, for this model; for learned positions: {TO_ROPE}",
     ),
-    "moved, quantized": _move("gptq", "mistral", "only plain weights", "none, for this model"),
+    "moved, quantized": _move(
+        "gptq", "mistral", "not quantized can be converted", "none, for this model"
+    ),
     "Llama has no table": _to_rope("llama", "model_type is 'llama'"),
     "heads of odd width": _to_rope("gpt2 odd", "num_attention_heads is 4"),
     "scaled by layer": _to_rope("gpt2 inverse", "scale_attn_by_inverse_layer_idx is True"),

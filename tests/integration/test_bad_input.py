@@ -130,7 +130,7 @@ TABLE = {
     ),
     "a teacher without weights": Bad(
         (RECIPE, "objective=distill", "objective.teacher={weightless}"),
-        ("objective.teacher: the directory holds no weights", "*.safetensors"),
+        ("objective.teacher: the directory has no weights", "*.safetensors"),
     ),
     "a teacher of another vocabulary": Bad(
         (RECIPE, "objective=distill", "objective.teacher={stranger}"),

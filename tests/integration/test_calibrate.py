@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import surgery
-from surgery.models.source import embedded_dir
+from surgery.models.source import find_embedded_dir
 from surgery.training.module import SurgeryModule
 
 SMALL = (
@@ -89,7 +89,7 @@ def test_the_plan_on_disk_gives_the_bits_of_the_run(
         assert outcome.code == 0, outcome.err
     plan = surgery.load_plan(tmp_path / "kept")
     assert plan.is_resolved
-    model = AutoModelForCausalLM.from_pretrained(embedded_dir(), dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(find_embedded_dir(), dtype=torch.float32)
     model = surgery.apply_(model, plan)
     exported = load_file(tmp_path / "whole" / "export" / "model.safetensors")
     mine = model.state_dict()

@@ -51,10 +51,10 @@ def test_the_recipe_leaves_a_table_for_scripts_people_and_dashboards(
     outcome = cli("+recipe=head_importance", *TINY, f"hydra.run.dir={tmp_path}")
     assert outcome.code == 0, outcome.err
     table = ScoreTable.from_json(json.loads((tmp_path / "importance.json").read_text()))
-    assert [len(site.scores) for site in table.of("heads")] == [4, 4]
+    assert [len(site.scores) for site in table.get_scores("heads")] == [4, 4]
     assert pq.read_table(tmp_path / "importance.parquet").num_rows == 2 * 4 * 2
     assert (tmp_path / "importance.png").stat().st_size > 0
-    assert _summary(tmp_path)["importance"] == table.about()
+    assert _summary(tmp_path)["importance"] == table.describe()
     assert "Importance by leave one out" in outcome.out
     (file,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
     command = [sys.executable, "-m", "wandb", "leet", "inspect", str(file), "--json"]
@@ -64,7 +64,7 @@ def test_the_recipe_leaves_a_table_for_scripts_people_and_dashboards(
     (artifact,) = [one for one in artifacts if one["type"] == "head-scores"]
     held = {entry["path"] for entry in artifact["manifest"]["contents"]}
     assert held == {"importance.json", "importance.parquet"}
-    assert json.loads(artifact["metadata"]) == table.about()
+    assert json.loads(artifact["metadata"]) == table.describe()
     assert len(list(tmp_path.glob("wandb/offline-run-*/files/media/images/head_scores_*.png"))) == 1
 
 
@@ -90,7 +90,7 @@ def test_the_table_of_one_run_prunes_in_the_next(cli: Callable[..., Any], tmp_pa
     assert by_name.code == 0, by_name.err
     table = ScoreTable.from_json(json.loads((tmp_path / "a" / "importance.json").read_text()))
     plan = surgery.load_plan(tmp_path / "c")
-    for change, site in zip(plan.changes, table.of("heads"), strict=True):
+    for change, site in zip(plan.changes, table.get_scores("heads"), strict=True):
         lost = sorted(range(4), key=lambda head: (site.scores[head], head))[:2]
         assert {head for (head,) in change.query} == set(range(4)) - set(lost)
     first, second = (

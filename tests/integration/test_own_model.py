@@ -18,7 +18,7 @@ from transformers import (
     OPTConfig,
 )
 
-from surgery.models.source import byte_tokenizer
+from surgery.models.source import make_byte_tokenizer
 
 MEASURED = (
     "measure.windows=8",
@@ -199,7 +199,7 @@ def test_a_sweep_leaves_one_directory_per_run(cli: Callable[..., Any], tmp_path:
 
 def test_learned_positions_become_rotary_ones(cli: Callable[..., Any], tmp_path: Path) -> None:
     """A GPT-2 whose positions end with the window: what is generated after it has none."""
-    tokenizer = byte_tokenizer()
+    tokenizer = make_byte_tokenizer()
     config = GPT2Config(
         vocab_size=len(tokenizer),
         n_embd=32,

@@ -17,7 +17,7 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from surgery.models.source import embedded_dir
+from surgery.models.source import find_embedded_dir
 from surgery.training.module import SurgeryModule
 
 SHORT = (
@@ -231,7 +231,7 @@ def test_resume_continues_as_if_never_stopped(
 
 
 def test_embedded_model_is_what_its_card_says() -> None:
-    folder = embedded_dir()
+    folder = find_embedded_dir()
     assert (folder / "model.safetensors").stat().st_size <= 8_000_000
     card = (folder / "README.md").read_text()
     for word in ("stdlib", "steps", "seed", "transformers", "Held-out"):

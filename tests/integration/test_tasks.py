@@ -16,12 +16,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import surgery
 from surgery.config.schema import Combine, Part
-from surgery.data.parts import part_of
+from surgery.data.parts import extract_part
 from surgery.errors import SurgeryError
 from surgery.importance import ScoreTable
 from surgery.lab.tasks import OutputProjections, combined
 from surgery.lab.tasks.agreement import correlations
-from surgery.models.source import byte_tokenizer
+from surgery.models.source import make_byte_tokenizer
 from tests.tiny_models import tiny_model
 
 SMALL = (
@@ -55,13 +55,13 @@ PRUNE = (
 def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of 4 heads and as many KV heads in 2 layers, and two texts."""
     folder = tmp_path_factory.mktemp("tasks")
-    tokenizer = byte_tokenizer()
+    tokenizer = make_byte_tokenizer()
     model = tiny_model("llama", vocab_size=len(tokenizer), num_key_value_heads=4)
     model.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     source = Path(argparse.__file__).read_text(encoding="utf-8")
     for part in (Part.code, Part.prose):
-        (folder / f"{part.value}.txt").write_text(str(part_of(source, part))[:20_000])
+        (folder / f"{part.value}.txt").write_text(str(extract_part(source, part))[:20_000])
     return folder
 
 
@@ -107,7 +107,8 @@ def test_compare(tasks: Callable[..., Any], tmp_path: Path, here: Path) -> None:
     assert found["spearman"] == correlations(tables)
     for name, table in tables.items():  # one head of each layer's four is the default
         assert found["masks"][name] == {
-            str(site.layer): [site.scores.index(min(site.scores))] for site in table.of("heads")
+            str(site.layer): [site.scores.index(min(site.scores))]
+            for site in table.get_scores("heads")
         }
     for name, other in (TASKS, TASKS[::-1]):
         only = {(int(layer), heads[0]) for layer, heads in found["masks"][other].items()} - {
@@ -207,7 +208,7 @@ def test_one_mask(tasks: Callable[..., Any], tmp_path: Path, how: tuple[str, ...
     table = combined(tables, Combine(found["combine"]), found["weights"])
     assert ScoreTable.from_json(json.loads((tmp_path / "importance.json").read_text())) == table
     sites = summary["calibration"]["operations"][0]["sites"]
-    for site in table.of("groups"):
+    for site in table.get_scores("groups"):
         order = sorted(range(4), key=site.scores.__getitem__)
         assert sites[site.site]["removed"] == sorted(order[:2])
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from surgery.models.source import byte_tokenizer
+from surgery.models.source import make_byte_tokenizer
 from tests.families import family
 
 _watched: list[list[str]] = []
@@ -38,5 +38,5 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A llama of two layers with its tokenizer, as save_pretrained writes them."""
     directory = tmp_path_factory.mktemp("models") / "llama"
     family("llama", dtype=torch.float32).save_pretrained(directory)
-    byte_tokenizer().save_pretrained(directory)
+    make_byte_tokenizer().save_pretrained(directory)
     return directory

@@ -7,7 +7,7 @@ import copy
 import pytest
 from transformers import AutoConfig
 
-from surgery.models.config import apply_patch, get_key, patched
+from surgery.models.config import apply_patch, get_key, patching_config
 from tests.execute.test_towers import gemma3
 from tests.families import family_config
 
@@ -24,7 +24,7 @@ def test_a_patch_leaves_no_trace(model_type: str, patch: dict[str, int]) -> None
     config = AutoConfig.for_model(model_type)
     before = config.to_dict()
     missing = [key for key in patch if get_key(config, key) is None]
-    with patched(config, patch):
+    with patching_config(config, patch):
         assert {key: get_key(config, key) for key in patch} == patch
     assert config.to_dict() == before
     assert missing
@@ -40,7 +40,7 @@ def test_what_is_patched_for_a_while_is_as_it_was_afterwards() -> None:
     before, state = config.to_dict(), dict(vars(config))
 
     def fail() -> None:
-        with patched(config, {"head_dim": 16, "num_attention_heads": 4}):
+        with patching_config(config, {"head_dim": 16, "num_attention_heads": 4}):
             assert (config.head_dim, config.num_attention_heads) == (16, 4)
             raise RuntimeError
 
@@ -54,7 +54,7 @@ def test_what_is_patched_for_a_while_is_as_it_was_afterwards() -> None:
 def test_dotted_keys_reach_the_configs_within() -> None:
     config = gemma3().config
     before = copy.deepcopy(config.to_dict())
-    with patched(config, {"text_config.num_key_value_heads": 2, "use_cache": False}):
+    with patching_config(config, {"text_config.num_key_value_heads": 2, "use_cache": False}):
         assert config.text_config.num_key_value_heads == 2
     assert config.to_dict() == before
     apply_patch(config, {"text_config.num_key_value_heads": 2})

@@ -12,7 +12,7 @@ from tests.families import family, masked_lm, skeleton
 
 def test_attributes_that_a_key_decides() -> None:
     references = ReferenceModels(skeleton(family("gemma2")))  # whose second layer has no window
-    found = references.attributes({"sliding_window": 9, "attention_dropout": 0.3})
+    found = references.find_attributes({"sliding_window": 9, "attention_dropout": 0.3})
     assert found == {
         "model.layers.0.self_attn": {"attention_dropout": 0.3, "sliding_window": 9},
         "model.layers.1.self_attn": {"attention_dropout": 0.3},
@@ -21,7 +21,7 @@ def test_attributes_that_a_key_decides() -> None:
 
 def test_a_key_that_nothing_reads_when_a_model_is_built() -> None:
     references = ReferenceModels(skeleton(family("llama")))
-    assert references.attributes({}) == references.attributes({"use_cache": False}) == {}
+    assert references.find_attributes({}) == references.find_attributes({"use_cache": False}) == {}
 
 
 @pytest.mark.parametrize(
@@ -30,13 +30,13 @@ def test_a_key_that_nothing_reads_when_a_model_is_built() -> None:
 def test_other_modules_with_tensors_are_refused(layers: int, told: str) -> None:
     references = ReferenceModels(skeleton(family("llama")))
     with pytest.raises(ConfigError, match=rf"a changed num_hidden_layers would {told}\."):
-        references.attributes({"num_hidden_layers": layers})
+        references.find_attributes({"num_hidden_layers": layers})
 
 
 def test_what_the_model_has_no_more_is_left_out() -> None:
     model = skeleton(masked_lm("bert"))
     patch = {"attention_probs_dropout_prob": 0.3}
     paths = [f"bert.encoder.layer.{n}.attention.self.dropout" for n in range(2)]
-    assert list(ReferenceModels(model).attributes(patch)) == paths
+    assert list(ReferenceModels(model).find_attributes(patch)) == paths
     model.bert.encoder.layer[0].attention.self = nn.Identity()
-    assert ReferenceModels(model).attributes(patch) == {paths[1]: {"p": 0.3}}
+    assert ReferenceModels(model).find_attributes(patch) == {paths[1]: {"p": 0.3}}

@@ -57,25 +57,25 @@ def broken_json(directory: Path) -> None:
 class TestPath:
     @pytest.mark.parametrize("path", ["/no/such/model", "./nowhere", "~/nowhere", "a/b/c"])
     def test_no_such_directory(self, path: str) -> None:
-        error = refused(source(path).location)
+        error = refused(source(path).locate)
         assert (error.key, error.given) == ("model.path", path)
         assert "no such directory" in error.problem
         assert error.valid == "an existing directory, or a hub id owner/name, or embedded"
 
     def test_an_old_hub_id_has_no_owner(self) -> None:
-        assert source("gpt2").location() == "gpt2"
+        assert source("gpt2").locate() == "gpt2"
 
     def test_a_file(self, saved: Path) -> None:
-        error = refused(source(saved / "config.json").location)
+        error = refused(source(saved / "config.json").locate)
         assert error.key == "model.path"
         assert "is a file" in error.problem
 
     def test_nothing_named(self) -> None:
-        error = refused(source().config)
+        error = refused(source().load_config)
         assert error.key == "model.path"
         assert "no model is named" in error.problem
 
-    @pytest.mark.parametrize("what", ["config", "load", "tokenizer"])
+    @pytest.mark.parametrize("what", ["load_config", "load", "load_tokenizer"])
     def test_a_hub_id_while_offline(
         self, what: str, monkeypatch: pytest.MonkeyPatch, network: list[str]
     ) -> None:
@@ -83,7 +83,7 @@ class TestPath:
         start = time.perf_counter()
         error = refused(getattr(source("surgery-tests/there-is-no-such-model"), what))
         assert time.perf_counter() - start < 5
-        assert error.key == ("model.tokenizer" if what == "tokenizer" else "model.path")
+        assert error.key == ("model.tokenizer" if what == "load_tokenizer" else "model.path")
         assert error.given == "surgery-tests/there-is-no-such-model"
         assert "couldn't connect" in error.problem
         assert network == []
@@ -92,7 +92,7 @@ class TestPath:
 @pytest.mark.parametrize(
     ("edit", "said"),
     [
-        (lambda d: (d / "config.json").unlink(), "holds no config.json"),
+        (lambda d: (d / "config.json").unlink(), "has no config.json"),
         (broken_json, "not a valid JSON file"),
         (lambda d: (d / "config.json").write_text("[1]"), "Unrecognized model"),
         (with_config(model_type=...), "Unrecognized model"),
@@ -103,7 +103,7 @@ class TestPath:
 )
 def test_a_config_that_cannot_be(saved: Path, tmp_path: Path, edit: Edit, said: str) -> None:
     found = source(edited(saved, tmp_path / "model", edit))
-    for action in (found.config, found.skeleton, found.load):
+    for action in (found.load_config, found.build_meta_model, found.load):
         error = refused(action)
         assert (error.key, error.given) == ("model.path", found.spec.path)
         assert said in error.problem
@@ -112,8 +112,8 @@ def test_a_config_that_cannot_be(saved: Path, tmp_path: Path, edit: Edit, said: 
 @pytest.mark.parametrize(
     ("edit", "said"),
     [
-        (without_weights, "holds no weights"),
-        (only_pickled, r"only pickled weights here (pytorch_model.bin), which are never loaded"),
+        (without_weights, "has no weights"),
+        (only_pickled, r"has only pickled weights (pytorch_model.bin), which are never loaded"),
     ],
 )
 def test_weights_that_are_not_there_are_missed_before_loading(
@@ -134,7 +134,7 @@ def test_weights_that_are_not_there_are_missed_before_loading(
         (without_a_tensor, "model.layers.1.self_attn.k_proj.weight is missing"),
         (with_config(num_hidden_layers=3), "model.layers.2.input_layernorm.weight is missing"),
         (with_config(num_hidden_layers=1), "there is no model.layers.1.input_layernorm.weight"),
-        (with_config(num_key_value_heads=2), "k_proj.weight is [64, 64], and should be [16, 64]"),
+        (with_config(num_key_value_heads=2), "k_proj.weight is [64, 64], but should be [16, 64]"),
         (with_config(attention_bias=True), "k_proj.bias is missing"),
         (with_config(model_type="qwen3", head_dim=8), "self_attn.k_norm.weight is missing"),
     ],
@@ -153,7 +153,7 @@ def test_a_body_without_its_head(tmp_path: Path) -> None:
 
 
 class TestTask:
-    @pytest.mark.parametrize("action", ["skeleton", "load"])
+    @pytest.mark.parametrize("action", ["build_meta_model", "load"])
     def test_no_class_for_it(self, saved: Path, action: str) -> None:
         error = refused(getattr(source(saved, task=Task.masked_lm), action))
         assert (error.key, error.given) == ("model.task", "masked_lm")
@@ -171,17 +171,17 @@ class TestScratch:
         return source(scratch=fields, tokenizer="bytes")
 
     def test_an_unknown_model_type(self) -> None:
-        error = refused(self.scratch(model_type="lama").config)
+        error = refused(self.scratch(model_type="lama").load_config)
         assert (error.key, error.given) == ("model.scratch.model_type", "lama")
         assert "llama" in error.valid
 
     def test_no_model_type(self) -> None:
-        error = refused(self.scratch(hidden_size=64).config)
+        error = refused(self.scratch(hidden_size=64).load_config)
         assert error.key == "model.scratch.model_type"
         assert "required" in error.problem
 
     def test_a_misspelt_key(self) -> None:
-        error = refused(self.scratch(model_type="llama", hiden_size=64).config)
+        error = refused(self.scratch(model_type="llama", hiden_size=64).load_config)
         assert error.key == "model.scratch.hiden_size"
         assert "hidden_size" in error.valid
 
@@ -193,13 +193,13 @@ class TestScratch:
         ],
     )
     def test_values_that_cannot_be(self, fields: dict[str, Any], said: str) -> None:
-        error = refused(self.scratch(model_type="llama", **fields).config)
+        error = refused(self.scratch(model_type="llama", **fields).load_config)
         assert error.key == "model.scratch"
         assert said in error.problem
 
     def test_values_that_only_building_finds(self) -> None:
         fields = {"rope_parameters": {"rope_type": "spiral", "rope_theta": 1e4}}
-        error = refused(self.scratch(model_type="llama", **fields).skeleton)
+        error = refused(self.scratch(model_type="llama", **fields).build_meta_model)
         assert error.key == "model"
         assert "no llama can be built from this config" in error.problem
 
@@ -207,19 +207,19 @@ class TestScratch:
 class TestTokenizer:
     def test_none_beside_the_model(self, tmp_path: Path) -> None:
         family("llama").save_pretrained(tmp_path)
-        error = refused(source(tmp_path).tokenizer)
+        error = refused(source(tmp_path).load_tokenizer)
         assert (error.key, error.given) == ("model.tokenizer", str(tmp_path))
-        assert error.problem == "the directory holds no tokenizer"
+        assert error.problem == "the directory has no tokenizer"
 
     @pytest.mark.parametrize("name", ["/nowhere", "./nowhere", "byte"])
     def test_none_where_it_is_said_to_be(self, saved: Path, name: str) -> None:
-        error = refused(source(saved, tokenizer=name).tokenizer)
+        error = refused(source(saved, tokenizer=name).load_tokenizer)
         assert (error.key, error.given) == ("model.tokenizer", name)
         assert "bytes" in error.valid
 
     def test_a_file_that_is_none(self, saved: Path, tmp_path: Path) -> None:
         family("llama").save_pretrained(tmp_path)
         (tmp_path / "tokenizer.json").write_text("{}")
-        error = refused(source(saved, tokenizer=str(tmp_path)).tokenizer)
+        error = refused(source(saved, tokenizer=str(tmp_path)).load_tokenizer)
         assert (error.key, error.given) == ("model.tokenizer", str(tmp_path))
         assert "cannot be loaded" in error.problem

@@ -8,8 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from surgery.observe import AttentionCall, Tap
-from surgery.observe.entropy import row_entropy
-from surgery.observe.rows import row_logits
+from surgery.observe.rows import compute_row_entropy, compute_row_logits
 
 
 def entropy_of(p: torch.Tensor) -> torch.Tensor:
@@ -38,7 +37,7 @@ def recorded_calls(model: PreTrainedModel, **batch: Any) -> list[AttentionCall]:
 def entropies(call: AttentionCall, rows: torch.Tensor | None = None) -> torch.Tensor:
     """[B, Hq, R] as the monitors compute them; of all rows by default."""
     rows = torch.arange(call.query.shape[2]) if rows is None else rows
-    return row_entropy(row_logits(call, rows))[0]
+    return compute_row_entropy(compute_row_logits(call, rows))[0]
 
 
 def assert_close(got: torch.Tensor, expected: torch.Tensor) -> None:

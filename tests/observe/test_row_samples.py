@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from surgery.observe import AttentionCall
-from surgery.observe.rows import row_logits, row_weights, sample_rows
+from surgery.observe.rows import compute_row_logits, sample_rows, weigh_rows
 from tests.observe.explicit import entropies, recorded_calls
 from tests.tiny_models import tiny_model, tokens
 
@@ -38,8 +38,8 @@ def test_drawn_rows_are_those_of_the_full_map() -> None:
     mask[1, 15:] = 0
     call = recorded_calls(tiny_model("llama"), input_ids=ids, attention_mask=mask)[0]
     rows = sample_rows(20, 6, generator())
-    everything = row_logits(call, torch.arange(20))
-    torch.testing.assert_close(row_logits(call, rows), everything[:, :, rows])
+    everything = compute_row_logits(call, torch.arange(20))
+    torch.testing.assert_close(compute_row_logits(call, rows), everything[:, :, rows])
 
 
 def test_the_mean_over_drawn_rows_is_unbiased() -> None:
@@ -61,23 +61,23 @@ def test_weights_leave_padding_out() -> None:
     mask[1, 4:] = 0
     call = recorded_calls(tiny_model("llama"), input_ids=ids, attention_mask=mask)[0]
     rows = torch.tensor([0, 3, 5])
-    assert row_weights(call, rows).tolist() == [[1.0, 1.0, 1.0]] * 2  # nobody said otherwise
+    assert weigh_rows(call, rows).tolist() == [[1.0, 1.0, 1.0]] * 2  # nobody said otherwise
     for kind in (torch.long, torch.bool, torch.float32):
         padded = _with_query_mask(call, mask.to(kind))
-        assert row_weights(padded, rows).tolist() == [[1.0, 1.0, 1.0], [1.0, 1.0, 0.0]]
+        assert weigh_rows(padded, rows).tolist() == [[1.0, 1.0, 1.0], [1.0, 1.0, 0.0]]
 
 
 def test_weights_of_numbered_documents_are_one() -> None:
     """Some collators number the documents of a row in its mask: 1, 2, 3, and 0 for padding."""
     call = recorded_calls(tiny_model("llama"), input_ids=tokens(1, 5))[0]
     numbered = _with_query_mask(call, torch.tensor([[1, 1, 2, 3, 0]]))
-    assert row_weights(numbered, torch.arange(5)).tolist() == [[1.0, 1.0, 1.0, 1.0, 0.0]]
+    assert weigh_rows(numbered, torch.arange(5)).tolist() == [[1.0, 1.0, 1.0, 1.0, 0.0]]
 
 
 def test_weights_with_a_cache_are_the_last_ones() -> None:
     call = recorded_calls(tiny_model("llama"), input_ids=tokens(1, 2))[0]
     whole_text = _with_query_mask(call, torch.tensor([[0, 0, 1, 1, 0]]))
-    assert row_weights(whole_text, torch.arange(2)).tolist() == [[1.0, 0.0]]
+    assert weigh_rows(whole_text, torch.arange(2)).tolist() == [[1.0, 0.0]]
 
 
 def _with_query_mask(call: AttentionCall, mask: torch.Tensor) -> AttentionCall:

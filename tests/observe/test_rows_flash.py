@@ -10,7 +10,7 @@ import torch
 from transformers import DynamicCache
 
 from surgery.observe import AttentionCall
-from surgery.observe.rows import row_logits
+from surgery.observe.rows import compute_row_logits
 from tests.observe import reference_flash
 from tests.observe.explicit import assert_close, entropies, recorded_calls
 from tests.tiny_models import tiny_model, tokens
@@ -26,7 +26,7 @@ def _kernels(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def assert_rows_give_the_output(call: AttentionCall, real: torch.Tensor | None = None) -> None:
     assert call.implementation == "flash_attention_2"
-    logits = row_logits(call, torch.arange(call.query.shape[2]))
+    logits = compute_row_logits(call, torch.arange(call.query.shape[2]))
     group = call.query.shape[1] // call.value.shape[1]
     got = (logits.softmax(-1) @ call.value.repeat_interleave(group, 1)).transpose(1, 2)
     if real is None:
@@ -90,7 +90,7 @@ def test_packed_documents_in_a_larger_batch_are_not_kept_apart() -> None:
     batch = {"input_ids": tokens(2, LENGTH), "position_ids": PACKED.expand(2, -1)}
     for call in recorded_calls(model, **batch, use_cache=False):
         assert_rows_give_the_output(call)
-        last = row_logits(call, torch.tensor([LENGTH - 1]))
+        last = compute_row_logits(call, torch.tensor([LENGTH - 1]))
         assert torch.isfinite(last).all()  # it sees the first document too
 
 

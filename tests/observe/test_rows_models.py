@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from surgery.observe.rows import row_logits
+from surgery.observe.rows import compute_row_logits
 from tests.observe.explicit import (
     assert_close,
     entropies,
@@ -54,7 +54,7 @@ def test_probabilities_are_the_map(padding: str) -> None:
     batch = batch_with(padding)
     maps = explicit_maps(tiny_model("llama", "eager"), **batch)
     for call, explicit in zip(recorded_calls(tiny_model("llama"), **batch), maps, strict=True):
-        got = row_logits(call, torch.arange(LENGTH)).softmax(-1)
+        got = compute_row_logits(call, torch.arange(LENGTH)).softmax(-1)
         torch.testing.assert_close(got, explicit, atol=1e-5, rtol=0)
 
 
@@ -108,9 +108,9 @@ def test_position_bias_and_cross_attention(attention: str) -> None:
 
 def test_attention_logits_are_single_precision_under_autocast() -> None:
     call = recorded_calls(tiny_model("llama"), input_ids=tokens(2, LENGTH))[0]
-    exact = row_logits(call, torch.arange(LENGTH))
+    exact = compute_row_logits(call, torch.arange(LENGTH))
     with torch.autocast("cpu", torch.bfloat16):
-        under_autocast = row_logits(call, torch.arange(LENGTH))
+        under_autocast = compute_row_logits(call, torch.arange(LENGTH))
     assert torch.equal(under_autocast, exact)
 
 

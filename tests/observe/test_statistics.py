@@ -16,7 +16,7 @@ from transformers import (
 
 from surgery.observe import AttentionCall, Tap, statistics
 from surgery.observe.head_sums import HeadSums
-from surgery.observe.statistics import MAXIMA, ROOTS, STATISTICS, head_statistics
+from surgery.observe.statistics import MAXIMA, ROOTS, STATISTICS, compute_head_statistics
 from tests import families
 from tests.observe import reference_flash
 from tests.observe.explicit import explicit_maps, recorded_calls
@@ -108,7 +108,7 @@ def test_every_real_row(
     assert len(calls) == len(maps) == 2
     for call, explicit in zip(calls, maps, strict=True):
         expected = explicit_statistics(explicit, mask, ids, starts=beginnings(mask))
-        assert_equal(head_statistics(call, ALL), expected)
+        assert_equal(compute_head_statistics(call, ALL), expected)
 
 
 @pytest.mark.parametrize("name", ["qwen3", "phi", "cohere2", "stablelm", "olmo2"])
@@ -121,7 +121,7 @@ def test_families(name: str) -> None:
     model.set_attn_implementation("sdpa")
     for call, explicit in zip(tapped_calls(model, ids), maps, strict=True):
         expected = explicit_statistics(explicit, torch.ones_like(ids), ids)
-        assert_equal(head_statistics(call, ALL), expected)
+        assert_equal(compute_head_statistics(call, ALL), expected)
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
@@ -133,7 +133,7 @@ def test_flex() -> None:
         maps = explicit_maps(tiny_model("mistral", "eager"), input_ids=ids, attention_mask=mask)
         for call, explicit in zip(calls, maps, strict=True):
             expected = explicit_statistics(explicit, mask, ids, starts=beginnings(mask))
-            assert_equal(head_statistics(call, ALL), expected)
+            assert_equal(compute_head_statistics(call, ALL), expected)
     finally:
         torch.compiler.set_stance("default")
 
@@ -150,7 +150,7 @@ def test_a_sink_is_no_key(strength: float) -> None:
         expected = explicit_statistics(explicit, mask, ids, sink=True)
         if strength == 30:
             assert (expected["saturation"][0] == expected["saturation"][1]).all()
-        assert_equal(head_statistics(call, ALL), expected)
+        assert_equal(compute_head_statistics(call, ALL), expected)
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
@@ -166,7 +166,7 @@ def test_packed_documents(name: str, attention: str) -> None:
     calls = tapped_calls(tiny_model(name, attention), ids, position_ids=positions, use_cache=False)
     for call, explicit in zip(calls, maps, strict=True):
         expected = explicit_statistics(explicit, torch.ones_like(ids), ids, starts=starts)
-        assert_equal(head_statistics(call, ALL), expected)
+        assert_equal(compute_head_statistics(call, ALL), expected)
 
 
 def test_packed_documents_under_flash(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,7 +189,7 @@ def test_packed_documents_under_flash(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     for call, explicit in zip(calls, maps, strict=True):
         expected = explicit_statistics(explicit, torch.ones_like(ids), ids, starts=starts)
-        assert_equal(head_statistics(call, ALL), expected)
+        assert_equal(compute_head_statistics(call, ALL), expected)
 
 
 # A static cache of a sliding window keeps its keys in another order.
@@ -218,7 +218,7 @@ def test_with_a_cache(name: str, new: int, kind: str) -> None:
         if name == "mistral":  # the first token lies outside of the window
             assert "first_token" not in expected
         missing = set(STATISTICS) - BY_HAND - set(expected)
-        assert_equal(head_statistics(call, torch.arange(new)), expected, missing)
+        assert_equal(compute_head_statistics(call, torch.arange(new)), expected, missing)
 
 
 def test_the_prefill_of_a_cache_with_room_to_spare() -> None:
@@ -230,7 +230,7 @@ def test_the_prefill_of_a_cache_with_room_to_spare() -> None:
         assert call.key.shape[2] == 20
         expected = explicit_statistics(explicit, torch.ones_like(ids), None)
         # The ids are not as many as the keys, so which key holds which token is not known.
-        assert_equal(head_statistics(call, ALL), expected, {"same_token", "induction"})
+        assert_equal(compute_head_statistics(call, ALL), expected, {"same_token", "induction"})
 
 
 def bart(attention: str) -> PreTrainedModel:
@@ -280,7 +280,7 @@ def test_cross_attention(build: object) -> None:
     assert [call.cross for call in calls[len(encoder) :]] == [False, True] * 2
     for call, explicit in zip(calls, [*encoder, *decoder], strict=True):
         rows = torch.arange(explicit.shape[2])
-        got = head_statistics(call, rows)
+        got = compute_head_statistics(call, rows)
         if call.cross:
             expected = explicit_statistics(explicit, everyone, cross=True)
             missing = {"distance", "previous_token", "own_token", "same_token", "induction"}
@@ -299,7 +299,7 @@ def test_largest_logit_and_output() -> None:
         scores = call.query @ call.key.repeat_interleave(group, 1).mT * 8**-0.5
         seen = torch.ones(LENGTH, LENGTH).tril().bool() & mask.bool()[:, None, :]
         seen = (seen & mask.bool()[:, :, None])[:, None]
-        got = head_statistics(call, ALL)
+        got = compute_head_statistics(call, ALL)
         expected = scores.masked_fill(~seen, -torch.inf).amax((0, 2, 3))
         torch.testing.assert_close(got["max_logit"][0].float(), expected)
         squares = call.output.square().sum(-1)[mask.bool()].sum(0)
@@ -313,13 +313,13 @@ def test_blocks_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     call = tapped_calls(tiny_model("mistral"), ids, mask)[0]
     monkeypatch.setattr(statistics, "BLOCK_ROWS", LENGTH)
     monkeypatch.setattr(statistics, "BLOCK_BYTES", {"cpu": 1 << 30})
-    assert len(list(statistics._blocks(call, ALL))) == 1
-    whole = head_statistics(call, ALL)
+    assert len(list(statistics._split_blocks(call, ALL))) == 1
+    whole = compute_head_statistics(call, ALL)
     for rows, budget in ((3, 1 << 30), (64, 1), (5, 2 * 4 * 4 * 5 * LENGTH)):
         monkeypatch.setattr(statistics, "BLOCK_ROWS", rows)
         monkeypatch.setattr(statistics, "BLOCK_BYTES", {"cpu": budget})
-        assert len(list(statistics._blocks(call, ALL))) > 1
-        for name, (total, count) in head_statistics(call, ALL).items():
+        assert len(list(statistics._split_blocks(call, ALL))) > 1
+        for name, (total, count) in compute_head_statistics(call, ALL).items():
             torch.testing.assert_close(total, whole[name][0], rtol=1e-5, atol=1e-5)
             torch.testing.assert_close(count, whole[name][1])
 
@@ -331,7 +331,7 @@ def test_no_block_is_larger_than_a_few_rows_of_an_example(monkeypatch: pytest.Mo
     call = AttentionCall(
         "", torch.nn.Identity(), "sdpa", shape, shape, shape, None, {}, shape, None
     )
-    for examples, rows in statistics._blocks(call, torch.arange(4096)):
+    for examples, rows in statistics._split_blocks(call, torch.arange(4096)):
         count = examples.stop - examples.start
         assert len(rows) <= 64
         size = count * 32 * len(rows) * 4096 * 4
@@ -341,9 +341,9 @@ def test_no_block_is_larger_than_a_few_rows_of_an_example(monkeypatch: pytest.Mo
 def test_only_what_is_asked_for() -> None:
     ids = repeating()
     call = tapped_calls(tiny_model("llama"), ids)[0]
-    whole = head_statistics(call, ALL)
+    whole = compute_head_statistics(call, ALL)
     for name in STATISTICS:
-        alone = head_statistics(call, ALL, (name,))
+        alone = compute_head_statistics(call, ALL, (name,))
         assert set(alone) == {name}
         torch.testing.assert_close(alone[name], whole[name])
 
@@ -354,13 +354,13 @@ def test_unknown_tokens_leave_only_what_needs_them() -> None:
     call = tapped_calls(tiny_model("llama"), ids)[0]
     expected = explicit_statistics(maps[0], torch.ones_like(ids), None)
     for tokens in (None, ids[:, :5], ids[:1]):
-        got = head_statistics(replace(call, tokens=tokens), ALL)
+        got = compute_head_statistics(replace(call, tokens=tokens), ALL)
         assert_equal(got, expected, {"same_token", "induction"})
 
 
 def test_one_key_is_no_choice() -> None:
     call = tapped_calls(tiny_model("llama"), repeating(2, 1))[0]
-    got = head_statistics(call, torch.arange(1))
+    got = compute_head_statistics(call, torch.arange(1))
     counted = {name for name, (_, count) in got.items() if count.any()}
     assert counted == {"attention_entropy", "max_logit", "output_norm"}
     assert not got["attention_entropy"][0].any()
@@ -371,8 +371,8 @@ def test_what_is_not_a_number_is_not_called_zero() -> None:
     query = call.query.clone()
     query[0, 2, 5] = torch.nan
     sums = HeadSums(STATISTICS, MAXIMA, ROOTS)
-    sums.add("x", head_statistics(replace(call, query=query), ALL))
-    for name, figure in sums.figures()["x"].items():
+    sums.add("x", compute_head_statistics(replace(call, query=query), ALL))
+    for name, figure in sums.summarize()["x"].items():
         wrong = figure.isinf() if name == "max_logit" else figure.isnan()
         if name not in ("output_norm", "saturation"):
             assert wrong.tolist() == [False, False, True, False], name

@@ -9,8 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from surgery.observe import AttentionCall, Tap
-from surgery.observe.entropy import row_entropy
-from surgery.observe.rows import row_logits
+from surgery.observe.rows import compute_row_entropy, compute_row_logits
 from tests.tiny_models import tiny_model, tokens
 
 # Softcap (gemma2), sinks (gpt_oss) and biased relative positions (t5) included.
@@ -50,7 +49,7 @@ def test_logits_and_gradients_are_identical_with_the_tap_open(name: str, attenti
     def look(call: AttentionCall) -> None:
         """All that monitors do to a call."""
         call.output.register_hook(lambda gradient: None)
-        row_entropy(row_logits(call, torch.arange(call.query.shape[2])))
+        compute_row_entropy(compute_row_logits(call, torch.arange(call.query.shape[2])))
 
     with Tap(model, look) as tap:
         tapped_logits, tapped_gradients = forward_and_gradients(model, batch)

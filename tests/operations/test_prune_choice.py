@@ -228,7 +228,9 @@ def test_too_few_to_become_equal() -> None:
     scores = HeadScores({0: [1, 2, 3, 4], 1: [1, 2]})
     even = choose_heads(sites, scores, HeadCut(0.4, None, together=True, uniform=True))
     assert even == {0: [0, 1], 1: []}  # 2 of 6
-    with pytest.raises(ConfigError, match="than the 2 that the smallest layer has") as caught:
+    with pytest.raises(
+        ConfigError, match="more than 2 heads per layer, but the smallest layer has only"
+    ) as caught:
         choose_heads(sites, scores, HeadCut(0.1, None, together=True, uniform=True, prefix="mine"))
     assert caught.value.key == "mine.amount"
     assert "0.333333 or more of all heads (2)" in str(caught.value.valid)

@@ -145,7 +145,7 @@ def test_what_is_no_parquet(content: bytes | None, tmp_path: Path) -> None:
     path = tmp_path / "table.parquet"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(ConfigError, match=r"no parquet|cannot be read: No such") as caught:
+    with pytest.raises(ConfigError, match=r"not a parquet file|cannot be read: No such") as caught:
         plan_of(build("causal-lm", "llama"), {"prune_heads": {"scores": str(path), "count": 1}})
     assert caught.value.key == "attention.prune_heads.scores"
 
@@ -153,7 +153,7 @@ def test_what_is_no_parquet(content: bytes | None, tmp_path: Path) -> None:
 def test_another_parquet_is_no_table(tmp_path: Path) -> None:
     path = tmp_path / "table.parquet"
     pq.write_table(pa.table({"layer": [0], "head": [1]}), path)
-    with pytest.raises(ConfigError, match="holds no score table"):
+    with pytest.raises(ConfigError, match="is not a score table"):
         plan_of(build("causal-lm", "llama"), {"prune_heads": {"scores": str(path), "count": 1}})
 
 
@@ -197,14 +197,14 @@ def test_ties_go_to_the_lower_layer_and_head(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("table", "options", "key", "said"),
     [
-        ("no table", {}, "scores", "holds no score table"),
-        ({"heads": []}, {}, "scores", "holds no score table"),
-        ([1.0, 2.0], {}, "scores", "holds no score table"),
+        ("no table", {}, "scores", "is not a score table"),
+        ({"heads": []}, {}, "scores", "is not a score table"),
+        ([1.0, 2.0], {}, "scores", "is not a score table"),
         ([[1.0] * 4], {}, "scores", "is for 1 layers; the model has 2"),
         ([[1.0] * 4, [1.0] * 3], {}, "scores", "has 3 scores for the 4 heads of layer 1"),
-        ([[1.0] * 4, [1.0, 2.0, None, 3.0]], {}, "scores", "a score of layer 1 is no finite"),
-        ([[1.0] * 4, [1.0, 2.0, float("nan"), 3.0]], {}, "scores", "of layer 1 is no finite"),
-        ([[True] * 4, [1.0] * 4], {}, "scores", "a score of layer 0 is no finite"),
+        ([[1.0] * 4, [1.0, 2.0, None, 3.0]], {}, "scores", "a score of layer 1 is not a finite"),
+        ([[1.0] * 4, [1.0, 2.0, float("nan"), 3.0]], {}, "scores", "of layer 1 is not a finite"),
+        ([[True] * 4, [1.0] * 4], {}, "scores", "a score of layer 0 is not a finite"),
         (SCORES, {"count": 4}, "count", "a layer keeps at least one head"),
         (SCORES, {"amount": 1.0, "count": None}, "amount", "a layer keeps at least one head"),
         (SCORES, {"count": 7, "scope": "global"}, "count", "a layer keeps at least one head"),
@@ -231,7 +231,7 @@ def test_what_is_no_json(tmp_path: Path) -> None:
     path = tmp_path / "scores.json"
     path.write_text("scores: 1")
     attention = {"prune_heads": {"scores": str(path), "count": 1}}
-    with pytest.raises(ConfigError, match="is no JSON") as caught:
+    with pytest.raises(ConfigError, match="is not valid JSON") as caught:
         plan_of(build("causal-lm", "llama"), attention)
     assert caught.value.key == "attention.prune_heads.scores"
     assert '{"scores": [[' in str(caught.value.valid)

@@ -60,9 +60,9 @@ def operated(
     """A `SurgeryModule` that makes the model in `folder` multi-query, or what `attention` says."""
     spec = options("model", "embedded", path=str(folder), **model)
     source = ModelSource(_typed(ModelConfig, spec))
-    config = source.config()
+    config = source.load_config()
     declared = {"gqa": {"kv_heads": 1}} if attention is None else attention
-    plan = make_plan(source.skeleton(config), parse_operations(declared))
+    plan = make_plan(source.build_meta_model(config), parse_operations(declared))
     fields = config.to_dict()
     return SurgeryModule(
         model=spec,

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from surgery.config.schema import ModelConfig, Task
 from surgery.errors import ConfigError
-from surgery.models.source import embedded_dir
+from surgery.models.source import find_embedded_dir
 from surgery.training.module import SurgeryModule, _typed
 from surgery.training.objectives import distillation_kl
 from surgery.training.teacher import load_teacher, teacher_source
@@ -91,7 +91,7 @@ def test_it_is_loaded_as_the_original_would_be(tmp_path: Path) -> None:
     assert not model.training
     assert teacher_source(spec, None).spec is spec
     embedded = teacher_source(spec, "embedded")
-    assert embedded.location() == str(embedded_dir())
+    assert embedded.locate() == str(find_embedded_dir())
 
 
 def test_what_is_wrong_with_it_is_said_under_its_own_key(tmp_path: Path) -> None:

@@ -231,10 +231,10 @@ class TestRandom:
     ("arguments", "said"),
     [
         ({"merge": "median"}, "unknown merge 'median'"),
-        ({"unit": 3}, "8 along axis 0 is no whole number of 3"),
+        ({"unit": 3}, "8 along axis 0 is not a multiple of 3"),
         ({"heads": 3}, "4 heads, not 3"),
-        ({"parts": [[0], [4]]}, "heads beyond the 4 there are"),
-        ({"parts": [[-1]]}, "heads beyond the 4 there are"),
+        ({"parts": [[0], [4]]}, "heads that do not exist: there are 4"),
+        ({"parts": [[-1]]}, "heads that do not exist: there are 4"),
     ],
 )
 def test_what_cannot_be_is_refused(arguments: dict[str, object], said: str) -> None:

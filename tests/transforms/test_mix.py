@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from surgery.transforms import run_equivalent, run_transform
-from surgery.transforms.mix import mix_heads, put_tensor, spread_given
+from surgery.transforms.mix import mix_heads, put_tensor, spread_put_tensor
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32, torch.float64]
 
@@ -151,10 +151,10 @@ def test_doubles_are_mixed_as_doubles() -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ({"unit": 3}, "8 along axis 0 is no whole number of 3"),
-        ({"parts": [[4, 0]]}, "heads beyond the 4 there are"),
-        ({"parts": [[-1, 0]]}, "heads beyond the 4 there are"),
-        ({"parts": [[0]]}, "a map of"),
+        ({"unit": 3}, "8 along axis 0 is not a multiple of 3"),
+        ({"parts": [[4, 0]]}, "heads that do not exist: there are 4"),
+        ({"parts": [[-1, 0]]}, "heads that do not exist: there are 4"),
+        ({"parts": [[0]]}, "a map has shape"),
         ({"parts": [[0, 1], [2, 3]]}, "argument 2 is shorter|shorter"),
     ],
 )
@@ -180,7 +180,7 @@ def test_what_stands_for_a_given_tensor_in_the_old_shape() -> None:
     results = run_transform("put_tensor", [source, made], arguments)
     (wide,) = run_equivalent("put_tensor", results, [source], arguments)
     assert torch.equal(wide, torch.cat([made[:, 2:], torch.zeros(4, 2), made[:, :2]], dim=1))
-    (bias,) = spread_given([torch.arange(4.0)], [torch.zeros(4)])
+    (bias,) = spread_put_tensor([torch.arange(4.0)], [torch.zeros(4)])
     assert torch.equal(bias, torch.arange(4.0))
 
 

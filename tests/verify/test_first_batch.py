@@ -18,7 +18,7 @@ from surgery.errors import PlanError, SurgeryError
 from surgery.observe import AttentionCall, Tap
 from surgery.operations.backend.switch import set_backend
 from surgery.plan.registry import run_step
-from surgery.verify.first_batch import TOLERANCES, _FirstBatch, first_batch_check
+from surgery.verify.first_batch import TOLERANCES, _FirstBatch, check_first_batch
 from tests.families import family, tokens
 from tests.tiny_models import tiny_model
 from tests.verify.batches import packed, padded
@@ -183,8 +183,8 @@ def test_without_the_check_nothing_is_compared(capsys: pytest.CaptureFixture[str
 def test_attention_that_does_not_come_by_is_an_error() -> None:
     model = tiny_model("bloom", "eager")
     model.config._attn_implementation = "sdpa"
-    first_batch_check(model)
-    with pytest.raises(SurgeryError, match="no attention of BloomForCausalLM went through it"):
+    check_first_batch(model)
+    with pytest.raises(SurgeryError, match="no attention of BloomForCausalLM used it"):
         model(input_ids=tokens(2, 8))
 
 

@@ -19,7 +19,7 @@ from surgery.observe.statistics import (
     MAXIMA,
     ROOTS,
     STATISTICS,
-    head_statistics,
+    compute_head_statistics,
 )
 
 # An offset counts where this share of the rows reaches so far; else few rows decide.
@@ -105,14 +105,14 @@ def observe_text(
         length = call.query.shape[2]
         if length not in drawn:
             drawn[length] = sample_rows(length, rows, generator)
-        sums.add(site.path, head_statistics(call, drawn[length]))
+        sums.add(site.path, compute_head_statistics(call, drawn[length]))
         offsets = found.setdefault(site.path, _Offsets(site.q_heads))
         for block in drawn[length].split(BLOCK_ROWS):
             offsets.add(pattern(call, block))
 
     for _ in passes(model, batches, sites, seen, "analysis, text"):
         drawn.clear()
-    figures = sums.figures()
+    figures = sums.summarize()
     return {
         path: Behaviour(
             {name: _known(values) for name, values in figures[path].items()},

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from surgery.observe import AttentionCall
-from surgery.observe.rows import row_logits, row_weights
+from surgery.observe.rows import compute_row_logits, weigh_rows
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,10 @@ class Pattern:
 
 def pattern(call: AttentionCall, rows: torch.Tensor) -> Pattern:
     """Query rows `rows` [R] of a call, exact and in fp32."""
-    logits = row_logits(call, rows)
+    logits = compute_row_logits(call, rows)
     keys = call.key.shape[2]
     # Heads of one site see the same keys; a bias of -inf for one head alone is not known.
     visible = logits[:, 0, :, :keys] != float("-inf")
     p = torch.softmax(logits, dim=-1).nan_to_num(0.0)
-    weight = row_weights(call, rows) * (visible.sum(-1) > 1)
+    weight = weigh_rows(call, rows) * (visible.sum(-1) > 1)
     return Pattern(rows.to(logits.device), logits, p, visible, weight)

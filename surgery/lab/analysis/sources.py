@@ -8,10 +8,10 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from surgery.console import progress, say
-from surgery.data.split import is_held_out
-from surgery.data.stdlib import stdlib_documents
-from surgery.data.windows import frame
+from surgery.console import say, track_progress
+from surgery.data.sources import is_held_out
+from surgery.data.stdlib import read_stdlib
+from surgery.data.windows import find_special_tokens
 from surgery.errors import ConfigError
 from surgery.lab.analysis.conllu import KEY, read_conllu
 from surgery.lab.analysis.python_source import python_relations
@@ -64,7 +64,7 @@ def probe_texts(
     Raises:
         ConfigError: a tokenizer that does not say where its tokens lie, or a broken file.
     """
-    framing = frame(tokenizer)
+    framing = find_special_tokens(tokenizer)
     room = seq_len - len(framing[0]) - len(framing[1])
     rng = random.Random(seed)
     if probe != PYTHON:
@@ -76,14 +76,12 @@ def probe_texts(
             say(f"  {len(made) - len(found)} sentences are longer than {seq_len} tokens: left out")
         return found
     files = {
-        path: text
-        for path, text in stdlib_documents().items()
-        if not is_held_out(path, val_fraction)
+        path: text for path, text in read_stdlib().items() if not is_held_out(path, val_fraction)
     }
     paths = sorted(files)
     rng.shuffle(paths)
     texts: list[ProbeText] = []
-    with progress("analysis, Python source", min(count, len(paths))) as steps:
+    with track_progress("analysis, Python source", min(count, len(paths))) as steps:
         for path in paths:
             if len(texts) == count:
                 break

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import torch
 from transformers import PreTrainedModel
 
-from surgery.console import progress
+from surgery.console import track_progress
 from surgery.errors import ConfigError, TapError
-from surgery.importance.estimate import at_rest
-from surgery.models.forward import no_cache
+from surgery.importance.estimate import freezing
+from surgery.models.forward import get_forward_options
 from surgery.models.sites import Site, find_sites
 from surgery.observe import AttentionCall, Tap
 
@@ -64,13 +64,13 @@ def passes(
 
     tap = Tap(model, observer)
     device = next(model.parameters()).device
-    with at_rest(model), torch.no_grad(), progress(what, len(batches)) as steps:
+    with freezing(model), torch.no_grad(), track_progress(what, len(batches)) as steps:
         for given in batches:
             batch = {k: v.to(device) for k, v in given.items() if k != "labels"}
             met.clear()
             tap.open(batch.get("attention_mask"), tokens=batch.get("input_ids"))
             try:
-                model(**batch, **no_cache(model))
+                model(**batch, **get_forward_options(model))
             finally:
                 tap.close()
             if not met:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from surgery.console import say
 from surgery.errors import ConfigError, SurgeryError, refuse
-from surgery.login import logged_in
+from surgery.login import is_logged_in
 
 COMMAND = "python -m surgery.lab.dashboard"
 
@@ -46,7 +46,7 @@ def run(where: str, name: str | None, *, print_only: bool) -> None:
             "wandb-workspaces is not installed",
             valid='pip install "attention-surgery[dashboard]"',
         ) from None
-    if not print_only and not logged_in():
+    if not print_only and not is_logged_in():
         raise ConfigError(
             COMMAND,
             "Weights & Biases is not logged in on this machine",

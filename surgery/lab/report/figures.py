@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from surgery.units import in_bytes, in_count
+from surgery.units import format_bytes, format_count
 
 MOMENT_NAMES = {
     "before": "before",
@@ -16,9 +16,9 @@ MOMENT_NAMES = {
 ROWS: dict[str, tuple[str, Callable[[float], str]]] = {
     "loss": ("held-out loss (nats/token)", "{:.4f}".format),
     "perplexity": ("perplexity", "{:.3f}".format),
-    "parameters": ("parameters", in_count),
-    "kv_bytes_per_token": ("KV cache per token", in_bytes),
-    "attention_flops": ("attention FLOPs", in_count),
+    "parameters": ("parameters", format_count),
+    "kv_bytes_per_token": ("KV cache per token", format_bytes),
+    "attention_flops": ("attention FLOPs", format_count),
     "prefill_ms": ("prefill (ms)", "{:.2f}".format),
     "decode_ms": ("decode (ms/token)", "{:.2f}".format),
 }

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from surgery.lab.report.figures import MOMENT_NAMES
 from surgery.lab.report.summary import MOMENTS
-from surgery.units import in_bytes
+from surgery.units import format_bytes
 
 _COLOURS = {"before": "#4c6a92", "after_surgery": "#c8553d", "after_training": "#588157"}
 
@@ -23,7 +23,7 @@ def draw_result(summary: Mapping[str, Any], path: Path) -> None:
     loss, curve, cache, decode = figure.subplots(1, 4, width_ratios=[1, 1.6, 1, 1])
 
     _bars(loss, summary, moments, "loss", "held-out loss (nats/token)", "{:.2f}".format)
-    _bars(cache, summary, moments, "kv_bytes_per_token", "KV cache per token", in_bytes)
+    _bars(cache, summary, moments, "kv_bytes_per_token", "KV cache per token", format_bytes)
     _bars(decode, summary, moments, "decode_ms", "decode (ms/token)", "{:.2f}".format)
 
     points = (summary.get("training") or {}).get("curve") or []

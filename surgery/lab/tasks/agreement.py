@@ -31,7 +31,7 @@ def spearman(first: Sequence[float], second: Sequence[float]) -> float | None:
 
 def scored(table: ScoreTable) -> tuple[SiteScores, ...]:
     """The scores of query heads; of KV groups, where only these were measured."""
-    return table.heads if table.heads is not None else table.of("groups")
+    return table.heads if table.heads is not None else table.get_scores("groups")
 
 
 def correlations(tables: Mapping[str, ScoreTable]) -> list[list[float | None]]:

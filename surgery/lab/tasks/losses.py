@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from surgery.config.schema import RunConfig
 from surgery.data.module import TextData
-from surgery.measure.loss import held_out_loss
+from surgery.measure.loss import measure_held_out_loss
 
 # What it is under → task → nats per token.
 Losses = Mapping[str, Mapping[str, float]]
@@ -22,7 +22,9 @@ def task_losses(
     training = model.training
     model.eval()
     losses = {
-        name: held_out_loss(model, one, run.measure, run.model.task, label=f"{name}, {label}")
+        name: measure_held_out_loss(
+            model, one, run.measure, run.model.task, label=f"{name}, {label}"
+        )
         for name, one in data.items()
     }
     model.train(training)

@@ -27,7 +27,7 @@ def choose_mask(operations: Sequence[Operation], sites: Sequence[Site], table: S
     Raises:
         ConfigError: as many cannot go.
     """
-    scores = HeadScores.of(table, sites)
+    scores = HeadScores.from_table(table, sites)
     for operation in operations:
         mask = operation.choose_by(sites, scores)
         if mask is not None:

@@ -1,11 +1,12 @@
-"""Conversion: the same model in another architecture, whose config can say more.
+"""Convert a model to another architecture with the same function, whose config can express more.
 
-A llama's config says neither a sliding window nor head counts that do not divide its width; a
-GPT-2's knows no rotary positions and no grouped keys. Others do, and some of them compute exactly
-the same function. This package knows which, and moves the tensors over.
+The config of a llama has no sliding window, and no head counts that do not divide its width. The
+config of a GPT-2 has no rotary positions and no KV groups. Other architectures have these options,
+and some of them compute exactly the same function. This package knows which ones, and where the
+tensors go.
 """
 
-from surgery.models.convert.config import TARGETS, convert_config, list_targets, tensor_map
+from surgery.models.convert.config import TARGETS, convert_config, list_targets, map_tensors
 from surgery.models.convert.model import convert_model
 from surgery.models.convert.moves import Move, reverse_move, run_move
 
@@ -15,7 +16,7 @@ __all__ = [
     "convert_config",
     "convert_model",
     "list_targets",
+    "map_tensors",
     "reverse_move",
     "run_move",
-    "tensor_map",
 ]

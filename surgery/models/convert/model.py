@@ -1,4 +1,4 @@
-"""Moving a model in memory."""
+"""Convert a model in memory."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from surgery.errors import ConversionError, PlanError
 from surgery.models.convert.config import (
     Positions,
     convert_config,
-    model_class,
-    pair_for,
-    tensor_map,
+    find_pair,
+    get_model_class,
+    map_tensors,
 )
 from surgery.models.convert.moves import Move, run_move
 
@@ -22,39 +22,39 @@ from surgery.models.convert.moves import Move, run_move
 def convert_model(
     model: PreTrainedModel, into: str, positions: Positions | None = None
 ) -> PreTrainedModel:
-    """The same model in another architecture. `model` is left as it is.
+    """Convert a model to another architecture. `model` itself does not change.
 
-    Tensors that are only renamed are shared between the two; the others are new. Dtypes, device,
-    training mode, `requires_grad` and the generation config stay what they were, and what was tied
-    stays tied. Rotary frequencies are computed from the config. Works on the meta device too.
+    Tensors that are only renamed are shared between the two models; the others are new. Dtypes,
+    device, training mode, `requires_grad`, ties and the generation config stay the same. Rotary
+    frequencies are computed from the config. This works on the meta device too.
 
     Args:
-        model: a causal language model, unchanged from what its config says, on one device.
+        model: a causal language model on one device, as its config describes it.
         into: model type of the new architecture.
-        positions: what stands in for learned positions, in models that have them:
-            ``{"theta": base}`` for RoPE or ``{"nope": true}`` for none.
+        positions: what replaces learned positions, in models that have them: ``{"theta": base}``
+            for RoPE or ``{"nope": true}`` for no positions.
 
     Raises:
-        ConversionError: the move would not be exact.
-        PlanError: the model's tensors are not those that its config speaks of.
+        ConversionError: the conversion would not be exact.
+        PlanError: the model does not have the tensors that its config describes.
     """
     config = model.config
-    pair = pair_for(config, into, positions)
-    expected = model_class(config)
+    pair = find_pair(config, into, positions)
+    expected = get_model_class(config)
     if type(model) is not expected:
         raise ConversionError(
-            f"only a {expected.__name__} can be moved",
+            f"only a {expected.__name__} can be converted",
             given=type(model).__name__,
         )
-    moves = tensor_map(config, into, positions)
+    moves = map_tensors(config, into, positions)
     sources = dict(model.named_parameters())
     _check_sources(model, sources, moves, pair.positions)
 
     new_config = convert_config(config, into, positions)
     with torch.device("meta"):
-        new = model_class(new_config)(new_config)
+        new = get_model_class(new_config)(new_config)
     for move in moves:
-        _carry_out(move, sources, new)
+        _convert_tensors(move, sources, new)
     if new_config.tie_word_embeddings:
         new.tie_weights()
     device = next(iter(sources.values())).device
@@ -73,19 +73,19 @@ def _check_sources(
     known = {*moved, positions} if positions is not None else set(moved)
     missing, unknown = sorted(known - set(sources)), sorted(set(sources) - known)
     if missing or unknown:
-        what = f"has no {missing[0]}" if missing else f"has {unknown[0]}, which has no place there"
-        raise PlanError(f"this {type(model).__name__} is not what its config says: it {what}")
+        what = f"has no {missing[0]}" if missing else f"has {unknown[0]}, which must not be there"
+        raise PlanError(f"this {type(model).__name__} does not match its config: it {what}")
     devices = {parameter.device for parameter in sources.values()}
     if len(devices) > 1:
         raise PlanError(f"this {type(model).__name__} is on {len(devices)} devices; it needs one")
 
 
-def _carry_out(move: Move, sources: dict[str, nn.Parameter], new: nn.Module) -> None:
+def _convert_tensors(move: Move, sources: dict[str, nn.Parameter], new: nn.Module) -> None:
     old = [sources[name] for name in move.sources]
     names = ", ".join(move.results)
     trained = {parameter.requires_grad for parameter in old}
     if len(trained) > 1:
-        raise PlanError(f"{names}: comes from parts of which only some are trained")
+        raise PlanError(f"{names}: only some of its sources are trained (requires_grad)")
     try:
         results = run_move(move, [parameter.detach() for parameter in old])
     except (ValueError, RuntimeError) as error:
@@ -95,12 +95,12 @@ def _carry_out(move: Move, sources: dict[str, nn.Parameter], new: nn.Module) -> 
         module = new.get_submodule(path)
         shape = getattr(module, attribute).shape
         if tensor.shape != shape:
-            raise PlanError(f"{name} would be {list(tensor.shape)}, and should be {list(shape)}")
+            raise PlanError(f"{name} would be {list(tensor.shape)}, but should be {list(shape)}")
         setattr(module, attribute, nn.Parameter(tensor, requires_grad=trained.copy().pop()))
 
 
 def _rebuild_buffers(new: PreTrainedModel, device: torch.device) -> None:
-    """Frequencies follow from the config; on the meta device they have no values."""
+    """Build modules with buffers again: on the meta device their buffers have no values."""
     for path, module in list(new.named_modules()):
         if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
             parent, _, name = path.rpartition(".")

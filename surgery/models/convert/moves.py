@@ -1,4 +1,4 @@
-"""What happens to tensors when a model moves house: nothing is computed, only laid out anew."""
+"""How tensors move when a model is converted: nothing is computed, only the layout changes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 @dataclass(frozen=True)
 class Move:
-    """Some tensors of the old model, and what they become in the new one.
+    """Some tensors of the old model and the tensors that they become in the new model.
 
     Attributes:
         transform: ``copy``, ``transpose``, ``concat``, ``split``, ``concat_heads`` or
@@ -39,21 +39,21 @@ class Move:
 
 
 def copy(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """The tensors themselves."""
+    """Return the tensors as they are."""
     return list(tensors)
 
 
 def transpose(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Conv1D's [in, out] to Linear's [out, in], or back."""
+    """Transpose Conv1D's [in, out] to Linear's [out, in], or back."""
     return [tensor.t().contiguous() for tensor in tensors]
 
 
 def concat(
     tensors: Sequence[torch.Tensor], *, sizes: Sequence[int], transposed: bool = False
 ) -> list[torch.Tensor]:
-    """Tensors [n_i, ...] under each other: [sum n_i, ...]; transposed afterwards if asked."""
+    """Concatenate tensors [n_i, ...] along rows to [sum n_i, ...], then transpose if asked."""
     if [tensor.shape[0] for tensor in tensors] != list(sizes):
-        raise ValueError(f"parts of {[t.shape[0] for t in tensors]} rows, not of {list(sizes)}")
+        raise ValueError(f"parts have {[t.shape[0] for t in tensors]} rows, not {list(sizes)}")
     whole = torch.cat(list(tensors))
     return [whole.t().contiguous() if transposed else whole]
 
@@ -61,27 +61,27 @@ def concat(
 def split(
     tensors: Sequence[torch.Tensor], *, sizes: Sequence[int], transposed: bool = False
 ) -> list[torch.Tensor]:
-    """One tensor [sum n_i, ...], transposed first if asked, as copies [n_i, ...] of its rows."""
+    """Split one tensor [sum n_i, ...], transposed first if asked, into copies [n_i, ...]."""
     (whole,) = tensors
     parts = (whole.t() if transposed else whole).split(list(sizes))
     return [part.clone(memory_format=torch.contiguous_format) for part in parts]
 
 
 def concat_heads(tensors: Sequence[torch.Tensor], *, heads: int, parts: int) -> list[torch.Tensor]:
-    """`parts` tensors [heads * d, ...] woven per head: [heads * parts * d, ...]."""
+    """Interleave `parts` tensors [heads * d, ...] per head to [heads * parts * d, ...]."""
     rest = tensors[0].shape[1:]
     if len(tensors) != parts:
         raise ValueError(f"{len(tensors)} tensors for {parts} parts")
-    woven = torch.stack([tensor.reshape(heads, -1, *rest) for tensor in tensors], dim=1)
-    return [woven.reshape(-1, *rest)]
+    interleaved = torch.stack([tensor.reshape(heads, -1, *rest) for tensor in tensors], dim=1)
+    return [interleaved.reshape(-1, *rest)]
 
 
 def split_heads(tensors: Sequence[torch.Tensor], *, heads: int, parts: int) -> list[torch.Tensor]:
-    """One tensor [heads * parts * d, ...] as `parts` copies [heads * d, ...]."""
+    """Split one tensor [heads * parts * d, ...] into `parts` copies [heads * d, ...]."""
     (whole,) = tensors
     rest = whole.shape[1:]
-    woven = whole.reshape(heads, parts, -1, *rest)
-    return [woven[:, part].reshape(-1, *rest).contiguous() for part in range(parts)]
+    by_head = whole.reshape(heads, parts, -1, *rest)
+    return [by_head[:, part].reshape(-1, *rest).contiguous() for part in range(parts)]
 
 
 _MOVES: dict[str, Callable[..., list[torch.Tensor]]] = {
@@ -103,16 +103,16 @@ _REVERSE = {
 
 
 def run_move(move: Move, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """The results of a move, from its sources. Only ``copy`` shares memory with them.
+    """Compute the results of a move from its sources. Only ``copy`` shares memory with them.
 
     Raises:
-        ValueError, RuntimeError: the tensors have not the shapes the move is for.
+        ValueError, RuntimeError: the tensors do not have the shapes that the move needs.
     """
     return _MOVES[move.transform](tensors, **move.arguments)
 
 
 def reverse_move(move: Move) -> Move:
-    """The move back: applied to the results it gives the sources, to the bit."""
+    """Return the reverse move: it makes the sources from the results, to the bit."""
     return replace(
         move, transform=_REVERSE[move.transform], sources=move.results, results=move.sources
     )

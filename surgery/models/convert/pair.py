@@ -1,4 +1,4 @@
-"""The words in which a pair of architectures is described."""
+"""The data classes that describe a conversion between a pair of architectures."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from transformers import PreTrainedConfig
 
 from surgery.models.convert.moves import Move
 
-Of = Callable[[PreTrainedConfig], Any]
+ConfigValue = Callable[[PreTrainedConfig], Any]
 
 
 @dataclass(frozen=True)
-class Need:
-    """What the source's config must say for the move to be exact.
+class Requirement:
+    """What the source's config must say for the conversion to be exact.
 
     Attributes:
-        field: the config field that stands in the way otherwise.
-        met: whether it does not.
+        field: the config field.
+        met: whether its value allows the conversion.
         why: end of the sentence `<field> is <value>: …`.
     """
 
@@ -27,8 +27,8 @@ class Need:
     met: Callable[[PreTrainedConfig], bool]
     why: str
 
-    def reason(self, config: PreTrainedConfig) -> str:
-        """Why not; empty where the need is met."""
+    def explain(self, config: PreTrainedConfig) -> str:
+        """Explain why the requirement is not met; empty if it is met."""
         if self.met(config):
             return ""
         return f"{self.field} is {getattr(config, self.field, None)!r}: {self.why}"
@@ -36,11 +36,11 @@ class Need:
 
 @dataclass(frozen=True)
 class Rule:
-    """A `Move` for every layer, where its names hold ``{layer}``; else for the whole model.
+    """A `Move` for every layer if its names contain ``{layer}``; else one for the whole model.
 
     Attributes:
-        arguments: the move's arguments, from the source's config.
-        when: whether the source has these tensors at all.
+        arguments: makes the arguments of the move from the source's config.
+        when: whether the source has these tensors.
     """
 
     transform: str
@@ -49,7 +49,7 @@ class Rule:
     arguments: Callable[[PreTrainedConfig], Mapping[str, Any]] = lambda config: {}
     when: Callable[[PreTrainedConfig], bool] = lambda config: True
 
-    def moves(self, config: PreTrainedConfig) -> list[Move]:
+    def make_moves(self, config: PreTrainedConfig) -> list[Move]:
         if not self.when(config):
             return []
         arguments = self.arguments(config)
@@ -66,38 +66,40 @@ class Rule:
 
 
 @dataclass(frozen=True)
-class Pair:
-    """A move from one architecture (by `config.model_type`) to another.
+class ArchitecturePair:
+    """A conversion from one architecture (by `config.model_type`) to another.
 
     Attributes:
-        needs: what the source's config must say.
-        fields: fields of the target's config: the source field they are read from, or a function
-            of the source's config. Fields of the same name are read without being named here.
+        requirements: what the source's config must say.
+        fields: field of the target's config → field of the source's config, or a function of
+            it. Fields that have the same name in both are not listed.
         rules: where each tensor goes.
-        positions: the table of learned positions, which has no place in the target.
+        positions: the table of learned positions, which the target does not have.
     """
 
     source: str
     target: str
-    needs: tuple[Need, ...]
-    fields: Mapping[str, str | Of]
+    requirements: tuple[Requirement, ...]
+    fields: Mapping[str, str | ConfigValue]
     rules: tuple[Rule, ...]
     positions: str | None = field(default=None)
 
 
-def copies(*names: str, when: Callable[[PreTrainedConfig], bool] = lambda config: True) -> Rule:
-    """The same names on both sides, one tensor each."""
+def make_copy_rule(
+    *names: str, when: Callable[[PreTrainedConfig], bool] = lambda config: True
+) -> Rule:
+    """Make a rule for tensors that keep their names."""
     return Rule("copy", names, names, when=when)
 
 
-def renamed(
+def make_renaming_rules(
     transform: str,
     source: str,
     result: str,
     *tensors: str,
     when: Callable[[PreTrainedConfig], bool] = lambda config: True,
 ) -> list[Rule]:
-    """`<source>.<tensor>` to `<result>.<tensor>`, one rule per tensor."""
+    """Make a rule per tensor, from `<source>.<tensor>` to `<result>.<tensor>`."""
     return [
         Rule(transform, (f"{source}.{tensor}",), (f"{result}.{tensor}",), when=when)
         for tensor in tensors

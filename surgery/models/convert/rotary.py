@@ -1,4 +1,4 @@
-"""Llama and Mistral into Mistral and Phi-3: the same model, with more in the config, or fused."""
+"""Llama and Mistral to Mistral and Phi-3: the same model, with a richer config or fused."""
 
 from __future__ import annotations
 
@@ -7,29 +7,36 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from surgery.models.convert.pair import Need, Of, Pair, Rule, copies, is_untied
+from surgery.models.convert.pair import (
+    ArchitecturePair,
+    ConfigValue,
+    Requirement,
+    Rule,
+    is_untied,
+    make_copy_rule,
+)
 
 _LAYER = "model.layers.{layer}"
 _ATTENTION = f"{_LAYER}.self_attn"
 _MLP = f"{_LAYER}.mlp"
 
 _AROUND = (
-    copies("model.embed_tokens.weight"),
-    copies("model.norm.weight"),
-    copies("lm_head.weight", when=is_untied),
-    copies(f"{_LAYER}.input_layernorm.weight"),
-    copies(f"{_LAYER}.post_attention_layernorm.weight"),
-    copies(f"{_ATTENTION}.o_proj.weight"),
-    copies(f"{_MLP}.down_proj.weight"),
+    make_copy_rule("model.embed_tokens.weight"),
+    make_copy_rule("model.norm.weight"),
+    make_copy_rule("lm_head.weight", when=is_untied),
+    make_copy_rule(f"{_LAYER}.input_layernorm.weight"),
+    make_copy_rule(f"{_LAYER}.post_attention_layernorm.weight"),
+    make_copy_rule(f"{_ATTENTION}.o_proj.weight"),
+    make_copy_rule(f"{_MLP}.down_proj.weight"),
 )
 _SEPARATE = (
     *_AROUND,
-    *(copies(f"{_ATTENTION}.{name}_proj.weight") for name in ("q", "k", "v")),
-    *(copies(f"{_MLP}.{name}_proj.weight") for name in ("gate", "up")),
+    *(make_copy_rule(f"{_ATTENTION}.{name}_proj.weight") for name in ("q", "k", "v")),
+    *(make_copy_rule(f"{_MLP}.{name}_proj.weight") for name in ("gate", "up")),
 )
 
 
-def _qkv(config: PreTrainedConfig) -> dict[str, Any]:
+def _get_qkv_sizes(config: PreTrainedConfig) -> dict[str, Any]:
     width = config.head_dim
     kv = config.num_key_value_heads * width
     return {"sizes": [config.num_attention_heads * width, kv, kv]}
@@ -41,7 +48,7 @@ _FUSED = (
         "concat",
         tuple(f"{_ATTENTION}.{name}_proj.weight" for name in ("q", "k", "v")),
         (f"{_ATTENTION}.qkv_proj.weight",),
-        _qkv,
+        _get_qkv_sizes,
     ),
     Rule(
         "concat",
@@ -52,18 +59,18 @@ _FUSED = (
 )
 
 
-def _unbiased(target: str) -> tuple[Need, ...]:
+def _require_no_bias(target: str) -> tuple[Requirement, ...]:
     return (
-        Need("attention_bias", lambda c: not c.attention_bias, f"{target} has no biases"),
-        Need("mlp_bias", lambda c: not c.mlp_bias, f"{target} has no biases"),
+        Requirement("attention_bias", lambda c: not c.attention_bias, f"{target} has no biases"),
+        Requirement("mlp_bias", lambda c: not c.mlp_bias, f"{target} has no biases"),
     )
 
 
-# Neither Llama nor Mistral reads these, but the cache does, and what is kept decides.
-_ALIKE = Need(
+# Neither Llama nor Mistral reads these, but the cache does.
+_ALIKE = Requirement(
     "layer_types",
     lambda c: set(getattr(c, "layer_types", None) or ["full_attention"]) == {"full_attention"},
-    "only layers that are all alike can be moved",
+    "all layers must be alike",
 )
 
 
@@ -71,12 +78,12 @@ def _rope_is_plain(config: PreTrainedConfig) -> bool:
     return config.rope_parameters.get("rope_type", "default") == "default"
 
 
-# Phi-3 also takes longrope, but then starts its cache anew at the border, which Llama does not.
-_PLAIN_ROPE = Need("rope_parameters", _rope_is_plain, "Phi-3 has none but the default RoPE")
+# Phi-3 also has longrope, but then it resets its cache at the border, which Llama does not do.
+_PLAIN_ROPE = Requirement("rope_parameters", _rope_is_plain, "Phi-3 has only the default RoPE")
 
 
-def _rope(config: PreTrainedConfig) -> dict[str, Any]:
-    """Llama and Mistral pass over a partial factor in the default RoPE; Phi-3 would not."""
+def _make_rope_parameters(config: PreTrainedConfig) -> dict[str, Any]:
+    """Make the parameters of the default RoPE: Phi-3 would use a partial factor, Llama does not."""
     return {
         "rope_type": "default",
         "rope_theta": config.rope_parameters["rope_theta"],
@@ -84,32 +91,32 @@ def _rope(config: PreTrainedConfig) -> dict[str, Any]:
     }
 
 
-_PHI3: dict[str, str | Of] = {
+_PHI3: dict[str, str | ConfigValue] = {
     "head_dim": "head_dim",
-    "rope_parameters": _rope,
+    "rope_parameters": _make_rope_parameters,
     "resid_pdrop": lambda config: 0.0,
     "embd_pdrop": lambda config: 0.0,
-    # Beyond it Phi-3 computes its cache anew.
+    # Beyond this length Phi-3 computes its cache again.
     "original_max_position_embeddings": "max_position_embeddings",
 }
 
 PAIRS = (
-    Pair(
+    ArchitecturePair(
         "llama",
         "mistral",
-        (*_unbiased("Mistral"), _ALIKE),
+        (*_require_no_bias("Mistral"), _ALIKE),
         {
             "sliding_window": lambda config: None,
             "rope_parameters": lambda config: deepcopy(config.rope_parameters),
         },
         _SEPARATE,
     ),
-    Pair(
+    ArchitecturePair(
         "llama",
         "phi3",
-        (*_unbiased("Phi-3"), _ALIKE, _PLAIN_ROPE),
+        (*_require_no_bias("Phi-3"), _ALIKE, _PLAIN_ROPE),
         {**_PHI3, "sliding_window": lambda config: None},
         _FUSED,
     ),
-    Pair("mistral", "phi3", (_ALIKE, _PLAIN_ROPE), _PHI3, _FUSED),
+    ArchitecturePair("mistral", "phi3", (_ALIKE, _PLAIN_ROPE), _PHI3, _FUSED),
 )

@@ -1,6 +1,6 @@
-"""Where a model's attention is: sites, found from its config and module tree, without weights."""
+"""Find the attention blocks of a model (sites) from its config and modules, without weights."""
 
-from surgery.models.sites.find import find_sites, text_config
+from surgery.models.sites.find import find_sites, get_text_config
 from surgery.models.sites.site import ROLES, Anatomy, Block, Norm, Packing, Projection, Site
 
 __all__ = [
@@ -12,5 +12,5 @@ __all__ = [
     "Projection",
     "Site",
     "find_sites",
-    "text_config",
+    "get_text_config",
 ]

@@ -1,4 +1,4 @@
-"""Finding sites in a module tree. Works on the meta device: only shapes are looked at."""
+"""Find sites in a module tree. This works on the meta device, since only shapes matter."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from surgery.models.sites.site import Anatomy, Block, Site
 
 
 def find_sites(model: PreTrainedModel) -> Anatomy:
-    """Every attention block of `model`, those that are no site included, with the reason."""
+    """Find every attention block of `model`; blocks that are not sites come with the reason."""
     sites: list[Site] = []
     unreadable: list[Block] = []
     left_alone: list[Block] = []
-    elsewhere: list[Site] = []  # of another sense than text
+    elsewhere: list[Site] = []  # for images or sound
     modules = dict(model.named_modules())
-    for path, module in _attention_modules(modules):
-        config = _config_of(modules, path)
-        prefix = _prefix(model.config, config)
+    for path, module in _find_attention_modules(modules):
+        config = _find_config(modules, path)
+        prefix = _find_prefix(model.config, config)
         kind = type(module).__name__
         if _is_linear(config, module):
             reason = "linear attention has no keys to share and no cache that grows"
@@ -33,69 +33,69 @@ def find_sites(model: PreTrainedModel) -> Anatomy:
         other = any(sense in prefix for sense in names.OTHER_SENSES)
         try:
             site = read_site(modules, config, path, prefix)
-        except NotASiteError as fault:
+        except NotASiteError as error:
             if other:
-                left_alone.append(Block(path, kind, _of_other_sense(prefix)))
+                left_alone.append(Block(path, kind, _explain_other_sense(prefix)))
             else:
-                unreadable.append(Block(path, kind, str(fault)))
+                unreadable.append(Block(path, kind, str(error)))
         else:
             (elsewhere if other else sites).append(site)
     if sites or unreadable:
         kinds = {site.path: type(modules[site.path]).__name__ for site in elsewhere}
         left_alone += [
-            Block(site.path, kinds[site.path], _of_other_sense(site.config_prefix))
+            Block(site.path, kinds[site.path], _explain_other_sense(site.config_prefix))
             for site in elsewhere
         ]
-    else:  # a model of images or sounds alone
+    else:  # a model only for images or sound
         sites = elsewhere
-    windows = _windows(model.config)
+    windows = _list_windows(model.config)
     numbered = tuple(
-        replace(site, layer=layer, window=_window(modules[site.path], site, windows))
+        replace(site, layer=layer, window=_get_window(modules[site.path], site, windows))
         for layer, site in enumerate(sites)
     )
     return Anatomy(type(model).__name__, numbered, tuple(unreadable), tuple(left_alone))
 
 
-def _windows(config: PreTrainedConfig) -> list[int | None]:
-    """The window of each layer, as the cache that transformers makes for this config has it."""
+def _list_windows(config: PreTrainedConfig) -> list[int | None]:
+    """List the window of each layer as in the cache that transformers makes for this config."""
     try:
         layers = DynamicCache(config=config).layers
     except (AttributeError, ValueError, TypeError, KeyError, IndexError):
-        return []  # no text model, or none that caches layer by layer
+        return []  # not a text model, or its cache has no layers
     return [
         layer.sliding_window if isinstance(layer, DynamicSlidingWindowLayer) else None
         for layer in layers
     ]
 
 
-def _window(module: nn.Module, site: Site, windows: list[int | None]) -> int | None:
+def _get_window(module: nn.Module, site: Site, windows: list[int | None]) -> int | None:
     layer = getattr(module, "layer_idx", None)
     if not site.cached or not isinstance(layer, int) or layer >= len(windows):
         return None
     return windows[layer]
 
 
-def text_config(config: PreTrainedConfig) -> PreTrainedConfig:
-    """The part of a config that describes the text model; all of it where that is ambiguous."""
+def get_text_config(config: PreTrainedConfig) -> PreTrainedConfig:
+    """Return the part of a config for the text model; the whole config if that is ambiguous."""
     try:
         return config.get_text_config()
     except ValueError:  # several text models in one
         return config
 
 
-def _of_other_sense(prefix: str) -> str:
+def _explain_other_sense(prefix: str) -> str:
     return f"it belongs to {prefix.removesuffix('.')}, not to the text model"
 
 
-def _attention_modules(modules: dict[str, nn.Module]) -> Iterator[tuple[str, nn.Module]]:
-    """Innermost modules that call themselves attention and hold their own linear maps."""
-    found = [
+def _find_attention_modules(modules: dict[str, nn.Module]) -> Iterator[tuple[str, nn.Module]]:
+    """Find the innermost modules that are called attention and have their own linear maps."""
+    paths = [
         path
         for path, module in modules.items()
         if _calls_itself_attention(module) and _has_maps(module)
     ]
-    # What follows a module in module order and starts with its path lies within it.
-    for path, following in zip_longest(found, found[1:], fillvalue=""):
+    # If the next path starts with this one, the next module lies within this one.
+    for path, following in zip_longest(paths, paths[1:], fillvalue=""):
         if not following.startswith(f"{path}."):
             yield path, modules[path]
 
@@ -122,8 +122,8 @@ def _is_linear(config: PreTrainedConfig, module: nn.Module) -> bool:
     return kinds[layer] == "linear_attention"
 
 
-def _config_of(modules: dict[str, nn.Module], path: str) -> PreTrainedConfig:
-    """The config of the module, or of the nearest one around it that has any."""
+def _find_config(modules: dict[str, nn.Module], path: str) -> PreTrainedConfig:
+    """Find the config of the module, or of the nearest module around it that has one."""
     while True:
         config = getattr(modules[path], "config", None)
         if isinstance(config, PreTrainedConfig):
@@ -131,15 +131,15 @@ def _config_of(modules: dict[str, nn.Module], path: str) -> PreTrainedConfig:
         path = path.rpartition(".")[0]
 
 
-def _prefix(root: PreTrainedConfig, config: PreTrainedConfig) -> str:
-    """Where `config` hangs below `root`: ``text_config.``, ``thinker_config.text_config.``…"""
+def _find_prefix(root: PreTrainedConfig, config: PreTrainedConfig) -> str:
+    """Find the dotted prefix of `config` in `root`: ``text_config.``, for example."""
     if config is root:
         return ""
     for name, value in vars(root).items():
         if value is config:
             return f"{name}."
         if isinstance(value, PreTrainedConfig):
-            below = _prefix(value, config)
+            below = _find_prefix(value, config)
             if below:
                 return f"{name}.{below}"
     return ""

@@ -1,4 +1,4 @@
-"""What architectures call the parts of an attention block: all that is known by name."""
+"""The names that architectures give to the parts of an attention block."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SEPARATE = (
 
 _CONTIGUOUS = Packing(("query", "key", "value"), 1, grouped=False)
 _GROUPED = Packing(("query", "key", "value"), 0, grouped=True)
-# One projection for all three, and how they usually lie in it.
+# One projection for all three, and how they are usually packed in it.
 FUSED = {
     "c_attn": _CONTIGUOUS,
     "qkv_proj": _CONTIGUOUS,
@@ -27,13 +27,13 @@ FUSED = {
     "query_key_value": _GROUPED,
     "in_proj": _GROUPED,
 }
-# Where an architecture (by config.model_type) differs from that.
+# Architectures (by config.model_type) that pack them in another way.
 FUSED_BY_TYPE = {
     "gpt_bigcode": _GROUPED,
     "codegen": Packing(("query", "value", "key"), 4, grouped=False),
 }
 
-# The output projection, in the block itself.
+# The output projection inside the block.
 OUTPUTS = (
     "o_proj",
     "out_proj",
@@ -47,10 +47,10 @@ OUTPUTS = (
     "output_projection",
     "post_proj",
 )
-# Or beside it: BERT's `attention.self` and `attention.output.dense`.
+# The output projection beside the block: BERT's `attention.self` and `attention.output.dense`.
 OUTPUTS_BESIDE = ("output.dense", "output")
 
-# What a projection's own Linear is called where a module is put around it (Moshi).
+# The Linear of a projection that is a module around it (Moshi).
 WRAPPED = "linear"
 
 Q_NORMS = ("q_norm", "q_layernorm", "query_norm", "query_layernorm")
@@ -68,17 +68,17 @@ HEAD_DIMS = (
     "qk_head_dim",
 )
 Q_HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "nhead", "heads", "num_head")
-# What else counts heads in a block: attributes that follow query heads, KV heads, or widths.
+# Other attributes of a block that depend on head counts: KV heads, groups and widths.
 KV_HEADS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads", "kv_heads")
 GROUPS = "num_key_value_groups"
 WIDTHS = ("all_head_size", "inner_dim", "attn_dim", "split_size", "embed_dim", "hidden_size")
 
-# Parts of a path that say that keys and values come from elsewhere.
+# Parts of a path that mean cross-attention: keys and values come from another sequence.
 CROSS = ("encoder_attn", "crossattention", "cross_attn", "EncDecAttention", "cross_attention")
-# Configs of other senses than text.
+# Parts of a prefix that mean a config for images or sound.
 OTHER_SENSES = ("vision", "image", "audio", "speech", "video", "encoder_config")
 
-# Softmax attention whose arithmetic no operation here can follow, by class name, and why.
+# Softmax attention that no operation here can change, by class name, with the reason.
 REFUSED = {
     "MraSelfAttention": "its attention is an approximation by blocks",
     "NystromformerSelfAttention": "its attention is an approximation by landmarks",

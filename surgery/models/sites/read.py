@@ -1,4 +1,4 @@
-"""Reading one attention block: its projections, its head counts, its norms."""
+"""Read one attention block: its projections, head counts and norms."""
 
 from __future__ import annotations
 
@@ -15,39 +15,41 @@ from surgery.models.sites.site import Norm, Packing, Projection, Site
 
 
 class NotASiteError(Exception):
-    """This block is not understood; the text says why."""
+    """The block cannot be read as a site; the text says why."""
 
 
 def read_site(
     modules: Mapping[str, nn.Module], config: PreTrainedConfig, path: str, prefix: str
 ) -> Site:
-    """The attention block at `path`; its `layer` is still to be counted.
+    """Read the attention block at `path`; `layer` is set later.
 
     Raises:
-        NotASiteError: its parts are not recognised, or do not fit each other.
+        NotASiteError: parts of the block are unknown, or do not fit together.
     """
     module = modules[path]
     children = dict(module.named_children())
     refusal = names.REFUSED.get(type(module).__name__)
     if refusal is not None:
         raise NotASiteError(refusal)
-    output = _output(modules, path)
-    query, key, value = _inputs(path, children, config)
+    output = _read_output(modules, path)
+    query, key, value = _read_inputs(path, children, config)
     if "num_experts" in vars(module) and output is None:
         raise NotASiteError("its projections are mixtures of experts")
     if output is None:
-        raise NotASiteError(f"its output projection is not recognised (found {_list(children)})")
+        raise NotASiteError(
+            f"its output projection is not recognised (found {_join_names(children)})"
+        )
 
-    head_dim = _head_dim(config, module, query, output)
+    head_dim = _find_head_dim(config, module, query, output)
     if query.packing is None:
-        sizes = _separate(head_dim, query, key, value, output, module)
+        sizes = _count_separate_heads(head_dim, query, key, value, output, module)
     else:
-        sizes = _packed(head_dim, query, output, module)
+        sizes = _count_packed_heads(head_dim, query, output, module)
     q_heads, kv_heads, value_dim = sizes
     if q_heads % kv_heads:
-        raise NotASiteError(f"its {q_heads} query heads do not share {kv_heads} KV heads evenly")
+        raise NotASiteError(f"{q_heads} query heads cannot share {kv_heads} KV heads evenly")
     query, key, value = (
-        _with_unit(p, unit, kv_heads)
+        _set_unit(p, unit, kv_heads)
         for p, unit in (
             (query, head_dim if query.packing else query.out_features // q_heads),
             (key, head_dim),
@@ -68,51 +70,51 @@ def read_site(
         key=key,
         value=value,
         output=replace(output, unit=value_dim),
-        q_norm=_norm(path, children, names.Q_NORMS, {head_dim, q_heads * head_dim}),
-        k_norm=_norm(path, children, names.K_NORMS, {head_dim, kv_heads * head_dim}),
+        q_norm=_read_norm(path, children, names.Q_NORMS, {head_dim, q_heads * head_dim}),
+        k_norm=_read_norm(path, children, names.K_NORMS, {head_dim, kv_heads * head_dim}),
         cached=not cross and _is_cached(module),
         cross=cross,
         config_prefix=prefix,
     )
 
 
-def _inputs(
+def _read_inputs(
     path: str, children: Mapping[str, nn.Module], config: PreTrainedConfig
 ) -> tuple[Projection, Projection, Projection]:
     for triple in names.SEPARATE:
         if all(name in children for name in triple):
-            query, key, value = (_projection(path, name, children[name]) for name in triple)
+            query, key, value = (_read_projection(path, name, children[name]) for name in triple)
             return query, key, value
     for name, usual in names.FUSED.items():
         if name in children:
             packing = names.FUSED_BY_TYPE.get(config.model_type, usual)
-            fused = replace(_projection(path, name, children[name]), packing=packing)
+            fused = replace(_read_projection(path, name, children[name]), packing=packing)
             return fused, fused, fused
     raise NotASiteError(
-        f"no query, key and value projections are recognised (found {_list(children)})"
+        f"no query, key and value projections are recognised (found {_join_names(children)})"
     )
 
 
-def _output(modules: Mapping[str, nn.Module], path: str) -> Projection | None:
+def _read_output(modules: Mapping[str, nn.Module], path: str) -> Projection | None:
     for name in names.OUTPUTS:
         if f"{path}.{name}" in modules:
-            return _projection(path, name, modules[f"{path}.{name}"])
+            return _read_projection(path, name, modules[f"{path}.{name}"])
     for beside in names.OUTPUTS_BESIDE:
         full = f"{path.rpartition('.')[0]}.{beside}".lstrip(".")
         if hasattr(modules.get(full), "weight"):
             parent, _, name = full.rpartition(".")
-            return _projection(parent, name, modules[full])
+            return _read_projection(parent, name, modules[full])
     return None
 
 
-def _projection(path: str, name: str, module: nn.Module) -> Projection:
+def _read_projection(path: str, name: str, module: nn.Module) -> Projection:
     wrapped = getattr(module, names.WRAPPED, None)
     if isinstance(wrapped, nn.Linear):
-        return _projection(f"{path}.{name}", names.WRAPPED, wrapped)
+        return _read_projection(f"{path}.{name}", names.WRAPPED, wrapped)
     if isinstance(module, Conv1D):
         wide, narrow = module.nx, module.nf
         return Projection(f"{path}.{name}", wide, narrow, bias=True, unit=0, transposed=True)
-    # Duck-typed: a fused projection's parts behave like Linears and are none.
+    # Not isinstance: the parts of a fused projection behave like Linears but are not.
     sizes = getattr(module, "in_features", None), getattr(module, "out_features", None)
     weight = getattr(module, "weight", None)
     if None in sizes or weight is None or tuple(weight.shape) != sizes[::-1]:
@@ -121,27 +123,27 @@ def _projection(path: str, name: str, module: nn.Module) -> Projection:
     return Projection(f"{path}.{name}", int(sizes[0] or 0), int(sizes[1] or 0), bias, unit=0)
 
 
-def _head_dim(
+def _find_head_dim(
     config: PreTrainedConfig, module: nn.Module, query: Projection, output: Projection
 ) -> int:
-    stated = next((v for n in names.HEAD_DIMS if (v := _size(module, n))), None)
+    stated = next((v for n in names.HEAD_DIMS if (v := _get_size(module, n))), None)
     if stated is None:
-        heads = next((v for n in names.Q_HEADS if (v := _size(module, n))), None)
-        stated = output.in_features // heads if heads else _size(config, "head_dim")
+        heads = next((v for n in names.Q_HEADS if (v := _get_size(module, n))), None)
+        stated = output.in_features // heads if heads else _get_size(config, "head_dim")
     if stated is None:
-        heads = _size(config, "num_attention_heads")
+        heads = _get_size(config, "num_attention_heads")
         stated = output.in_features // heads if heads else None
     if stated is None:
-        raise NotASiteError("its head_dim cannot be told from config and shapes")
+        raise NotASiteError("neither config nor shapes tell its head_dim")
     return stated
 
 
-def _size(holder: object, name: str) -> int | None:
+def _get_size(holder: object, name: str) -> int | None:
     value = getattr(holder, name, None)
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
 
 
-def _separate(
+def _count_separate_heads(
     head_dim: int,
     query: Projection,
     key: Projection,
@@ -150,15 +152,15 @@ def _separate(
     module: nn.Module,
 ) -> tuple[int, int, int]:
     if key.out_features % head_dim:
-        raise NotASiteError("its keys are no whole number of heads")
+        raise NotASiteError("its keys are not a whole number of heads")
     kv_heads = key.out_features // head_dim
     if value.out_features % kv_heads:
         raise NotASiteError("its keys and values differ in heads")
     value_dim = value.out_features // kv_heads
     if output.in_features % value_dim:
-        raise NotASiteError("its output projection takes no whole number of heads")
+        raise NotASiteError("the input of its output projection is not a whole number of heads")
     q_heads = output.in_features // value_dim
-    # Twice as wide where each query head carries a gate beside it.
+    # It is twice as wide if each query head has a gate beside it.
     if query.out_features not in (q_heads * head_dim, 2 * q_heads * head_dim):
         raise NotASiteError(
             f"its {query.out_features} query features are not {q_heads} heads of {head_dim}"
@@ -166,28 +168,28 @@ def _separate(
     return q_heads, kv_heads, value_dim
 
 
-def _packed(
+def _count_packed_heads(
     head_dim: int, fused: Projection, output: Projection, module: nn.Module
 ) -> tuple[int, int, int]:
     if output.in_features % head_dim:
-        raise NotASiteError("its output projection takes no whole number of heads")
+        raise NotASiteError("the input of its output projection is not a whole number of heads")
     q_heads = output.in_features // head_dim
     rest = fused.out_features - output.in_features
     if rest <= 0 or rest % (2 * head_dim):
-        raise NotASiteError("its fused projection is no whole number of heads")
+        raise NotASiteError("its fused projection is not a whole number of heads")
     return q_heads, rest // (2 * head_dim), head_dim
 
 
-def _with_unit(projection: Projection, unit: int, kv_heads: int) -> Projection:
+def _set_unit(projection: Projection, unit: int, kv_heads: int) -> Projection:
     packing = projection.packing
     if packing is not None and packing.grouped:
         packing = Packing(packing.order, kv_heads, grouped=True)
     if packing is not None and kv_heads % packing.blocks:
-        raise NotASiteError(f"its heads do not lie in {packing.blocks} equal blocks")
+        raise NotASiteError(f"its heads do not fill {packing.blocks} equal blocks")
     return replace(projection, unit=unit, packing=packing)
 
 
-def _norm(
+def _read_norm(
     path: str, children: Mapping[str, nn.Module], known: tuple[str, ...], sizes: set[int]
 ) -> Norm | None:
     name = next((name for name in known if name in children), None)
@@ -201,12 +203,12 @@ def _norm(
     if rest or others or any("." in tensor for tensor in tensors):
         raise NotASiteError(f"{name} has a weight per head")
     if size not in sizes:
-        raise NotASiteError(f"{name} has {size} weights, neither per head nor over all heads")
+        raise NotASiteError(f"{name} has {size} weights, which fits neither one head nor all")
     return Norm(f"{path}.{name}", size, tuple(tensors))
 
 
 def is_cross(module: nn.Module, path: str) -> bool:
-    """Whether the attention block at `path` takes its keys and values from elsewhere."""
+    """Whether the attention block at `path` takes keys and values from another sequence."""
     own = path.rpartition(".")[2]
     named = any(part in (own, path.split(".")[-2] if "." in path else "") for part in names.CROSS)
     return (
@@ -215,9 +217,10 @@ def is_cross(module: nn.Module, path: str) -> bool:
 
 
 def _is_cached(module: nn.Module) -> bool:
-    # `is_causal` is set on encoders too where a class serves both.
-    taken = inspect.signature(module.forward).parameters
-    takes_cache = any(n in taken for n in ("past_key_values", "past_key_value", "layer_past"))
+    # A class that serves encoders and decoders sets `is_causal` on both.
+    parameters = inspect.signature(module.forward).parameters
+    cache_names = ("past_key_values", "past_key_value", "layer_past")
+    takes_cache = any(name in parameters for name in cache_names)
     causal = getattr(module, "is_causal", None)
     decoder = getattr(module, "is_decoder", None)
     if causal is None:
@@ -225,5 +228,5 @@ def _is_cached(module: nn.Module) -> bool:
     return bool(causal)
 
 
-def _list(children: Mapping[str, nn.Module]) -> str:
+def _join_names(children: Mapping[str, nn.Module]) -> str:
     return ", ".join(children) or "nothing"

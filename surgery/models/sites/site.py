@@ -1,4 +1,4 @@
-"""The words for one attention block. Plain data: it travels in plans and records as JSON."""
+"""The description of one attention block. It is plain data: plans and records hold it as JSON."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ ROLES = ("query", "key", "value")
 
 @dataclass(frozen=True)
 class Packing:
-    """How query, key and value lie in the output of one linear map.
+    """How query, key and value are packed in the output of one linear map.
 
-    The output is `blocks` runs; each holds, in this `order`, an equal share of every role's heads.
+    The output has `blocks` equal blocks. Each holds, in this `order`, the same number of heads of
+    every role.
 
     Attributes:
-        order: the roles, as they follow each other.
-        blocks: 1 where each role is in one piece (GPT-2, Phi-3); as many as KV heads where each
-            lies beside its queries (GPT-NeoX, BLOOM, Falcon).
-        grouped: whether `blocks` is the number of KV heads, and follows it.
+        order: the roles, in their order.
+        blocks: 1 if each role is in one piece (GPT-2, Phi-3); the number of KV heads if each of
+            them is beside its queries (GPT-NeoX, BLOOM, Falcon).
+        grouped: whether `blocks` is always the number of KV heads.
     """
 
     order: tuple[str, ...]
@@ -32,12 +33,12 @@ class Projection:
     """A linear map of a site.
 
     Attributes:
-        path: module that holds it.
-        in_features, out_features: of the whole module.
-        bias: whether it has one.
+        path: path of the module.
+        in_features, out_features: sizes of the whole module.
+        bias: whether it has a bias.
         unit: features per head: of the output for query, key and value, of the input for output.
         transposed: whether its weight is [in, out] (Conv1D) instead of [out, in].
-        packing: how the roles share the module, where they do.
+        packing: how the roles share the module; ``None`` if they do not.
     """
 
     path: str
@@ -58,8 +59,8 @@ class Norm:
     """A normalisation of queries or keys before RoPE.
 
     Attributes:
-        size: length of its weight: head_dim where each head is normalised alone, or
-            heads * head_dim where all are normalised together.
+        size: length of its weight: head_dim if each head is normalised alone, or
+            heads * head_dim if all are normalised together.
         tensors: names of its parameters (weight, and bias for a LayerNorm).
     """
 
@@ -75,15 +76,15 @@ class Site:
     Attributes:
         path: dotted path of the module that attends.
         block: dotted path of the smallest module around it that holds all its projections.
-        layer: position among the model's sites, from 0.
-        q_heads, kv_heads, head_dim: as the projections' shapes say.
-        value_dim: width of a value head; head_dim nearly everywhere.
+        layer: number of the site among the model's sites, from 0.
+        q_heads, kv_heads, head_dim: from the shapes of the projections.
+        value_dim: width of a value head; nearly always head_dim.
         hidden_size: width of the block's output.
-        cached: whether its keys and values grow while generating.
-        window: tokens that a query attends to, its own included; ``None`` for all before it. Of
-            cached sites alone, as transformers' own cache takes it from the config.
-        cross: whether keys and values come from elsewhere.
-        config_prefix: where in the model's config its head counts stand ("" or "text_config.").
+        cached: whether its keys and values are cached during generation.
+        window: tokens that a query attends to, its own included; ``None`` for all before it. Only
+            for cached sites, as transformers' own cache reads it from the config.
+        cross: whether keys and values come from another sequence.
+        config_prefix: place of its head counts in the model's config ("" or "text_config.").
     """
 
     path: str
@@ -112,17 +113,17 @@ class Site:
 
     @property
     def packing(self) -> Packing | None:
-        """How the projections share one module; ``None`` where each has its own."""
+        """How the projections share one module; ``None`` if each has its own."""
         return self.query.packing
 
-    def heads(self, role: str) -> int:
-        """How many heads a role has."""
+    def count_heads(self, role: str) -> int:
+        """Return the number of heads of a role."""
         return self.q_heads if role in ("query", "output") else self.kv_heads
 
-    def projection(self, role: str) -> Projection:
-        found = getattr(self, role)
-        assert isinstance(found, Projection)
-        return found
+    def get_projection(self, role: str) -> Projection:
+        projection = getattr(self, role)
+        assert isinstance(projection, Projection)
+        return projection
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -131,7 +132,7 @@ class Site:
     def from_json(cls, data: Mapping[str, Any]) -> Site:
         fields = dict(data)
         for role in (*ROLES, "output"):
-            fields[role] = _projection(fields[role])
+            fields[role] = _parse_projection(fields[role])
         for role in ("q_norm", "k_norm"):
             norm = fields[role]
             if norm is not None:
@@ -139,7 +140,7 @@ class Site:
         return cls(**fields)
 
 
-def _projection(data: Mapping[str, Any]) -> Projection:
+def _parse_projection(data: Mapping[str, Any]) -> Projection:
     fields, packing = dict(data), data["packing"]
     if packing is not None:
         fields["packing"] = Packing(tuple(packing["order"]), packing["blocks"], packing["grouped"])
@@ -148,7 +149,7 @@ def _projection(data: Mapping[str, Any]) -> Projection:
 
 @dataclass(frozen=True)
 class Block:
-    """An attention block that is no site, and why."""
+    """An attention block that is not a site, and the reason."""
 
     path: str
     kind: str
@@ -160,9 +161,9 @@ class Anatomy:
     """All attention blocks of a model, in module order.
 
     Attributes:
-        sites: what operations work on.
-        unreadable: attention of the model that is not understood.
-        left_alone: what no operation is about: linear attention, vision and audio towers.
+        sites: the blocks that operations work on.
+        unreadable: blocks that are not understood.
+        left_alone: blocks that no operation handles: linear attention, vision and audio towers.
     """
 
     model_class: str

@@ -10,7 +10,7 @@ from omegaconf import MISSING
 
 from surgery.config.options import POSITIVE, option
 from surgery.errors import ConfigError
-from surgery.models.dropout import dropout_attributes
+from surgery.models.dropout import find_dropout_attributes
 from surgery.operations.backend.available import (
     FAST,
     Need,
@@ -88,6 +88,6 @@ def _planned_dropout(draft: Draft) -> float:
         float(draft.value(path, name))
         for site in draft.sites
         if site.path not in draft.removed
-        for path, name in dropout_attributes(draft.model, site)
+        for path, name in find_dropout_attributes(draft.model, site)
     ]
     return max(planned, default=0.0)

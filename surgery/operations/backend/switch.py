@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from surgery.errors import PlanError
-from surgery.verify.first_batch import first_batch_check
+from surgery.verify.first_batch import check_first_batch
 
 
 def set_backend(
@@ -16,7 +16,7 @@ def set_backend(
     """Let `model` compute attention with `implementation`.
 
     Args:
-        check: compare with eager on the first batch that the model sees (`first_batch_check`).
+        check: compare with eager on the first batch that the model sees (`check_first_batch`).
         tolerance: for that comparison.
 
     Raises:
@@ -35,7 +35,7 @@ def set_backend(
                 f"attention backend {implementation}: {path or type(model).__name__} keeps {held}"
             )
     if check:
-        first_batch_check(model, tolerance)
+        check_first_batch(model, tolerance)
 
 
 def _configs(model: PreTrainedModel) -> Iterator[tuple[str, PreTrainedConfig]]:

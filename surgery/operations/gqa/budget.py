@@ -9,11 +9,11 @@ import torch
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from surgery.calibration.options import Calibration
-from surgery.calibration.view import Batch
+from surgery.calibration.case import Calibration
+from surgery.data.collate import Batch
 from surgery.errors import ConfigError
-from surgery.models.copies import sharing_copy
-from surgery.models.forward import no_cache
+from surgery.models.copies import make_sharing_copy
+from surgery.models.forward import get_forward_options
 from surgery.models.sites import Site
 from surgery.operations.gqa.layerwise import calibrate_site
 from surgery.operations.gqa.options import GQAOptions, divisors
@@ -40,7 +40,7 @@ def chosen_counts(
     for site in sites:
         found = {site.kv_heads: 0.0}
         for count in divisors(site.kv_heads)[:-1]:
-            work = sharing_copy(model)
+            work = make_sharing_copy(model)
             plain = replace(operation, kv_heads=count)
             calibrate_site(model, work, site, count, plain, some, quick, lambda _: None)
             found[count] = divergence(model, work, some)
@@ -75,7 +75,7 @@ def divergence(model: PreTrainedModel, changed: PreTrainedModel, batches: Sequen
     device = next(model.parameters()).device
     for batch in batches:
         inputs = {name: value.to(device) for name, value in batch.items() if name != "labels"}
-        outputs = [one(**inputs, **no_cache(one)) for one in (model, changed)]
+        outputs = [one(**inputs, **get_forward_options(one)) for one in (model, changed)]
         if not all(hasattr(output, "logits") for output in outputs):
             raise ConfigError(
                 "attention.gqa.kv_heads",

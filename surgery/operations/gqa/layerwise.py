@@ -8,14 +8,14 @@ from dataclasses import replace
 import torch
 from transformers import PreTrainedModel
 
-from surgery.calibration.grouping import Groups, contiguous
-from surgery.calibration.options import Calibration
+from surgery.calibration.case import Calibration
+from surgery.calibration.grouping import Partition, make_contiguous_groups
 from surgery.calibration.output import solve_output
-from surgery.calibration.rows import in_plan_layout, put_parameter
-from surgery.calibration.text import SiteText
-from surgery.calibration.view import Batch
+from surgery.calibration.rows import put_parameter, to_plan_layout
+from surgery.calibration.site_batches import SiteBatches
+from surgery.data.collate import Batch
 from surgery.errors import ConfigError
-from surgery.models.copies import sharing_copy
+from surgery.models.copies import make_sharing_copy
 from surgery.models.sites import Site
 from surgery.operations.gqa import solve
 from surgery.operations.gqa.moments import SiteMoments
@@ -54,7 +54,7 @@ def calibrate_sites(
         sites: with the KV heads each should have, in the order of the forward pass.
         advance: told of every batch that is done with.
     """
-    work = sharing_copy(model)
+    work = make_sharing_copy(model)
     found = {}
     for site, count in sites:
         if count == site.kv_heads:
@@ -81,12 +81,12 @@ def calibrate_site(
         model: the original, whose outputs are aimed at.
         work: a copy of it, operated on up to this site.
     """
-    runs = contiguous(site.kv_heads, count)
+    runs = make_contiguous_groups(site.kv_heads, count)
     optimal = operation.merge is Merge.optimal
     given = operation.given_groups(site, count)
     similar = operation.grouping is Grouping.similarity and count > 1 and given is None
-    text = SiteText(model, work, site, batches, options.keep_batches if optimal else 0)
-    groups: Groups = runs if given is None else given
+    text = SiteBatches(model, work, site, batches, options.keep_batches if optimal else 0)
+    groups: Partition = runs if given is None else given
     if similar:
         first = _moments(text, (), options, advance, "statistics")
         groups = solve.similar_groups(work, site, first, count)
@@ -103,8 +103,8 @@ def calibrate_site(
         )
     if optimal:
         merge = solve.optimal(work, site, first, groups)
-        if options.refine_steps and text.kept():
-            merge, before, after = refine(work, site, merge, text.kept(), options)
+        if options.refine_steps and text.get_kept():
+            merge, before, after = refine(work, site, merge, text.get_kept(), options)
             merge.losses.update(output_closed_form=before, output_refined=after)
         if options.refit:
             merge = _refitted(text, merge, options, advance)
@@ -116,7 +116,7 @@ def calibrate_site(
 
 
 @torch.no_grad()
-def _refuse_order(text: SiteText, groups: Groups, operation: GQAOptions) -> None:
+def _refuse_order(text: SiteBatches, groups: Partition, operation: GQAOptions) -> None:
     """Whether the site computes the same with its heads in the order of `groups`.
 
     Some hold something for every head, a position bias for one, that does not move with it.
@@ -125,7 +125,7 @@ def _refuse_order(text: SiteText, groups: Groups, operation: GQAOptions) -> None
         ConfigError: it does not.
     """
     work, site = text.work, text.site
-    seen = next(iter(text.views()))
+    seen = next(iter(text.iterate_views()))
     one_by_one = tuple((member,) for group in groups for member in group)
     query = solve.heads_in_groups(site, groups)
     made = output_with(
@@ -150,14 +150,14 @@ def _refuse_order(text: SiteText, groups: Groups, operation: GQAOptions) -> None
 def _resolution(site: Site, merge: SiteMerge, figures: dict[str, object]) -> SiteResolution:
     tensors = {
         role: tensor.detach().float().cpu()
-        for role, tensor in in_plan_layout(site, merge.tensors).items()
+        for role, tensor in to_plan_layout(site, merge.tensors).items()
     }
     return SiteResolution(merge.query, merge.kv, tensors, {**figures, **merge.losses})
 
 
 def _moments(
-    text: SiteText,
-    groups: Groups | tuple[()],
+    text: SiteBatches,
+    groups: Partition | tuple[()],
     options: Calibration,
     advance: Advance,
     what: str,
@@ -166,7 +166,7 @@ def _moments(
     moments = SiteMoments(
         text.work, site, groups, options.rows, options.seed + site.layer, values=not groups
     )
-    for view in text.views():
+    for view in text.iterate_views():
         moments.add(view)
         advance(f"layer {site.layer}: {what}")
     return moments
@@ -174,7 +174,7 @@ def _moments(
 
 @torch.no_grad()
 def _refitted(
-    text: SiteText, merge: SiteMerge, options: Calibration, advance: Advance
+    text: SiteBatches, merge: SiteMerge, options: Calibration, advance: Advance
 ) -> SiteMerge:
     """The output projection by ridge least squares: what it is given then, what it gave before."""
     work, site = text.work, text.site

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedModel
 
-from surgery.calibration.rows import widest
+from surgery.calibration.rows import widen
 from surgery.calibration.view import SiteView
 from surgery.errors import SiteError
 from surgery.models.sites import Site
-from surgery.observe.rows import row_logits, row_weights, sample_rows
+from surgery.observe.rows import compute_row_logits, sample_rows, weigh_rows
 from surgery.operations.gqa.keys import KeyMoments
 from surgery.operations.gqa.planes import Planes, find_planes
 from surgery.operations.gqa.scales import Scales, measured, normalised, ones
@@ -132,8 +132,8 @@ class SiteMoments:
             raise self._refusal("its values are changed before the attention")
         if not _near(call.output.flatten(2), view.inputs, rounding):
             raise self._refusal("what it attends to is changed before the output projection")
-        self.key_scales = ones(site, "key", widest(rows[:1]))
-        self.query_scales = ones(site, "query", widest(rows[:1]))
+        self.key_scales = ones(site, "key", widen(rows[:1]))
+        self.query_scales = ones(site, "query", widen(rows[:1]))
         if site.k_norm is not None:
             self.key_scales = measured(view.key.flatten(0, 1), key.flatten(0, 1))
         if site.q_norm is not None:
@@ -153,7 +153,7 @@ class SiteMoments:
         site, free = self.site, list(self.layout.free)
         # Products of the widest numbers: heads that can share exactly have singular moments, and
         # what rounding leaves in their null space is divided by almost nothing later.
-        q, k = widest(query), widest(key)
+        q, k = widen(query), widen(key)
         q = q.flatten(0, 1) if view.real is None else q[view.real]  # [T, heads, D]
         k = k.flatten(0, 1) if view.real_keys is None else k[view.real_keys]
         self.tokens += len(k)
@@ -171,7 +171,7 @@ class SiteMoments:
 
     def _add_values(self, view: SiteView) -> None:
         assert view.value is not None
-        v = widest(view.value)
+        v = widen(view.value)
         v = v.flatten(0, 1) if view.real_keys is None else v[view.real_keys]
         v = v.flatten(1)
         self._sum("values", v.mT @ v)
@@ -180,8 +180,8 @@ class SiteMoments:
         call, site = view.call, self.site
         assert call is not None
         rows = sample_rows(call.query.shape[2], self.rows, self.generator)
-        weights = row_weights(call, rows)  # [B, R]
-        shares = torch.softmax(row_logits(call, rows), dim=-1).nan_to_num(0.0)
+        weights = weigh_rows(call, rows)  # [B, R]
+        shares = torch.softmax(compute_row_logits(call, rows), dim=-1).nan_to_num(0.0)
         shares = shares[..., : call.value.shape[2]] * weights[:, None, :, None]
         self._drawn += float(weights.sum())
         value = call.value if call.value.dtype == torch.float64 else call.value.float()
@@ -190,7 +190,7 @@ class SiteMoments:
         for group in self.groups:
             beside = torch.cat([value[:, head] for head in group], dim=-1)  # [B, S, members * D]
             for head in (h for member in group for h in range(member * size, (member + 1) * size)):
-                seen = widest(shares[:, head] @ beside).flatten(0, 1)
+                seen = widen(shares[:, head] @ beside).flatten(0, 1)
                 added = seen.mT @ seen
                 if head in self._attended:
                     self._attended[head] += added

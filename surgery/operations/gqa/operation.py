@@ -12,7 +12,13 @@ from surgery.operations.gqa.options import GQAOptions, Grouping, Merge, split_ev
 from surgery.operations.gqa.resolve import resolve_gqa
 from surgery.plan.operation import Alternative, Draft
 from surgery.plan.resolution import Resolution, SiteResolution
-from surgery.transforms.head_edits import Merging, Rewrite, regroup, rewrite_specs, unchanged
+from surgery.transforms.head_edits import (
+    Merging,
+    Rewrite,
+    keep_all_heads,
+    make_rewrite_specs,
+    regroup,
+)
 
 
 @dataclass
@@ -59,7 +65,7 @@ class GQA(GQAOptions):
             self._open(draft, changing)
         for site, count in changing:
             groups = split_evenly(site.kv_heads, count)
-            assumed = SiteResolution(unchanged(site.q_heads), groups)
+            assumed = SiteResolution(keep_all_heads(site.q_heads), groups)
             found = (draft.resolution or {}).get(site.path, assumed)
             draft.change([self._change(draft, site, found)])
 
@@ -76,7 +82,7 @@ class GQA(GQAOptions):
             if found.tensors:
                 bias = "output_bias" in found.tensors
             rewrite = Rewrite(f"{draft.number}.{site.path}", bias)
-            specs = rewrite_specs(site, rewrite, found.query, found.kv)
+            specs = make_rewrite_specs(site, rewrite, found.query, found.kv)
             draft.tensors |= {specs[role].name: t for role, t in found.tensors.items()}
         return regroup(site, self.name, found.query, found.kv, merging, rewrite)
 
@@ -110,7 +116,7 @@ class GQA(GQAOptions):
 
     def _check_norms(self, site: Site) -> None:
         for role, norm in (("query", site.q_norm), ("key", site.k_norm)):
-            if norm is not None and norm.size != site.projection(role).unit:
+            if norm is not None and norm.size != site.get_projection(role).unit:
                 raise ConfigError(
                     self.key("merge"),
                     f"{norm.path} is taken over all heads together, so no head can be rewritten "
@@ -120,7 +126,7 @@ class GQA(GQAOptions):
                 )
 
     def _check_gates(self, site: Site) -> None:
-        if site.projection("query").unit != site.projection("key").unit:
+        if site.get_projection("query").unit != site.get_projection("key").unit:
             raise ConfigError(
                 self.key("merge" if self.rewrites else "groups" if self.groups else "grouping"),
                 f"{site.query.path} makes a gate beside each query, which no calibration knows",

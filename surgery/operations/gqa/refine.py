@@ -8,15 +8,19 @@ from dataclasses import replace
 import torch
 from transformers import PreTrainedModel
 
-from surgery.calibration.options import Calibration
-from surgery.calibration.view import Kept
+from surgery.calibration.case import Calibration
+from surgery.calibration.view import KeptBatch
 from surgery.models.sites import Site
 from surgery.operations.gqa.solve import SiteMerge
 from surgery.operations.gqa.wide import output_with, wide_tensors
 
 
 def refine(
-    model: PreTrainedModel, site: Site, merge: SiteMerge, kept: Sequence[Kept], options: Calibration
+    model: PreTrainedModel,
+    site: Site,
+    merge: SiteMerge,
+    kept: Sequence[KeptBatch],
+    options: Calibration,
 ) -> tuple[SiteMerge, float, float]:
     """Adam on the maps of queries, keys and values and on the output projection.
 
@@ -50,11 +54,13 @@ def refine(
 
 
 @torch.no_grad()
-def _mean_loss(model: PreTrainedModel, site: Site, merge: SiteMerge, kept: Sequence[Kept]) -> float:
+def _mean_loss(
+    model: PreTrainedModel, site: Site, merge: SiteMerge, kept: Sequence[KeptBatch]
+) -> float:
     return sum(float(_loss(model, site, merge, one)) for one in kept) / len(kept)
 
 
-def _loss(model: PreTrainedModel, site: Site, merge: SiteMerge, one: Kept) -> torch.Tensor:
+def _loss(model: PreTrainedModel, site: Site, merge: SiteMerge, one: KeptBatch) -> torch.Tensor:
     tensors = wide_tensors(model, site, merge)
     made = output_with(model, site, tensors, one.args, one.kwargs).float()
     target = one.target.float()

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from surgery.calibration.case import Case
 from surgery.calibration.refusals import refuse_repeated, refuse_shared
-from surgery.console import progress
+from surgery.console import track_progress
 from surgery.operations.gqa.budget import chosen_counts
 from surgery.operations.gqa.layerwise import PASSES, calibrate_sites
 from surgery.operations.gqa.options import GQAOptions
@@ -22,7 +22,7 @@ def resolve_gqa(operation: GQAOptions, case: Case) -> tuple[GQAOptions, Resoluti
     if operation.average is not None:
         refuse_shared(model, sites)
         refuse_repeated(model, sites, batches[0])
-        with progress("choosing KV heads per layer") as steps:
+        with track_progress("choosing KV heads per layer") as steps:
 
             def told(what: str) -> None:
                 steps.describe(what)
@@ -35,7 +35,7 @@ def resolve_gqa(operation: GQAOptions, case: Case) -> tuple[GQAOptions, Resoluti
         return operation, {}
     refuse_shared(model, [s for s, n in zip(sites, counts, strict=True) if s.kv_heads != n])
     refuse_repeated(model, sites, batches[0])
-    with progress("calibration", PASSES * changed * len(batches)) as steps:
+    with track_progress("calibration", PASSES * changed * len(batches)) as steps:
 
         def advance(what: str) -> None:
             steps.describe(f"calibration, {what}")

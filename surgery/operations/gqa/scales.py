@@ -57,5 +57,5 @@ def measured(before: torch.Tensor, after: torch.Tensor) -> Scales:
 
 def ones(site: Site, role: str, like: torch.Tensor) -> Scales:
     """Where nothing is normalised."""
-    unit = site.projection(role).unit
-    return Scales(like.new_ones(unit), like.new_ones(site.heads(role)))
+    unit = site.get_projection(role).unit
+    return Scales(like.new_ones(unit), like.new_ones(site.count_heads(role)))

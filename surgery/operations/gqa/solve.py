@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from surgery.calibration.grouping import Groups, partition
-from surgery.calibration.rows import output_columns, weight_rows
+from surgery.calibration.grouping import Partition, partition
+from surgery.calibration.rows import get_output_columns, get_weight_rows
 from surgery.models.sites import Site
 from surgery.operations.gqa.aligned import aligned_keys, aligned_values, renormalised
 from surgery.operations.gqa.keys import SharedKeys, group_loss, shared_keys
@@ -38,7 +38,7 @@ class SiteMerge:
     losses: dict[str, Any]
 
 
-def heads_in_groups(site: Site, groups: Groups) -> Parts:
+def heads_in_groups(site: Site, groups: Partition) -> Parts:
     """Query heads in the order in which `groups` of KV heads lie side by side."""
     size = site.group_size
     return tuple(
@@ -49,10 +49,12 @@ def heads_in_groups(site: Site, groups: Groups) -> Parts:
     )
 
 
-def similar_groups(model: PreTrainedModel, site: Site, moments: SiteMoments, count: int) -> Groups:
+def similar_groups(
+    model: PreTrainedModel, site: Site, moments: SiteMoments, count: int
+) -> Partition:
     """Groups of KV heads that lose least: keys' and values' losses of every pair, as shares."""
     heads, keys = site.kv_heads, moments.keys()
-    outputs, covariance = output_columns(model, site), moments.values()
+    outputs, covariance = get_output_columns(model, site), moments.values()
     width = site.value.unit
     # What reads a head's values, as one square root of Σ O^T O.
     half = [
@@ -71,11 +73,13 @@ def similar_groups(model: PreTrainedModel, site: Site, moments: SiteMoments, cou
     return partition(cost, count)
 
 
-def optimal(model: PreTrainedModel, site: Site, moments: SiteMoments, groups: Groups) -> SiteMerge:
+def optimal(
+    model: PreTrainedModel, site: Site, moments: SiteMoments, groups: Partition
+) -> SiteMerge:
     """The closed form: `shared_keys` and `shared_values` for every group."""
     keys = moments.keys()
     shared = [shared_keys(keys, group) for group in groups]
-    outputs, attended = output_columns(model, site), moments.attended()
+    outputs, attended = get_output_columns(model, site), moments.attended()
     values, columns, lost = [], [], []
     for group in groups:
         readers = [head for member in group for head in _readers(site, member)]
@@ -97,12 +101,12 @@ def optimal(model: PreTrainedModel, site: Site, moments: SiteMoments, groups: Gr
 
 
 def aligned(
-    model: PreTrainedModel, site: Site, moments: SiteMoments, groups: Groups, *, renorm: bool
+    model: PreTrainedModel, site: Site, moments: SiteMoments, groups: Partition, *, renorm: bool
 ) -> SiteMerge:
     """Turned towards each other, then averaged; with `renorm`, as large again as they were."""
     keys, covariance = moments.keys(), moments.values()
-    outputs = output_columns(model, site)
-    rows = {role: weight_rows(model, site, role) for role in ("key", "value")}
+    outputs = get_output_columns(model, site)
+    rows = {role: get_weight_rows(model, site, role) for role in ("key", "value")}
     width = site.value.unit
     shared, values, columns = [], [], []
     for group in groups:
@@ -132,7 +136,7 @@ def _readers(site: Site, member: int) -> range:
 def _merge(
     site: Site,
     moments: SiteMoments,
-    groups: Groups,
+    groups: Partition,
     shared: Sequence[SharedKeys],
     values: Sequence[torch.Tensor],
     columns: Sequence[torch.Tensor],

@@ -10,14 +10,14 @@ from torch import nn
 from torch.func import functional_call
 from transformers import PreTrainedModel
 
-from surgery.calibration.rows import in_plan_layout, put_parameter
-from surgery.calibration.view import captured_output
+from surgery.calibration.rows import put_parameter, to_plan_layout
+from surgery.calibration.view import capturing_output
 from surgery.models.sites import Site
 from surgery.operations.gqa.solve import SiteMerge
 from surgery.plan.resolution import Parts
 from surgery.transforms.edits import SiteChange, TensorEdit
-from surgery.transforms.head_edits import Merging, Rewrite, regroup, rewrite_specs
-from surgery.verify.equivalence import Tensors, site_tensors
+from surgery.transforms.head_edits import Merging, Rewrite, make_rewrite_specs, regroup
+from surgery.verify.equivalence import Tensors, make_site_tensors
 
 _REWRITE = "calibrating"
 
@@ -28,8 +28,8 @@ def wide_tensors(model: PreTrainedModel, site: Site, merge: SiteMerge) -> Tensor
     Differentiable in the merge's tensors.
     """
     rewrite = Rewrite(_REWRITE, "output_bias" in merge.tensors)
-    given = in_plan_layout(site, merge.tensors)
-    specs = rewrite_specs(site, rewrite, merge.query, merge.kv)
+    given = to_plan_layout(site, merge.tensors)
+    specs = make_rewrite_specs(site, rewrite, merge.query, merge.kv)
     named = {spec.name: given[role] for role, spec in specs.items()}
 
     def inputs(edit: TensorEdit) -> list[torch.Tensor]:
@@ -53,7 +53,7 @@ def _tensors(
 ) -> tuple[Tensors, Tensors]:
     """What a change makes of the block's tensors, and the same spread out; local names."""
     block = model.get_submodule(site.block)
-    new, wide = site_tensors(block, site, change.edits, inputs)
+    new, wide = make_site_tensors(block, site, change.edits, inputs)
     prefix = f"{site.block}." if site.block else ""
     names = {spec.name[len(prefix) :] for edit in change.edits for spec in edit.results}
     return {name: new[name] for name in names}, {name: wide[name] for name in names}
@@ -87,6 +87,6 @@ def output_with(
     """What the site's output projection puts out when its block runs with other tensors."""
     block = model.get_submodule(site.block)
     path = site.output.path[len(site.block) :].lstrip(".")
-    with captured_output(block, path) as found:
+    with capturing_output(block, path) as found:
         functional_call(block, tensors, args, kwargs)
     return found[-1]

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from surgery.importance.choice import HeadCut, choose_heads
-from surgery.importance.head_lists import Heads
+from surgery.importance.choice import HeadCut, Heads, choose_heads
 from surgery.importance.score_file import HeadScores
 from surgery.importance.table import GROUPS
 from surgery.models.sites import Site

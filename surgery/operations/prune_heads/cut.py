@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from transformers import PreTrainedModel
 
-from surgery.importance.head_lists import Heads
+from surgery.importance.choice import Heads
 from surgery.models.sites import Site, find_sites
 from surgery.operations.prune_heads.options import PruneOptions
 from surgery.plan.make import make_plan

@@ -17,8 +17,8 @@ from surgery.console import say
 from surgery.data.collate import Batch
 from surgery.errors import ConfigError, SurgeryError
 from surgery.importance import Gates, ScoreTable, score_heads
-from surgery.importance.estimate import Scorer, at_rest
-from surgery.importance.head_lists import Heads
+from surgery.importance.choice import Heads
+from surgery.importance.estimate import Scorer, freezing
 from surgery.importance.score_file import HeadScores
 from surgery.models.sites import Site
 from surgery.operations.prune_heads.closing import choose_closing
@@ -166,11 +166,11 @@ class GatedPruning:
         assert isinstance(model, PreTrainedModel)
         assert estimator is not None
         sites = select_sites(self.sites, self.operation.layers, self.operation.key("layers"))
-        with isolate_rng(include_cuda=torch.cuda.is_available()), at_rest(model):
+        with isolate_rng(include_cuda=torch.cuda.is_available()), freezing(model):
             torch.manual_seed(self.options["seed"])
             scorer = self._scorer or self._scores_on(trainer)
             table = scorer(model, sites, estimator, self.operation.unit)
-        scores = HeadScores.of(table, sites)
+        scores = HeadScores.from_table(table, sites)
         found, going = choose_closing(self.operation, sites, scores, self.chosen, share)
         check_cut(model, self.sites, self.operation, going, native=bool(self.options["native"]))
         return found
@@ -178,13 +178,13 @@ class GatedPruning:
     def _scores_on(self, trainer: pl.Trainer) -> Scorer:
         cfg = self.options["importance"]
         data: Any = getattr(trainer, "datamodule", None)
-        if not hasattr(data, "importance_batches"):
+        if not hasattr(data, "draw_importance_batches"):
             raise ConfigError(
                 self.operation.key("schedule"),
                 "scores heads on batches, and this training has no TextData to take them from",
                 valid="trainer.fit(…, datamodule=), or a scorer",
             )
-        batches: list[Batch] = data.importance_batches(cfg["windows"], cfg["batch_size"])
+        batches: list[Batch] = data.draw_importance_batches(cfg["windows"], cfg["batch_size"])
 
         def scored(
             model: PreTrainedModel, sites: Sequence[Site], estimator: str, unit: str

@@ -19,7 +19,7 @@ from surgery.plan.layers import select_sites
 from surgery.plan.operation import Draft, StepFunction, TrainingDecision
 from surgery.plan.plan import Plan
 from surgery.plan.resolution import Resolution
-from surgery.transforms.head_edits import Merging, Rewrite, keep_heads, regroup, rewrite_specs
+from surgery.transforms.head_edits import Merging, Rewrite, keep_heads, make_rewrite_specs, regroup
 
 
 @dataclass
@@ -226,6 +226,6 @@ class PruneHeads(PruneOptions):
             rewrite = Rewrite(prefix, site.output.bias, output_only=True)
             found = (draft.resolution or {}).get(site.path)
             if found is not None:
-                specs = rewrite_specs(site, rewrite, query, kv)
+                specs = make_rewrite_specs(site, rewrite, query, kv)
                 draft.tensors |= {specs[role].name: t for role, t in found.tensors.items()}
         return regroup(site, self.name, query, kv, Merging(), rewrite)

@@ -9,8 +9,7 @@ from typing import Any
 
 from surgery.config.options import COUNT, NOT_NEGATIVE, SHARE, Range, option
 from surgery.errors import ConfigError
-from surgery.importance.choice import HeadCut, choose_heads
-from surgery.importance.head_lists import parse_head_lists
+from surgery.importance.choice import HeadCut, choose_heads, parse_head_lists
 from surgery.importance.score_file import HeadScores, read_scores
 from surgery.importance.table import ESTIMATORS, GROUPS, HEADS
 from surgery.models.sites import Site

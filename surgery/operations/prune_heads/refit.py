@@ -15,14 +15,14 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from surgery.calibration.options import Calibration
+from surgery.calibration.case import Calibration
 from surgery.calibration.output import solve_output
 from surgery.calibration.refusals import refuse_repeated, refuse_shared
-from surgery.calibration.rows import in_plan_layout, put_parameter
-from surgery.calibration.text import SiteText
-from surgery.calibration.view import Batch
-from surgery.console import progress
-from surgery.models.copies import sharing_copy
+from surgery.calibration.rows import put_parameter, to_plan_layout
+from surgery.calibration.site_batches import SiteBatches
+from surgery.console import track_progress
+from surgery.data.collate import Batch
+from surgery.models.copies import make_sharing_copy
 from surgery.models.sites import Site
 
 
@@ -61,15 +61,15 @@ def refit_sites(
     """
     changed = [site for site in sites if len(left[site.path]) < site.q_heads]
     fitted = [site for site in changed if left[site.path]]
-    work, found = sharing_copy(model), {}
-    with progress("refit", len(fitted) * len(batches)) as steps:
+    work, found = make_sharing_copy(model), {}
+    with track_progress("refit", len(fitted) * len(batches)) as steps:
         refuse_shared(model, changed)
         refuse_repeated(model, changed, batches[0])
         for site in changed:
             _silence(work, site, left[site.path])
             if site not in fitted:
                 continue
-            text = SiteText(model, work, site, batches, 0)
+            text = SiteBatches(model, work, site, batches, 0)
             steps.describe(f"refit, layer {site.layer}")
             found[site.path] = _refit(text, left[site.path], options.ridge, steps.advance)
             _set(work, site, left[site.path], found[site.path])
@@ -77,7 +77,7 @@ def refit_sites(
 
 
 def _refit(
-    text: SiteText, heads: Sequence[int], ridge: float, advance: Callable[[], None]
+    text: SiteBatches, heads: Sequence[int], ridge: float, advance: Callable[[], None]
 ) -> Refit:
     site = text.site
     solved = solve_output(text, ridge, advance, _columns(site, heads))
@@ -88,7 +88,7 @@ def _refit(
         "output_error_cut": _share(solved.before, solved.size),
         "output_error_refit": _share(solved.after, solved.size),
     }
-    return Refit({role: t.cpu() for role, t in in_plan_layout(site, tensors).items()}, figures)
+    return Refit({role: t.cpu() for role, t in to_plan_layout(site, tensors).items()}, figures)
 
 
 def _share(error: float, size: float) -> float:

@@ -14,9 +14,9 @@ from transformers import Cache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from surgery.errors import PlanError
-from surgery.models.probe import probe_inputs
+from surgery.models.forward import make_probe_inputs
 from surgery.models.sites import Site, find_sites
-from surgery.verify.equivalence import FAULTS, first_line
+from surgery.verify.equivalence import FAULTS, get_first_line
 
 
 class RemovedAttention(nn.Module):
@@ -95,7 +95,7 @@ def check_removal(
     Raises:
         PlanError: the two differ, or the model cannot be run without.
     """
-    inputs = probe or probe_inputs(model, cross=any(site.cross for site in sites))
+    inputs = probe or make_probe_inputs(model, cross=any(site.cross for site in sites))
     names = ", ".join(site.path for site in sites)
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -106,7 +106,9 @@ def check_removal(
             with _taken_out(model, sites):
                 actual = _output(model, inputs)
     except FAULTS as error:
-        raise PlanError(f"the model cannot be run without {names}: {first_line(error)}") from error
+        raise PlanError(
+            f"the model cannot be run without {names}: {get_first_line(error)}"
+        ) from error
     finally:
         for module, training in modes:
             module.training = training

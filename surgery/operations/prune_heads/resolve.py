@@ -29,7 +29,7 @@ def resolve_pruning(operation: PruneOptions, case: Case) -> tuple[PruneOptions, 
     scores, table = None, None
     if operation.estimator is not None:
         table = _table(operation, sites, case)
-        scores = HeadScores.of(table, sites)
+        scores = HeadScores.from_table(table, sites)
         _refuse_nan(operation, sites, scores)
     # Some layers may be gone: a file was compared with all of them when the plan was made.
     removed = operation.choose(sites, scores)
@@ -91,7 +91,7 @@ def _refuse_nan(operation: PruneOptions, sites: Sequence[Site], scores: HeadScor
 def _figures(operation: PruneOptions, table: ScoreTable | None, site: Site) -> dict[str, Any]:
     if table is None:
         return {}
-    (of_site,) = (one for one in table.of(operation.unit) if one.site == site.path)
+    (of_site,) = (one for one in table.get_scores(operation.unit) if one.site == site.path)
     return {
         "estimator": operation.estimator,
         "unit": operation.unit,

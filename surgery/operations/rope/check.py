@@ -16,15 +16,15 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from surgery.errors import ConfigError
-from surgery.models.config import apply_patch, config_at
+from surgery.models.config import apply_patch, get_config_part
 from surgery.models.rotary import (
-    Rotary,
-    build,
-    layer_type_of,
-    nested_types,
-    rotaries,
-    rotary_of,
-    with_parameters,
+    RotaryModule,
+    build_rotary,
+    find_layer_type,
+    find_rotaries,
+    find_rotary,
+    list_nested_types,
+    replace_parameters,
 )
 from surgery.models.sites import Site
 from surgery.operations.rope.frequencies import (
@@ -37,7 +37,7 @@ from surgery.operations.rope.frequencies import (
     sentence,
 )
 from surgery.plan.operation import Draft
-from surgery.verify.reach import Reach, probe
+from surgery.verify.reach import Reach, probe_reach
 
 # What a model without rotary positions can do.
 ROTARY_FIRST = (
@@ -48,7 +48,9 @@ ROTARY_FIRST = (
 def _check_strays(reference: PreTrainedModel, config: PreTrainedConfig) -> None:
     """Some architectures build rotations per layer, each from a config that no one else sees."""
     known = {id(held) for held in _tree(reference.config)}
-    stray = next((p for p, m in rotaries(reference).items() if id(m.config) not in known), None)
+    stray = next(
+        (p for p, m in find_rotaries(reference).items() if id(m.config) not in known), None
+    )
     if stray is not None:
         raise ConfigError(
             KEY,
@@ -79,21 +81,21 @@ def check_everywhere(
     """
     config = draft.config
     before = _reference(draft, {})
-    old = rotaries(before, config_at(before.config, prefix))
+    old = find_rotaries(before, get_config_part(before.config, prefix))
     if not old:
         raise ConfigError(KEY, _no_rotary(config), given=config.model_type, valid=ROTARY_FIRST)
     _check_strays(before, config)
     _check_saved(config, patch, prefix)
     after = _reference(draft, patch)
-    new = rotaries(after, config_at(after.config, prefix))
+    new = find_rotaries(after, get_config_part(after.config, prefix))
     for path in old:
         compare(old[path], new[path])
     paths = [site.path for site in sites]
-    could, can = probe(before, paths), probe(after, paths)
+    could, can = probe_reach(before, paths), probe_reach(after, paths)
     _check_used(could, config)
     for path, reach in can.items():
         if reach.fault and not (path in could and could[path].fault):
-            parameters = _flat(config_at(after.config, prefix))
+            parameters = _flat(get_config_part(after.config, prefix))
             partial = "partial_rotary_factor" in parameters
             raise ConfigError(
                 f"{KEY}.partial_rotary_factor" if partial else f"{KEY}.type",
@@ -130,7 +132,9 @@ def site_layer_type(draft: Draft, prefix: str, site: Site) -> str | None:
         ConfigError: the block has none there.
     """
     try:
-        return layer_type_of(config_at(draft.config, prefix), draft.model.get_submodule(site.path))
+        return find_layer_type(
+            get_config_part(draft.config, prefix), draft.model.get_submodule(site.path)
+        )
     except ValueError as error:
         raise ConfigError(f"{KEY}.layers", f"{site.path}: {error}", given=site.layer) from None
 
@@ -148,7 +152,7 @@ def check_sites(
     """
     reference = _reference(draft, {})
     paths = [site.path for site in sites]
-    reached = probe(reference, paths)
+    reached = probe_reach(reference, paths)
     for site in sites:
         reach = reached.get(site.path)
         block = reference.get_submodule(site.path)
@@ -175,7 +179,7 @@ def check_sites(
 
 def _reference(draft: Draft, patch: Mapping[str, Any]) -> PreTrainedModel:
     try:
-        return draft.references.of({**draft.patch, **patch})
+        return draft.references.get({**draft.patch, **patch})
     except ConfigError as error:
         raise ConfigError(KEY, error.problem) from None
 
@@ -187,10 +191,10 @@ def _check_saved(config: PreTrainedConfig, patch: Mapping[str, Any], prefix: str
         apply_patch(changed, patch)
     except FAULTS:
         return  # refused in the architecture's own words, when a model is built from it
-    wanted = config_at(changed, prefix)
+    wanted = get_config_part(changed, prefix)
     rope_type = _flat(wanted)["rope_type"]
     try:
-        read = config_at(type(changed).from_dict(changed.to_dict()), prefix)
+        read = get_config_part(type(changed).from_dict(changed.to_dict()), prefix)
         same = read.rope_parameters == wanted.rope_parameters
     except FAULTS:
         same = False
@@ -202,13 +206,14 @@ def _check_saved(config: PreTrainedConfig, patch: Mapping[str, Any], prefix: str
 
 def _pairs(
     before: PreTrainedModel, after: PreTrainedModel, prefix: str
-) -> Iterator[tuple[Rotary, Rotary]]:
+) -> Iterator[tuple[RotaryModule, RotaryModule]]:
     """The rotary modules of two reference models, with numbers in them."""
     old, new = (
-        rotaries(reference, config_at(reference.config, prefix)) for reference in (before, after)
+        find_rotaries(reference, get_config_part(reference.config, prefix))
+        for reference in (before, after)
     )
     for path in old:
-        yield build(old[path], old[path].config), build(new[path], new[path].config)
+        yield build_rotary(old[path], old[path].config), build_rotary(new[path], new[path].config)
 
 
 def _check_shapes(before: PreTrainedModel, after: PreTrainedModel, prefix: str) -> None:
@@ -227,15 +232,15 @@ def _check_shapes(before: PreTrainedModel, after: PreTrainedModel, prefix: str) 
 def _check_own(
     reference: PreTrainedModel, site: Site, block: nn.Module, parameters: Mapping[str, Any]
 ) -> None:
-    rotary = rotary_of(reference, site.path)
+    rotary = find_rotary(reference, site.path)
     if rotary is None:
         raise ConfigError(
             f"{KEY}.layers", f"it is not clear what computes the rotations of {site.path}"
         )
     try:
-        kind = layer_type_of(rotary.config, block)
-        changed = with_parameters(rotary.config, kind, parameters)
-        own, old = build(rotary, changed), build(rotary, rotary.config)
+        kind = find_layer_type(rotary.config, block)
+        changed = replace_parameters(rotary.config, kind, parameters)
+        own, old = build_rotary(rotary, changed), build_rotary(rotary, rotary.config)
         new_shape, shape = (rotations_at(module, kind)[0].shape for module in (own, old))
     except FAULTS as error:
         raise ConfigError(f"{KEY}.type", f"{site.path}: {sentence(error)}") from None
@@ -271,7 +276,7 @@ def _no_rotary(config: PreTrainedConfig) -> str:
 
 
 def _flat(config: PreTrainedConfig) -> dict[str, Any]:
-    nested = nested_types(config)
+    nested = list_nested_types(config)
     return parameters_of(config, nested[0] if nested else None)
 
 

@@ -12,7 +12,13 @@ from transformers import PreTrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from surgery.errors import ConfigError
-from surgery.models.rotary import Rotary, build, frequencies, nested_types, rotation
+from surgery.models.rotary import (
+    RotaryModule,
+    build_rotary,
+    compute_rotation,
+    get_frequencies,
+    list_nested_types,
+)
 
 KEY = "attention.rope"
 # What classes raise for a config they cannot use.
@@ -28,7 +34,7 @@ FAULTS = (
 _TOLERANCE = 1e-6
 
 
-def compare(old: Rotary, new: Rotary) -> None:
+def compare(old: RotaryModule, new: RotaryModule) -> None:
     """Whether a rotary module computes what its config's type defines.
 
     Args:
@@ -43,7 +49,7 @@ def compare(old: Rotary, new: Rotary) -> None:
             continue
         name, rope_type = type(new).__name__, parameters["rope_type"]
         try:
-            fresh = build(new, new.config)
+            fresh = build_rotary(new, new.config)
             defined = _defined(new.config, kind)
         except FAULTS as error:
             raise ConfigError(
@@ -51,22 +57,22 @@ def compare(old: Rotary, new: Rotary) -> None:
             ) from None
         # What an architecture computes differently from the start cannot be judged.
         own_way = rope_type == "default" and not _equal(
-            frequencies(build(old, old.config), kind), _plain(old.config, kind)
+            get_frequencies(build_rotary(old, old.config), kind), _plain(old.config, kind)
         )
-        if not own_way and not _equal(frequencies(fresh, kind), defined):
+        if not own_way and not _equal(get_frequencies(fresh, kind), defined):
             raise _ignored(name, parameters)
         if rope_type in ("dynamic", "longrope"):
             _check_grows(fresh, kind)
 
 
-def _check_grows(module: Rotary, kind: str | None) -> None:
+def _check_grows(module: RotaryModule, kind: str | None) -> None:
     """Whether a module whose frequencies depend on the length really looks at it."""
     config = module.config
     parameters = parameters_of(config, kind)
     length = int(parameters.get("original_max_position_embeddings", config.max_position_embeddings))
     rotations_at(module, kind, last=length + 15)
     wanted = _defined(config, kind, length + 16)
-    if not _equal(frequencies(module, kind), wanted):
+    if not _equal(get_frequencies(module, kind), wanted):
         raise ConfigError(
             f"{KEY}.type",
             f"{type(module).__name__} never looks at the length, so type "
@@ -92,9 +98,9 @@ def _ignored(name: str, parameters: Mapping[str, Any]) -> ConfigError:
     )
 
 
-def kinds(module: Rotary) -> list[str | None]:
+def kinds(module: RotaryModule) -> list[str | None]:
     """The layer types for which a rotary module computes; one ``None`` where it knows no types."""
-    nested = nested_types(module.config)
+    nested = list_nested_types(module.config)
     return [kind for kind in nested if hasattr(module, f"{kind}_inv_freq")] if nested else [None]
 
 
@@ -133,10 +139,10 @@ def _equal(a: tuple[torch.Tensor, float], b: tuple[torch.Tensor, float]) -> bool
     return torch.allclose(a[0].float(), b[0].float(), rtol=1e-5, atol=0.0)
 
 
-def rotations_at(module: Rotary, kind: str | None, last: int = 7) -> tuple[torch.Tensor, ...]:
+def rotations_at(module: RotaryModule, kind: str | None, last: int = 7) -> tuple[torch.Tensor, ...]:
     """Cos and sin [1, 8, …] of the eight positions up to `last`, or the one complex tensor."""
     ids = torch.arange(last - 7, last + 1)[None]
-    given = rotation(module, torch.zeros(1), ids, kind)
+    given = compute_rotation(module, torch.zeros(1), ids, kind)
     return (given,) if isinstance(given, torch.Tensor) else tuple(given)
 
 

@@ -10,8 +10,8 @@ from transformers import PreTrainedModel
 
 from surgery.config.options import POSITIVE, Range, option
 from surgery.errors import ConfigError, PlanError
-from surgery.models.config import config_at
-from surgery.models.rotary import nested_types
+from surgery.models.config import get_config_part
+from surgery.models.rotary import list_nested_types
 from surgery.models.sites import Site
 from surgery.operations.rope.check import (
     ROTARY_FIRST,
@@ -137,7 +137,7 @@ class Rope(Operation):
         }
 
     def _one_config(self, draft: Draft, prefix: str, sites: Sequence[Site], *, whole: bool) -> None:
-        config = config_at(draft.config, prefix)
+        config = get_config_part(draft.config, prefix)
         if not getattr(config, "rope_parameters", None) or getattr(config, "alibi", False):
             raise ConfigError(
                 f"attention.{self.name}",
@@ -199,7 +199,7 @@ class Rope(Operation):
     def _patch(self, config: Any, prefix: str) -> dict[str, Any]:
         """Dotted config keys of a whole model that change, and their values."""
         before = config.rope_parameters
-        nested = nested_types(config)
+        nested = list_nested_types(config)
         if nested:
             parameters: dict[str, Any] = dict(before)
             changed = self._chosen_types(before, nested)
@@ -305,7 +305,7 @@ class Rope(Operation):
 
     def _apart(self, draft: Draft, prefix: str, sites: Sequence[Site]) -> None:
         """Positions of single layers, which no config says."""
-        config = config_at(draft.config, prefix)
+        config = get_config_part(draft.config, prefix)
         own: dict[str, Any] = {}
         for site in sites:
             own[site.path] = None

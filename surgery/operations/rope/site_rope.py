@@ -15,7 +15,13 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from surgery.errors import PlanError
-from surgery.models.rotary import build, layer_type_of, rotary_of, rotation, with_parameters
+from surgery.models.rotary import (
+    build_rotary,
+    compute_rotation,
+    find_layer_type,
+    find_rotary,
+    replace_parameters,
+)
 
 EMBEDDINGS = "position_embeddings"
 IDS = "position_ids"
@@ -65,7 +71,7 @@ class SiteRope:
         assert self.rotary is not None
         if not like.is_meta:
             self.rotary.to(like.device)
-        new = rotation(self.rotary, like, ids, self.layer_type)
+        new = compute_rotation(self.rotary, like, ids, self.layer_type)
         if _first(new).shape != like.shape:
             raise PlanError(
                 f"{self.path}: rotations of shape {tuple(_first(new).shape)} where the model has "
@@ -114,12 +120,12 @@ def _hook(model: PreTrainedModel, path: str, parameters: Mapping[str, Any] | Non
         raise PlanError(f"{path} takes no {EMBEDDINGS}, so its positions cannot be changed")
     if parameters is None:
         return SiteRope(path, forward, None, None)
-    rotary = rotary_of(model, path)
+    rotary = find_rotary(model, path)
     if rotary is None:
         raise PlanError(f"it is not clear what computes the rotations of {path}")
     try:
-        layer_type = layer_type_of(rotary.config, block)
-        own = build(rotary, with_parameters(rotary.config, layer_type, parameters))
+        layer_type = find_layer_type(rotary.config, block)
+        own = build_rotary(rotary, replace_parameters(rotary.config, layer_type, parameters))
     except (KeyError, ValueError, TypeError, ArithmeticError, RuntimeError) as error:
         raise PlanError(f"{path}: {error}") from error
     return SiteRope(path, forward, own, layer_type)

@@ -14,13 +14,13 @@ from surgery.lab.analysis.maps import (
     check_maps,
 )
 from surgery.lab.analysis.watch import self_attention
-from surgery.models.source import byte_tokenizer
+from surgery.models.source import make_byte_tokenizer
 from tests.tiny_models import tiny_model
 
 
 def test_maps_are_the_models_own() -> None:
     model = tiny_model("llama", attention="eager", vocab_size=259).eval()
-    tokenizer = byte_tokenizer()
+    tokenizer = make_byte_tokenizer()
     found = attention_maps(
         model, tokenizer, self_attention(model), [(1, 3), (0, 2)], ["a b\n", "é"], ([1], [])
     )
@@ -44,7 +44,7 @@ def test_maps_are_the_models_own() -> None:
 def test_a_long_text_is_clipped_and_that_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     model = tiny_model("llama", vocab_size=259, max_position_embeddings=128).eval()
     sites = self_attention(model)
-    (one,) = attention_maps(model, byte_tokenizer(), sites, [(0, 0)], ["x" * 100])
+    (one,) = attention_maps(model, make_byte_tokenizer(), sites, [(0, 0)], ["x" * 100])
     assert one.p.shape == (LONGEST, LONGEST)
     assert f"its first {LONGEST} of 100 tokens" in capsys.readouterr().out
 

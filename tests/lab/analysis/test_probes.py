@@ -12,15 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from surgery.data.split import is_held_out
-from surgery.data.stdlib import stdlib_documents
+from surgery.data.sources import is_held_out
+from surgery.data.stdlib import read_stdlib
 from surgery.errors import ConfigError
 from surgery.lab.analysis.probes import REVERSED, run_probes, word_attention
 from surgery.lab.analysis.relations import Related
 from surgery.lab.analysis.sources import check_probes, probe_texts
 from surgery.lab.analysis.spans import ProbeText, probe_text, units_of
 from surgery.lab.analysis.watch import self_attention
-from surgery.models.source import byte_tokenizer
+from surgery.models.source import make_byte_tokenizer
 from tests.lab.analysis import handmade
 from tests.tiny_models import tiny_model
 
@@ -78,17 +78,17 @@ def test_words_are_found_on_wordpieces_and_on_bytes() -> None:
     ]
     assert spelt == ["[CLS][SEP]", "vamonos", "unbelievably"]
     assert made.pairs["r"].tolist() == [[1, 0]]  # the two words of one contraction are no pair
-    plain = probe_text(related, byte_tokenizer(), 30, ([], []))
+    plain = probe_text(related, make_byte_tokenizer(), 30, ([], []))
     assert plain is not None
     assert plain.units.tolist() == [0] * 8 + [-1] + [1] * 12  # á is two bytes
 
 
 def test_a_window_is_cut_out_with_the_words_that_are_whole_in_it() -> None:
     related = Related("ab cd ef gh", [(0, 2), (3, 5), (6, 8), (9, 11)], {"r": [(1, 0), (2, 1)]})
-    assert probe_text(related, byte_tokenizer(), 6, ([], [])) is None
+    assert probe_text(related, make_byte_tokenizer(), 6, ([], [])) is None
     seen = set()
     for seed in range(40):
-        made = probe_text(related, byte_tokenizer(), 6, ([], []), random.Random(seed))
+        made = probe_text(related, make_byte_tokenizer(), 6, ([], []), random.Random(seed))
         assert made is not None
         text = bytes((made.input_ids - 3).tolist()).decode()
         assert text in related.text
@@ -178,10 +178,14 @@ def test_a_head_that_follows_the_relation_is_best_and_the_offset_is_chosen_elsew
 
 
 def test_texts_of_the_standard_library_are_those_that_training_reads() -> None:
-    made = probe_texts("python", byte_tokenizer(), count=6, seq_len=400, seed=1, val_fraction=0.3)
-    again = probe_texts("python", byte_tokenizer(), count=6, seq_len=400, seed=1, val_fraction=0.3)
+    made = probe_texts(
+        "python", make_byte_tokenizer(), count=6, seq_len=400, seed=1, val_fraction=0.3
+    )
+    again = probe_texts(
+        "python", make_byte_tokenizer(), count=6, seq_len=400, seed=1, val_fraction=0.3
+    )
     assert len(made) == 6
-    documents = stdlib_documents()
+    documents = read_stdlib()
     held_out = [text for path, text in documents.items() if is_held_out(path, 0.3)]
     for text, same in zip(made, again, strict=True):
         assert torch.equal(text.input_ids, same.input_ids)

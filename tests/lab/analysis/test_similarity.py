@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.distance import jensenshannon
 
-from surgery.importance.capture import capture, stack_of
+from surgery.importance.capture import capture, find_stack
 from surgery.importance.score_file import read_scores
 from surgery.lab.analysis import similarity as module
 from surgery.lab.analysis.clusters import (
@@ -61,7 +61,7 @@ def test_heads_of_a_model_are_compared_as_their_explicit_maps_and_outputs_say(na
     got = compare_heads(model, [batch], sites, None, 0)
     with torch.no_grad():
         maps = model(**batch, output_attentions=True).attentions
-        _, moments = capture(model, stack_of(model, sites), sites, batch)
+        _, traces = capture(model, find_stack(model, sites), sites, batch)
     p = torch.cat(maps, 1).movedim(1, 2)
     seen = (p[:, :, 0] > 0).sum(-1) > 1
     rows = p[(real > 0) & seen]
@@ -77,10 +77,10 @@ def test_heads_of_a_model_are_compared_as_their_explicit_maps_and_outputs_say(na
     )
     assert torch.allclose(got.divergence, torch.tensor(np.nan_to_num(total)), atol=1e-5)
     added = []
-    for site, moment in zip(sites, moments, strict=True):
+    for site, trace in zip(sites, traces, strict=True):
         weight = model.get_parameter(f"{site.output.path}.weight").detach()
         weight = weight if site.output.transposed else weight.T
-        inputs = moment.inputs[(real > 0) & seen]
+        inputs = trace.inputs[(real > 0) & seen]
         for head in range(4):
             own = slice(head * site.output.unit, (head + 1) * site.output.unit)
             added.append(inputs[:, own] @ weight[own])

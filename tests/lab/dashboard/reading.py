@@ -13,7 +13,7 @@ from hydra import compose, initialize_config_module
 from pytorch_lightning.callbacks import Callback
 
 import surgery.hydra  # noqa: F401  (Hydra finds the groups)
-from surgery.models.source import byte_tokenizer
+from surgery.models.source import make_byte_tokenizer
 from surgery.pipeline.run import execute
 from tests.tiny_models import tiny_model
 
@@ -45,7 +45,7 @@ def model_and_text(folder: Path) -> tuple[str, ...]:
     """A saved model of 2 layers of 4 heads, and a text; the overrides that name them."""
     # An architecture whose config can say any number of heads.
     model = tiny_model(
-        "mistral", vocab_size=len(byte_tokenizer()), num_key_value_heads=4, sliding_window=None
+        "mistral", vocab_size=len(make_byte_tokenizer()), num_key_value_heads=4, sliding_window=None
     )
     model.save_pretrained(folder / "model")
     (folder / "text.txt").write_text(Path(__file__).read_text(encoding="utf-8") * 3)

@@ -94,7 +94,7 @@ def test_what_makes_sense_is_let_through(overrides: tuple[str, ...]) -> None:
         (("tasks.data={code:{seq_len:long},b:{}}", SCORE), "tasks.data.code.seq_len", "long"),
         (("tasks.data={code:{seq_len:1},b:{}}", SCORE), "tasks.data.code.seq_len", "at least 2"),
         (("tasks.data={a:{kind:text,path:none.txt},b:{}}", SCORE), "tasks.data.a.path", "no such"),
-        (("tasks.data={a:{kind:text,part:code},b:{}}", SCORE), "tasks.data.a.part", "not read"),
+        (("tasks.data={a:{kind:text,part:code},b:{}}", SCORE), "tasks.data.a.part", "not used"),
         ((TWO,), "stages", "needs `score`"),
         ((TWO, "tasks.mode=one_mask"), "tasks.mode", "by an estimator"),
         ((*NAMED, TWO, "tasks.mode=prune_each"), "tasks.mode", "by an estimator"),

@@ -246,7 +246,7 @@ def test_a_model_changed_beforehand_is_refused() -> None:
         convert_model(model, "phi3")
     model = model_of("llama")
     model.model.layers[0].self_attn.extra = nn.Linear(2, 2)
-    with pytest.raises(PlanError, match=r"extra.*no place"):
+    with pytest.raises(PlanError, match=r"extra.*must not be there"):
         convert_model(model, "mistral")
     model = model_of("llama_tied")
     model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
@@ -257,7 +257,7 @@ def test_a_model_changed_beforehand_is_refused() -> None:
 def test_partly_trained_projections_cannot_be_one() -> None:
     model = model_of("llama")
     model.model.layers[0].self_attn.q_proj.weight.requires_grad_(False)
-    with pytest.raises(PlanError, match="only some are trained"):
+    with pytest.raises(PlanError, match="only some of its sources are trained"):
         convert_model(model, "phi3")
 
 

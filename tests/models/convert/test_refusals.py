@@ -6,7 +6,7 @@ import pytest
 from transformers import AutoConfig
 
 from surgery.errors import ConversionError
-from surgery.models.convert import TARGETS, convert_config, list_targets, tensor_map
+from surgery.models.convert import TARGETS, convert_config, list_targets, map_tensors
 from tests.families import family_config
 
 from .moving import NOPE, ROPE, config_of
@@ -37,7 +37,7 @@ def test_a_field_in_the_way_is_named(name, into, positions, fields) -> None:
     config = config_of(name, **fields)
     (field,) = fields
     assert field in list_targets(config, positions)[into]
-    for act in (convert_config, tensor_map):
+    for act in (convert_config, map_tensors):
         with pytest.raises(ConversionError, match=field):
             act(config, into, positions)
 
@@ -94,7 +94,7 @@ def test_positions_have_to_say_something(positions) -> None:
 
 
 def test_an_unknown_target_lists_the_possible_ones() -> None:
-    with pytest.raises(ConversionError, match="nothing here can move") as caught:
+    with pytest.raises(ConversionError, match="no model can be converted") as caught:
         convert_config(config_of("llama"), "palace")
     assert (caught.value.given, caught.value.valid) == ("palace", ["mistral", "phi3"])
     with pytest.raises(ConversionError, match="already"):

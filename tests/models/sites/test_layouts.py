@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from benchmarks.coverage import zoo
 from surgery.models.sites import Packing, Site, find_sites
-from surgery.transforms.head_edits import order
+from surgery.transforms.head_edits import list_units
 from tests.operations.zoo_models import build
 
 QKV = ("query", "key", "value")
@@ -69,7 +69,7 @@ def test_fused_projections(
         assert site.packing == packing
         assert site.query == site.key == site.value
         assert (site.q_heads, site.kv_heads, site.head_dim) == (q_heads, kv_heads, 8)
-        assert len(order(packing, q_heads, kv_heads)) * 8 == site.query.out_features
+        assert len(list_units(packing, q_heads, kv_heads)) * 8 == site.query.out_features
         weight = model.get_submodule(site.query.path).weight
         shape = (site.query.out_features, site.query.in_features)
         assert tuple(weight.shape) == (shape[::-1] if site.query.transposed else shape)
@@ -98,7 +98,7 @@ def test_conv1d_is_read_as_transposed() -> None:
 def test_the_order_in_a_fused_projection(
     packing: Packing, q_heads: int, kv_heads: int, laid: str
 ) -> None:
-    found = [f"{role[0]}{head}" for role, head in order(packing, q_heads, kv_heads)]
+    found = [f"{role[0]}{head}" for role, head in list_units(packing, q_heads, kv_heads)]
     assert " ".join(found) == laid
 
 
@@ -168,7 +168,7 @@ def test_linears_with_a_module_around_each_are_named_themselves() -> None:
     model = build("causal-lm", "moshi")
     for site in find_sites(model).sites:
         for role in ("query", "key", "value", "output"):
-            path = site.projection(role).path
+            path = site.get_projection(role).path
             assert path.endswith("_proj.linear")
             assert isinstance(model.get_submodule(path), torch.nn.Linear)
 
@@ -198,7 +198,7 @@ def test_a_sites_parameters_are_those_of_its_modules(kind: str, model_type: str)
     model: PreTrainedModel = zoo.tiny_model(kind, model_type)
     for site in find_sites(model).sites:
         for role in ("query", "key", "value", "output"):
-            projection = site.projection(role)
+            projection = site.get_projection(role)
             module = model.get_submodule(projection.path)
             assert projection.parameters == sum(p.numel() for p in module.parameters())
             assert projection.bias == (getattr(module, "bias", None) is not None)
