@@ -229,7 +229,7 @@ def test_the_core_never_imports_the_lab() -> None:
 
 
 def test_an_import_in_a_function_says_what_it_costs() -> None:
-    """On its line, above it or in the file's docstring: imports are put off where they take seconds.
+    """On its line, above it or in the file's docstring: imports that wait are those of seconds.
 
     But for the reader of records, which is imported while transformers itself is.
     """
