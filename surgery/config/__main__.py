@@ -12,7 +12,7 @@ from surgery.config.comments import Key, describe_keys, rewrite_comments, write_
 from surgery.config.schema import RunConfig
 from surgery.console import say
 from surgery.errors import ConfigError, SurgeryError, refuse
-from surgery.plan.registry import operations
+from surgery.plan.registry import find_operations
 
 COMMAND = "python -m surgery.config"
 # Their keys are other people's.
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     try:
         if options.operation is not None:
-            print(operation_yaml(options.operation), end="")
+            print(write_operation_yaml(options.operation), end="")
             return
         changed = rewrite_folder(Path(str(files("surgery.conf"))))
         say("\n".join(["comments renewed:", *map(str, changed)]) if changed else "nothing to renew")
@@ -38,21 +38,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
         refuse(error)
 
 
-def operation_yaml(key: str) -> str:
+def write_operation_yaml(key: str) -> str:
     """`conf/attention/NAME.yaml` for the operation ``attention.NAME``, with its defaults.
 
     Raises:
         ConfigError: there is no such operation.
     """
     group, _, name = key.partition(".")
-    if group != "attention" or name not in operations():
-        valid = [f"attention.{known}" for known in operations()]
+    if group != "attention" or name not in find_operations():
+        valid = [f"attention.{known}" for known in find_operations()]
         raise ConfigError(key, "there is no such operation", valid=valid)
-    kind = operations()[name]
-    return write_yaml(kind, name, _summary(kind))
+    kind = find_operations()[name]
+    return write_yaml(kind, name, _read_summary(kind))
 
 
-def _summary(kind: type) -> str:
+def _read_summary(kind: type) -> str:
     """The first paragraph of a docstring; without one a dataclass has its signature there."""
     text = inspect.cleandoc(kind.__doc__ or "").partition("\n\n")[0]
     return "" if text.startswith(f"{kind.__name__}(") else text
@@ -66,17 +66,17 @@ def rewrite_folder(folder: Path) -> list[Path]:
         if group in _LEFT_ALONE:
             continue
         old = path.read_text(encoding="utf-8")
-        new = rewrite_comments(old, _keys(group))
+        new = rewrite_comments(old, _describe_group(group))
         if new != old:
             path.write_text(new, encoding="utf-8")
             changed.append(path)
     return changed
 
 
-def _keys(group: str) -> Mapping[str, Key]:
+def _describe_group(group: str) -> Mapping[str, Key]:
     """The keys of a file in a config group; of `config.yaml` for none."""
     if group == "attention":
-        return {name: Key(keys=describe_keys(kind)) for name, kind in operations().items()}
+        return {name: Key(keys=describe_keys(kind)) for name, kind in find_operations().items()}
     keys = describe_keys(RunConfig)
     return keys[group].keys or {} if group else keys
 

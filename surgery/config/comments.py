@@ -20,9 +20,9 @@ from surgery.config.options import (
     COUNT,
     NOT_NEGATIVE,
     POSITIVE,
-    default_of,
-    help_of,
-    range_of,
+    get_default,
+    get_help,
+    get_range,
 )
 
 _WIDTH = 100
@@ -48,19 +48,19 @@ class Key:
 def describe_keys(kind: type) -> dict[str, Key]:
     """The keys of a dataclass, in order."""
     hints = get_type_hints(kind)
-    return {field.name: _key(field, hints[field.name]) for field in fields(kind)}
+    return {field.name: _describe_key(field, hints[field.name]) for field in fields(kind)}
 
 
-def _key(field: Field[Any], hint: Any) -> Key:
+def _describe_key(field: Field[Any], hint: Any) -> Key:
     if is_dataclass(hint):
         assert isinstance(hint, type)
-        return Key(help_of(field), describe_keys(hint))
-    return Key("; ".join(_parts(field, hint)))
+        return Key(get_help(field), describe_keys(hint))
+    return Key("; ".join(_describe_field(field, hint)))
 
 
-def _parts(field: Field[Any], hint: Any) -> Iterator[str]:
+def _describe_field(field: Field[Any], hint: Any) -> Iterator[str]:
     """The choices and the range, where the help does not name them, and the help."""
-    text, bounds = help_of(field), range_of(field)
+    text, bounds = get_help(field), get_range(field)
     if isinstance(hint, type) and issubclass(hint, Enum):
         choices = [member.name for member in hint]
         if not all(re.search(rf"\b{choice}\b", text) for choice in choices):
@@ -74,16 +74,16 @@ def _parts(field: Field[Any], hint: Any) -> Iterator[str]:
 def write_yaml(kind: type, name: str, head: str = "") -> str:
     """A YAML file with the section `name`: every field of a dataclass, with its default."""
     lines = [f"# {line}" for line in textwrap.wrap(head, _WIDTH - 2)]
-    lines += [f"{name}:", *_values(kind, "  ")]
+    lines += [f"{name}:", *_write_values(kind, "  ")]
     return rewrite_comments("\n".join(lines) + "\n", {name: Key(keys=describe_keys(kind))})
 
 
-def _values(kind: type, indent: str) -> Iterator[str]:
+def _write_values(kind: type, indent: str) -> Iterator[str]:
     for field in fields(kind):
-        value = default_of(field)
+        value = get_default(field)
         if is_dataclass(value):
             yield f"{indent}{field.name}:"
-            yield from _values(type(value), f"{indent}  ")
+            yield from _write_values(type(value), f"{indent}  ")
         else:
             yield f"{indent}{field.name}: {_dump(value)}"
 

@@ -77,15 +77,15 @@ def option(
     return field(default=default, metadata=metadata)
 
 
-def help_of(option: Field[Any]) -> str:
+def get_help(option: Field[Any]) -> str:
     return str(option.metadata.get(_HELP, ""))
 
 
-def range_of(option: Field[Any]) -> Range | None:
+def get_range(option: Field[Any]) -> Range | None:
     return option.metadata.get(_RANGE)
 
 
-def default_of(option: Field[Any]) -> Any:
+def get_default(option: Field[Any]) -> Any:
     """The value of a field that is not given; ``???`` where one is required."""
     if option.default is not MISSING:
         return option.default
@@ -94,7 +94,7 @@ def default_of(option: Field[Any]) -> Any:
     return REQUIRED
 
 
-def valid_of(option: Field[Any]) -> str | None:
+def get_valid(option: Field[Any]) -> str | None:
     """What is valid, in words; ``None`` where the field does not say."""
     said = option.metadata.get(_VALID)
     if said is None and option.metadata.get(_RANGE) is not None:
@@ -112,19 +112,19 @@ def check_ranges(options: Any, prefix: str) -> None:
         ConfigError: the first that is outside.
     """
     for one in fields(options):
-        bounds, value = range_of(one), getattr(options, one.name)
+        bounds, value = get_range(one), getattr(options, one.name)
         key = f"{prefix}{one.name}"
         if is_dataclass(value):
             check_ranges(value, f"{key}.")
         if bounds is None:
             continue
-        for number in _numbers(value):
+        for number in _list_numbers(value):
             if number not in bounds:
                 problem = f"must be {bounds}" if math.isfinite(number) else "must be finite"
-                raise ConfigError(key, problem, given=value, valid=valid_of(one))
+                raise ConfigError(key, problem, given=value, valid=get_valid(one))
 
 
-def _numbers(value: Any) -> Iterator[float]:
+def _list_numbers(value: Any) -> Iterator[float]:
     values = value if isinstance(value, (list, tuple)) else [value]
     for number in values:
         if isinstance(number, (int, float)) and not isinstance(number, bool):

@@ -11,13 +11,13 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from surgery.config.options import default_of
+from surgery.config.options import get_default
 
 
 def register_recipes() -> None:
     """Store every `recipes/*.yaml` as `+recipe=<name>`, merged into the global package."""
     store = ConfigStore.instance()
-    for name, node in _recipes().items():
+    for name, node in _read_recipes().items():
         store.store(group="recipe", name=name, node=node, package="_global_", provider="surgery")
 
 
@@ -27,18 +27,18 @@ def register_operation(name: str, kind: type) -> None:
     Args:
         kind: a dataclass.
     """
-    options = {field.name: _plain(default_of(field)) for field in fields(kind)}
+    options = {field.name: _to_plain(get_default(field)) for field in fields(kind)}
     ConfigStore.instance().store(
         group="attention", name=name, node={name: options}, provider="surgery"
     )
 
 
-def _plain(value: Any) -> Any:
+def _to_plain(value: Any) -> Any:
     return value.name if isinstance(value, Enum) else value
 
 
 @cache
-def _recipes() -> dict[str, DictConfig | ListConfig]:
+def _read_recipes() -> dict[str, DictConfig | ListConfig]:
     """File name → content; the store keeps copies."""
     entries = sorted(files("surgery.recipes").iterdir(), key=lambda item: item.name)
     return {

@@ -16,7 +16,7 @@ from omegaconf.errors import (
     ValidationError,
 )
 
-from surgery.config.options import check_ranges, valid_of
+from surgery.config.options import check_ranges, get_valid
 from surgery.config.schema import (
     DataConfig,
     ExportConfig,
@@ -56,7 +56,7 @@ def check_config(cfg: DictConfig) -> RunConfig:
         _refuse_missing(merged)
         run = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
-        raise _explained(error) from None
+        raise _explain(error) from None
     assert isinstance(run, RunConfig)
     check_values(run)
     if Stage.train in run.stages:  # Lightning takes seconds to import, and a plan needs none of it
@@ -70,7 +70,7 @@ def _refuse_missing(cfg: Any) -> None:
         raise ConfigError(missing[0], "a value is required here", valid=f"{missing[0]}=<value>")
 
 
-def _explained(error: OmegaConfBaseException) -> ConfigError:
+def _explain(error: OmegaConfBaseException) -> ConfigError:
     key = error.full_key or str(error.key)
     first = str(error.msg or error).splitlines()[0]
     if isinstance(error, ConfigKeyError):
@@ -85,7 +85,7 @@ def _explained(error: OmegaConfBaseException) -> ConfigError:
     return ConfigError(key, first)
 
 
-def changed_data(data: DataConfig, changes: Mapping[str, Any]) -> DataConfig:
+def change_data(data: DataConfig, changes: Mapping[str, Any]) -> DataConfig:
     """`data` with some of its keys changed.
 
     Raises:
@@ -94,7 +94,7 @@ def changed_data(data: DataConfig, changes: Mapping[str, Any]) -> DataConfig:
     try:
         found = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(data), dict(changes)))
     except OmegaConfBaseException as error:
-        said = _explained(error)
+        said = _explain(error)
         raise ConfigError(
             f"data.{said.key}", said.problem, given=said.given, valid=said.valid
         ) from None
@@ -111,14 +111,14 @@ def check_values(run: RunConfig) -> None:
             "optim.betas",
             "needs two numbers",
             given=run.optim.betas,
-            valid=valid_of(OptimConfig.__dataclass_fields__["betas"]),
+            valid=get_valid(OptimConfig.__dataclass_fields__["betas"]),
         )
     if not _SHARD_SIZE.fullmatch(run.export.max_shard_size):
         raise ConfigError(
             "export.max_shard_size",
             "must be a size",
             given=run.export.max_shard_size,
-            valid=valid_of(ExportConfig.__dataclass_fields__["max_shard_size"]),
+            valid=get_valid(ExportConfig.__dataclass_fields__["max_shard_size"]),
         )
     if not run.stages:
         raise ConfigError("stages", "nothing to do", given=[], valid="at least one stage")

@@ -47,8 +47,8 @@ def patch_config_(model: PreTrainedModel, patch: Mapping[str, Any]) -> None:
         except (KeyError, ValueError, TypeError, ArithmeticError, RuntimeError) as error:
             raise PlanError(f"{path} cannot be built from the config: {error}") from error
         if _differ(old, new):
-            _become(module, new.to(next(module.buffers()).device))
-    for path, fresh in _other_kinds(old_reference, ReferenceModels(model).get({})):
+            _replace_state(module, new.to(next(module.buffers()).device))
+    for path, fresh in _find_other_kinds(old_reference, ReferenceModels(model).get({})):
         _replace(model, path, fresh)
 
 
@@ -58,10 +58,10 @@ def _differ(old: nn.Module, new: nn.Module) -> bool:
         return True
     if any(not torch.equal(tensor, buffers[1][name]) for name, tensor in buffers[0].items()):
         return True
-    return bool(_plain_state(old) != _plain_state(new))
+    return bool(_get_plain_state(old) != _get_plain_state(new))
 
 
-def _plain_state(module: nn.Module) -> dict[str, Any]:
+def _get_plain_state(module: nn.Module) -> dict[str, Any]:
     return {name: value for name, value in vars(module).items() if _is_plain(value)}
 
 
@@ -71,14 +71,14 @@ def _is_plain(value: Any) -> bool:
     return isinstance(value, (bool, int, float, str, type(None)))
 
 
-def _become(module: nn.Module, fresh: nn.Module) -> None:
+def _replace_state(module: nn.Module, fresh: nn.Module) -> None:
     state = vars(module)
     kept = {name: value for name, value in state.items() if name in _KEPT or "_hooks" in name}
     state.clear()
     state.update(vars(fresh) | kept)
 
 
-def _other_kinds(old: nn.Module, new: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def _find_other_kinds(old: nn.Module, new: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Modules without tensors of which two reference models have different kinds."""
     there = dict(old.named_modules())
     for path, module in new.named_modules():

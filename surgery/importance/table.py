@@ -1,4 +1,4 @@
-"""The score table that every estimator fills and `prune_heads` reads, as JSON and as parquet."""
+"""The score table, in JSON and parquet: estimators fill it, operations that remove heads read it."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from surgery.pipeline.scorer import keep_tables, make_scorer
 from surgery.pipeline.session import Session
 from surgery.plan.operation import Operation
 from surgery.plan.plan import Plan
-from surgery.plan.render import plan_table
+from surgery.plan.render import build_plan_table
 from surgery.plan.store import load_plan, save_plan
 
 # How long other processes wait for the one that calibrates.
@@ -38,7 +38,7 @@ def calibrate(session: Session) -> None:
     with torch.random.fork_rng():
         session.plan = close_plan(session, session.load_model(), session.immediate, keep=True)
     save_plan(session.plan, session.run_dir)
-    show(plan_table(session.plan))
+    show(build_plan_table(session.plan))
 
 
 def close_plan(

@@ -169,7 +169,7 @@ def _check_device(device: str) -> None:
 def _check_estimators(run: RunConfig, operations: Sequence[Operation]) -> None:
     """Of the stage `score`, and of every operation that has heads scored, whenever it does."""
     asked = {
-        operation.key("estimator"): operation.scored_by
+        operation.get_key("estimator"): operation.scored_by
         for operation in operations
         if operation.scored_by is not None
     }

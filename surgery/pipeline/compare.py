@@ -21,7 +21,7 @@ def compare(session: Session) -> None:
     Where no operation has a better way, nothing happens. Where it is not for this model, that is
     said, and the run goes on.
     """
-    alternatives = [(operation, operation.alternative()) for operation in session.immediate]
+    alternatives = [(operation, operation.find_alternative()) for operation in session.immediate]
     operations = [mine if better is None else better.operation for mine, better in alternatives]
     found = [better for _, better in alternatives if better is not None]
     if not found:

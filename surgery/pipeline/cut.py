@@ -23,9 +23,9 @@ def cut(session: Session, decision: Any) -> None:
     assert operation is not None
     assert model is not None
     restore_saved_form_(model)
-    last = operation.decided_on(session.plan.after, model, decision)
+    last = operation.adopt_decision_on(session.plan.after, model, decision)
     model = apply_(model, make_plan(model, [last]))
-    session.plan = _plan_all(session, operation.decided(decision))
+    session.plan = _plan_all(session, operation.adopt_decision(decision))
     apply_transient_(model, session.plan)
     session.model = model
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from surgery.console import is_rank_zero, show
 from surgery.execute.live import apply_
 from surgery.pipeline.session import Session
-from surgery.plan.render import plan_table
+from surgery.plan.render import build_plan_table
 from surgery.plan.store import save_plan
 
 
@@ -13,7 +13,7 @@ def write_plan(session: Session) -> None:
     """Write the plan and show it; one process does."""
     if is_rank_zero():
         save_plan(session.whole_plan, session.run_dir)
-        show(plan_table(session.whole_plan))
+        show(build_plan_table(session.whole_plan))
 
 
 def operate(session: Session) -> None:

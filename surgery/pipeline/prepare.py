@@ -60,7 +60,7 @@ def prepare(
     source = ModelSource(run.model)
     config = source.load_config()
     if run.optim.lr is None and Stage.train in wanted:
-        run = replace(run, optim=replace(run.optim, lr=_healing_rate(config)))
+        run = replace(run, optim=replace(run.optim, lr=_get_healing_rate(config)))
     _check_sources(run, reads_data)
     skeleton = source.build_meta_model(config)
     if Stage.analyze in wanted:
@@ -95,7 +95,7 @@ def prepare(
     return session
 
 
-def _healing_rate(config: Any) -> float:
+def _get_healing_rate(config: Any) -> float:
     width = getattr(get_text_config(config), "hidden_size", None)
     if not isinstance(width, int):
         raise ConfigError(

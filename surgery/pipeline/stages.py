@@ -34,7 +34,7 @@ def run_stages(session: Session, start: float) -> None:
     with finish_loggers(session):
         begin(session)
         _measure(session, "before")
-        _look(session)
+        _observe_heads(session)
         _operate(session)
         _train(session)
         if session.has(Stage.export) and is_rank_zero():
@@ -87,7 +87,7 @@ def _measure(session: Session, moment: str) -> None:
         measure(session, moment)
 
 
-def _look(session: Session) -> None:
+def _observe_heads(session: Session) -> None:
     """The stages that look at heads; nothing is changed."""
     if session.has(Stage.score):
         from surgery.pipeline.score import score

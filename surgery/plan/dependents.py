@@ -14,7 +14,7 @@ from surgery.transforms.edits import SiteChange, TensorEdit
 from surgery.transforms.head_edits import make_dependent_edit
 
 
-def with_dependents(
+def add_dependents(
     model: PreTrainedModel,
     changes: Sequence[SiteChange],
     references: Mapping[str, PreTrainedModel | None],
@@ -34,8 +34,8 @@ def with_dependents(
         )
         operation = change.edits[0].operation if change.edits else ""
         extra: list[TensorEdit] = []
-        for name, shape in _others(site, shapes).items():
-            for axis, role in _shares(name, shape, change, wanted):
+        for name, shape in _find_other_tensors(site, shapes).items():
+            for axis, role in _find_head_axes(name, shape, change, wanted):
                 extra.append(make_dependent_edit(change, operation, name, shape, axis, role))
                 shape = extra[-1].results[0].shape
         change = replace(change, edits=(*change.edits, *extra))
@@ -49,7 +49,7 @@ def with_dependents(
     return found
 
 
-def _others(site: Site, shapes: Shapes) -> Shapes:
+def _find_other_tensors(site: Site, shapes: Shapes) -> Shapes:
     """Tensors of the site's block besides its projections and norms."""
     known = [site.query, site.key, site.value, site.output, site.q_norm, site.k_norm]
     own = tuple(f"{part.path}." for part in known if part is not None)
@@ -60,7 +60,7 @@ def _others(site: Site, shapes: Shapes) -> Shapes:
     }
 
 
-def _shares(
+def _find_head_axes(
     name: str, shape: tuple[int, ...], change: SiteChange, wanted: Shapes | None
 ) -> list[tuple[int, str]]:
     """Axes along which a tensor has a share per head, and by heads of which role."""

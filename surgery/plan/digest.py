@@ -7,7 +7,7 @@ import hashlib
 import torch
 
 
-def digest(tensor: torch.Tensor) -> str:
+def hash_tensor(tensor: torch.Tensor) -> str:
     """SHA-256 of a tensor's dtype, shape and bytes."""
     plain = tensor.detach().cpu().contiguous()
     head = f"{plain.dtype} {tuple(plain.shape)} ".encode()

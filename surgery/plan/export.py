@@ -20,7 +20,7 @@ from surgery.models.reference import (
 from surgery.models.sites import Site, find_sites
 from surgery.plan.operation import Step
 from surgery.plan.plan import Export
-from surgery.plan.runtimes import runtimes
+from surgery.plan.runtimes import find_runtimes
 
 
 def decide_export(
@@ -39,16 +39,16 @@ def decide_export(
         into: the architecture the model is converted to, if it is.
     """
     original = references.get({})
-    reason = _obstacle(after, shapes, patch, attributes, steps, references)
+    reason = _find_obstacle(after, shapes, patch, attributes, steps, references)
     native = reason is None
     reference = references.get(patch) if native and patch is not None else original
     name = type(reference).__name__
-    served = runtimes(
+    served = find_runtimes(
         name,
         native=native,
-        explicit_head_dim=_explicit_head_dim(reference, after),
+        explicit_head_dim=_has_explicit_head_dim(reference, after),
         grouped=any(site.group_size > 1 for site in after),
-        rope_types=_rope_types(reference),
+        rope_types=_find_rope_types(reference),
     )
     kind = "native"
     if not native:
@@ -68,7 +68,7 @@ def decide_export(
     )
 
 
-def config_says(shapes: Shapes, patch: Mapping[str, Any], references: ReferenceModels) -> bool:
+def can_config_say(shapes: Shapes, patch: Mapping[str, Any], references: ReferenceModels) -> bool:
     """Whether a model built from the patched config has the result's very tensors."""
     try:
         return find_first_difference(shapes, get_shapes(references.get(patch))) is None
@@ -76,7 +76,7 @@ def config_says(shapes: Shapes, patch: Mapping[str, Any], references: ReferenceM
         return False
 
 
-def _obstacle(
+def _find_obstacle(
     after: Sequence[Site],
     shapes: Shapes,
     patch: Mapping[str, Any] | None,
@@ -112,13 +112,13 @@ def _obstacle(
         return error.problem
     other = find_first_difference(shapes, get_shapes(reference))
     if other is None and find_sites(reference).sites == tuple(after):
-        other = _first_other_attribute(attributes, references.get({}), reference)
+        other = _find_other_attribute(attributes, references.get({}), reference)
     if other is None and find_sites(reference).sites != tuple(after):
         other = "its head counts"
     return other and f"a {kind} config does not say the result: a fresh model differs in {other}"
 
 
-def _first_other_attribute(
+def _find_other_attribute(
     attributes: Attributes, original: PreTrainedModel, reference: PreTrainedModel
 ) -> str | None:
     """An attribute that the plan sets and a model from its config would not hold."""
@@ -134,11 +134,11 @@ def _first_other_attribute(
     return None
 
 
-def _explicit_head_dim(reference: PreTrainedModel, sites: Sequence[Site]) -> bool:
+def _has_explicit_head_dim(reference: PreTrainedModel, sites: Sequence[Site]) -> bool:
     return any(site.q_heads * site.head_dim != site.hidden_size for site in sites)
 
 
-def _rope_types(reference: PreTrainedModel) -> set[str]:
+def _find_rope_types(reference: PreTrainedModel) -> set[str]:
     """Every rope type that the config names, per layer type too."""
     found: set[str] = set()
 

@@ -19,8 +19,8 @@ from surgery.models.copies import make_meta_copy
 from surgery.models.own_record import is_own_record
 from surgery.models.reference import ReferenceModels
 from surgery.models.sites import Anatomy, Site, find_sites, get_text_config
-from surgery.plan.digest import digest
-from surgery.plan.export import config_says, decide_export
+from surgery.plan.digest import hash_tensor
+from surgery.plan.export import can_config_say, decide_export
 from surgery.plan.operation import (
     SHARE_KV,
     Conversion,
@@ -34,7 +34,7 @@ from surgery.plan.operation import (
 from surgery.plan.plan import Plan
 from surgery.plan.resolution import Resolution
 from surgery.plan.sizes import count_sizes
-from surgery.plan.structure import planned_shapes, resolve_structure
+from surgery.plan.structure import plan_shapes, resolve_structure
 from surgery.transforms.edits import SiteChange
 
 DEFAULT_INITIALIZER_RANGE = 0.02
@@ -74,27 +74,30 @@ def make_plan(
     source_sites = find_sites(source).sites
     parameters = _count_parameters(source)
     check_order(operations)
-    conversion = operations[0].conversion(source) if operations else None
+    conversion = operations[0].choose_conversion(source) if operations else None
     if conversion is not None:
-        model = _converted(operations[0], make_meta_copy(source), conversion)
+        model = _convert_source(operations[0], make_meta_copy(source), conversion)
     anatomy = find_sites(model)
     if operations:
         _refuse_standing_in(model, anatomy)
         _refuse_quantized(model)
         _refuse_unreadable(anatomy)
-    context = PlanContext(seed, _initializer_range(model), device, native)
-    draft = _draft(model, anatomy, operations, context, resolutions or {})
+    context = PlanContext(seed, _get_initializer_range(model), device, native)
+    draft = _draft_plan(model, anatomy, operations, context, resolutions or {})
     before, after = anatomy.sites, tuple(draft.sites)
     references = draft.references
     structure = resolve_structure(model, before, after, draft.changes, references)
     steps = list(draft.steps)
     if structure.shares_kv:  # last: it follows the backend
         steps.append(Step(structure.shares_kv, SHARE_KV, recorded=True))
-    after = _with_windows(after, draft)
+    after = _set_windows(after, draft)
     heads = make_head_count_patch(model.config, before, after)
     patch = None if heads is None else heads | draft.patch
-    shapes = planned_shapes(model, structure.changes)
-    attributes = draft.attributes()
+    shapes = plan_shapes(model, structure.changes)
+    head_patch = {}
+    if heads and can_config_say(shapes, heads | draft.patch, references):
+        head_patch = heads
+    attributes = draft.find_attributes()
     export = decide_export(
         after,
         shapes,
@@ -113,7 +116,7 @@ def make_plan(
         )
     left = tuple(site for site in after if site.path not in draft.removed)
     changed = parameters if conversion is None else _count_parameters(model)
-    changed += _added(model, structure.changes) - _removed(model, draft)
+    changed += _count_added(model, structure.changes) - _count_removed(model, draft)
     sizes = count_sizes(changed, left, tokens, kv_bytes)
     for operation in operations:
         sizes = operation.adjust_sizes(sizes, tokens)
@@ -124,7 +127,7 @@ def make_plan(
             "model_type": str(source.config.model_type),
         },
         operations=tuple(operation.to_json() for operation in operations),
-        outcomes=_outcomes(operations, structure.changes, steps, draft, conversion),
+        outcomes=_describe_outcomes(operations, structure.changes, steps, draft, conversion),
         conversion=None if conversion is None else asdict(conversion),
         changes=structure.changes,
         source=source_sites,
@@ -135,13 +138,13 @@ def make_plan(
         attributes=attributes,
         head_attributes=structure.attributes,
         config_patch=draft.patch,
-        head_patch=heads if heads and config_says(shapes, heads | draft.patch, references) else {},
+        head_patch=head_patch,
         steps=tuple(steps),
         implementation=draft.implementation or None,
         notes=tuple(draft.notes),
         open_decisions=tuple(draft.open_decisions),
         calibration=calibration,
-        resolved={name: digest(tensor) for name, tensor in draft.tensors.items()},
+        resolved={name: hash_tensor(tensor) for name, tensor in draft.tensors.items()},
         tensors=draft.tensors,
         resolutions=dict(resolutions or {}),
         tokens=tokens,
@@ -152,13 +155,13 @@ def make_plan(
     )
 
 
-def _converted(
+def _convert_source(
     operation: Operation, model: PreTrainedModel, conversion: Conversion
 ) -> PreTrainedModel:
     try:
         return convert_model(model, **asdict(conversion))
     except ConversionError as error:
-        raise operation.unconvertible(error) from None
+        raise operation.explain_conversion_error(error) from None
 
 
 def check_order(operations: Sequence[Operation]) -> None:
@@ -190,7 +193,7 @@ def check_order(operations: Sequence[Operation]) -> None:
         raise ConfigError(f"attention.{moved}", why, given=given, valid=", ".join(valid))
 
 
-def _draft(
+def _draft_plan(
     model: PreTrainedModel,
     anatomy: Anatomy,
     operations: Sequence[Operation],
@@ -213,7 +216,7 @@ def _draft(
     return draft
 
 
-def _with_windows(sites: Sequence[Site], draft: Draft) -> tuple[Site, ...]:
+def _set_windows(sites: Sequence[Site], draft: Draft) -> tuple[Site, ...]:
     """The sites with the windows that the patched config gives them."""
     if not draft.patch:
         return tuple(sites)
@@ -222,7 +225,7 @@ def _with_windows(sites: Sequence[Site], draft: Draft) -> tuple[Site, ...]:
     return tuple(replace(site, window=windows.get(site.path, site.window)) for site in sites)
 
 
-def _outcomes(
+def _describe_outcomes(
     operations: Sequence[Operation],
     changes: Sequence[SiteChange],
     steps: Sequence[Step],
@@ -244,7 +247,7 @@ def _outcomes(
     )
 
 
-def _initializer_range(model: PreTrainedModel) -> float:
+def _get_initializer_range(model: PreTrainedModel) -> float:
     found = getattr(get_text_config(model.config), "initializer_range", None)
     return found or DEFAULT_INITIALIZER_RANGE
 
@@ -299,7 +302,7 @@ def _count_parameters(model: PreTrainedModel) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def _added(model: PreTrainedModel, changes: Sequence[SiteChange]) -> int:
+def _count_added(model: PreTrainedModel, changes: Sequence[SiteChange]) -> int:
     """Parameters that edits add (or, below zero, take away), shared ones counted once."""
     owner = {name: id(p) for name, p in model.named_parameters(remove_duplicate=False)}
     sizes: dict[int, list[int]] = {}  # of each parameter: before, after
@@ -311,7 +314,7 @@ def _added(model: PreTrainedModel, changes: Sequence[SiteChange]) -> int:
     return sum(after - before for before, after in sizes.values())
 
 
-def _removed(model: PreTrainedModel, draft: Draft) -> int:
+def _count_removed(model: PreTrainedModel, draft: Draft) -> int:
     """Parameters of attention that goes altogether; its output bias stays."""
     count = 0
     for site in draft.sites:

@@ -142,7 +142,7 @@ class TrainingDecision(Protocol):
     def finish(self, trainer: Any) -> Any:
         """Detach, once all is decided; returns the decision. Raises: SurgeryError, too early."""
 
-    def metrics(self) -> Mapping[str, float]:
+    def get_metrics(self) -> Mapping[str, float]:
         """What to log beside the loss."""
 
     def to_json(self) -> Mapping[str, Any]:
@@ -194,14 +194,14 @@ class Operation(ABC):
             ConfigError: it cannot be done to this model.
         """
 
-    def conversion(self, model: PreTrainedModel) -> Conversion | None:
+    def choose_conversion(self, model: PreTrainedModel) -> Conversion | None:
         """The architecture that the model moves to before this operation is planned.
 
         Asked of the first operation alone; ``None``: it stays where it is.
         """
         return None
 
-    def unconvertible(self, error: ConversionError) -> ConfigError:
+    def explain_conversion_error(self, error: ConversionError) -> ConfigError:
         """The refusal of a model that cannot move to that architecture."""
         return ConfigError(
             f"attention.{self.name}", error.problem, given=error.given, valid=error.valid
@@ -233,7 +233,7 @@ class Operation(ABC):
         """Undo transient steps, in place, to the bit."""
 
     @classmethod
-    def joined_tensors(cls, step: Step) -> Sequence[Sequence[str]]:
+    def list_joined_tensors(cls, step: Step) -> Sequence[Sequence[str]]:
         """Groups of tensors, by name, that one of its steps makes one tensor of."""
         return []
 
@@ -271,11 +271,11 @@ class Operation(ABC):
         """
         raise NotImplementedError
 
-    def uncalibratable(self, path: str, why: str) -> ConfigError:
+    def explain_calibration_error(self, path: str, why: str) -> ConfigError:
         """The refusal of a site that calibration cannot decide on."""
         return ConfigError(f"attention.{self.name}", f"{path} cannot be calibrated: {why}")
 
-    def alternative(self) -> Alternative | None:
+    def find_alternative(self) -> Alternative | None:
         """A better way to do the same, where there is one to compare with."""
         return None
 
@@ -308,26 +308,28 @@ class Operation(ABC):
         """
         raise NotImplementedError
 
-    def decided(self, decision: Any) -> Operation:
+    def adopt_decision(self, decision: Any) -> Operation:
         """The same with what training decided, and nothing left open."""
         raise NotImplementedError
 
-    def decided_on(self, sites: Sequence[Site], model: PreTrainedModel, decision: Any) -> Operation:
+    def adopt_decision_on(
+        self, sites: Sequence[Site], model: PreTrainedModel, decision: Any
+    ) -> Operation:
         """The same for the model that was trained, whose sites may be numbered otherwise.
 
         Args:
             sites: of the model, by the numbers that the decision goes by.
         """
-        return self.decided(decision)
+        return self.adopt_decision(decision)
 
     # --- for people ---------------------------------------------------------------------------
 
     def describe(self, outcome: Outcome) -> str:
         """What it came to, in a few words, for the plan table and the model card."""
         parts = [f"into {outcome.into}"] if outcome.into else []
-        parts += [_several(outcome.tensors, "tensor")] if outcome.tensors else []
-        parts += [f"config {key}={_short(value)}" for key, value in outcome.config.items()]
-        parts += [_several(outcome.attributes, "attribute")] if outcome.attributes else []
+        parts += [_format_count(outcome.tensors, "tensor")] if outcome.tensors else []
+        parts += [f"config {key}={_shorten(value)}" for key, value in outcome.config.items()]
+        parts += [_format_count(outcome.attributes, "attribute")] if outcome.attributes else []
         parts += list(dict.fromkeys(outcome.steps))
         return ", ".join(parts) or "changes nothing"
 
@@ -336,16 +338,16 @@ class Operation(ABC):
         plain = {k: v.value if isinstance(v, Enum) else v for k, v in spec.items()}
         return {"operation": self.name, **plain}
 
-    def key(self, field: str) -> str:
+    def get_key(self, field: str) -> str:
         """The config key of a field, for messages."""
         return f"attention.{self.name}.{field}"
 
 
-def _several(number: int, what: str) -> str:
+def _format_count(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
-def _short(value: Any, limit: int = 40) -> str:
+def _shorten(value: Any, limit: int = 40) -> str:
     text = str(value)
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
@@ -397,7 +399,7 @@ class Draft:
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
     _own: Attributes = field(default_factory=dict)
 
-    def change(self, changes: Sequence[SiteChange]) -> None:
+    def add_changes(self, changes: Sequence[SiteChange]) -> None:
         """Add what happens to the tensors of some sites."""
         for change in changes:
             self.sites[change.before.layer] = change.after
@@ -406,7 +408,7 @@ class Draft:
     def set_config(self, key: str, value: Any) -> None:
         """Say that the result's config holds `value` under the dotted `key`.
 
-        The live model follows by itself: see `attributes`.
+        The live model follows by itself: see `find_attributes`.
         """
         self.patch[key] = value
         self.set_by.setdefault(self.number, {})[key] = value
@@ -421,11 +423,11 @@ class Draft:
         """Add a step of the operation that is planned."""
         self.steps.append(Step(self.name, kind, arguments, recorded))
 
-    def tell(self, path: str, column: str, text: str) -> None:
+    def set_cell(self, path: str, column: str, text: str) -> None:
         """Say for tables what happens at a site; what was said in that column before is gone."""
         self.layers.setdefault(path, {})[column] = text
 
-    def attributes(self) -> Attributes:
+    def find_attributes(self) -> Attributes:
         """Module path → attribute → value, where the result differs from the model as it is.
 
         What the patched config decides when a model is built, and what `set_attribute` said.
@@ -440,9 +442,9 @@ class Draft:
             found.setdefault(path, {}).update(values)
         return found
 
-    def value(self, path: str, name: str) -> Any:
+    def get_value(self, path: str, name: str) -> Any:
         """What an attribute of a module holds in the result so far; ``None`` where it has none."""
-        planned = self.attributes().get(path, {})
+        planned = self.find_attributes().get(path, {})
         if name in planned:
             return planned[name]
         module: nn.Module = self.model.get_submodule(path)

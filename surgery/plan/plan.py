@@ -130,7 +130,7 @@ class Plan:
         """Whether it is closed: no decision is left to calibration or training."""
         return set(self.wanted) <= set(self.resolved) and not self.open_decisions
 
-    def inputs(self, edit: TensorEdit) -> list[torch.Tensor]:
+    def get_inputs(self, edit: TensorEdit) -> list[torch.Tensor]:
         """The calibrated tensors that an edit takes besides its sources.
 
         Raises:
@@ -148,7 +148,7 @@ class Plan:
             found.append(tensor)
         return found
 
-    def hollow(self) -> Plan:
+    def fill_zeros(self) -> Plan:
         """The same with zeros for calibrated tensors: for structure alone, weights to follow."""
         zeros = {name: torch.zeros(shape) for name, shape in self.wanted.items()}
         return replace(self, tensors=zeros)
@@ -165,9 +165,9 @@ class Plan:
             "before": [site.to_json() for site in self.before],
             "after": [site.to_json() for site in self.after],
             "left_alone": [asdict(block) for block in self.left_alone],
-            "layers": _plain(self.layers),
-            "attributes": _plain(self.attributes),
-            "head_attributes": _plain(self.head_attributes),
+            "layers": _copy_nested(self.layers),
+            "attributes": _copy_nested(self.attributes),
+            "head_attributes": _copy_nested(self.head_attributes),
             "config_patch": dict(self.config_patch),
             "head_patch": dict(self.head_patch),
             "steps": [asdict(step) for step in self.steps],
@@ -216,9 +216,9 @@ class Plan:
             before=tuple(Site.from_json(site) for site in data["before"]),
             after=tuple(Site.from_json(site) for site in data["after"]),
             left_alone=tuple(Block(**block) for block in data["left_alone"]),
-            layers=_plain(data["layers"]),
-            attributes=_plain(data["attributes"]),
-            head_attributes=_plain(data["head_attributes"]),
+            layers=_copy_nested(data["layers"]),
+            attributes=_copy_nested(data["attributes"]),
+            head_attributes=_copy_nested(data["head_attributes"]),
             config_patch=dict(data["config_patch"]),
             head_patch=dict(data["head_patch"]),
             steps=tuple(Step(**step) for step in data["steps"]),
@@ -236,5 +236,5 @@ class Plan:
         )
 
 
-def _plain(nested: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+def _copy_nested(nested: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     return {name: dict(values) for name, values in nested.items()}

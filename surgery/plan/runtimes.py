@@ -25,7 +25,7 @@ FILE = "runtimes.json"
 Facts = dict[str, Any]
 
 
-def runtimes(
+def find_runtimes(
     architecture: str,
     *,
     native: bool,
@@ -44,15 +44,15 @@ def runtimes(
         rope_types: the rope types in the config; "default" is plain rope.
     """
     found = {"transformers": ""}
-    for name, facts in known_runtimes().items():
+    for name, facts in read_runtimes().items():
         if not native:
             found[name] = "needs `import surgery`: the record format is read by transformers only"
         else:
-            found[name] = obstacle(architecture, explicit_head_dim, grouped, rope_types, facts)
+            found[name] = find_obstacle(architecture, explicit_head_dim, grouped, rope_types, facts)
     return found
 
 
-def obstacle(
+def find_obstacle(
     architecture: str, head_dim: bool, grouped: bool, rope_types: Collection[str], facts: Facts
 ) -> str:
     """Why the runtime that `facts` describe does not serve a native result; "" if it does."""
@@ -72,7 +72,7 @@ def obstacle(
 
 
 @cache
-def known_runtimes() -> dict[str, Facts]:
+def read_runtimes() -> dict[str, Facts]:
     """The facts of `runtimes.json`, by the runtime's name."""
     known: dict[str, Facts] = json.loads(files("surgery.plan").joinpath(FILE).read_text("utf-8"))
     return known

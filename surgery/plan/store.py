@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from surgery.errors import PlanError
 from surgery.files import write_json
-from surgery.plan.digest import digest
+from surgery.plan.digest import hash_tensor
 from surgery.plan.plan import Plan
 
 PLAN = "plan.json"
@@ -49,7 +49,7 @@ def load_plan(folder: Path) -> Plan:
     except (OSError, SafetensorError) as error:
         raise PlanError(f"{folder / TENSORS} cannot be read: {error}") from None
     for name, expected in plan.resolved.items():
-        if name not in tensors or digest(tensors[name]) != expected:
+        if name not in tensors or hash_tensor(tensors[name]) != expected:
             raise PlanError(f"{folder / TENSORS} does not hold the {name} of {PLAN}")
     return Plan.from_json(data, {name: tensors[name] for name in plan.resolved})
 

@@ -28,7 +28,7 @@ from surgery.models.reference import (
 )
 from surgery.models.share_kv import has_own_eager
 from surgery.models.sites import Site, names
-from surgery.plan.dependents import with_dependents
+from surgery.plan.dependents import add_dependents
 from surgery.transforms.edits import SiteChange
 from surgery.verify.shapes import find_head_patch, find_whole_fault, pick_attributes, try_sites
 
@@ -68,9 +68,9 @@ def resolve_structure(
     _refuse_joined(model, changes)
     _refuse_undescribed(changed, references)
     of_sites = {old.path: references.get_for_site(old, new) for old, new in changed}
-    changes = with_dependents(model, changes, of_sites)
+    changes = add_dependents(model, changes, of_sites)
     recorded = read_recorded_attributes(model.config)
-    attributes = _from_references(before, after, of_sites, references, recorded)
+    attributes = _find_attributes(before, after, of_sites, references, recorded)
     unsaid = [(old, new) for old, new in changed if of_sites[old.path] is None]
     shares = _find_sharing(model, unsaid, changes)
     options = {
@@ -94,7 +94,7 @@ def resolve_structure(
     return Structure(tuple(changes), attributes, shares)
 
 
-def planned_shapes(model: PreTrainedModel, changes: Sequence[SiteChange]) -> Shapes:
+def plan_shapes(model: PreTrainedModel, changes: Sequence[SiteChange]) -> Shapes:
     """Every tensor of the result."""
     shapes = get_shapes(model)
     for change in changes:
@@ -103,7 +103,7 @@ def planned_shapes(model: PreTrainedModel, changes: Sequence[SiteChange]) -> Sha
     return shapes
 
 
-def _from_references(
+def _find_attributes(
     before: Sequence[Site],
     after: Sequence[Site],
     of_sites: Mapping[str, PreTrainedModel | None],
@@ -126,7 +126,7 @@ def _from_references(
                 for path, module in (around | dict(site.named_modules(prefix=new.block))).items()
             ]
         except AttributeError:
-            raise _undescribed(new) from None
+            raise _explain_undescribed(new) from None
         for path, theirs, ours in pairs:
             values = find_differing_attributes(theirs, ours)
             # What an earlier operation set stays; at a changed site it may have to be set back.
@@ -169,10 +169,10 @@ def _refuse_undescribed(changed: Sequence[tuple[Site, Site]], references: Refere
         try:
             original.get_submodule(old.path)
         except AttributeError:
-            raise _undescribed(old) from None
+            raise _explain_undescribed(old) from None
 
 
-def _undescribed(site: Site) -> ConfigError:
+def _explain_undescribed(site: Site) -> ConfigError:
     return ConfigError("attention", f"the model has {site.path}, and its config describes none")
 
 

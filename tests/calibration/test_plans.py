@@ -164,7 +164,7 @@ def test_the_hollow_plan_gives_the_structure() -> None:
     """For weights that are loaded next: an unresolved plan's shapes are the resolved one's."""
     model = made("llama", dtype=torch.float32)
     plan = plan_of(model)
-    hollow = Plan.from_json(json.loads(json.dumps(plan.to_json()))).hollow()
+    hollow = Plan.from_json(json.loads(json.dumps(plan.to_json()))).fill_zeros()
     shell = copy.deepcopy(model)
     apply_(shell, hollow, check=False)
     apply_(model, plan)
