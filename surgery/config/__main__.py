@@ -15,12 +15,16 @@ from surgery.errors import ConfigError, SurgeryError, refuse
 from surgery.plan.registry import find_operations
 
 COMMAND = "python -m surgery.config"
-# Their keys are other people's.
+# Their keys belong to Lightning and to the callbacks.
 _LEFT_ALONE = ("callbacks", "trainer")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Raises: SystemExit, with status 2 for what the user can mend."""
+    """Run the command.
+
+    Raises:
+        SystemExit: with status 2 for an error that the user can correct.
+    """
     parser = argparse.ArgumentParser(
         prog=COMMAND, description="Renew the comments of conf/ from the options in the code."
     )
@@ -39,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def write_operation_yaml(key: str) -> str:
-    """`conf/attention/NAME.yaml` for the operation ``attention.NAME``, with its defaults.
+    """Write `conf/attention/NAME.yaml` for the operation ``attention.NAME``, with its defaults.
 
     Raises:
         ConfigError: there is no such operation.
@@ -53,13 +57,13 @@ def write_operation_yaml(key: str) -> str:
 
 
 def _read_summary(kind: type) -> str:
-    """The first paragraph of a docstring; without one a dataclass has its signature there."""
+    """Read the first paragraph of a docstring; a dataclass without one has its signature there."""
     text = inspect.cleandoc(kind.__doc__ or "").partition("\n\n")[0]
     return "" if text.startswith(f"{kind.__name__}(") else text
 
 
 def rewrite_folder(folder: Path) -> list[Path]:
-    """Renew the comments of a folder like `conf/`; the files that changed."""
+    """Renew the comments of a folder like `conf/`, and return the files that changed."""
     changed = []
     for path in sorted(folder.rglob("*.yaml")):
         group = path.parent.name if path.parent != folder else ""
@@ -74,7 +78,7 @@ def rewrite_folder(folder: Path) -> list[Path]:
 
 
 def _describe_group(group: str) -> Mapping[str, Key]:
-    """The keys of a file in a config group; of `config.yaml` for none."""
+    """Describe the keys of a file in a config group; "" stands for `config.yaml`."""
     if group == "attention":
         return {name: Key(keys=describe_keys(kind)) for name, kind in find_operations().items()}
     keys = describe_keys(RunConfig)

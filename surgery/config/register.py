@@ -1,4 +1,4 @@
-"""What Hydra finds in its store: the group `recipe`, and operations that come without YAML."""
+"""Register in Hydra's store the group `recipe`, and operations that have no YAML file."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def register_recipes() -> None:
 
 
 def register_operation(name: str, kind: type) -> None:
-    """Store `attention/<name>` with every option's default, ``???`` where one is required.
+    """Store `attention/<name>` with the default of every option, ``???`` if it is required.
 
     Args:
         kind: a dataclass.
@@ -39,7 +39,7 @@ def _to_plain(value: Any) -> Any:
 
 @cache
 def _read_recipes() -> dict[str, DictConfig | ListConfig]:
-    """File name → content; the store keeps copies."""
+    """Read the recipes: file name → content; the store makes copies."""
     entries = sorted(files("surgery.recipes").iterdir(), key=lambda item: item.name)
     return {
         entry.name: OmegaConf.create(entry.read_text(encoding="utf-8"))

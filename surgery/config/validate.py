@@ -1,4 +1,4 @@
-"""From a composed config to a checked one: every key known, every value of its type."""
+"""Check a composed config: every key is known, every value has its type and is in its range."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from surgery.errors import ConfigError
 
 _SHARD_SIZE = re.compile(r"\d+(\.\d+)?[KMGT]B")
 
-# Set by the pipeline itself, from parts of the config that have their own keys.
+# The pipeline sets these, from other config keys.
 TRAINER_OWNED = {"logger", "callbacks", "default_root_dir", "use_distributed_sampler"}
 
 
 def check_config(cfg: DictConfig) -> RunConfig:
-    """The typed config, or one `ConfigError` naming the first key that cannot be.
+    """Turn a composed config into a typed one, and check it.
 
     Raises:
         ConfigError: unknown key at any depth, wrong type, missing value, or a value out of range.
@@ -86,24 +86,28 @@ def _explain(error: OmegaConfBaseException) -> ConfigError:
 
 
 def change_data(data: DataConfig, changes: Mapping[str, Any]) -> DataConfig:
-    """`data` with some of its keys changed.
+    """Return `data` with some of its keys changed.
 
     Raises:
         ConfigError: an unknown key of `data`, or a value of another type.
     """
     try:
-        found = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(data), dict(changes)))
+        changed = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(data), dict(changes)))
     except OmegaConfBaseException as error:
-        said = _explain(error)
+        found = _explain(error)
         raise ConfigError(
-            f"data.{said.key}", said.problem, given=said.given, valid=said.valid
+            f"data.{found.key}", found.problem, given=found.given, valid=found.valid
         ) from None
-    assert isinstance(found, DataConfig)
-    return found
+    assert isinstance(changed, DataConfig)
+    return changed
 
 
 def check_values(run: RunConfig) -> None:
-    """Raises: ConfigError, for the first value that is out of its range or cannot be."""
+    """Check values.
+
+    Raises:
+        ConfigError: the first value that is out of range or not possible.
+    """
     check_ranges(run, "")
     _check_objective(run.objective)
     if len(run.optim.betas) != 2:
@@ -148,11 +152,11 @@ def _check_trainer(options: Mapping[str, Any]) -> None:
 
     valid = set(inspect.signature(Trainer.__init__).parameters) - {"self"} - TRAINER_OWNED
     if options.get("max_steps") == 0:
-        raise ConfigError("trainer.max_steps", "lets no training step happen", given=0)
+        raise ConfigError("trainer.max_steps", "must allow at least one training step", given=0)
     for key in options:
         if key in TRAINER_OWNED:
-            raise ConfigError(f"trainer.{key}", "set by the run itself, through its own keys")
+            raise ConfigError(f"trainer.{key}", "is set by the run, from other config keys")
         if key not in valid:
             raise ConfigError(
-                f"trainer.{key}", "not an option of Lightning's Trainer", valid=sorted(valid)
+                f"trainer.{key}", "is not an option of Lightning's Trainer", valid=sorted(valid)
             )

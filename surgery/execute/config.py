@@ -1,4 +1,4 @@
-"""A changed config reaches the live model: what a fresh model would compute from it is computed."""
+"""Patch the config of a live model, and rebuild the modules that depend on it."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from surgery.models.config import apply_patch, get_config_part, list_config_pref
 from surgery.models.reference import ReferenceModels
 from surgery.models.rotary import build_rotary, find_rotaries
 
-# What stays of a module that is built anew in its place: hooks, and accelerate's.
+# What a rebuilt module keeps: its hooks, and accelerate's.
 _KEPT = ("training", "forward", "_old_forward", "_hf_hook", "_is_hf_initialized")
 
 
 def patch_config_(model: PreTrainedModel, patch: Mapping[str, Any]) -> None:
     """Set dotted config keys, and rebuild what holds numbers that follow from them.
 
-    Attributes are the plan's (`surgery.models.reference`). Left are rotary embeddings, whose
-    frequencies no checkpoint stores, and modules without parameters of which the patched config
-    makes another kind. Modules that are rebuilt keep their identity, their hooks and their device;
-    frequencies are in fp32 whatever the model's dtype.
+    The plan holds the attributes (`surgery.models.reference`). This function rebuilds rotary
+    embeddings, whose frequencies no checkpoint stores, and modules without parameters that have
+    another class under the patched config. Rebuilt modules keep their identity, their hooks and
+    their device; frequencies are in fp32 whatever the model's dtype.
 
     Raises:
         PlanError: a module cannot be built from the patched config.
@@ -37,7 +37,7 @@ def patch_config_(model: PreTrainedModel, patch: Mapping[str, Any]) -> None:
     places = {id(get_config_part(model.config, p)): p for p in list_config_prefixes(model.config)}
     for path, module in find_rotaries(model).items():
         prefix = places.get(id(module.config))
-        if prefix is None:  # a config of its own, which no key reaches
+        if prefix is None:  # it has its own config, which no key reaches
             continue
         try:
             old, new = (
@@ -79,10 +79,10 @@ def _replace_state(module: nn.Module, fresh: nn.Module) -> None:
 
 
 def _find_other_kinds(old: nn.Module, new: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Modules without tensors of which two reference models have different kinds."""
-    there = dict(old.named_modules())
+    """Find modules without tensors that have different classes in two reference models."""
+    old_modules = dict(old.named_modules())
     for path, module in new.named_modules():
-        other = there.get(path)
+        other = old_modules.get(path)
         if not path or other is None or type(other) is type(module):
             continue
         if not module.state_dict() and not any(True for _ in module.buffers()):

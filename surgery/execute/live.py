@@ -1,4 +1,4 @@
-"""The live executor: a plan performed on a model in memory."""
+"""Perform a plan on a model in memory."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def apply_(
         plan: what to do.
         check: check first that the result will compute what it should
             (`surgery.verify.equivalence`, and each operation's own check), which runs the model on
-            a few tokens; never done on the meta device. Leave it out for weights that mean nothing
-            yet.
+            a few tokens; never done on the meta device. Leave it out for weights that are not
+            loaded yet.
         probe: arguments to run it with, for models that need more than token ids or pixels.
 
     Returns:
@@ -96,14 +96,14 @@ def apply_(
         write_record(model, attributes, [step for step in plan.steps if step.recorded])
     else:
         forget_record(model)
-    # Undone when the model is saved, so the record knows nothing of these.
+    # Undone when the model is saved, so they are not in the record.
     _perform(model, [step for step in plan.steps if step.operation in transient])
     setattr(model, _MARK, mark)
     return model
 
 
 def apply_transient_(model: PreTrainedModel, plan: Plan) -> None:
-    """Do what a plan does for the run alone, on a model on which the rest of it is done."""
+    """Do what a plan does only for the run, on a model on which the rest of it is done."""
     _perform(model, [s for s in plan.steps if get_operation(s.operation).transient])
 
 
@@ -131,7 +131,7 @@ def _edit(model: PreTrainedModel, plan: Plan) -> None:
 
 
 def _check_edits(plan: Plan) -> None:
-    """Run every transform on shapes alone, so that a broken plan breaks no model."""
+    """Run every transform on the meta device, so that a broken plan does not damage a model."""
     for edit in plan.edits:
         given = (*edit.sources, *edit.resolved)
         for spec, tensor in zip(edit.resolved, plan.get_inputs(edit), strict=True):
@@ -148,9 +148,9 @@ def _check_edits(plan: Plan) -> None:
             raise PlanError(f"{names}: {edit.transform} gives {shapes}, not what the plan says")
     for step in plan.steps:
         if not is_step(step.kind):
-            raise PlanError(f"the plan asks for a step {step.kind!r} that this version has not")
+            raise PlanError(f"the plan needs the step {step.kind!r}, which does not exist here")
 
 
 def _number_sites(sites: Sequence[Site]) -> tuple[Site, ...]:
-    """Numbered from 0, as a fresh look at the model numbers them."""
+    """Number the sites from 0, as `find_sites` would in the result."""
     return tuple(replace(site, layer=layer) for layer, site in enumerate(sites))

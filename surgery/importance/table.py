@@ -1,4 +1,4 @@
-"""The score table, in JSON and parquet: estimators fill it, operations that remove heads read it."""
+"""The score table: estimators fill it, operations that remove heads read it; JSON and parquet."""
 
 from __future__ import annotations
 

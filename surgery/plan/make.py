@@ -1,4 +1,4 @@
-"""Making a plan: refuse what cannot be, resolve what can."""
+"""Make a plan: refuse what cannot be done, and resolve the rest."""
 
 from __future__ import annotations
 
@@ -53,19 +53,19 @@ def make_plan(
     resolutions: Mapping[int, Resolution] | None = None,
     calibration: Mapping[str, Any] | None = None,
 ) -> Plan:
-    """Resolve `operations` on `model`, which may live on the meta device.
+    """Plan `operations` on `model`, which may be on the meta device.
 
     Args:
         model: the source; only its config and shapes are read.
         operations: in the order in which they are performed.
-        name: what to call the source.
+        name: name of the source, for people.
         seed: for operations that draw.
         tokens: length at which the sizes are given.
         kv_bytes: bytes per cached value.
         device: where the result will run.
         native: whether to refuse a result that the architecture's own config cannot say.
         resolutions: what calibration decided, by the operation's place from 0.
-        calibration: what it saw, for the plan's reader.
+        calibration: what it measured, for people who read the plan.
 
     Raises:
         ConfigError: an operation that cannot be performed on this model.
@@ -88,7 +88,7 @@ def make_plan(
     references = draft.references
     structure = resolve_structure(model, before, after, draft.changes, references)
     steps = list(draft.steps)
-    if structure.shares_kv:  # last: it follows the backend
+    if structure.shares_kv:  # last: it depends on the backend
         steps.append(Step(structure.shares_kv, SHARE_KV, recorded=True))
     after = _set_windows(after, draft)
     heads = make_head_count_patch(model.config, before, after)
@@ -165,10 +165,10 @@ def _convert_source(
 
 
 def check_order(operations: Sequence[Operation]) -> None:
-    """Refuse operations that stand where they cannot.
+    """Check that the operations are in a valid order.
 
     Raises:
-        ConfigError: with the order that would do.
+        ConfigError: they are not; the error names a valid order.
     """
     names = [operation.name for operation in operations]
     given = ", ".join(names)
@@ -186,7 +186,7 @@ def check_order(operations: Sequence[Operation]) -> None:
     if valid != names:
         moved = first[0] if first and names[0] != first[0] else last[0]
         why = (
-            "must come first: the other operations are planned on what it gives"
+            "must come first: the other operations are planned on its result"
             if moved in first
             else "must come last: it is performed after training"
         )
@@ -217,7 +217,7 @@ def _draft_plan(
 
 
 def _set_windows(sites: Sequence[Site], draft: Draft) -> tuple[Site, ...]:
-    """The sites with the windows that the patched config gives them."""
+    """Give the sites the windows that follow from the patched config."""
     if not draft.patch:
         return tuple(sites)
     found = find_sites(draft.references.get(draft.patch)).sites
@@ -253,7 +253,7 @@ def _get_initializer_range(model: PreTrainedModel) -> float:
 
 
 def _refuse_standing_in(model: PreTrainedModel, anatomy: Anatomy) -> None:
-    """A module that stands for part of another's weight says how to get the weight back."""
+    """Refuse query projections without a weight of their own; some name a remedy."""
     for site in anatomy.sites:
         module = model.get_submodule(site.query.path)
         if not isinstance(module.weight, nn.Parameter):
@@ -278,7 +278,7 @@ def _refuse_quantized(model: PreTrainedModel) -> None:
 
 
 def _refuse_unreadable(anatomy: Anatomy) -> None:
-    """A model is operated on where all its attention is understood, never in part."""
+    """Refuse a model with attention that cannot be read, or without attention."""
     if anatomy.unreadable:
         block, read = anatomy.unreadable[0], len(anatomy.sites)
         share = f"{len(anatomy.unreadable)} of {read + len(anatomy.unreadable)}" if read else "none"
@@ -303,7 +303,7 @@ def _count_parameters(model: PreTrainedModel) -> int:
 
 
 def _count_added(model: PreTrainedModel, changes: Sequence[SiteChange]) -> int:
-    """Parameters that edits add (or, below zero, take away), shared ones counted once."""
+    """Count the parameters that edits add (negative: remove); shared ones count once."""
     owner = {name: id(p) for name, p in model.named_parameters(remove_duplicate=False)}
     sizes: dict[int, list[int]] = {}  # of each parameter: before, after
     for change in changes:
@@ -315,7 +315,7 @@ def _count_added(model: PreTrainedModel, changes: Sequence[SiteChange]) -> int:
 
 
 def _count_removed(model: PreTrainedModel, draft: Draft) -> int:
-    """Parameters of attention that goes altogether; its output bias stays."""
+    """Count the parameters of attention that is removed completely; its output bias stays."""
     count = 0
     for site in draft.sites:
         if site.path in draft.removed:

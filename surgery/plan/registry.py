@@ -1,7 +1,7 @@
-"""The operations there are: found, not listed.
+"""Find the operations; no list of them is kept.
 
-Every module of `surgery.operations` that defines an `Operation` brings one; other packages bring
-theirs by the entry point group `surgery.operations`. Nothing is imported before the first question.
+Every module of `surgery.operations` that defines an `Operation` adds one; other packages add theirs
+with the entry point group `surgery.operations`. They are imported on the first call.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ GROUP = "surgery.operations"
 
 
 def find_operations() -> dict[str, type[Operation]]:
-    """Name → class, by name.
+    """Find all operations: name → class, sorted by name.
 
     Raises:
-        PlanError: two have one name, or another package's cannot be imported.
+        PlanError: two have the same name, or one of another package cannot be imported.
     """
     return dict(_load_operations())
 
@@ -77,10 +77,14 @@ def _walk_subclasses(kind: type[Operation]) -> Iterator[type[Operation]]:
 
 
 def get_operation(name: str) -> type[Operation]:
-    """Raises: PlanError, where this environment has no operation of this name."""
+    """Get the class of an operation.
+
+    Raises:
+        PlanError: no operation of this name is installed.
+    """
     if name not in _load_operations():
         raise PlanError(
-            f"the plan asks for the operation {name!r}, which this environment has not: "
+            f"the plan needs the operation {name!r}, which is not installed here; installed are "
             f"{', '.join(_load_operations())}"
         )
     return _load_operations()[name]
@@ -91,7 +95,7 @@ def list_operations() -> list[str]:
 
 
 def list_options(name: str) -> list[str]:
-    """The options of an operation; none for one that does not exist."""
+    """List the options of an operation; empty if there is no such operation."""
     kind = _load_operations().get(name)
     return [] if kind is None else [field.name for field in fields(kind)]
 
@@ -116,7 +120,7 @@ def is_step(kind: str) -> bool:
 
 
 def run_step(kind: str, model: PreTrainedModel, arguments: Mapping[str, Any]) -> None:
-    """Look a step up by name and do it.
+    """Run the step of this kind.
 
     Raises:
         KeyError: there is no such step.
@@ -125,23 +129,23 @@ def run_step(kind: str, model: PreTrainedModel, arguments: Mapping[str, Any]) ->
 
 
 def restore_saved_form_(model: PreTrainedModel) -> None:
-    """Undo what operations did for the run alone, in place: what is left is what is saved."""
+    """Undo in place what operations did only for the run, before the model is saved."""
     for operation in _load_operations().values():
         operation.undo_(model)
 
 
 def parse_operations(attention: Mapping[str, Any]) -> list[Operation]:
-    """Typed specs from `attention.*`, in the order in which they stand there.
+    """Parse `attention.*` into operations, in the same order.
 
     Raises:
         ConfigError: an unknown operation, an unknown option, a value of the wrong type or out of
-            its range, or options that cannot be together.
+            its range, or options that contradict each other.
     """
     return [_parse(name, options) for name, options in attention.items()]
 
 
 def parse_specs(specs: Any) -> list[Operation]:
-    """The operations of a plan's own JSON."""
+    """Parse the operations in a plan's JSON."""
     named = [(str(spec["operation"]), dict(spec)) for spec in specs]
     for _, spec in named:
         del spec["operation"]
@@ -180,7 +184,7 @@ def _parse(name: str, options: Any) -> Operation:
 
 
 def _check_finite(spec: Operation, options: Mapping[str, Any]) -> None:
-    """No plan or config file can hold infinity; nothing here has a use for it."""
+    """Check that no option is infinite: no plan or config file can hold infinity."""
     for field in fields(spec):
         value = getattr(spec, field.name)
         numbers = value if isinstance(value, (list, tuple)) else [value]
@@ -194,10 +198,10 @@ def _check_finite(spec: Operation, options: Mapping[str, Any]) -> None:
 
 
 def _describe_values(spec: type[Operation], option: str) -> str | list[str]:
-    """What an option accepts: as its field says, the members of an enum, or its declared type."""
-    said = next((get_valid(field) for field in fields(spec) if field.name == option), None)
-    if said is not None:
-        return said
+    """Describe what an option accepts: its field's words, the members of an enum, or a type."""
+    valid = next((get_valid(field) for field in fields(spec) if field.name == option), None)
+    if valid is not None:
+        return valid
     kind = get_type_hints(spec).get(option)
     if isinstance(kind, type) and issubclass(kind, Enum):
         return [member.name for member in kind]

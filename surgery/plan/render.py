@@ -1,4 +1,4 @@
-"""A plan for people."""
+"""Show a plan as a table."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from surgery.units import format_bytes, format_count, format_ratio
 
 
 def build_plan_table(plan: Plan) -> Table:
-    """Before and after, side by side, and how the result can be saved."""
+    """Build a table: before and after side by side, and how the result can be saved."""
     model = plan.model
     table = Table(title=f"Plan for {model['name']} ({model['class']})", title_justify="left")
     for column in ("", "before", "after", "ratio"):

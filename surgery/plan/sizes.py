@@ -1,4 +1,4 @@
-"""What attention costs, counted from sites alone."""
+"""Count what attention costs, from its sites."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Sizes:
 
 
 def count_sizes(parameters: int, sites: Iterable[Site], tokens: int, bytes_per_value: int) -> Sizes:
-    """Sizes of a model with these sites, at `tokens` tokens."""
+    """Count the sizes of a model with these sites, at `tokens` tokens."""
     sites = list(sites)
     cache = count_kv_bytes(sites, tokens, bytes_per_value)
     return Sizes(
@@ -42,7 +42,7 @@ def count_sizes(parameters: int, sites: Iterable[Site], tokens: int, bytes_per_v
 def count_kv_bytes(sites: Iterable[Site], tokens: int, bytes_per_value: int) -> int:
     """Σ over cached sites of cached tokens · kv_heads · (head_dim + value_dim) · bytes.
 
-    A site with a window of W keeps W - 1 tokens at most: the query's own comes with it.
+    A site with a window of W keeps at most W - 1 tokens: the query's own is added to them.
     """
     return sum(
         count_cached_tokens(site, tokens)
@@ -55,12 +55,12 @@ def count_kv_bytes(sites: Iterable[Site], tokens: int, bytes_per_value: int) -> 
 
 
 def count_cached_tokens(site: Site, tokens: int) -> int:
-    """How many of `tokens` tokens a site's cache holds."""
+    """Count how many of `tokens` tokens a site's cache holds."""
     return tokens if site.window is None else min(tokens, site.window - 1)
 
 
 def divide_by_tokens(cache_bytes: int, tokens: int) -> float:
-    """A whole number where it is one."""
+    """Divide; an integer if the result is whole."""
     whole, rest = divmod(cache_bytes, tokens)
     return cache_bytes / tokens if rest else whole
 
@@ -80,6 +80,6 @@ def count_attention_flops(sites: Iterable[Site], tokens: int) -> int:
 
 
 def _count_pairs(site: Site, tokens: int) -> int:
-    """Twice the pairs of causal attention, so that N² stands for N tokens without a window."""
+    """Count twice the pairs of causal attention: N² for N tokens without a window."""
     outside = 0 if site.window is None else max(0, tokens - site.window)
     return tokens * tokens - outside * outside

@@ -20,7 +20,7 @@ TENSORS = "plan.safetensors"
 def save_plan(plan: Plan, folder: Path) -> None:
     """Write `plan.json` into `folder`, and `plan.safetensors` where the plan holds tensors.
 
-    The tensors are in place before the JSON that speaks of them.
+    The tensors are written before the JSON that names them.
     """
     if plan.tensors:
         draft = folder / f"{TENSORS}.partial"
@@ -33,14 +33,14 @@ def load_plan(folder: Path) -> Plan:
     """Read what `save_plan` wrote.
 
     Raises:
-        PlanError: no plan, half a plan, or tensors that are not those it was made with.
+        PlanError: there is no plan, it is not complete, or it was made with other tensors.
     """
     try:
         data = json.loads((folder / PLAN).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise PlanError(f"{folder / PLAN} cannot be read: {error}") from None
     if not isinstance(data, dict):
-        raise PlanError(f"{folder / PLAN} is no plan")
+        raise PlanError(f"{folder / PLAN} is not a plan")
     plan = Plan.from_json(data)
     if not plan.resolved:
         return plan
@@ -55,6 +55,6 @@ def load_plan(folder: Path) -> Plan:
 
 
 def forget_plan(folder: Path) -> None:
-    """Remove the plan of an earlier run, so that no process takes it for this one's."""
+    """Remove the plan of an earlier run, so that no process takes it for this run's."""
     for name in (PLAN, TENSORS):
         (folder / name).unlink(missing_ok=True)

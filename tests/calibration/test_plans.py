@@ -98,12 +98,12 @@ def test_a_plan_without_its_tensors_changes_nothing(stored: tuple[PreTrainedMode
     before = bits(model)
     plan = replace(load_plan(folder), tensors={})
     for check in (True, False):
-        with pytest.raises(PlanError, match="was read without its calibrated tensors"):
+        with pytest.raises(PlanError, match="was loaded without its calibrated tensors"):
             apply_(model, plan, check=check)
         assert_equal(bits(model), before)
     last = plan.edits[-1].resolved[-1].name
     most = {name: t for name, t in load_plan(folder).tensors.items() if name != last}
-    with pytest.raises(PlanError, match="was read without"):
+    with pytest.raises(PlanError, match="was loaded without"):
         apply_(model, replace(plan, tensors=most), check=False)
     assert_equal(bits(model), before)
 

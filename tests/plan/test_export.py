@@ -89,7 +89,7 @@ def test_what_takes_hidden_size_over_heads_for_head_dim_does_not_serve_pruned_he
     assert "vllm" in gqa_plan(family("qwen2"), 2).export.runtimes
     plan = pruned("qwen2", [2])
     assert plan.export.format == "native"
-    assert "takes head_dim to be hidden_size / heads" in plan.export.without["vllm"]
+    assert "uses hidden_size / heads as head_dim" in plan.export.without["vllm"]
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3"])

@@ -71,7 +71,7 @@ def test_the_json_names_no_number_of_the_tensors() -> None:
     [
         (lambda d: (d / PLAN).unlink(), "cannot be read"),
         (lambda d: (d / PLAN).write_text("{"), "cannot be read"),
-        (lambda d: (d / PLAN).write_text("[]"), "is no plan"),
+        (lambda d: (d / PLAN).write_text("[]"), "is not a plan"),
         (lambda d: (d / PLAN).write_text("{}"), "a plan of format None"),
         (lambda d: (d / TENSORS).unlink(), "cannot be read"),
         (lambda d: (d / TENSORS).write_bytes(b"\0" * 40), "cannot be read"),
