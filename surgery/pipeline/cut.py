@@ -1,4 +1,4 @@
-"""The stage `cut`: what training decided, performed when training is done."""
+"""The stage `cut`: perform after training what training decided."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def cut(session: Session, decision: Any) -> None:
 
 
 def _plan_all(session: Session, decided: Operation) -> Plan:
-    """From the original to the result, as if the decision had been known from the start."""
+    """Plan from the original to the result, as if the decision had been known from the start."""
     early = session.plan
     plan = make_plan(
         session.source.build_meta_model(),
