@@ -32,10 +32,10 @@ class SurgerySearchPath(SearchPathPlugin):
 
 
 def _register_operations(search_path: ConfigSearchPath) -> None:
-    from surgery.plan.registry import operations  # seconds, for torch and transformers
+    from surgery.plan.registry import find_operations  # seconds, for torch and transformers
 
     paths = [item.path for item in search_path.get_path()]
-    for name, kind in operations().items():
+    for name, kind in find_operations().items():
         # Hydra would merge a stored config of the same name into a file's, and warn of it.
         if not any(_has_file(path, f"{name}.yaml") for path in paths):
             register_operation(name, kind)

@@ -73,9 +73,9 @@ def _undeclared(key: str) -> ConfigError | None:
     if len(parts) != 3 or parts[0] != "attention":
         return None
     # torch and transformers take seconds.
-    from surgery.plan.registry import operation_fields
+    from surgery.plan.registry import list_options
 
-    if parts[2] not in operation_fields(parts[1]):
+    if parts[2] not in list_options(parts[1]):
         return None
     return ConfigError(
         key,
@@ -111,7 +111,7 @@ def _keys_beside(key: str) -> list[str] | str | None:
 
 def _operation_keys(key: str) -> list[str] | None:
     # torch and transformers take seconds.
-    from surgery.plan.registry import operation_fields, operation_names
+    from surgery.plan.registry import list_operations, list_options
 
     parts = key.split(".")
-    return operation_fields(parts[1]) or None if len(parts) > 2 else operation_names()
+    return list_options(parts[1]) or None if len(parts) > 2 else list_operations()

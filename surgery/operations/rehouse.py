@@ -38,21 +38,24 @@ class Rehouse(Operation):
         MISSING, f"the architecture: {' | '.join(TARGETS)}", valid=", ".join(TARGETS)
     )
 
-    def conversion(self, model: PreTrainedModel) -> Conversion:
+    def choose_conversion(self, model: PreTrainedModel) -> Conversion:
         if self.into not in TARGETS:
             raise ConfigError(
-                self.key("into"),
+                self.get_key("into"),
                 "no model can be converted to this architecture",
                 given=self.into,
                 valid=TARGETS,
             )
         return Conversion(self.into)
 
-    def unconvertible(self, error: ConversionError) -> ConfigError:
+    def explain_conversion_error(self, error: ConversionError) -> ConfigError:
         learned = "; for learned positions: attention.absolute_to_rope"
         hint = learned if "learned positions" in error.problem else ""
         return ConfigError(
-            self.key("into"), error.problem, given=error.given, valid=f"{_list(error.valid)}{hint}"
+            self.get_key("into"),
+            error.problem,
+            given=error.given,
+            valid=f"{_list(error.valid)}{hint}",
         )
 
     def plan(self, draft: Draft) -> None:
@@ -93,12 +96,12 @@ class AbsoluteToRope(Operation):
         "default: RoPE | none: NoPE (Kazemnejad et al. 2023), without theta",
     )
 
-    def conversion(self, model: PreTrainedModel) -> Conversion:
+    def choose_conversion(self, model: PreTrainedModel) -> Conversion:
         if self.type is Rotary.default:
             return Conversion(_HOUSE, {"theta": self.theta})
         if self.theta != _THETA:
             raise ConfigError(
-                self.key("theta"),
+                self.get_key("theta"),
                 "type none does not use it",
                 given=self.theta,
                 valid=f"{_THETA}, which is not looked at, or type default",
@@ -113,4 +116,6 @@ class AbsoluteToRope(Operation):
             "the model has to be trained to it"
         )
         for site in draft.sites:
-            draft.tell(site.path, "positions", f"{'rotary' if rotary else 'none'}, were absolute")
+            draft.set_cell(
+                site.path, "positions", f"{'rotary' if rotary else 'none'}, were absolute"
+            )

@@ -63,7 +63,7 @@ class SlidingWindow(Operation):
     )
     layers: list[int] | None = option(None, LAYERS_HELP)
 
-    def conversion(self, model: PreTrainedModel) -> Conversion | None:
+    def choose_conversion(self, model: PreTrainedModel) -> Conversion | None:
         if self.size is None or self.layers is not None or _has_windows(model.config):
             return None
         for target, obstacle in list_targets(model.config).items():
@@ -72,7 +72,7 @@ class SlidingWindow(Operation):
         return None  # `plan` refuses, with the reason
 
     def plan(self, draft: Draft) -> None:
-        sites = select_sites(draft.sites, self.layers, self.key("layers"), draft.removed)
+        sites = select_sites(draft.sites, self.layers, self.get_key("layers"), draft.removed)
         other = [site for site in sites if not site.cached]
         if other and (self.layers is not None or len(other) == len(sites)):
             raise ConfigError(
@@ -95,7 +95,9 @@ class SlidingWindow(Operation):
         for key, value in patch.items():
             draft.set_config(key, value)
         for site in sites:
-            draft.tell(site.path, "window", "none" if self.size is None else f"{self.size} tokens")
+            draft.set_cell(
+                site.path, "window", "none" if self.size is None else f"{self.size} tokens"
+            )
 
     def _patch(
         self, draft: Draft, prefix: str, sites: Sequence[Site], wanted: Mapping[str, int | None]
@@ -107,7 +109,7 @@ class SlidingWindow(Operation):
             self._refuse_unsayable(draft, config)
         if len(sizes) > 1:
             raise ConfigError(
-                self.key("layers"),
+                self.get_key("layers"),
                 f"a {config.model_type} config has one window for all layers that have any",
                 given=f"windows of {' and '.join(map(str, sizes))} tokens",
                 valid="null for all, or the size that the other layers have",
@@ -122,7 +124,7 @@ class SlidingWindow(Operation):
                 del changed[SIZE]
         elif len(set(wanted.values())) > 1:
             raise ConfigError(
-                self.key("layers"),
+                self.get_key("layers"),
                 f"a {config.model_type} config has one word for all layers",
                 given=self.layers,
                 valid="null for all",
@@ -146,7 +148,7 @@ class SlidingWindow(Operation):
                 continue
             if types[layer] not in (FULL, SLIDING):
                 raise ConfigError(
-                    self.key("layers"),
+                    self.get_key("layers"),
                     f"{site.path} is of type {types[layer]}, which no window is for",
                     given=site.layer,
                     valid=f"layers of type {FULL} or {SLIDING}",
@@ -154,7 +156,7 @@ class SlidingWindow(Operation):
             rope = getattr(config, "rope_parameters", None) or {}
             if by_position and rope.get(types[layer]) != rope.get(kind):
                 raise ConfigError(
-                    self.key("layers"),
+                    self.get_key("layers"),
                     f"in a {config.model_type} layers with and without a window have different "
                     f"rotary positions, so {site.path} would compute something else besides",
                     given=site.layer,

@@ -1,4 +1,4 @@
-"""What a run sends to its loggers beside its training curves: the result, and what it made."""
+"""Send to the loggers what is no training curve: the result, and the files that a run made."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from surgery.pipeline.session import Session
 from surgery.plan.store import PLAN, TENSORS
 from surgery.training.identity import fingerprint, identity
 
-# A run of these alone has nothing to show on a dashboard.
+# A run of only these has nothing to show on a dashboard.
 _SILENT = {Stage.plan, Stage.report}
 
 
@@ -23,12 +23,12 @@ def is_logged(stages: set[Stage]) -> bool:
 
 
 def open_loggers(session: Session) -> None:
-    """One logger per `logger.kinds`, unless they are there already."""
+    """Open one logger for each of `logger.kinds`, unless they are open."""
     from surgery.training.loggers import build_loggers  # seconds, for Lightning
 
     if session.loggers:
         return
-    # A rate that the config left open is known by now, and runs are compared by it.
+    # The learning rate is known now, even if the config has null; runs are compared by it.
     optim = dict(session.settings.get("optim") or {}) | {"lr": session.run.optim.lr}
     settings = {**session.settings, "optim": optim}
     session.loggers = build_loggers(session.run.logger, session.run_dir, settings)
@@ -36,7 +36,7 @@ def open_loggers(session: Session) -> None:
 
 @contextmanager
 def finish_loggers(session: Session) -> Iterator[None]:
-    """End the W&B run when the pipeline ends, as a failed one where that raises."""
+    """End the W&B run when the pipeline ends; as failed if the pipeline raises."""
     failed = True
     try:
         yield
@@ -49,7 +49,7 @@ def finish_loggers(session: Session) -> Iterator[None]:
 
 
 def send_results(session: Session, summary: Mapping[str, Any]) -> None:
-    """Figures to compare runs by, and artifacts. Call it on rank zero, with all files written.
+    """Send figures to compare runs by, and artifacts. Call it on rank zero, after all files.
 
     Args:
         summary: what `summary.json` holds.

@@ -1,4 +1,4 @@
-"""The stage `measure`: losses, sizes and times of the model, at up to three moments of a run."""
+"""The stage `measure`: losses, sizes and times of the model, up to three times in a run."""
 
 from __future__ import annotations
 

@@ -125,7 +125,7 @@ class SurgeryModule(pl.LightningModule):
         if self.model is None:
             # Weights that are about to be replaced prove nothing.
             whole = self.hparams["load_weights"]
-            plan = self.plan if whole else self.plan.hollow()
+            plan = self.plan if whole else self.plan.fill_zeros()
             self.model = apply_(self._original(), plan, check=whole)
         self.model.train()  # transformers hands models out in eval mode
         if self.decision is not None:
@@ -198,7 +198,7 @@ class SurgeryModule(pl.LightningModule):
         for name, value in loss.parts.items():
             self.log(f"train/{name}", value)
         if self.decision is not None:
-            for name, number in self.decision.metrics().items():
+            for name, number in self.decision.get_metrics().items():
                 self.log(name, number)
         return loss.total
 

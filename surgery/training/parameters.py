@@ -10,7 +10,7 @@ from surgery.config.schema import Trained
 from surgery.errors import ConfigError
 from surgery.plan.operation import Step
 from surgery.plan.plan import Plan
-from surgery.plan.registry import operation_class
+from surgery.plan.registry import get_operation
 
 _KEY = "optim.parameters"
 
@@ -105,7 +105,7 @@ def _holder(model: nn.Module, path: str) -> nn.Module:
 
 def _mixed(step: Step, changed: set[str]) -> str | None:
     """A tensor that a step joins with others, some of them changed and some not."""
-    for group in operation_class(step.operation).joined_tensors(step):
+    for group in get_operation(step.operation).list_joined_tensors(step):
         if len({name in changed for name in group}) > 1:
             return group[0]
     return None

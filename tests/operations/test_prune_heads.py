@@ -384,7 +384,7 @@ EXACTLY = "needs exactly one of heads, amount and count"
         ({"heads": {0: None}}, "heads", "must be a list of heads", "{layer: [heads]}"),
         ({"heads": [0, 1, 2, 3]}, "heads", ALL, "at most 3, or attention.prune_heads.remove"),
         ({"heads": [0], "layers": [2]}, "layers", "there is no such layer", "0 to 1"),
-        ({"heads": [0], "layers": []}, "layers", "names no layer", "null for all"),
+        ({"heads": [0], "layers": []}, "layers", "must name at least one layer", "null for all"),
         ({"amount": 0.5, "scores": "no/such"}, "scores", "cannot be read: No such file", None),
     ],
 )

@@ -25,7 +25,7 @@ def parsed(name: str, **options: object) -> Operation:
 
 
 def conversion_of(operation: Operation, source: str = "llama") -> Conversion:
-    conversion = operation.conversion(skeleton(model_of(source)))
+    conversion = operation.choose_conversion(skeleton(model_of(source)))
     assert conversion is not None
     return conversion
 

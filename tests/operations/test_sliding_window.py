@@ -17,7 +17,7 @@ from surgery.models.sites import find_sites
 from surgery.plan.make import make_plan
 from surgery.plan.plan import Plan
 from surgery.plan.registry import parse_operations
-from surgery.plan.sizes import kv_bytes
+from surgery.plan.sizes import count_kv_bytes
 from tests.families import VOCAB, family
 
 WINDOW, LENGTH, BATCH = 5, 17, 2
@@ -156,7 +156,7 @@ def test_planned_bytes_are_those_of_the_cache(case: str, tokens: int) -> None:
     with torch.no_grad():
         cache = model(input_ids=ids, use_cache=True).past_key_values
     held = sum(t.numel() * t.element_size() for la in cache.layers for t in (la.keys, la.values))
-    assert held == plan.sizes_after.kv_bytes == kv_bytes(plan.after, tokens, 8)
+    assert held == plan.sizes_after.kv_bytes == count_kv_bytes(plan.after, tokens, 8)
     assert (plan.sizes_after.kv_bytes < plan.sizes_before.kv_bytes) == (tokens >= WINDOW)
 
 

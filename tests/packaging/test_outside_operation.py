@@ -125,4 +125,4 @@ def test_without_the_package_the_plan_says_what_is_missing(installed: Path, tmp_
     load += "model = AutoModelForCausalLM.from_pretrained(embedded_dir())\n"
     load += "try:\n    surgery.apply_(model, plan)\nexcept surgery.PlanError as error: print(error)"
     done = run_python(tmp_path, "-c", load)
-    assert "'temperature', which this environment has not" in done.stdout, done.stderr
+    assert "'temperature', which is not installed here" in done.stdout, done.stderr

@@ -71,7 +71,7 @@ def redundancies(similarity: Similarity) -> torch.Tensor:
 def what_is_its_own(
     similarity: Similarity, sites: list[Site], *, model: str, data: str, batches: int, seed: int
 ) -> ScoreTable:
-    """Scores for `prune_heads`: root mean square of what a head adds and its layer could not say.
+    """Score heads: root mean square of what a head adds and the others of its layer could not.
 
     ||W_O,h o_h|| sqrt(1 - redundancy), over positions; low for heads that are small, redundant, or
     both. In units of the residual stream.

@@ -13,7 +13,7 @@ from surgery.models.sites import Site
 
 
 def shared_groups(similarity: Similarity, sites: Sequence[Site]) -> dict[str, dict[str, Any]]:
-    """Number of KV heads → layer → groups, as `attention.gqa.groups` takes them.
+    """Number of KV heads → layer → groups, as operations that merge KV heads take them.
 
     For every number that divides the KV heads of all `sites`, one and all of them left out. Groups
     are of equal size, and those whose pairs diverge least in sum; two KV heads diverge by the mean

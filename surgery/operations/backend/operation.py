@@ -75,7 +75,7 @@ class Backend(Operation):
         reason = find_obstacle(self.implementation, need)
         if reason:
             raise ConfigError(
-                self.key("implementation"),
+                self.get_key("implementation"),
                 reason,
                 given=self.implementation,
                 valid=[*list_available(need), FAST],
@@ -85,7 +85,7 @@ class Backend(Operation):
 def _planned_dropout(draft: Draft) -> float:
     """The highest attention dropout of any site, as the operations so far leave it."""
     planned = [
-        float(draft.value(path, name))
+        float(draft.get_value(path, name))
         for site in draft.sites
         if site.path not in draft.removed
         for path, name in find_dropout_attributes(draft.model, site)

@@ -41,7 +41,7 @@ class FuseQKV(Operation):
         unfuse_qkv_(model)
 
     @classmethod
-    def joined_tensors(cls, step: Step) -> Sequence[Sequence[str]]:
+    def list_joined_tensors(cls, step: Step) -> Sequence[Sequence[str]]:
         return [
             [f"{site[role]}.{tensor}" for role in ROLES]
             for site in step.arguments["sites"]
@@ -49,7 +49,7 @@ class FuseQKV(Operation):
         ]
 
     def plan(self, draft: Draft) -> None:
-        sites = select_sites(draft.sites, self.layers, self.key("layers"), draft.removed)
+        sites = select_sites(draft.sites, self.layers, self.get_key("layers"), draft.removed)
         kind = type(draft.model).__name__
         packed = [site for site in sites if _is_packed(site)]
         separate = [site for site in sites if not _is_packed(site)]
@@ -63,7 +63,7 @@ class FuseQKV(Operation):
                 )
         if self.keep and separate:
             raise ConfigError(
-                self.key("keep"),
+                self.get_key("keep"),
                 f"a {kind} keeps its projections apart",
                 given=True,
                 valid="false, or convert it first to an architecture that has them so (phi3)",
@@ -76,7 +76,7 @@ class FuseQKV(Operation):
         if separate:
             draft.add_step("fuse_qkv", {"sites": [_places(site) for site in separate]})
             for site in separate:
-                draft.tell(site.path, "projections", "fused")
+                draft.set_cell(site.path, "projections", "fused")
 
     def _check(self, site: Site) -> None:
         key, parts = f"attention.{self.name}", (site.query, site.key, site.value)

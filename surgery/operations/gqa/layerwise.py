@@ -139,7 +139,7 @@ def _refuse_order(text: SiteBatches, groups: Partition, operation: GQAOptions) -
     if not (made - expected).norm() <= rounding**0.5 * expected.norm():
         given = operation.groups
         raise ConfigError(
-            operation.key("groups" if given else "grouping"),
+            operation.get_key("groups" if given else "grouping"),
             f"the heads of {site.path} cannot change places: something besides its projections "
             "belongs to each of them",
             given=given or Grouping.similarity.value,

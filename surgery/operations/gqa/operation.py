@@ -33,14 +33,14 @@ class GQA(GQAOptions):
     def calibrate(self, case: Any) -> tuple[GQAOptions, Resolution]:
         return resolve_gqa(self, case)
 
-    def uncalibratable(self, path: str, why: str) -> ConfigError:
+    def explain_calibration_error(self, path: str, why: str) -> ConfigError:
         return ConfigError(
             f"attention.{self.name}",
             f"{path} cannot be calibrated: {why}",
             valid="merge mean, first or random with grouping=contiguous, and a number of KV heads",
         )
 
-    def alternative(self) -> Alternative | None:
+    def find_alternative(self) -> Alternative | None:
         if self.rewrites:
             return None
         best = replace(self, merge=Merge.optimal, grouping=Grouping.similarity)
@@ -67,7 +67,7 @@ class GQA(GQAOptions):
             groups = split_evenly(site.kv_heads, count)
             assumed = SiteResolution(keep_all_heads(site.q_heads), groups)
             found = (draft.resolution or {}).get(site.path, assumed)
-            draft.change([self._change(draft, site, found)])
+            draft.add_changes([self._change(draft, site, found)])
 
     def _change(self, draft: Draft, site: Site, found: SiteResolution) -> Any:
         context = draft.context
@@ -106,7 +106,7 @@ class GQA(GQAOptions):
         for layer in self.groups or {}:
             if str(layer) not in known:
                 raise ConfigError(
-                    self.key("groups"),
+                    self.get_key("groups"),
                     "there is no such layer to change",
                     given=layer,
                     valid=sorted(map(int, known)),
@@ -118,7 +118,7 @@ class GQA(GQAOptions):
         for role, norm in (("query", site.q_norm), ("key", site.k_norm)):
             if norm is not None and norm.size != site.get_projection(role).unit:
                 raise ConfigError(
-                    self.key("merge"),
+                    self.get_key("merge"),
                     f"{norm.path} is taken over all heads together, so no head can be rewritten "
                     "by itself",
                     given=self.merge.value,
@@ -128,7 +128,7 @@ class GQA(GQAOptions):
     def _check_gates(self, site: Site) -> None:
         if site.get_projection("query").unit != site.get_projection("key").unit:
             raise ConfigError(
-                self.key("merge" if self.rewrites else "groups" if self.groups else "grouping"),
+                self.get_key("merge" if self.rewrites else "groups" if self.groups else "grouping"),
                 f"{site.query.path} makes a gate beside each query, which no calibration knows",
                 given=self.merge.value if self.rewrites else self.groups or self.grouping.value,
                 valid="mean, first, random" if self.rewrites else "contiguous, no groups",

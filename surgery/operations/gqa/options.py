@@ -86,7 +86,7 @@ class GQAOptions(Operation):
             right = all(type(count) is int for count in counts)
         if not right:
             raise ConfigError(
-                self.key("kv_heads"), "is no number of heads", given=repr(given), valid=_COUNTS
+                self.get_key("kv_heads"), "is no number of heads", given=repr(given), valid=_COUNTS
             )
         if isinstance(self.groups, str):
             self.groups = self._read_groups(self.groups)
@@ -94,7 +94,7 @@ class GQAOptions(Operation):
             problem = (
                 "leave no number of KV heads to be chosen" if self.average else "are no groups"
             )
-            raise ConfigError(self.key("groups"), problem, given=self.groups, valid=_GROUPS)
+            raise ConfigError(self.get_key("groups"), problem, given=self.groups, valid=_GROUPS)
 
     @property
     def average(self) -> float | None:
@@ -117,7 +117,7 @@ class GQAOptions(Operation):
 
     def select(self, sites: Sequence[Site], removed: set[str] | None = None) -> list[Site]:
         """The sites that `layers` names."""
-        return list(select_sites(sites, self.layers, self.key("layers"), removed or set()))
+        return list(select_sites(sites, self.layers, self.get_key("layers"), removed or set()))
 
     def counts(self, sites: Sequence[Site]) -> list[int]:
         """KV heads per site; for a budget, the most that all can have within it.
@@ -135,7 +135,7 @@ class GQAOptions(Operation):
         else:
             if len(given) != len(sites):
                 raise ConfigError(
-                    self.key("kv_heads"),
+                    self.get_key("kv_heads"),
                     f"has {len(given)} numbers for {len(sites)} layers",
                     given=list(given),
                     valid=_COUNTS,
@@ -151,12 +151,12 @@ class GQAOptions(Operation):
         except (OSError, ValueError) as error:
             problem = getattr(error, "strerror", None) or "it is no JSON"
             raise ConfigError(
-                self.key("groups"), f"cannot be read: {problem}", given=path
+                self.get_key("groups"), f"cannot be read: {problem}", given=path
             ) from None
         counts = found if isinstance(found, dict) else {}
         if str(self.kv_heads) not in counts:
             raise ConfigError(
-                self.key("groups"),
+                self.get_key("groups"),
                 f"this file has no groups for {self.kv_heads} KV heads",
                 given=path,
                 valid=sorted(counts),
@@ -182,7 +182,7 @@ class GQAOptions(Operation):
         equal = {len(group) for group in made} == {site.kv_heads // count}
         if members != list(range(site.kv_heads)) or len(made) != count or not equal:
             raise ConfigError(
-                self.key("groups"),
+                self.get_key("groups"),
                 f"does not put the {site.kv_heads} KV heads of {site.path} "
                 f"into {count} equal groups",
                 given=groups,
@@ -195,14 +195,14 @@ class GQAOptions(Operation):
         assert average is not None
         if not 1 <= average <= most:
             raise ConfigError(
-                self.key("kv_heads"),
+                self.get_key("kv_heads"),
                 "no such number of KV heads on average",
                 given={AVERAGE: average},
                 valid=f"1 to {most}",
             )
 
     def _check(self, site: Site, count: int) -> None:
-        key = self.key("kv_heads")
+        key = self.get_key("kv_heads")
         valid = divisors(site.kv_heads)
         if count > site.kv_heads:
             raise ConfigError(

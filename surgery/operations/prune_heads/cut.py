@@ -40,6 +40,6 @@ def name_closed(
     path = {site.layer: site.path for site in sites}
     number = {site.path: site.layer for site in find_sites(model).sites}
     heads = {number[path[layer]]: list(going) for layer, going in closed.items()}
-    decided = operation.decided(heads)
+    decided = operation.adopt_decision(heads)
     assert isinstance(decided, PruneOptions)
     return replace(decided, layers=None)

@@ -152,12 +152,12 @@ class GatedPruning:
         if not schedule.is_over(step):
             raise SurgeryError(
                 f"training ended at step {step}, before all heads were closed (step "
-                f"{schedule.end}): resume it, or lower {self.operation.key('until')}"
+                f"{schedule.end}): resume it, or lower {self.operation.get_key('until')}"
             )
         self.detach()
         return self.chosen
 
-    def metrics(self) -> dict[str, float]:
+    def get_metrics(self) -> dict[str, float]:
         return {"train/open_heads": self.open_share}
 
     def _decide(self, trainer: pl.Trainer, share: float) -> Heads:
@@ -165,7 +165,7 @@ class GatedPruning:
         model, estimator = self._gates.model, self.operation.estimator
         assert isinstance(model, PreTrainedModel)
         assert estimator is not None
-        sites = select_sites(self.sites, self.operation.layers, self.operation.key("layers"))
+        sites = select_sites(self.sites, self.operation.layers, self.operation.get_key("layers"))
         with isolate_rng(include_cuda=torch.cuda.is_available()), freezing(model):
             torch.manual_seed(self.options["seed"])
             scorer = self._scorer or self._scores_on(trainer)
@@ -180,7 +180,7 @@ class GatedPruning:
         data: Any = getattr(trainer, "datamodule", None)
         if not hasattr(data, "draw_importance_batches"):
             raise ConfigError(
-                self.operation.key("schedule"),
+                self.operation.get_key("schedule"),
                 "scores heads on batches, and this training has no TextData to take them from",
                 valid="trainer.fit(…, datamodule=), or a scorer",
             )

@@ -148,10 +148,10 @@ class PruneOptions(Operation):
             ConfigError: these heads cannot go.
         """
         if self.heads is not None:
-            return parse_head_lists(self.heads, sites, self.key("heads"))
+            return parse_head_lists(self.heads, sites, self.get_key("heads"))
         if self.scores is not None:
             scores = read_scores(
-                self.scores, sites, self.key("scores"), unit=self.unit, layers=layers
+                self.scores, sites, self.get_key("scores"), unit=self.unit, layers=layers
             )
         wanted = HeadCut(
             self.amount,
@@ -161,8 +161,9 @@ class PruneOptions(Operation):
             by_group=self.cut is Cut.groups,
             empty=self.remove_attention,
             prefix=f"attention.{self.name}",
+            allow_empty=f"{self.get_key('remove_attention')}=true",
         )
-        protected = parse_head_lists(self.protect or [], sites, self.key("protect"))
+        protected = parse_head_lists(self.protect or [], sites, self.get_key("protect"))
         return choose_heads(sites, scores or _even(sites), wanted, protected)
 
 
@@ -186,7 +187,7 @@ def _check(spec: PruneOptions) -> None:
         )
     if spec.estimator is not None and spec.estimator not in ESTIMATORS:
         raise ConfigError(
-            spec.key("estimator"),
+            spec.get_key("estimator"),
             "there is no such estimator",
             given=spec.estimator,
             valid=ESTIMATORS,
@@ -197,7 +198,7 @@ def _check(spec: PruneOptions) -> None:
         _check_scored(spec, given[0])
     if spec.uniform and spec.remove_attention:
         raise ConfigError(
-            spec.key("uniform"),
+            spec.get_key("uniform"),
             "a layer that loses its attention has no heads, and the others keep some",
             given=True,
             valid="false, or remove_attention: false",
@@ -211,7 +212,7 @@ def _refuse_choosing(spec: PruneOptions) -> None:
         if value != default:
             plain = getattr(default, "value", default)
             raise ConfigError(
-                spec.key(name),
+                spec.get_key(name),
                 f"{'are' if name == 'scores' else 'is'} of no use where `heads` says which",
                 given=getattr(value, "value", value),
                 valid={None: "null", False: "false"}.get(plain, plain),
@@ -221,13 +222,13 @@ def _refuse_choosing(spec: PruneOptions) -> None:
 def _check_scored(spec: PruneOptions, way: str) -> None:
     if spec.scores is None and spec.estimator is None:
         raise ConfigError(
-            spec.key("scores"),
+            spec.get_key("scores"),
             f"`{way}` needs a score for every head",
-            valid=f"{_FILE}, or {spec.key('estimator')}: one of {', '.join(ESTIMATORS)}",
+            valid=f"{_FILE}, or {spec.get_key('estimator')}: one of {', '.join(ESTIMATORS)}",
         )
     if spec.scores is not None and spec.estimator is not None:
         raise ConfigError(
-            spec.key("estimator"),
+            spec.get_key("estimator"),
             "is of no use beside `scores`, which are measured already",
             given=spec.estimator,
             valid="null",
@@ -240,14 +241,14 @@ def _check_schedule(spec: PruneOptions) -> None:
     schedule = f"schedule: {spec.schedule.value}"
     if spec.estimator is None:
         raise ConfigError(
-            spec.key("estimator"),
+            spec.get_key("estimator"),
             f"`{schedule}` scores heads while it trains",
             given="null",
             valid=ESTIMATORS,
         )
     if spec.refit:
         raise ConfigError(
-            spec.key("refit"),
+            spec.get_key("refit"),
             f"is made before training, and heads go in the course of it under `{schedule}`",
             given=True,
             valid="false, or schedule: one_shot",

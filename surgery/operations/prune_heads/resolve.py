@@ -52,7 +52,7 @@ def _table(operation: PruneOptions, sites: Sequence[Site], case: Case) -> ScoreT
         return case.scorer(case.model, sites, estimator, operation.unit)
     if estimator not in _WITHOUT_LABELS and any("labels" not in one for one in case.batches):
         raise ConfigError(
-            operation.key("estimator"),
+            operation.get_key("estimator"),
             "measures a loss, and the calibration data has no labels",
             given=estimator,
             valid=f"batches with `labels`, or {' or '.join(_WITHOUT_LABELS)}",
@@ -82,7 +82,7 @@ def _refuse_nan(operation: PruneOptions, sites: Sequence[Site], scores: HeadScor
         for rows in (scores.heads, scores.groups):
             if rows is not None and not all(is_score(score) for score in rows[site.layer]):
                 raise ConfigError(
-                    operation.key("estimator"),
+                    operation.get_key("estimator"),
                     f"gives heads of {site.path} no finite score",
                     given=operation.estimator,
                 )

@@ -38,7 +38,7 @@ class PruningSchedule:
         rounds = operation.rounds if operation.schedule is Schedule.iterative else 1
         if rounds > end:
             raise ConfigError(
-                operation.key("rounds"),
+                operation.get_key("rounds"),
                 f"more rounds than steps: {operation.until:g} of {total} training steps",
                 given=rounds,
                 valid=f"1 to {end}",
@@ -71,7 +71,7 @@ def check_schedule(operation: PruneOptions, run: Any) -> None:
         ConfigError: no training, a strategy that shards the model, more rounds than steps, or
             `optim.parameters` that only the cut could tell.
     """
-    key = operation.key("schedule")
+    key = operation.get_key("schedule")
     if Stage.operate in run.stages and Stage.train not in run.stages:
         raise ConfigError(
             "stages",
@@ -98,10 +98,11 @@ def check_schedule(operation: PruneOptions, run: Any) -> None:
 
 def refuse_strategy(operation: PruneOptions, strategy: str) -> ConfigError:
     """Of one that shards the model."""
+    key = operation.get_key("schedule")
     return ConfigError(
         "trainer.strategy",
-        f"shards the model, and {operation.key('schedule')}={operation.schedule.value} scores the "
-        "heads of a whole one while it trains",
+        f"shards the model, and {key}={operation.schedule.value} scores the heads of a whole one "
+        "while it trains",
         given=strategy,
-        valid=f"ddp, auto, or {operation.key('schedule')}=one_shot",
+        valid=f"ddp, auto, or {key}=one_shot",
     )

@@ -112,10 +112,10 @@ class Rope(Operation):
 
     def plan(self, draft: Draft) -> None:
         check_options(self.type, self._given(), f"attention.{self.name}")
-        sites = select_sites(draft.sites, self.layers, self.key("layers"), draft.removed)
+        sites = select_sites(draft.sites, self.layers, self.get_key("layers"), draft.removed)
         if self.layers is not None and self.layer_type is not None:
             raise ConfigError(
-                self.key("layer_type"),
+                self.get_key("layer_type"),
                 "layers already says which",
                 given=self.layer_type,
                 valid="null, or layers null",
@@ -156,7 +156,7 @@ class Rope(Operation):
         if self.type is RopeType.none and not says_nope(draft, prefix, patch, sites):
             if self.layer_type is not None:
                 raise ConfigError(
-                    self.key("layer_type"),
+                    self.get_key("layer_type"),
                     f"a {config.model_type} config cannot say type none",
                     given=self.layer_type,
                     valid="null, and layers by number",
@@ -170,7 +170,7 @@ class Rope(Operation):
             draft.set_config(key, value)
         if self.layer_type is None:
             for site in sites:
-                draft.tell(site.path, "positions", self._short(self.type.value, self.factor))
+                draft.set_cell(site.path, "positions", self._short(self.type.value, self.factor))
 
     @classmethod
     def verify(cls, model: PreTrainedModel, plan: Any, probe: Mapping[str, Any] | None) -> None:
@@ -209,7 +209,7 @@ class Rope(Operation):
         else:
             if self.layer_type is not None:
                 raise ConfigError(
-                    self.key("layer_type"),
+                    self.get_key("layer_type"),
                     "all layers of this model share their positions",
                     given=self.layer_type,
                     valid="null",
@@ -242,7 +242,7 @@ class Rope(Operation):
             return rotating
         if self.layer_type not in rotating:
             raise ConfigError(
-                self.key("layer_type"),
+                self.get_key("layer_type"),
                 "the model has no positions for such layers",
                 given=self.layer_type,
                 valid=rotating,
@@ -254,7 +254,7 @@ class Rope(Operation):
     ) -> dict[str, Any]:
         if where is not None and self.truncate is not None:
             raise ConfigError(
-                self.key("truncate"),
+                self.get_key("truncate"),
                 "transformers does not look for it where positions differ by layer type",
                 given=self.truncate,
                 valid="null",
@@ -277,14 +277,14 @@ class Rope(Operation):
         width = head_dim if self.type is RopeType.proportional else int(head_dim * share)
         if width % 2 or (self.type is RopeType.proportional and int(share * head_dim // 2) == 0):
             raise ConfigError(
-                self.key("partial_rotary_factor"),
+                self.get_key("partial_rotary_factor"),
                 f"{int(head_dim * share)} of a head's {head_dim} dimensions would rotate",
                 given=share,
                 valid="what makes it an even number, 2 or more",
             )
         if self.type is RopeType.dynamic and width < 4:
             raise ConfigError(
-                self.key("type"),
+                self.get_key("type"),
                 f"dynamic cannot do with {width} rotated dimensions per head",
                 given=self.type.value,
                 valid="linear, yarn, llama3",
@@ -293,7 +293,7 @@ class Rope(Operation):
             factors = getattr(self, name)
             if factors is not None and len(factors) != width // 2:
                 raise ConfigError(
-                    self.key(name),
+                    self.get_key(name),
                     "needs a number for each rotated pair of dimensions",
                     given=f"{len(factors)} numbers",
                     valid=f"{width // 2} numbers",
@@ -320,7 +320,9 @@ class Rope(Operation):
         draft.add_step("site_rope", {"sites": own}, recorded=True)
         for path, parameters in own.items():
             held = parameters or {}
-            draft.tell(path, "positions", self._short(held.get("rope_type"), held.get("factor")))
+            draft.set_cell(
+                path, "positions", self._short(held.get("rope_type"), held.get("factor"))
+            )
 
     def _check_lengths(self, config: Any, current: Mapping[str, Any]) -> None:
         """The config's maximum is the other layers' too, so here it only changes when stated."""
