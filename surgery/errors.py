@@ -46,10 +46,10 @@ class ConfigError(SurgeryError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled whole: worker processes hand their exceptions over that way."""
-        return _config_error, (self.key, self.problem, self.given, self.valid)
+        return _rebuild_config_error, (self.key, self.problem, self.given, self.valid)
 
 
-def _config_error(key: str, problem: str, given: Any, valid: str | None) -> ConfigError:
+def _rebuild_config_error(key: str, problem: str, given: Any, valid: str | None) -> ConfigError:
     return ConfigError(key, problem, given=given, valid=valid)
 
 

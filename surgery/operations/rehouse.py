@@ -19,7 +19,7 @@ from surgery.models.convert import TARGETS
 from surgery.plan.operation import Conversion, Draft, Operation, Position
 
 _THETA = 10000.0
-_HOUSE = "starcoder2"  # the same blocks as GPT-2's and OPT's, and rotary
+_TARGET = "starcoder2"  # the same blocks as GPT-2's and OPT's, and rotary
 
 
 @dataclass
@@ -52,14 +52,17 @@ class Rehouse(Operation):
         learned = "; for learned positions: attention.absolute_to_rope"
         hint = learned if "learned positions" in error.problem else ""
         return ConfigError(
-            self.key("into"), error.problem, given=error.given, valid=f"{_list(error.valid)}{hint}"
+            self.key("into"),
+            error.problem,
+            given=error.given,
+            valid=f"{_join_valid(error.valid)}{hint}",
         )
 
     def plan(self, draft: Draft) -> None:
         """Nothing besides the conversion."""
 
 
-def _list(valid: str | Iterable[str]) -> str:
+def _join_valid(valid: str | Iterable[str]) -> str:
     return valid if isinstance(valid, str) else ", ".join(valid)
 
 
@@ -95,7 +98,7 @@ class AbsoluteToRope(Operation):
 
     def conversion(self, model: PreTrainedModel) -> Conversion:
         if self.type is Rotary.default:
-            return Conversion(_HOUSE, {"theta": self.theta})
+            return Conversion(_TARGET, {"theta": self.theta})
         if self.theta != _THETA:
             raise ConfigError(
                 self.key("theta"),
@@ -103,7 +106,7 @@ class AbsoluteToRope(Operation):
                 given=self.theta,
                 valid=f"{_THETA}, which is not looked at, or type default",
             )
-        return Conversion(_HOUSE, {"nope": True})
+        return Conversion(_TARGET, {"nope": True})
 
     def plan(self, draft: Draft) -> None:
         rotary = self.type is Rotary.default

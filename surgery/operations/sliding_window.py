@@ -90,21 +90,21 @@ class SlidingWindow(Operation):
             mine = [site for site in draft.sites if site.config_prefix == prefix and site.cached]
             chosen = {site.path for site in sites}
             wanted = {s.path: self.size if s.path in chosen else s.window for s in mine}
-            patch |= self._patch(draft, prefix, mine, wanted)
+            patch |= self._make_patch(draft, prefix, mine, wanted)
         self._check(draft, sites, patch)
         for key, value in patch.items():
             draft.set_config(key, value)
         for site in sites:
             draft.tell(site.path, "window", "none" if self.size is None else f"{self.size} tokens")
 
-    def _patch(
+    def _make_patch(
         self, draft: Draft, prefix: str, sites: Sequence[Site], wanted: Mapping[str, int | None]
     ) -> dict[str, Any]:
         """Dotted config keys that change, and their values."""
         config = get_config_part(draft.config, prefix)
         sizes = sorted({size for size in wanted.values() if size is not None})
         if not hasattr(config, SIZE):
-            self._refuse_unsayable(draft, config)
+            self._refuse_config(draft, config)
         if len(sizes) > 1:
             raise ConfigError(
                 self.key("layers"),
@@ -115,7 +115,7 @@ class SlidingWindow(Operation):
         changed: dict[str, Any] = {SIZE: sizes[0] if sizes else None}
         types = getattr(config, TYPES, None)
         if types:
-            changed[TYPES] = self._types(draft, config, sites, wanted)
+            changed[TYPES] = self._choose_types(draft, config, sites, wanted)
             if hasattr(config, USED):
                 changed[USED] = bool(sizes)
             if not sizes:  # the layer types say it, and some configs take no null
@@ -133,7 +133,7 @@ class SlidingWindow(Operation):
             if value != getattr(config, name, None)
         }
 
-    def _types(
+    def _choose_types(
         self, draft: Draft, config: Any, sites: Sequence[Site], wanted: Mapping[str, int | None]
     ) -> list[str]:
         types = list(getattr(config, TYPES))
@@ -163,7 +163,7 @@ class SlidingWindow(Operation):
             types[layer] = kind
         return types
 
-    def _refuse_unsayable(self, draft: Draft, config: Any) -> None:
+    def _refuse_config(self, draft: Draft, config: Any) -> None:
         reasons = list_targets(draft.model.config).items()
         convertible = [name for name, reason in reasons if not reason]
         why = "; ".join(f"{name}: {reason}" for name, reason in reasons if reason)
@@ -232,9 +232,9 @@ class SlidingWindow(Operation):
         short = {**said, **dict.fromkeys((k for k in sizes if windowed), _TRIED)}
         wide = {key: _WIDE for key in sizes if get_key(model.config, key) is not None}
         try:
-            with evaluating(model), _eager(model), torch.no_grad():
-                actual = _logits(model, short, [], probe)
-                expected = _logits(model, wide, [site.path for site in windowed], probe)
+            with evaluating(model), _using_eager(model), torch.no_grad():
+                actual = _compute_logits(model, short, [], probe)
+                expected = _compute_logits(model, wide, [site.path for site in windowed], probe)
         except FAULTS as error:
             raise PlanError(
                 f"the window cannot be tried on the model: {get_first_line(error)}"
@@ -252,7 +252,7 @@ def _has_windows(config: Any) -> bool:
 
 
 @contextmanager
-def _eager(model: PreTrainedModel) -> Iterator[None]:
+def _using_eager(model: PreTrainedModel) -> Iterator[None]:
     """Attention whose masks are numbers that can be added to."""
     held = {id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)}
     before = {key: config._attn_implementation for key, config in held.items()}
@@ -265,7 +265,7 @@ def _eager(model: PreTrainedModel) -> Iterator[None]:
             config._attn_implementation = before[key]
 
 
-def _logits(
+def _compute_logits(
     model: PreTrainedModel,
     patch: Mapping[str, Any],
     masked: Sequence[str],
@@ -279,7 +279,7 @@ def _logits(
     )
     inputs = dict(probe or {"input_ids": tokens % vocabulary})
     handles = [
-        model.get_submodule(path).register_forward_pre_hook(_band, with_kwargs=True)
+        model.get_submodule(path).register_forward_pre_hook(_add_band, with_kwargs=True)
         for path in masked
     ]
     try:
@@ -290,7 +290,7 @@ def _logits(
             handle.remove()
 
 
-def _band(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+def _add_band(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     mask = kwargs.get("attention_mask")
     if not isinstance(mask, torch.Tensor):
         raise PlanError(f"{type(module).__name__} is given no mask to compare with")

@@ -32,7 +32,7 @@ def log_original(run: Any, about: Mapping[str, Any]) -> dict[str, str]:
         Its name and digest, for `made_from`.
     """
     slug = re.sub(r"[^A-Za-z0-9_.-]+", "-", str(about["name"])).strip("-") or "model"
-    artifact = _artifact(f"original-{slug[-_NAME + 20 :]}", "model", about, "original.json")
+    artifact = _make_artifact(f"original-{slug[-_NAME + 20 :]}", "model", about, "original.json")
     if run.offline:
         run.log_artifact(artifact)
     else:
@@ -40,7 +40,7 @@ def log_original(run: Any, about: Mapping[str, Any]) -> dict[str, str]:
             run.use_artifact(artifact)
         except (wandb.Error, ValueError) as error:
             say(f"  W&B did not take {artifact.name} as an input: {error}")
-    return _named(artifact)
+    return _describe_artifact(artifact)
 
 
 def log_plan(
@@ -51,17 +51,17 @@ def log_plan(
     left = [file.name for file in files if file not in small]
     if left:
         say(f"  W&B: {', '.join(left)} stays here; logger.upload_export=true sends it")
-    artifact = _artifact(f"plan-{run.id}", "plan", {**about, "left_out": left}, None)
+    artifact = _make_artifact(f"plan-{run.id}", "plan", {**about, "left_out": left}, None)
     for file in small:
         artifact.add_file(str(file))
     run.log_artifact(artifact)
-    return _named(artifact)
+    return _describe_artifact(artifact)
 
 
 def log_export(run: Any, about: Mapping[str, Any], folder: Path, *, upload: bool) -> None:
     """The exported model: what it is, and the whole directory where `upload` says so."""
     about = {**about, "uploaded": upload}
-    artifact = _artifact(f"export-{run.id}", "model", about, "export.json")
+    artifact = _make_artifact(f"export-{run.id}", "model", about, "export.json")
     if upload:
         artifact.add_dir(str(folder), policy="immutable")  # no second copy on this disk
     run.log_artifact(artifact)
@@ -69,7 +69,7 @@ def log_export(run: Any, about: Mapping[str, Any], folder: Path, *, upload: bool
 
 def log_tables(run: Any, name: str, about: Mapping[str, Any], files: Sequence[Path]) -> None:
     """A table of heads as ``NAME-RUN_ID``, which another run can take its heads from."""
-    artifact = _artifact(f"{name}-{run.id}", "head-scores", about, None)
+    artifact = _make_artifact(f"{name}-{run.id}", "head-scores", about, None)
     for file in files:
         artifact.add_file(str(file))
     run.log_artifact(artifact)
@@ -92,7 +92,9 @@ def show_picture(run: Any, name: str, file: Path, caption: str) -> None:
     run.log({name: wandb.Image(str(file), caption=caption)})
 
 
-def _artifact(name: str, kind: str, about: Mapping[str, Any], file: str | None) -> wandb.Artifact:
+def _make_artifact(
+    name: str, kind: str, about: Mapping[str, Any], file: str | None
+) -> wandb.Artifact:
     """With `about` as its metadata, and as `file` in it."""
     artifact = wandb.Artifact(re.sub(r"[^A-Za-z0-9_.-]+", "-", name), kind, metadata=dict(about))
     if file is not None:
@@ -101,5 +103,5 @@ def _artifact(name: str, kind: str, about: Mapping[str, Any], file: str | None) 
     return artifact
 
 
-def _named(artifact: wandb.Artifact) -> dict[str, str]:
+def _describe_artifact(artifact: wandb.Artifact) -> dict[str, str]:
     return {"name": artifact.name, "digest": artifact.digest}

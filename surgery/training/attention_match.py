@@ -30,10 +30,10 @@ class Outputs:
 
     def __enter__(self) -> Outputs:
         # Called after other hooks of the model, which may run it by themselves.
-        self._handles.append(self._model.register_forward_pre_hook(self._start))
+        self._handles.append(self._model.register_forward_pre_hook(self._clear))
         for path in self._calls:
             module = self._model.get_submodule(path)
-            self._handles.append(module.register_forward_hook(self._keep(path)))
+            self._handles.append(module.register_forward_hook(self._make_hook(path)))
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -41,7 +41,7 @@ class Outputs:
             handle.remove()
         self._handles.clear()
 
-    def of(self, path: str) -> list[torch.Tensor]:
+    def get_outputs(self, path: str) -> list[torch.Tensor]:
         """The outputs of the module at `path`, in the order of the calls.
 
         Raises:
@@ -54,12 +54,12 @@ class Outputs:
             )
         return [output for output, _ in self._calls[path]]
 
-    def _start(self, model: nn.Module, args: Any) -> None:
+    def _clear(self, model: nn.Module, args: Any) -> None:
         self.cut_off = False
         for outputs in self._calls.values():
             outputs.clear()
 
-    def _keep(self, path: str) -> Any:
+    def _make_hook(self, path: str) -> Any:
         def keep(module: nn.Module, args: Any, output: torch.Tensor) -> None:
             self.cut_off |= not torch.is_grad_enabled()
             self._calls[path].append((output, output._version))
@@ -67,7 +67,7 @@ class Outputs:
         return keep
 
 
-def attention_error(
+def compute_attention_error(
     model: Outputs, teacher: Outputs, pairs: Sequence[Pair], mask: torch.Tensor | None
 ) -> torch.Tensor:
     """Mean over sites of sum |y_s - y_t|^2 / sum |y_t|^2, in fp32.
@@ -90,7 +90,7 @@ def attention_error(
         )
     errors = []
     for ours, theirs in pairs:
-        outputs, targets = model.of(ours), teacher.of(theirs)
+        outputs, targets = model.get_outputs(ours), teacher.get_outputs(theirs)
         if not outputs or len(outputs) != len(targets):
             raise SurgeryError(
                 f"objective.attention_weight: {ours} is called {len(outputs)} times in a forward "
@@ -99,7 +99,7 @@ def attention_error(
             )
         error = size = torch.zeros((), device=outputs[0].device)
         for output, target in zip(outputs, targets, strict=True):
-            output, target = _real(output, mask, ours), _real(target, mask, theirs)
+            output, target = _select_real(output, mask, ours), _select_real(target, mask, theirs)
             if output.shape != target.shape:
                 raise SurgeryError(
                     f"objective.attention_weight: {ours} gives {list(output.shape)} (positions, "
@@ -112,7 +112,7 @@ def attention_error(
     return torch.stack(errors).mean()
 
 
-def _real(output: torch.Tensor, mask: torch.Tensor | None, path: str) -> torch.Tensor:
+def _select_real(output: torch.Tensor, mask: torch.Tensor | None, path: str) -> torch.Tensor:
     """[positions, width]: the real ones of [B, S, width], however the module lays them out."""
     rows = output.reshape(-1, output.shape[-1])
     if mask is None:

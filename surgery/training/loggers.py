@@ -50,11 +50,11 @@ def build_loggers(cfg: LoggerConfig, run_dir: Path, settings: dict[str, Any]) ->
         elif kind is LoggerKind.tensorboard:
             loggers.append(TensorBoardLogger(save_dir=run_dir, name="tensorboard", version=""))
         else:
-            loggers.append(_wandb(cfg, run_dir, settings))
+            loggers.append(_build_wandb_logger(cfg, run_dir, settings))
     return loggers
 
 
-def _wandb(cfg: LoggerConfig, run_dir: Path, settings: dict[str, Any]) -> WandbLogger:
+def _build_wandb_logger(cfg: LoggerConfig, run_dir: Path, settings: dict[str, Any]) -> WandbLogger:
     offline = cfg.mode is LoggerMode.offline
     if offline:
         os.environ.setdefault("WANDB_SILENT", "true")
@@ -79,7 +79,7 @@ def _wandb(cfg: LoggerConfig, run_dir: Path, settings: dict[str, Any]) -> WandbL
     return logger
 
 
-def wandb_runs(loggers: Sequence[Logger], *, started: bool = False) -> list[Any]:
+def list_wandb_runs(loggers: Sequence[Logger], *, started: bool = False) -> list[Any]:
     """The W&B runs behind `loggers`; elsewhere than on rank zero, stand-ins that take anything.
 
     Args:
@@ -89,7 +89,7 @@ def wandb_runs(loggers: Sequence[Logger], *, started: bool = False) -> list[Any]
     return [logger.experiment for logger in found if not started or logger.version is not None]
 
 
-def finish(loggers: Sequence[Logger], *, failed: bool = False) -> None:
+def finish_runs(loggers: Sequence[Logger], *, failed: bool = False) -> None:
     """End the W&B runs that were started; one that failed is marked so."""
-    for run in wandb_runs(loggers, started=True):
+    for run in list_wandb_runs(loggers, started=True):
         run.finish(exit_code=int(failed))

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from surgery.config.schema import ObjectiveConfig, ObjectiveName, Task
 from surgery.data.collate import IGNORED, Batch
 from surgery.models.forward import get_forward_options
-from surgery.training.attention_match import Outputs, attention_error
+from surgery.training.attention_match import Outputs, compute_attention_error
 from surgery.training.pairs import Pair
 
 
@@ -23,7 +23,7 @@ class Loss(NamedTuple):
     parts: dict[str, torch.Tensor]
 
 
-def training_loss(
+def compute_training_loss(
     model: PreTrainedModel,
     teacher: PreTrainedModel | None,
     batch: Batch,
@@ -37,8 +37,9 @@ def training_loss(
     the KL averaged over the positions that carry a label (Hinton et al. 2015).
 
     Args:
-        pairs: output projections of the model and of the teacher, for `attention_error`, which is
-            added to distill with `attention_weight`; none: it is left out.
+        pairs: output projections of the model and of the teacher, for
+            `compute_attention_error`, which is added to distill with `attention_weight`; none: it
+            is left out.
 
     Raises:
         SurgeryError: the attention of the two cannot be compared.
@@ -53,17 +54,17 @@ def training_loss(
     inputs = {name: value for name, value in batch.items() if name != "labels"}
     with theirs, torch.no_grad():
         target = teacher(**inputs, **get_forward_options(teacher)).logits
-    kl = distillation_kl(output.logits, target, batch["labels"], cfg.temperature, task)
+    kl = compute_distillation_kl(output.logits, target, batch["labels"], cfg.temperature, task)
     total = (1 - cfg.label_weight) * kl + cfg.label_weight * output.loss
     parts = {"kl": kl.detach(), "label_loss": output.loss.detach()}
     if pairs:
-        attention = attention_error(mine, theirs, pairs, batch.get("attention_mask"))
+        attention = compute_attention_error(mine, theirs, pairs, batch.get("attention_mask"))
         total = total + cfg.attention_weight * attention
         parts["attention"] = attention.detach()
     return Loss(total, parts)
 
 
-def distillation_kl(
+def compute_distillation_kl(
     logits: torch.Tensor,
     target: torch.Tensor,
     labels: torch.Tensor,
@@ -87,7 +88,7 @@ def distillation_kl(
     return kl * temperature**2 / max(1, log_p.shape[0])
 
 
-def labelled(batch: Batch, task: Task) -> int:
+def count_labelled(batch: Batch, task: Task) -> int:
     """Over how many positions (or rows) a batch's label loss is a mean."""
     labels = batch["labels"][:, 1:] if task is Task.causal_lm else batch["labels"]
     return int((labels != IGNORED).sum())

@@ -62,9 +62,9 @@ class MuonWithAdamW(Optimizer):
             betas = (cfg.betas[0], cfg.betas[1])
             self._parts.append(AdamW(others, lr=cfg.lr, betas=betas, weight_decay=0.0))
         super().__init__([{"params": hidden + others}], {"lr": cfg.lr})
-        self._share()
+        self._share_state()
 
-    def _share(self) -> None:
+    def _share_state(self) -> None:
         """Show the parts' own groups and state, so that whoever edits them edits the parts."""
         self.param_groups = [group for part in self._parts for group in part.param_groups]
         self.state.clear()
@@ -88,7 +88,7 @@ class MuonWithAdamW(Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         for part, state in zip(self._parts, state_dict["parts"], strict=True):
             part.load_state_dict(state)
-        self._share()
+        self._share_state()
 
 
 def _is_table(name: str) -> bool:
@@ -96,13 +96,13 @@ def _is_table(name: str) -> bool:
     return any(part in name for part in ("embed", "lm_head", "wte", "wpe", "score", "classifier"))
 
 
-def warmup_cosine(optimizer: Optimizer, cfg: OptimConfig, total_steps: int | None) -> LambdaLR:
+def make_warmup_cosine(optimizer: Optimizer, cfg: OptimConfig, total_steps: int | None) -> LambdaLR:
     """Linear from zero over `warmup_steps`, then a half cosine down to `final_lr_fraction`.
 
     Without a known end (`total_steps` ``None``) the rate stays constant after the warm-up.
     """
 
-    def factor(step: int) -> float:
+    def compute_factor(step: int) -> float:
         if step < cfg.warmup_steps:
             return (step + 1) / cfg.warmup_steps
         if total_steps is None or total_steps <= cfg.warmup_steps:
@@ -111,4 +111,4 @@ def warmup_cosine(optimizer: Optimizer, cfg: OptimConfig, total_steps: int | Non
         low = cfg.final_lr_fraction
         return low + (1 - low) * 0.5 * (1 + math.cos(math.pi * share))
 
-    return LambdaLR(optimizer, factor)
+    return LambdaLR(optimizer, compute_factor)

@@ -11,7 +11,7 @@ from surgery.plan.plan import Plan
 Pair = tuple[str, str]
 
 
-def own_pairs(plan: Plan) -> list[Pair]:
+def pair_with_original(plan: Plan) -> list[Pair]:
     """The sites of a plan's result, each with itself in the original.
 
     Raises:

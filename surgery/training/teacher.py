@@ -13,7 +13,7 @@ from surgery.errors import ConfigError
 from surgery.models.source import ModelSource
 
 
-def teacher_source(original: ModelConfig, teacher: str | None) -> ModelSource:
+def locate_teacher(original: ModelConfig, teacher: str | None) -> ModelSource:
     """Where `objective.teacher` is; ``None`` stands for the original.
 
     Task, dtype, attention implementation and trust in remote code are those of `model.*`.
@@ -32,7 +32,7 @@ def load_teacher(original: ModelConfig, teacher: str | None) -> PreTrainedModel:
         ConfigError: the weights cannot be had or do not fit the config.
     """
     with blame_teacher(teacher):
-        model = teacher_source(original, teacher).load()
+        model = locate_teacher(original, teacher).load()
     return model.requires_grad_(False).eval()
 
 

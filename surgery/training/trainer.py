@@ -36,14 +36,16 @@ def build_callbacks(entries: dict[str, Any]) -> list[Callback]:
             callback = instantiate(entry)
         except (InstantiationException, ValueError, TypeError) as error:
             problem = " ".join(str(error.__cause__ or error).split())
-            raise ConfigError(key, problem, given=entry, valid=_options(entry, problem)) from None
+            raise ConfigError(
+                key, problem, given=entry, valid=_list_options(entry, problem)
+            ) from None
         if not isinstance(callback, Callback):
             raise ConfigError(key, "is no Lightning callback", given=entry["_target_"])
         callbacks.append(callback)
     return callbacks
 
 
-def _options(entry: dict[str, Any], problem: str) -> list[str] | None:
+def _list_options(entry: dict[str, Any], problem: str) -> list[str] | None:
     """What the callback takes, where it complains of something else."""
     if "unexpected keyword argument" not in problem:
         return None
@@ -91,12 +93,12 @@ def build_trainer(
         )
     except (ValueError, TypeError, RuntimeError, ImportError) as error:
         # Lightning's MisconfigurationException is a plain Exception: let the name decide.
-        raise ConfigError("trainer", _first_line(error)) from None
+        raise ConfigError("trainer", _get_first_line(error)) from None
     except Exception as error:
         if type(error).__name__ != "MisconfigurationException":
             raise
-        raise ConfigError("trainer", _first_line(error)) from None
+        raise ConfigError("trainer", _get_first_line(error)) from None
 
 
-def _first_line(error: Exception) -> str:
+def _get_first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]

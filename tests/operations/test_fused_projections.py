@@ -113,7 +113,7 @@ def test_one_product_per_block_and_no_other(name: str) -> None:
         if path in ours:
             module.register_forward_hook(lambda *_, path=path: calls.append(path))
         elif isinstance(module, FusedPart):
-            module.handout._alone = None  # type: ignore[assignment]
+            module.shared._compute_alone = None  # type: ignore[assignment]
     logits(changed)
     with torch.inference_mode():
         changed(input_ids=tokens())

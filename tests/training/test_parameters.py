@@ -15,7 +15,7 @@ from surgery.operations.fuse_qkv.projections import unfuse_qkv_
 from surgery.plan.make import make_plan
 from surgery.plan.registry import parse_operations
 from surgery.training.module import SurgeryModule
-from surgery.training.parameters import changed_names, check_parameters
+from surgery.training.parameters import check_parameters, list_changed_names
 from tests.tiny_models import tiny_model
 from tests.training.making import fit, operated, options, save_model, small_data
 
@@ -190,12 +190,12 @@ def test_resuming_with_other_parameters_is_refused(tmp_path: Path) -> None:
 
 def test_names_are_those_of_the_result() -> None:
     plan = make_plan(tiny_model("gpt2"), parse_operations({**TO_ROPE, **GQA}))
-    assert {name.split(".")[0] for name in changed_names(plan)} == {"model"}
+    assert {name.split(".")[0] for name in list_changed_names(plan)} == {"model"}
 
 
 def test_what_was_removed_after_it_was_changed_is_not_named() -> None:
     plan = make_plan(tiny_model("llama"), parse_operations({**GQA, "prune_heads": REMOVE}))
-    assert changed_names(plan) == [f"model.layers.1.self_attn.{kv}" for kv in (K, V)]
+    assert list_changed_names(plan) == [f"model.layers.1.self_attn.{kv}" for kv in (K, V)]
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,7 @@ class FuseQKV(Operation):
             layers = ", ".join(str(site.layer) for site in packed)
             draft.notes.append(f"fuse_qkv: layers {layers} of this {kind} are fused already")
         if separate:
-            draft.add_step("fuse_qkv", {"sites": [_places(site) for site in separate]})
+            draft.add_step("fuse_qkv", {"sites": [_list_paths(site) for site in separate]})
             for site in separate:
                 draft.tell(site.path, "projections", "fused")
 
@@ -99,7 +99,7 @@ def _is_packed(site: Site) -> bool:
     return site.query.path == site.key.path
 
 
-def _places(site: Site) -> dict[str, str]:
+def _list_paths(site: Site) -> dict[str, str]:
     return {
         "path": site.path,
         "query": site.query.path,

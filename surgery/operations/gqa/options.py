@@ -119,7 +119,7 @@ class GQAOptions(Operation):
         """The sites that `layers` names."""
         return list(select_sites(sites, self.layers, self.key("layers"), removed or set()))
 
-    def counts(self, sites: Sequence[Site]) -> list[int]:
+    def list_counts(self, sites: Sequence[Site]) -> list[int]:
         """KV heads per site; for a budget, the most that all can have within it.
 
         Raises:
@@ -128,7 +128,7 @@ class GQAOptions(Operation):
         given = self.kv_heads
         if self.average is not None:
             self._check_average(sites)
-            shared = set.intersection(*(set(divisors(site.kv_heads)) for site in sites))
+            shared = set.intersection(*(set(list_divisors(site.kv_heads)) for site in sites))
             counts = [max(n for n in shared if n <= self.average)] * len(sites)
         elif isinstance(given, int):
             counts = [given] * len(sites)
@@ -142,7 +142,7 @@ class GQAOptions(Operation):
                 )
             counts = list(given)
         for site, count in zip(sites, counts, strict=True):
-            self._check(site, count)
+            self._check_count(site, count)
         return counts
 
     def _read_groups(self, path: str) -> Any:
@@ -163,7 +163,7 @@ class GQAOptions(Operation):
             )
         return counts[str(self.kv_heads)]
 
-    def given_groups(self, site: Site, count: int) -> Parts | None:
+    def get_groups(self, site: Site, count: int) -> Parts | None:
         """What `groups` says of a site, ascending; ``None`` where it says nothing.
 
         Raises:
@@ -201,9 +201,9 @@ class GQAOptions(Operation):
                 valid=f"1 to {most}",
             )
 
-    def _check(self, site: Site, count: int) -> None:
+    def _check_count(self, site: Site, count: int) -> None:
         key = self.key("kv_heads")
-        valid = divisors(site.kv_heads)
+        valid = list_divisors(site.kv_heads)
         if count > site.kv_heads:
             raise ConfigError(
                 key,
@@ -220,7 +220,7 @@ class GQAOptions(Operation):
             )
 
 
-def divisors(heads: int) -> list[int]:
+def list_divisors(heads: int) -> list[int]:
     """What a number of KV heads can become, ascending."""
     return [n for n in range(1, heads + 1) if heads % n == 0]
 

@@ -26,7 +26,7 @@ class Scales:
     gain: torch.Tensor
     heads: torch.Tensor
 
-    def into(self, dense: torch.Tensor, members: Sequence[int]) -> torch.Tensor:
+    def fold_norm(self, dense: torch.Tensor, members: Sequence[int]) -> torch.Tensor:
         """A map [D, members * D] of normalised features, as one of what goes into the norm."""
         wide = dense.unflatten(1, (len(members), -1)) * self.gain
         wide = wide * self.heads[list(members)][None, :, None]
@@ -34,7 +34,7 @@ class Scales:
         return back / self.heads[list(members)].mean()
 
 
-def normalised(model: nn.Module, norm: Norm | None, heads: torch.Tensor) -> torch.Tensor:
+def normalise_heads(model: nn.Module, norm: Norm | None, heads: torch.Tensor) -> torch.Tensor:
     """[B, S, H, D] as the site's norm leaves them."""
     if norm is None:
         return heads
@@ -44,7 +44,7 @@ def normalised(model: nn.Module, norm: Norm | None, heads: torch.Tensor) -> torc
     return found.view_as(heads)
 
 
-def measured(before: torch.Tensor, after: torch.Tensor) -> Scales:
+def measure_scales(before: torch.Tensor, after: torch.Tensor) -> Scales:
     """The scales of a norm by what it did: [rows, H, D] each."""
     before, after = before.double(), after.double()
     unit = before / before.pow(2).mean(-1, keepdim=True).sqrt().clamp_min(1e-30)
@@ -55,7 +55,7 @@ def measured(before: torch.Tensor, after: torch.Tensor) -> Scales:
     return Scales(gain, heads)
 
 
-def ones(site: Site, role: str, like: torch.Tensor) -> Scales:
+def make_unit_scales(site: Site, role: str, like: torch.Tensor) -> Scales:
     """Where nothing is normalised."""
     unit = site.get_projection(role).unit
     return Scales(like.new_ones(unit), like.new_ones(site.count_heads(role)))

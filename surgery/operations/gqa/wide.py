@@ -22,7 +22,7 @@ from surgery.verify.equivalence import Tensors, make_site_tensors
 _REWRITE = "calibrating"
 
 
-def wide_tensors(model: PreTrainedModel, site: Site, merge: SiteMerge) -> Tensors:
+def make_wide_tensors(model: PreTrainedModel, site: Site, merge: SiteMerge) -> Tensors:
     """The block's tensors with `merge` done and its heads spread out again; local names.
 
     Differentiable in the merge's tensors.
@@ -32,20 +32,23 @@ def wide_tensors(model: PreTrainedModel, site: Site, merge: SiteMerge) -> Tensor
     specs = make_rewrite_specs(site, rewrite, merge.query, merge.kv)
     named = {spec.name: given[role] for role, spec in specs.items()}
 
-    def inputs(edit: TensorEdit) -> list[torch.Tensor]:
+    def get_inputs(edit: TensorEdit) -> list[torch.Tensor]:
         return [named[spec.name] for spec in edit.resolved]
 
-    return _tensors(
-        model, site, regroup(site, "calibration", merge.query, merge.kv, Merging(), rewrite), inputs
+    return _make_tensors(
+        model,
+        site,
+        regroup(site, "calibration", merge.query, merge.kv, Merging(), rewrite),
+        get_inputs,
     )[1]
 
 
-def moved_tensors(model: PreTrainedModel, site: Site, query: Parts, kv: Parts) -> Tensors:
+def make_moved_tensors(model: PreTrainedModel, site: Site, query: Parts, kv: Parts) -> Tensors:
     """The block's tensors with its heads in another order, as many as before."""
-    return _tensors(model, site, regroup(site, "calibration", query, kv, Merging()))[0]
+    return _make_tensors(model, site, regroup(site, "calibration", query, kv, Merging()))[0]
 
 
-def _tensors(
+def _make_tensors(
     model: PreTrainedModel,
     site: Site,
     change: SiteChange,
@@ -61,7 +64,7 @@ def _tensors(
 
 def set_wide(model: PreTrainedModel, site: Site, merge: SiteMerge) -> dict[str, nn.Parameter]:
     """Let `model`, its own tensors only, compute what `merge` makes; returns what was there."""
-    return _set(model, site, wide_tensors(model, site, merge))
+    return _set(model, site, make_wide_tensors(model, site, merge))
 
 
 def set_plain(
@@ -69,7 +72,7 @@ def set_plain(
 ) -> dict[str, nn.Parameter]:
     """The same for a merge without coefficients."""
     return _set(
-        model, site, _tensors(model, site, regroup(site, "calibration", query, kv, merging))[1]
+        model, site, _make_tensors(model, site, regroup(site, "calibration", query, kv, merging))[1]
     )
 
 
@@ -81,7 +84,7 @@ def _set(model: PreTrainedModel, site: Site, made: Tensors) -> dict[str, nn.Para
     return before
 
 
-def output_with(
+def compute_output(
     model: PreTrainedModel, site: Site, tensors: Tensors, args: Any, kwargs: Any
 ) -> torch.Tensor:
     """What the site's output projection puts out when its block runs with other tensors."""

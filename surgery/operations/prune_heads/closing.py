@@ -31,7 +31,7 @@ def choose_closing(
     Raises:
         ConfigError: as many cannot go.
     """
-    scores = _closed_first(scores, sites, closed)
+    scores = _rank_closed_first(scores, sites, closed)
     going = operation.choose(sites, scores)
     staying = {
         site.layer: [head for head in range(site.q_heads) if head not in going[site.layer]]
@@ -47,14 +47,14 @@ def choose_closing(
         empty=True,
         prefix=f"attention.{operation.name}",
     )
-    return _some(choose_heads(sites, scores, now, staying)), _some(going)
+    return _drop_empty(choose_heads(sites, scores, now, staying)), _drop_empty(going)
 
 
-def _some(heads: Heads) -> Heads:
+def _drop_empty(heads: Heads) -> Heads:
     return {layer: found for layer, found in heads.items() if found}
 
 
-def _closed_first(
+def _rank_closed_first(
     scores: HeadScores, sites: Sequence[Site], closed: Mapping[int, Sequence[int]]
 ) -> HeadScores:
     heads = groups = None

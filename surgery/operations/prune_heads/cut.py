@@ -23,7 +23,7 @@ def check_cut(
 ) -> None:
     """Raises: ConfigError, where these heads cannot be cut. The model is not changed."""
     # A plan needs projections that hold their own weights.
-    if not any(hasattr(module, "parameter_holder") for module in model.modules()):
+    if not any(hasattr(module, "get_parameter_holder") for module in model.modules()):
         make_plan(model, [name_closed(model, sites, operation, closed)], native=native)
 
 

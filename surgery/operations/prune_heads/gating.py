@@ -24,12 +24,12 @@ from surgery.models.sites import Site
 from surgery.operations.prune_heads.closing import choose_closing
 from surgery.operations.prune_heads.cut import check_cut
 from surgery.operations.prune_heads.options import PruneOptions, Schedule
-from surgery.operations.prune_heads.schedule import PruningSchedule, refuse_strategy
+from surgery.operations.prune_heads.schedule import PruningSchedule, make_strategy_error
 from surgery.plan.layers import select_sites
 
 
 @dataclass(frozen=True)
-class Closed:
+class ClosingRound:
     """What one round did.
 
     Attributes:
@@ -74,7 +74,7 @@ class GatedPruning:
         self.sites = tuple(sites)
         self.task = task
         self.rounds = 0
-        self.events: list[Closed] = []
+        self.events: list[ClosingRound] = []
         self._scorer = scorer
         self._schedule: PruningSchedule | None = None
         self._gate = 1.0
@@ -101,7 +101,7 @@ class GatedPruning:
             self.detach()
             self._gates = Gates(model, self.sites)
             self._gates.open()
-        self._set()
+        self._set_gates()
 
     def detach(self) -> None:
         """Leave the model as it is without gates."""
@@ -115,22 +115,22 @@ class GatedPruning:
         Raises:
             ConfigError: a schedule that this training cannot keep, or heads that cannot go.
         """
-        schedule, step = self._scheduled(trainer), trainer.global_step
-        due = schedule.due(step)
+        schedule, step = self._get_schedule(trainer), trainer.global_step
+        due = schedule.count_due_rounds(step)
         if due > self.rounds:
             found = self._decide(trainer, due / schedule.rounds) if trainer.is_global_zero else None
             found = trainer.strategy.broadcast(found)
             assert found is not None
-            self._take(schedule, step, due, found)
-        self._gate = schedule.gate(step)
-        self._set()
+            self._record_round(schedule, step, due, found)
+        self._gate = schedule.compute_gate(step)
+        self._set_gates()
 
-    def _scheduled(self, trainer: pl.Trainer) -> PruningSchedule:
+    def _get_schedule(self, trainer: pl.Trainer) -> PruningSchedule:
         if self._schedule is None:
             if isinstance(
                 trainer.strategy, (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy)
             ):
-                raise refuse_strategy(self.operation, type(trainer.strategy).__name__)
+                raise make_strategy_error(self.operation, type(trainer.strategy).__name__)
             steps = trainer.estimated_stepping_batches
             if steps == float("inf"):
                 raise ConfigError(
@@ -139,7 +139,7 @@ class GatedPruning:
                     given=trainer.max_steps,
                     valid="a number of steps",
                 )
-            self._schedule = PruningSchedule.of(self.operation, int(steps))
+            self._schedule = PruningSchedule.from_operation(self.operation, int(steps))
         return self._schedule
 
     def finish(self, trainer: pl.Trainer) -> Heads:
@@ -148,7 +148,7 @@ class GatedPruning:
         Raises:
             SurgeryError: training ended before.
         """
-        schedule, step = self._scheduled(trainer), trainer.global_step
+        schedule, step = self._get_schedule(trainer), trainer.global_step
         if not schedule.is_over(step):
             raise SurgeryError(
                 f"training ended at step {step}, before all heads were closed (step "
@@ -168,14 +168,14 @@ class GatedPruning:
         sites = select_sites(self.sites, self.operation.layers, self.operation.key("layers"))
         with isolate_rng(include_cuda=torch.cuda.is_available()), freezing(model):
             torch.manual_seed(self.options["seed"])
-            scorer = self._scorer or self._scores_on(trainer)
+            scorer = self._scorer or self._make_scorer(trainer)
             table = scorer(model, sites, estimator, self.operation.unit)
         scores = HeadScores.from_table(table, sites)
         found, going = choose_closing(self.operation, sites, scores, self.chosen, share)
         check_cut(model, self.sites, self.operation, going, native=bool(self.options["native"]))
         return found
 
-    def _scores_on(self, trainer: pl.Trainer) -> Scorer:
+    def _make_scorer(self, trainer: pl.Trainer) -> Scorer:
         cfg = self.options["importance"]
         data: Any = getattr(trainer, "datamodule", None)
         if not hasattr(data, "draw_importance_batches"):
@@ -186,7 +186,7 @@ class GatedPruning:
             )
         batches: list[Batch] = data.draw_importance_batches(cfg["windows"], cfg["batch_size"])
 
-        def scored(
+        def score(
             model: PreTrainedModel, sites: Sequence[Site], estimator: str, unit: str
         ) -> ScoreTable:
             return score_heads(
@@ -201,24 +201,26 @@ class GatedPruning:
                 memory_rows=cfg["memory_windows"],
             )
 
-        return scored
+        return score
 
-    def _take(self, schedule: PruningSchedule, step: int, rounds: int, found: Heads) -> None:
+    def _record_round(
+        self, schedule: PruningSchedule, step: int, rounds: int, found: Heads
+    ) -> None:
         before = self.chosen
         new = {
             layer: [head for head in heads if head not in before.get(layer, ())]
             for layer, heads in found.items()
         }
         new = {layer: heads for layer, heads in new.items() if heads}
-        closed = schedule.closes_at(step)
+        closed = schedule.find_closing_step(step)
         if new:
-            self.events.append(Closed(closed, new))
+            self.events.append(ClosingRound(closed, new))
         self.rounds = rounds
         said = "; ".join(f"layer {n}: {', '.join(map(str, heads))}" for n, heads in new.items())
         when = "closed" if closed == step else f"closing until step {closed}"
         say(f"  step {step}: heads {when}: {said or 'none'}")
 
-    def _set(self) -> None:
+    def _set_gates(self) -> None:
         """Gates of what is chosen; sites that lose nothing are not touched at all."""
         if self._gates is None:
             return
@@ -255,7 +257,7 @@ class GatedPruning:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.rounds, self._gate = int(state["rounds"]), float(state["gate"])
         self.events = [
-            Closed(int(event["step"]), {int(k): list(v) for k, v in event["closed"].items()})
+            ClosingRound(int(event["step"]), {int(k): list(v) for k, v in event["closed"].items()})
             for event in state["events"]
         ]
-        self._set()
+        self._set_gates()

@@ -76,8 +76,8 @@ class PruneHeads(PruneOptions):
         sites = select_sites(draft.sites, self.layers, self.key("layers"), draft.removed)
         self._check_cut(sites)
         self._check_native(draft, sites)
-        removed = self._removed(draft, sites)
-        self._open(draft, removed)
+        removed = self._choose_removed(draft, sites)
+        self._add_open_decisions(draft, removed)
         emptied = []
         for site in sites:
             going = removed.get(site.layer, [])
@@ -89,13 +89,13 @@ class PruneHeads(PruneOptions):
                 continue
             self._check_norm(site)
             self._check_blocks(site, going)
-            draft.change([self._change(draft, site, going)])
-        self._note(draft, sites, removed)
+            draft.change([self._make_change(draft, site, going)])
+        self._add_notes(draft, sites, removed)
         if emptied:
             draft.add_step("remove_attention", {"sites": emptied}, recorded=True)
             draft.removed |= set(emptied)
 
-    def _removed(self, draft: Draft, sites: Sequence[Site]) -> dict[int, list[int]]:
+    def _choose_removed(self, draft: Draft, sites: Sequence[Site]) -> dict[int, list[int]]:
         if draft.resolution is None:
             return self.choose(sites, layers=len(draft.sites))
         removed = {}
@@ -106,7 +106,7 @@ class PruneHeads(PruneOptions):
                 removed[site.layer] = [h for h in range(site.q_heads) if h not in left]
         return removed
 
-    def _open(self, draft: Draft, removed: Mapping[int, Sequence[int]]) -> None:
+    def _add_open_decisions(self, draft: Draft, removed: Mapping[int, Sequence[int]]) -> None:
         if draft.resolution is not None or not any(removed.values()):
             return
         if self.deferred:
@@ -123,7 +123,7 @@ class PruneHeads(PruneOptions):
         if self.refit:
             draft.open_decisions.append("prune_heads: the output projections that are refitted")
 
-    def _note(
+    def _add_notes(
         self, draft: Draft, sites: Sequence[Site], removed: Mapping[int, Sequence[int]]
     ) -> None:
         if self.heads is not None:
@@ -207,7 +207,7 @@ class PruneHeads(PruneOptions):
             valid=f"a multiple of {packing.blocks}",
         )
 
-    def _change(self, draft: Draft, site: Site, going: Sequence[int]) -> Any:
+    def _make_change(self, draft: Draft, site: Site, going: Sequence[int]) -> Any:
         size = site.group_size
         left = [head for head in range(site.q_heads) if head not in set(going)]
         groups = sorted({head // size for head in left})

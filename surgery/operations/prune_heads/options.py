@@ -163,10 +163,10 @@ class PruneOptions(Operation):
             prefix=f"attention.{self.name}",
         )
         protected = parse_head_lists(self.protect or [], sites, self.key("protect"))
-        return choose_heads(sites, scores or _even(sites), wanted, protected)
+        return choose_heads(sites, scores or _make_even_scores(sites), wanted, protected)
 
 
-def _even(sites: Sequence[Site]) -> HeadScores:
+def _make_even_scores(sites: Sequence[Site]) -> HeadScores:
     """Under which every layer loses as many, from its first on: what a plan assumes meanwhile."""
     return HeadScores(
         {site.layer: [head % site.group_size for head in range(site.q_heads)] for site in sites},

@@ -72,7 +72,9 @@ def check_options(kind: RopeType, given: Mapping[str, Any], key: str) -> None:
     """
     needed, possible = _OPTIONS[kind]
     for name in sorted(needed - set(given)):
-        raise ConfigError(f"{key}.{name}", f"type {kind.value} needs it", valid=_valid(name))
+        raise ConfigError(
+            f"{key}.{name}", f"type {kind.value} needs it", valid=_describe_valid(name)
+        )
     for name in sorted(set(given) & set(OPTIONS) - needed - possible):
         raise ConfigError(
             f"{key}.{name}",
@@ -82,7 +84,9 @@ def check_options(kind: RopeType, given: Mapping[str, Any], key: str) -> None:
         )
     for name, value in given.items():
         if not _fits(kind, name, value):
-            raise ConfigError(f"{key}.{name}", "cannot be", given=value, valid=_valid(name))
+            raise ConfigError(
+                f"{key}.{name}", "cannot be", given=value, valid=_describe_valid(name)
+            )
     _check_order(kind, given, key)
 
 
@@ -139,7 +143,7 @@ def _fits(kind: RopeType, name: str, value: Any) -> bool:
     return isinstance(value, bool) or not isinstance(value, (int, float)) or value > 0
 
 
-def _valid(name: str) -> str:
+def _describe_valid(name: str) -> str:
     special = {
         "factor": "a number above 1",
         "partial_rotary_factor": "above 0, at most 1 (for no rotation at all: type none)",
@@ -150,7 +154,7 @@ def _valid(name: str) -> str:
     return special.get(name, "a positive number")
 
 
-def rope_parameters(
+def make_rope_parameters(
     kind: RopeType, given: Mapping[str, Any], current: Mapping[str, Any], original: int | None
 ) -> dict[str, Any]:
     """What a config's `rope_parameters` become.

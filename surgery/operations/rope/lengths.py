@@ -12,7 +12,7 @@ MAX = "max_position_embeddings"
 ORIGINAL = "original_max_position_embeddings"
 
 
-def original_length(
+def find_original_length(
     config: Any, current: Mapping[str, Any], stated: int | None, key: str
 ) -> int | None:
     """Positions before any scaling; ``None`` where the config says none.
@@ -51,7 +51,7 @@ def original_length(
     return maximum if held is None else held
 
 
-def new_maximum(
+def choose_maximum(
     kind: RopeType,
     given: Mapping[str, Any],
     original: int | None,
