@@ -1,7 +1,7 @@
 """A checkout runs its own conf, recipes and callbacks, whichever checkout is installed.
 
 Installed, they are parts of this package. In a checkout they lie beside it, and an editable install
-of another checkout would answer for them: code of one, YAML of the other, and nobody told.
+of another checkout would be used for them: code of one, YAML of the other, without a word.
 """
 
 from __future__ import annotations

@@ -14,10 +14,10 @@ class SurgeryError(Exception):
 
 
 class ConfigError(SurgeryError):
-    """A config value that cannot be.
+    """A config value that is not allowed.
 
     Args:
-        key: dotted config key, as one would write it on the command line.
+        key: dotted config key, as it is written on the command line.
         problem: one sentence, what is wrong.
         given: the value found (omitted from the text when ``None``).
         valid: what would be accepted: a sentence, or the list of valid values.

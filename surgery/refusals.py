@@ -1,4 +1,4 @@
-"""Hydra's own refusals, in the form of ours: the key, what was given, what is valid."""
+"""Hydra's own errors as ours: the key, what was given, what is valid."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def explain_error(error: Exception) -> Exception:
 
 
 def refuse_doubles(chosen: Iterable[str]) -> None:
-    """Two files of `attention` that hold the same operation would become one, unnoticed.
+    """Refuse two files of `attention` that hold the same operation; Hydra would merge them.
 
     Args:
         chosen: names of files in `conf/attention/`, in order.
@@ -68,7 +68,7 @@ def refuse_doubles(chosen: Iterable[str]) -> None:
 
 
 def _find_undeclared(key: str) -> ConfigError | None:
-    """An option of an operation that exists, and is not in the list."""
+    """Make the error for an option of an operation that is not in the list."""
     parts = key.split(".")
     if len(parts) != 3 or parts[0] != "attention":
         return None

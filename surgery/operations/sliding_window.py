@@ -123,7 +123,7 @@ class SlidingWindow(Operation):
         elif len(set(wanted.values())) > 1:
             raise ConfigError(
                 self.key("layers"),
-                f"a {config.model_type} config has one word for all layers",
+                f"a {config.model_type} config has one window for all layers",
                 given=self.layers,
                 valid="null for all",
             )
@@ -156,7 +156,7 @@ class SlidingWindow(Operation):
                 raise ConfigError(
                     self.key("layers"),
                     f"in a {config.model_type} layers with and without a window have different "
-                    f"rotary positions, so {site.path} would compute something else besides",
+                    f"rotary positions, so the positions of {site.path} would change too",
                     given=site.layer,
                     valid=f"layers of type {kind}",
                 )
@@ -200,7 +200,7 @@ class SlidingWindow(Operation):
             if cached.get(site.path) != wanted or not right:
                 raise ConfigError(
                     f"attention.{self.name}",
-                    f"a {type(after).__name__} does not do what its config would say: {site.path} "
+                    f"a {type(after).__name__} does not follow its config: {site.path} "
                     f"would see {'nothing' if seen is None else f'{seen} tokens'} at position "
                     f"{position}, and have a cache for a window of {cached.get(site.path)}",
                     given=self.size,
@@ -212,24 +212,24 @@ class SlidingWindow(Operation):
                 raise ConfigError(
                     f"attention.{self.name}",
                     f"{path} has rotary positions {'only' if reach.rotations else 'unless it is'} "
-                    "with a window, so it would compute something else besides",
+                    "with a window, so its positions would change too",
                     given=self.size,
                     valid="layers that have a window already",
                 )
 
     @classmethod
     def verify(cls, model: PreTrainedModel, plan: Plan, probe: Mapping[str, Any] | None) -> None:
-        """Run the model with a short window, and without one under a mask that says the same."""
-        said = {
+        """Compare a short window with a mask that hides the same keys."""
+        window_patch = {
             key: value
             for key, value in plan.config_patch.items()
             if key.rpartition(".")[2] in (SIZE, TYPES, USED)
         }
-        if not said:
+        if not window_patch:
             return
         windowed = [site for site in plan.after if site.window is not None]
         sizes = {f"{site.config_prefix}{SIZE}" for site in (*plan.before, *plan.after)}
-        short = {**said, **dict.fromkeys((k for k in sizes if windowed), _TRIED)}
+        short = {**window_patch, **dict.fromkeys((k for k in sizes if windowed), _TRIED)}
         wide = {key: _WIDE for key in sizes if get_key(model.config, key) is not None}
         try:
             with evaluating(model), _using_eager(model), torch.no_grad():
@@ -242,8 +242,8 @@ class SlidingWindow(Operation):
         distance = compute_relative_distance(actual, expected)
         if not distance <= choose_tolerance(model):
             raise PlanError(
-                f"the model with a window is not the model under a mask that says the same: its "
-                f"output would be off by {distance:.2g} of its size"
+                f"the model with a window is not the model under a mask that hides the same keys: "
+                f"its output would be off by {distance:.2g} of its size"
             )
 
 

@@ -1,4 +1,4 @@
-"""How far a model's attention blocks are from its teacher's, by what they give."""
+"""How far a model's attention blocks are from its teacher's, by what they return."""
 
 from __future__ import annotations
 
@@ -72,10 +72,10 @@ def compute_attention_error(
 ) -> torch.Tensor:
     """Mean over sites of sum |y_s - y_t|^2 / sum |y_t|^2, in fp32.
 
-    Matching of hidden states as in TinyBERT (Jiao et al. 2019, arXiv:1909.10351), where attention
-    hands on what it found: y are the outputs of the output projections, at real positions. A site
-    that is called several times (shared layers) counts once, with all its calls. Where the teacher
-    gives nothing but zeros, the error is not relative.
+    Matching of hidden states as in TinyBERT (Jiao et al. 2019, arXiv:1909.10351), at the end of
+    attention: y are the outputs of the output projections, at real positions. A site that is called
+    several times (shared layers) counts once, with all its calls. Where the teacher returns nothing
+    but zeros, the error is not relative.
 
     Args:
         mask: [B, S], which positions are real; ``None``: all.
@@ -122,6 +122,6 @@ def _select_real(output: torch.Tensor, mask: torch.Tensor | None, path: str) -> 
     if output.ndim == 2 and len(rows) == int(mask.sum()):  # padding was taken out before
         return rows
     raise SurgeryError(
-        f"objective.attention_weight: {path} gives {list(output.shape)} for a batch of "
-        f"{list(mask.shape)}, so real positions cannot be told from padding"
+        f"objective.attention_weight: {path} returns {list(output.shape)} for a batch of "
+        f"{list(mask.shape)}, so real positions cannot be distinguished from padding"
     )

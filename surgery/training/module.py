@@ -107,7 +107,7 @@ class SurgeryModule(pl.LightningModule):
         if self.objective.teacher is not None:
             raise ConfigError(
                 "objective.teacher",
-                "which of its attention blocks belong to which has to be said",
+                "needs pairs of attention blocks, the model's and the teacher's",
                 valid="SurgeryModule(pairs=…)",
             )
         return pair_with_original(self.plan)

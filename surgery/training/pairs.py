@@ -24,7 +24,7 @@ def pair_sites(plan: Plan, teacher: Mapping[str, str], *, same_depth: bool = Tru
     """The sites of a plan's result, each with one of the teacher's.
 
     By path, where the teacher has all of the result's, or all of the source's before the model was
-    re-housed; else by order, where there are as many. Sites without attention are left out.
+    converted; else by order, where there are as many. Sites without attention are left out.
 
     Args:
         teacher: path of the site → path of its output projection, in module order.
@@ -32,7 +32,7 @@ def pair_sites(plan: Plan, teacher: Mapping[str, str], *, same_depth: bool = Tru
             one whose attention was removed from the model.
 
     Raises:
-        ConfigError: neither is so, or there is no attention left.
+        ConfigError: the two cannot be paired, or there is no attention left.
     """
     if not plan.after:
         raise ConfigError("objective.attention_weight", "the model has no attention to match")

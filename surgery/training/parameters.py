@@ -51,7 +51,7 @@ def select_frozen(model: nn.Module, plan: Plan, choice: Trained) -> list[nn.Para
     output: all but the output projections of all sites, biases included.
     attention: all but the query, key, value and output projections and QK-norms of all sites.
     changed: all but the results of the plan's tensor edits, whatever was done to them later.
-    A tensor that stands in several places rests only if none of them is chosen.
+    A tensor in several places is frozen only if none of them is chosen.
 
     Raises:
         ConfigError: see `check_parameters`.
@@ -97,7 +97,7 @@ _CHOSEN: dict[Trained, Callable[[nn.Module, Plan], Iterator[nn.Parameter]]] = {
 
 
 def _find_holder(model: nn.Module, path: str) -> nn.Module:
-    """The module whose parameters are those of the one at `path`, which may stand for a part."""
+    """Find the module that holds the parameters of the one at `path`, which may be a part."""
     module = model.get_submodule(path)
     holder = getattr(module, "get_parameter_holder", None)
     return module if holder is None else holder()

@@ -1,4 +1,4 @@
-"""Whom a distilled model learns from: the original of its run, or another model."""
+"""The teacher of a distilled model: the original of its run, or another model."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def load_teacher(original: ModelConfig, teacher: str | None) -> PreTrainedModel:
 
 @contextmanager
 def blame_teacher(teacher: str | None) -> Iterator[None]:
-    """What is refused of another teacher's model, under the key that names it."""
+    """Name `objective.teacher` in errors about another teacher's model."""
     try:
         yield
     except ConfigError as error:

@@ -40,7 +40,7 @@ def build_callbacks(entries: dict[str, Any]) -> list[Callback]:
                 key, problem, given=entry, valid=_list_options(entry, problem)
             ) from None
         if not isinstance(callback, Callback):
-            raise ConfigError(key, "is no Lightning callback", given=entry["_target_"])
+            raise ConfigError(key, "must be a Lightning callback", given=entry["_target_"])
         callbacks.append(callback)
     return callbacks
 
@@ -67,16 +67,16 @@ def build_trainer(
         value = options.get(name, least)
         if type(value) is not int or value < least:
             valid = f"a whole number from {least}"
-            raise ConfigError(f"trainer.{name}", "is no such number", given=value, valid=valid)
+            raise ConfigError(f"trainer.{name}", f"must be {valid}", given=value, valid=valid)
     if not loggers:  # it refuses to run where nothing is logged
         callbacks = [c for c in callbacks if not isinstance(c, LearningRateMonitor)]
     callbacks = list(callbacks)
     if options.get("enable_progress_bar", True):
         callbacks.append(BarProgress() if is_terminal() else PlainProgress())
     options["enable_progress_bar"] = False  # Lightning's own
-    # What it would say of devices, the user has said himself.
+    # The user has set the devices, so what Lightning prints of them is left out.
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    # Said elsewhere, or not this run's business.
+    # Printed elsewhere, or not about this run.
     texts = [".*tensorboardX.*", ".*litlogger.*", ".*isinstance.treespec.*"]
     if resumable_data:
         texts.append(".*your dataloader is not resumable.*")

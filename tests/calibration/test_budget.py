@@ -90,7 +90,7 @@ def test_all_that_there_are() -> None:
 
 @pytest.mark.parametrize("average", [0.5, 9])
 def test_no_such_average(average: float) -> None:
-    with pytest.raises(ConfigError, match="no such number of KV heads on average"):
+    with pytest.raises(ConfigError, match="the average number of KV heads is out of range"):
         plan_for(made("llama"), kv_heads={"average": average}, merge="optimal")
 
 

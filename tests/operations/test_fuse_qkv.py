@@ -83,4 +83,4 @@ def test_cross_attention_is_left_apart_unless_it_is_named() -> None:
     draft.sites[1] = replace(draft.sites[1], cross=True)
     plan(model, draft)
     assert [site["path"] for site in draft.steps[0].arguments["sites"]] == [draft.sites[0].path]
-    assert "1 cross-attention blocks keep their projections apart" in draft.notes[0]
+    assert "1 cross-attention blocks keep separate projections" in draft.notes[0]

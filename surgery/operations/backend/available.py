@@ -161,7 +161,7 @@ def _find_flash_obstacle(implementation: str, need: Need) -> str:
 
 def _find_sdpa_obstacle(need: Need) -> str:
     lacking = _find_unsupported("_supports_sdpa", need.model)
-    return lacking or ("knows no soft cap" if _has_soft_cap(need.model) else "")
+    return lacking or ("has no soft cap" if _has_soft_cap(need.model) else "")
 
 
 def _find_flex_obstacle(need: Need) -> str:

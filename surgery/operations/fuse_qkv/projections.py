@@ -2,7 +2,7 @@
 
 The three modules stay where the model's code looks for them, but as `FusedPart`: they hold no
 weights and share one `qkv_proj`. The first of them to be called in a pass of the attention block
-runs the product, the others hand out what is theirs of it. No forward is rewritten, and
+runs the product, the others return their part of it. No forward is rewritten, and
 `unfuse_qkv_` brings back three Linears with the same bits, so an export is native.
 """
 
@@ -26,7 +26,7 @@ _Key = tuple[int | None, bool, bool]
 
 
 class _BlockPass:
-    """What is left to hand out in one pass of the block."""
+    """The outputs not yet returned in one pass of the block."""
 
     def __init__(self) -> None:
         self.outputs: dict[int, torch.Tensor] = {}
@@ -107,7 +107,7 @@ def _make_key(x: torch.Tensor) -> _Key:
 class FusedPart(nn.Module):
     """Stands where a projection stood. Holds no parameters; shows those of its share as views."""
 
-    remedy = "surgery.unfuse_qkv_(model) first"  # for who needs the weights apart
+    remedy = "surgery.unfuse_qkv_(model) first"  # for code that needs separate weights
 
     def __init__(self, shared: SharedOutputs, part: int, in_features: int) -> None:
         super().__init__()
@@ -295,7 +295,7 @@ def _check(model: nn.Module, site: Mapping[str, str], owners: Mapping[int, int])
             kind = type(child).__name__
             raise PlanError(f"{path}.{name} is a {kind}; only plain Linears can be fused")
         if child._forward_hooks or child._forward_pre_hooks or "forward" in vars(child):
-            raise PlanError(f"{path}.{name} is hooked, which would be lost")
+            raise PlanError(f"{path}.{name} has hooks, which would be lost")
         linears.append(child)
     differing: dict[str, set[Any]] = {
         "inputs": {linear.in_features for linear in linears},

@@ -52,7 +52,7 @@ def calibrate_sites(
     Args:
         model: as the operations before left it; not changed.
         sites: with the KV heads each should have, in the order of the forward pass.
-        advance: told of every batch that is done with.
+        advance: called after every batch.
     """
     work = make_sharing_copy(model)
     found = {}

@@ -17,7 +17,7 @@ from surgery.operations.gqa.planes import Planes, find_planes
 from surgery.operations.gqa.scales import Scales, make_unit_scales, measure_scales, normalise_heads
 
 Groups = Sequence[Sequence[int]]
-# How far numbers that should be the same may lie apart, in units of their dtype's rounding.
+# How far numbers that should be equal may differ, in units of their dtype's rounding.
 ROUNDING = 16
 
 
@@ -25,7 +25,7 @@ class SiteMoments:
     """Sums over the tokens of one site.
 
     For H KV heads of D features: H² complex numbers per rotated plane, (H * F)² for F unrotated
-    features, (H * D)² for values; and, for the groups it is told, (members * D)² per query head.
+    features, (H * D)² for values; and, for the given groups, (members * D)² per query head.
 
     Args:
         model: the model the site is part of.
@@ -109,7 +109,7 @@ class SiteMoments:
             raise self._make_refusal("no token of the calibration data is real")
 
     def _inspect(self, view: SiteView, query: torch.Tensor, key: torch.Tensor) -> None:
-        """What happens between the projections and the attention, told from one batch."""
+        """Find what happens between projections and attention, from one batch."""
         call, site = view.call, self.site
         assert call is not None
         assert view.inputs is not None
@@ -119,7 +119,7 @@ class SiteMoments:
         if call.key.shape != key.transpose(1, 2).shape:
             raise self._make_refusal("what it attends to is not its own keys, head by head")
         if key.shape[1] < 2:
-            raise self._make_refusal("positions cannot be told apart in sequences of one token")
+            raise self._make_refusal("positions cannot be distinguished in sequences of one token")
         if not all(bool(x.isfinite().all()) for x in (query, key, view.value)):
             raise self._make_refusal("its activations are not finite")
         # Positions are computed in fp32 whatever the weights.

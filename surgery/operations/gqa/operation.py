@@ -107,7 +107,7 @@ class GQA(GQAOptions):
             if str(layer) not in known:
                 raise ConfigError(
                     self.key("groups"),
-                    "there is no such layer to change",
+                    "no such layer is changed",
                     given=layer,
                     valid=sorted(map(int, known)),
                 )
@@ -129,7 +129,7 @@ class GQA(GQAOptions):
         if site.get_projection("query").unit != site.get_projection("key").unit:
             raise ConfigError(
                 self.key("merge" if self.rewrites else "groups" if self.groups else "grouping"),
-                f"{site.query.path} makes a gate beside each query, which no calibration knows",
+                f"{site.query.path} makes a gate for each query, which calibration cannot use",
                 given=self.merge.value if self.rewrites else self.groups or self.grouping.value,
                 valid="mean, first, random" if self.rewrites else "contiguous, no groups",
             )

@@ -60,7 +60,7 @@ class GQAOptions(Operation):
         grouping: see `Grouping`; similarity is calibrated.
         layers: sites to change, by number from 0; ``None`` for all.
         groups: layer → groups of KV heads that share, in place of `grouping` there; or a file of
-            them by number of KV heads, as the stage `analyze` writes. On data is checked that these
+            them by number of KV heads, as the stage `analyze` writes. Calibration checks that these
             heads can change places.
     """
 
@@ -86,19 +86,21 @@ class GQAOptions(Operation):
             right = all(type(count) is int for count in counts)
         if not right:
             raise ConfigError(
-                self.key("kv_heads"), "is no number of heads", given=repr(given), valid=_COUNTS
+                self.key("kv_heads"), "must be a number of heads", given=repr(given), valid=_COUNTS
             )
         if isinstance(self.groups, str):
             self.groups = self._read_groups(self.groups)
         if self.groups is not None and (not isinstance(self.groups, Mapping) or self.average):
             problem = (
-                "leave no number of KV heads to be chosen" if self.average else "are no groups"
+                "cannot be given with an average"
+                if self.average
+                else "must be lists of heads by layer"
             )
             raise ConfigError(self.key("groups"), problem, given=self.groups, valid=_GROUPS)
 
     @property
     def average(self) -> float | None:
-        """The budget, where that is what was asked for."""
+        """The budget; ``None`` where `kv_heads` gives numbers."""
         return self.kv_heads[AVERAGE] if isinstance(self.kv_heads, Mapping) else None
 
     @property
@@ -149,7 +151,7 @@ class GQAOptions(Operation):
         try:
             found = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            problem = getattr(error, "strerror", None) or "it is no JSON"
+            problem = getattr(error, "strerror", None) or "it is not JSON"
             raise ConfigError(
                 self.key("groups"), f"cannot be read: {problem}", given=path
             ) from None
@@ -183,8 +185,7 @@ class GQAOptions(Operation):
         if members != list(range(site.kv_heads)) or len(made) != count or not equal:
             raise ConfigError(
                 self.key("groups"),
-                f"does not put the {site.kv_heads} KV heads of {site.path} "
-                f"into {count} equal groups",
+                f"must put the {site.kv_heads} KV heads of {site.path} into {count} equal groups",
                 given=groups,
                 valid=_GROUPS,
             )
@@ -196,7 +197,7 @@ class GQAOptions(Operation):
         if not 1 <= average <= most:
             raise ConfigError(
                 self.key("kv_heads"),
-                "no such number of KV heads on average",
+                "the average number of KV heads is out of range",
                 given={AVERAGE: average},
                 valid=f"1 to {most}",
             )

@@ -19,7 +19,7 @@ def choose_closing(
     closed: Mapping[int, Sequence[int]],
     share: float,
 ) -> tuple[Heads, Heads]:
-    """All heads that are closed after a round, those in `closed` included; and all that will be.
+    """Choose all heads that are closed after a round, `closed` included; and all that will be.
 
     What is to go at last is chosen anew by these scores, closed heads first. Of that, the cheapest
     of all layers are closed now, until it is `share` of it, to the nearest: always what is cut at
@@ -29,7 +29,7 @@ def choose_closing(
         sites: that may lose heads.
 
     Raises:
-        ConfigError: as many cannot go.
+        ConfigError: so many heads cannot be removed.
     """
     scores = _rank_closed_first(scores, sites, closed)
     going = operation.choose(sites, scores)

@@ -30,7 +30,7 @@ from surgery.plan.layers import select_sites
 
 @dataclass(frozen=True)
 class ClosingRound:
-    """What one round did.
+    """The heads that one round closed.
 
     Attributes:
         step: from which on the gates of `heads` are 0.
@@ -110,7 +110,7 @@ class GatedPruning:
         self._gates = None
 
     def follow(self, trainer: pl.Trainer) -> None:
-        """Bring the gates to where they are at the trainer's step, measuring where a round is due.
+        """Set the gates for the trainer's step, and score heads where a round is due.
 
         Raises:
             ConfigError: a schedule that this training cannot keep, or heads that cannot go.
@@ -135,7 +135,7 @@ class GatedPruning:
             if steps == float("inf"):
                 raise ConfigError(
                     "trainer.max_steps",
-                    "has to be known where heads are closed on a schedule",
+                    "must be set where heads are closed on a schedule",
                     given=trainer.max_steps,
                     valid="a number of steps",
                 )
@@ -181,7 +181,7 @@ class GatedPruning:
         if not hasattr(data, "draw_importance_batches"):
             raise ConfigError(
                 self.operation.key("schedule"),
-                "scores heads on batches, and this training has no TextData to take them from",
+                "scores heads on batches, and this training has no TextData that gives them",
                 valid="trainer.fit(…, datamodule=), or a scorer",
             )
         batches: list[Batch] = data.draw_importance_batches(cfg["windows"], cfg["batch_size"])
@@ -216,9 +216,9 @@ class GatedPruning:
         if new:
             self.events.append(ClosingRound(closed, new))
         self.rounds = rounds
-        said = "; ".join(f"layer {n}: {', '.join(map(str, heads))}" for n, heads in new.items())
+        listed = "; ".join(f"layer {n}: {', '.join(map(str, heads))}" for n, heads in new.items())
         when = "closed" if closed == step else f"closing until step {closed}"
-        say(f"  step {step}: heads {when}: {said or 'none'}")
+        say(f"  step {step}: heads {when}: {listed or 'none'}")
 
     def _set_gates(self) -> None:
         """Gates of what is chosen; sites that lose nothing are not touched at all."""

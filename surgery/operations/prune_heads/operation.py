@@ -130,13 +130,13 @@ class PruneHeads(PruneOptions):
             return
         total, gone = sum(site.q_heads for site in sites), sum(map(len, removed.values()))
         if self.amount is not None:
-            asked, said = self.amount * total, f"amount={self.amount:g}"
+            wanted, option = self.amount * total, f"amount={self.amount:g}"
         else:
-            asked = (self.count or 0) * (1 if self.together else len(sites))
-            said = f"count={self.count}"
-        if abs(asked - gone) > 1e-6:
+            wanted = (self.count or 0) * (1 if self.together else len(sites))
+            option = f"count={self.count}"
+        if abs(wanted - gone) > 1e-6:
             draft.notes.append(
-                f"prune_heads: {gone} of {total} heads go ({gone / total:.1%}) for {said}"
+                f"prune_heads: {gone} of {total} heads go ({gone / total:.1%}) for {option}"
             )
         if self.uniform and sites:
             left = sites[0].q_heads - len(removed.get(sites[0].layer, []))
@@ -155,7 +155,7 @@ class PruneHeads(PruneOptions):
         if self.cut is Cut.queries and all(site.group_size == 1 for site in sites):
             raise ConfigError(
                 self.key("cut"),
-                "every KV head has one query head, which cannot go without it",
+                "every KV head has one query head, and the two are removed together",
                 given=self.cut.value,
                 valid=Cut.groups.value,
             )
@@ -165,8 +165,8 @@ class PruneHeads(PruneOptions):
         if draft.context.native and open_counts and len(sites) > 1:
             raise ConfigError(
                 self.key("scope"),
-                "may leave layers with different numbers of heads, which no "
-                "config of the architecture can say",
+                "may leave layers with different numbers of heads, which no config of the "
+                "architecture can say",
                 given=self.scope.value,
                 valid="layer, uniform: true, or another export.format",
             )

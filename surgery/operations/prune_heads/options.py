@@ -17,7 +17,7 @@ from surgery.plan.layers import LAYERS_HELP
 from surgery.plan.operation import Operation
 
 _FILE = 'a JSON file: {"scores": [[one number per head] per layer]}'
-# Those that say how heads are chosen, and are of no use where `heads` says which.
+# Options that say how heads are chosen. They have no effect where `heads` names the heads.
 _CHOOSING = ("scores", "estimator", "scope", "cut", "uniform", "protect", "schedule")
 
 
@@ -26,7 +26,7 @@ Scope = Enum("Scope", {"layer": "layer", "global": "global"})
 
 
 class Cut(Enum):
-    """What goes at once where query heads share KV heads."""
+    """What is removed together where query heads share KV heads."""
 
     groups = "groups"
     queries = "queries"
@@ -167,7 +167,7 @@ class PruneOptions(Operation):
 
 
 def _make_even_scores(sites: Sequence[Site]) -> HeadScores:
-    """Under which every layer loses as many, from its first on: what a plan assumes meanwhile."""
+    """Scores under which every layer loses as many, its first heads first: a plan's assumption."""
     return HeadScores(
         {site.layer: [head % site.group_size for head in range(site.q_heads)] for site in sites},
         {site.layer: list(range(site.kv_heads)) for site in sites},
@@ -212,7 +212,7 @@ def _refuse_choosing(spec: PruneOptions) -> None:
             plain = getattr(default, "value", default)
             raise ConfigError(
                 spec.key(name),
-                f"{'are' if name == 'scores' else 'is'} of no use where `heads` says which",
+                f"{'have' if name == 'scores' else 'has'} no effect where `heads` names the heads",
                 given=getattr(value, "value", value),
                 valid={None: "null", False: "false"}.get(plain, plain),
             )
@@ -228,7 +228,7 @@ def _check_scored(spec: PruneOptions, way: str) -> None:
     if spec.scores is not None and spec.estimator is not None:
         raise ConfigError(
             spec.key("estimator"),
-            "is of no use beside `scores`, which are measured already",
+            "has no effect beside `scores`, which are measured already",
             given=spec.estimator,
             valid="null",
         )
@@ -248,7 +248,7 @@ def _check_schedule(spec: PruneOptions) -> None:
     if spec.refit:
         raise ConfigError(
             spec.key("refit"),
-            f"is made before training, and heads go in the course of it under `{schedule}`",
+            f"takes place before training, and `{schedule}` removes heads during training",
             given=True,
             valid="false, or schedule: one_shot",
         )

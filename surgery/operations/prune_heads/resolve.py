@@ -19,7 +19,7 @@ from surgery.operations.prune_heads.refit import refit_sites
 from surgery.plan.resolution import Resolution, SiteResolution
 from surgery.transforms.head_edits import keep_heads
 
-# These look at no loss.
+# These measure no loss.
 _WITHOUT_LABELS = ("output_norm", "random")
 
 

@@ -46,11 +46,11 @@ class PruningSchedule:
         return cls(operation.schedule, rounds, end)
 
     def count_due_rounds(self, step: int) -> int:
-        """How many rounds have taken place when `step` begins, its own included."""
+        """Count the rounds that have taken place when `step` begins, its own included."""
         return sum(number * self.end // self.rounds <= step for number in range(self.rounds))
 
     def compute_gate(self, step: int) -> float:
-        """Of a head that was chosen, at `step`."""
+        """Compute the gate at `step` of a head that was chosen."""
         if self.kind is Schedule.iterative:
             return 0.0
         return max(0.0, 1 - step / self.end) ** 3
@@ -60,7 +60,7 @@ class PruningSchedule:
         return self.count_due_rounds(step) == self.rounds and self.compute_gate(step) == 0
 
     def find_closing_step(self, step: int) -> int:
-        """From which step on the gates of heads that are chosen at `step` are 0."""
+        """Find the step from which on the gates of heads chosen at `step` are 0."""
         return step if self.kind is Schedule.iterative else max(step, self.end)
 
 
@@ -69,7 +69,7 @@ def check_schedule(operation: PruneOptions, run: Any) -> None:
 
     Raises:
         ConfigError: no training, a strategy that shards the model, more rounds than steps, or
-            `optim.parameters` that only the cut could tell.
+            `optim.parameters` that are known only after the cut.
     """
     key = operation.key("schedule")
     if Stage.operate in run.stages and Stage.train not in run.stages:
@@ -97,7 +97,7 @@ def check_schedule(operation: PruneOptions, run: Any) -> None:
 
 
 def make_strategy_error(operation: PruneOptions, strategy: str) -> ConfigError:
-    """Of one that shards the model."""
+    """Make the error for a strategy that shards the model."""
     return ConfigError(
         "trainer.strategy",
         f"shards the model, and {operation.key('schedule')}={operation.schedule.value} scores the "

@@ -61,7 +61,7 @@ NOPE = {"rope_type": "proportional", "partial_rotary_factor": 0.0}
 
 
 def check_options(kind: RopeType, given: Mapping[str, Any], key: str) -> None:
-    """Refuse what a type lacks, has no use for, or cannot have as a value.
+    """Refuse an option that a type lacks or does not use, or a value it cannot have.
 
     Args:
         given: options that are not ``None``, by name.
@@ -78,14 +78,14 @@ def check_options(kind: RopeType, given: Mapping[str, Any], key: str) -> None:
     for name in sorted(set(given) & set(OPTIONS) - needed - possible):
         raise ConfigError(
             f"{key}.{name}",
-            f"type {kind.value} has no use for it",
+            f"type {kind.value} does not use it",
             given=given[name],
             valid=f"null; {kind.value} has {', '.join(sorted(needed | possible)) or 'no options'}",
         )
     for name, value in given.items():
         if not _fits(kind, name, value):
             raise ConfigError(
-                f"{key}.{name}", "cannot be", given=value, valid=_describe_valid(name)
+                f"{key}.{name}", "is not a valid value", given=value, valid=_describe_valid(name)
             )
     _check_order(kind, given, key)
 
@@ -117,7 +117,7 @@ def _check_order(kind: RopeType, given: Mapping[str, Any], key: str) -> None:
     if "mscale" in given and "attention_factor" in given:
         raise ConfigError(
             f"{key}.attention_factor",
-            "says what mscale would compute",
+            "sets what mscale computes",
             given=given["attention_factor"],
             valid="one of the two",
         )

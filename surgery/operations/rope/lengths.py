@@ -36,7 +36,7 @@ def find_original_length(
         if held is not None and stated != held:
             raise ConfigError(
                 f"{key}.{ORIGINAL}",
-                "the model's config says otherwise",
+                "the model's config holds another length",
                 given=stated,
                 valid=f"null, or {held}",
             )

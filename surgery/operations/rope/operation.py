@@ -116,7 +116,7 @@ class Rope(Operation):
         if self.layers is not None and self.layer_type is not None:
             raise ConfigError(
                 self.key("layer_type"),
-                "layers already says which",
+                "has no effect where `layers` names the layers",
                 given=self.layer_type,
                 valid="null, or layers null",
             )
@@ -287,7 +287,7 @@ class Rope(Operation):
         if self.type is RopeType.dynamic and width < 4:
             raise ConfigError(
                 self.key("type"),
-                f"dynamic cannot do with {width} rotated dimensions per head",
+                f"dynamic needs more than {width} rotated dimensions per head",
                 given=self.type.value,
                 valid="linear, yarn, llama3",
             )
@@ -341,11 +341,13 @@ class Rope(Operation):
 
 
 def _find_own_positions(model: PreTrainedModel, sites: Sequence[Site]) -> str:
-    """What stands in the way of changing the positions of all `sites` at once; "" if nothing."""
+    """Find why the positions of all `sites` cannot be changed at once; "" if they can."""
     own = [site.path for site in sites if has_site_rope(model.get_submodule(site.path))]
     if not own:
         return ""
-    return f"{', '.join(own)}: these have positions of their own, which this would not change"
+    return (
+        f"{', '.join(own)}: these blocks have positions of their own, which this would not change"
+    )
 
 
 def _get_head_dim(config: Any) -> int:

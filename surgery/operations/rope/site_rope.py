@@ -1,4 +1,4 @@
-"""Positions of single attention blocks, where the model's config has one word for all of them.
+"""Positions of single attention blocks, where the model's config has one entry for all of them.
 
 A hook hands a block other rotations than the model computed. The block itself is not changed, so
 caches, masks and kernels work as before; keys are cached rotated by what the block was given.
@@ -34,7 +34,7 @@ class SiteRope:
         path: of the block, for messages.
         forward: the block's parameter names, in order.
         rotary: computes the rotations, always in fp32; ``None`` for no rotation at all (NoPE).
-        layer_type: what `rotary` must be told, where it serves several.
+        layer_type: the type given to `rotary`, where it serves several.
     """
 
     def __init__(
