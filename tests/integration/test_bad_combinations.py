@@ -467,7 +467,7 @@ TABLE_OF_ROWS = {
         f"{FUSE}.keep",
         "has separate projections",
         "True",
-        "false, or convert it first to an architecture that has them so (phi3)",
+        "false, or convert it first to an architecture with fused ones (phi3)",
     ),
     "kept fused in a Mistral": Bad(
         "llama",

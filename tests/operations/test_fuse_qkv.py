@@ -63,7 +63,7 @@ def test_keeping_needs_an_architecture_that_can() -> None:
         (lambda s: replace(s, cross=True), "from elsewhere"),
         (lambda s: replace(s, key=replace(s.key, in_features=7)), "from elsewhere"),
         (lambda s: replace(s, value=replace(s.value, bias=True)), "have a bias"),
-        (lambda s: replace(s, key=replace(s.key, transposed=True)), "no Linears"),
+        (lambda s: replace(s, key=replace(s.key, transposed=True)), "not Linears"),
         (lambda s: replace(s, key=replace(s.key, path="other.k_proj")), "different modules"),
     ],
     ids=["cross", "width", "bias", "conv1d", "places"],

@@ -293,7 +293,7 @@ EXACTLY = "needs exactly one of heads, amount and count"
         (
             {"count": 1, "estimator": "random", "schedule": "gradual", "refit": True},
             "refit",
-            "is made before training",
+            "takes place before training",
             "false, or schedule: one_shot",
         ),
         (

@@ -107,7 +107,7 @@ class GQA(GQAOptions):
             if str(layer) not in known:
                 raise ConfigError(
                     self.key("groups"),
-                    "no such layer is changed",
+                    "there is no such layer to change",
                     given=layer,
                     valid=sorted(map(int, known)),
                 )
