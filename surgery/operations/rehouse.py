@@ -59,7 +59,7 @@ class Rehouse(Operation):
         )
 
     def plan(self, draft: Draft) -> None:
-        """Nothing besides the conversion."""
+        """Add nothing besides the conversion."""
 
 
 def _join_valid(valid: str | Iterable[str]) -> str:

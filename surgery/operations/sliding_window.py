@@ -100,7 +100,7 @@ class SlidingWindow(Operation):
     def _make_patch(
         self, draft: Draft, prefix: str, sites: Sequence[Site], wanted: Mapping[str, int | None]
     ) -> dict[str, Any]:
-        """Dotted config keys that change, and their values."""
+        """Make the dotted config keys that change, and their values."""
         config = get_config_part(draft.config, prefix)
         sizes = sorted({size for size in wanted.values() if size is not None})
         if not hasattr(config, SIZE):
@@ -184,7 +184,7 @@ class SlidingWindow(Operation):
         )
 
     def _check(self, draft: Draft, sites: Sequence[Site], patch: Mapping[str, Any]) -> None:
-        """Whether a model of the changed config masks and caches as asked, and nothing else."""
+        """Check that a model of the changed config masks and caches as asked, and nothing else."""
         before = draft.references.get(draft.patch)
         after = draft.references.get({**draft.patch, **patch})
         cached = {site.path: site.window for site in find_sites(after).sites}
@@ -253,7 +253,7 @@ def _has_windows(config: Any) -> bool:
 
 @contextmanager
 def _using_eager(model: PreTrainedModel) -> Iterator[None]:
-    """Attention whose masks are numbers that can be added to."""
+    """Use attention whose masks are numbers that can be added to."""
     held = {id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)}
     before = {key: config._attn_implementation for key, config in held.items()}
     try:
@@ -271,7 +271,7 @@ def _compute_logits(
     masked: Sequence[str],
     probe: Mapping[str, Any] | None,
 ) -> torch.Tensor:
-    """What the model gives under a patched config, some blocks under a band of `_TRIED` tokens."""
+    """Compute logits under a patched config, some blocks under a band of `_TRIED` tokens."""
     attributes = ReferenceModels(model).find_attributes(patch)
     tokens = torch.arange(3, 3 + _TOKENS, device=model.device)[None]
     vocabulary = int(

@@ -42,7 +42,7 @@ class Outputs:
         self._handles.clear()
 
     def get_outputs(self, path: str) -> list[torch.Tensor]:
-        """The outputs of the module at `path`, in the order of the calls.
+        """Get the outputs of the module at `path`, in the order of the calls.
 
         Raises:
             SurgeryError: the model has overwritten one since.
@@ -70,7 +70,7 @@ class Outputs:
 def compute_attention_error(
     model: Outputs, teacher: Outputs, pairs: Sequence[Pair], mask: torch.Tensor | None
 ) -> torch.Tensor:
-    """Mean over sites of sum |y_s - y_t|^2 / sum |y_t|^2, in fp32.
+    """Compute the mean over sites of sum |y_s - y_t|^2 / sum |y_t|^2, in fp32.
 
     Matching of hidden states as in TinyBERT (Jiao et al. 2019, arXiv:1909.10351), at the end of
     attention: y are the outputs of the output projections, at real positions. A site that is called
@@ -113,7 +113,7 @@ def compute_attention_error(
 
 
 def _select_real(output: torch.Tensor, mask: torch.Tensor | None, path: str) -> torch.Tensor:
-    """[positions, width]: the real ones of [B, S, width], however the module lays them out."""
+    """Select [positions, width]: the real ones of [B, S, width], in any layout."""
     rows = output.reshape(-1, output.shape[-1])
     if mask is None:
         return rows

@@ -13,7 +13,7 @@ _BLOCKS = 64
 
 
 def identify_model(source: ModelSource) -> dict[str, Any]:
-    """Name, architecture, revision and fingerprint of an original.
+    """Collect name, architecture, revision and fingerprint of an original.
 
     A directory goes by its own name, wherever it lies. `revision` is the hub's commit,
     `fingerprint` that of the weights in a directory; ``None`` where there is no such thing.
@@ -30,7 +30,7 @@ def identify_model(source: ModelSource) -> dict[str, Any]:
 
 
 def compute_fingerprint(folder: Path) -> str:
-    """SHA-256 over the names, sizes and contents of ``*.safetensors``.
+    """Compute SHA-256 over the names, sizes and contents of ``*.safetensors``.
 
     Of a file above 64 MiB, 64 evenly spaced blocks of 1 MiB are read, its header among them. That
     tells models apart; it does not prove that a file is intact.

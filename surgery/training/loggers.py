@@ -42,7 +42,7 @@ def check_loggers(cfg: LoggerConfig) -> None:
 
 
 def build_loggers(cfg: LoggerConfig, run_dir: Path, settings: dict[str, Any]) -> list[Logger]:
-    """One logger per `logger.kinds`; `settings` becomes the W&B run's config."""
+    """Build one logger per `logger.kinds`; `settings` becomes the W&B run's config."""
     loggers: list[Logger] = []
     for kind in cfg.kinds:
         if kind is LoggerKind.csv:
@@ -80,7 +80,7 @@ def _build_wandb_logger(cfg: LoggerConfig, run_dir: Path, settings: dict[str, An
 
 
 def list_wandb_runs(loggers: Sequence[Logger], *, started: bool = False) -> list[Any]:
-    """The W&B runs behind `loggers`; elsewhere than on rank zero, stand-ins that take anything.
+    """List the W&B runs behind `loggers`; stand-ins that take anything except on rank zero.
 
     Args:
         started: only those that something was sent to; else they are started now.

@@ -247,7 +247,7 @@ class SurgeryModule(pl.LightningModule):
 
 
 def _copy_computed_buffers(model: nn.Module) -> list[tuple[nn.Module, str, torch.Tensor]]:
-    """Copies of the floating-point buffers that are computed from the config and never saved."""
+    """Copy the floating-point buffers that are computed from the config and never saved."""
     return [
         (module, name, buffer.clone())
         for module in model.modules()

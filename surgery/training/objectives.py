@@ -31,7 +31,7 @@ def compute_training_loss(
     task: Task,
     pairs: Sequence[Pair] = (),
 ) -> Loss:
-    """`objective.*` on one batch.
+    """Compute `objective.*` on one batch.
 
     lm: the model's own label loss. distill: (1 - w) T^2 KL(teacher || model) + w label loss,
     the KL averaged over the positions that carry a label (Hinton et al. 2015).
@@ -71,7 +71,8 @@ def compute_distillation_kl(
     temperature: float,
     task: Task,
 ) -> torch.Tensor:
-    """T^2 KL(softmax(target/T) || softmax(logits/T)), a mean over labelled positions (nats).
+    """Compute T^2 KL(softmax(target/T) || softmax(logits/T)) in nats, the mean over labelled
+    positions.
 
     Args:
         logits, target: [B, S, V], or [B, C] for classification.
@@ -89,6 +90,6 @@ def compute_distillation_kl(
 
 
 def count_labelled(batch: Batch, task: Task) -> int:
-    """Over how many positions (or rows) a batch's label loss is a mean."""
+    """Count the positions (or rows) that a batch's label loss is a mean over."""
     labels = batch["labels"][:, 1:] if task is Task.causal_lm else batch["labels"]
     return int((labels != IGNORED).sum())

@@ -17,7 +17,7 @@ Named = Iterable[tuple[str, nn.Parameter]]
 
 
 def build_optimizer(named: Named, cfg: OptimConfig) -> Optimizer:
-    """The optimizer of `optim.*` over the trainable parameters."""
+    """Build the optimizer of `optim.*` over the trainable parameters."""
     assert cfg.lr is not None, "the run resolves a rate that was left open"
     trainable = [(name, p) for name, p in named if p.requires_grad]
     if cfg.name is OptimizerName.muon:
@@ -65,7 +65,7 @@ class MuonWithAdamW(Optimizer):
         self._share_state()
 
     def _share_state(self) -> None:
-        """Show the parts' own groups and state, so that whoever edits them edits the parts."""
+        """Show the parts' own groups and state, so that an edit of them edits the parts."""
         self.param_groups = [group for part in self._parts for group in part.param_groups]
         self.state.clear()
         for part in self._parts:
@@ -92,12 +92,12 @@ class MuonWithAdamW(Optimizer):
 
 
 def _is_table(name: str) -> bool:
-    """Embeddings and output heads: looked up by row, so not a matrix in Muon's sense."""
+    """Whether a tensor is an embedding or output head: read by row, no matrix to Muon."""
     return any(part in name for part in ("embed", "lm_head", "wte", "wpe", "score", "classifier"))
 
 
 def make_warmup_cosine(optimizer: Optimizer, cfg: OptimConfig, total_steps: int | None) -> LambdaLR:
-    """Linear from zero over `warmup_steps`, then a half cosine down to `final_lr_fraction`.
+    """Rise linearly over `warmup_steps`, then fall by a half cosine to `final_lr_fraction`.
 
     Without a known end (`total_steps` ``None``) the rate stays constant after the warm-up.
     """

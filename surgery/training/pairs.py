@@ -12,7 +12,7 @@ Pair = tuple[str, str]
 
 
 def pair_with_original(plan: Plan) -> list[Pair]:
-    """The sites of a plan's result, each with itself in the original.
+    """Pair each site of a plan's result with itself in the original.
 
     Raises:
         ConfigError: there are none.
@@ -21,7 +21,7 @@ def pair_with_original(plan: Plan) -> list[Pair]:
 
 
 def pair_sites(plan: Plan, teacher: Mapping[str, str], *, same_depth: bool = True) -> list[Pair]:
-    """The sites of a plan's result, each with one of the teacher's.
+    """Pair each site of a plan's result with one of the teacher's.
 
     By path, where the teacher has all of the result's, or all of the source's before the model was
     converted; else by order, where there are as many. Sites without attention are left out.

@@ -46,7 +46,7 @@ def check_parameters(plan: Plan, choice: Trained) -> None:
 
 
 def select_frozen(model: nn.Module, plan: Plan, choice: Trained) -> list[nn.Parameter]:
-    """The parameters of an operated model that would be trained if it were not for `choice`.
+    """Select the parameters of an operated model that `choice` leaves untrained.
 
     output: all but the output projections of all sites, biases included.
     attention: all but the query, key, value and output projections and QK-norms of all sites.
@@ -64,7 +64,7 @@ def select_frozen(model: nn.Module, plan: Plan, choice: Trained) -> list[nn.Para
 
 
 def list_changed_names(plan: Plan) -> list[str]:
-    """Names in the result of the tensors that edits made; those of removed attention are gone."""
+    """List the tensors of the result that edits made, without those of removed attention."""
     removed = tuple(f"{site.path}." for site in plan.removed)
     names = {spec.name: None for edit in plan.edits for spec in edit.results}
     return [name for name in names if not name.startswith(removed)]
@@ -104,7 +104,7 @@ def _find_holder(model: nn.Module, path: str) -> nn.Module:
 
 
 def _find_mixed(step: Step, changed: set[str]) -> str | None:
-    """A tensor that a step joins with others, some of them changed and some not."""
+    """Find a tensor that a step joins with others, some of them changed and some not."""
     for group in operation_class(step.operation).joined_tensors(step):
         if len({name in changed for name in group}) > 1:
             return group[0]

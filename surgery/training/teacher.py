@@ -14,7 +14,7 @@ from surgery.models.source import ModelSource
 
 
 def locate_teacher(original: ModelConfig, teacher: str | None) -> ModelSource:
-    """Where `objective.teacher` is; ``None`` stands for the original.
+    """Locate `objective.teacher`; ``None`` stands for the original.
 
     Task, dtype, attention implementation and trust in remote code are those of `model.*`.
     """
@@ -26,7 +26,7 @@ def locate_teacher(original: ModelConfig, teacher: str | None) -> ModelSource:
 
 
 def load_teacher(original: ModelConfig, teacher: str | None) -> PreTrainedModel:
-    """The teacher with its weights, on the CPU, frozen and in eval mode.
+    """Load the teacher with its weights, on the CPU, frozen and in eval mode.
 
     Raises:
         ConfigError: the weights cannot be had or do not fit the config.

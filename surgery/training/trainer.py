@@ -46,7 +46,7 @@ def build_callbacks(entries: dict[str, Any]) -> list[Callback]:
 
 
 def _list_options(entry: dict[str, Any], problem: str) -> list[str] | None:
-    """What the callback takes, where it complains of something else."""
+    """List what the callback takes, where it complains of something else."""
     if "unexpected keyword argument" not in problem:
         return None
     target = get_object(entry["_target_"])

@@ -83,7 +83,7 @@ class Choice(NamedTuple):
 
 
 def choose_backend(need: Need) -> Choice:
-    """The fastest backend that this model, device and environment really have."""
+    """Choose the fastest backend that this model, device and environment really have."""
     passed: dict[str, list[str]] = {}
     order = _ON_CUDA if need.on_cuda else _ELSEWHERE
     for name in order:
@@ -102,12 +102,12 @@ def _format_line(chosen: str, passed: dict[str, list[str]]) -> str:
 
 
 def list_available(need: Need) -> list[str]:
-    """All backends, by name, that `need` can have; the fastest last."""
+    """List all backends, by name, that `need` can have; the fastest last."""
     return [name for name in KNOWN if not find_obstacle(name, need)]
 
 
 def find_obstacle(implementation: str, need: Need) -> str:
-    """Why `need` cannot have a backend; "" if it can.
+    """Find why `need` cannot have a backend; "" if it can.
 
     The dtype is not looked at: mixed precision may still change what attention computes in.
     """
@@ -129,7 +129,7 @@ def find_obstacle(implementation: str, need: Need) -> str:
 
 
 def find_warning(implementation: str, need: Need) -> str:
-    """What may still go wrong with a backend that has no obstacle; "" if nothing."""
+    """Find what may still go wrong with a backend that has no obstacle; "" if nothing."""
     if implementation == "flex_attention" and not need.on_cuda:
         return f"flex_attention has no backward pass on {need.device}: it cannot train there"
     reason = _find_dtype_obstacle(implementation, need)
@@ -190,7 +190,7 @@ def _find_kernel_obstacle(model: PreTrainedModel) -> str:
 
 
 def _find_own_attention(model: PreTrainedModel) -> str:
-    """A class whose attention does not go through transformers' interface; "" if none."""
+    """Find a class whose attention is not transformers' interface; "" if there is none."""
     return next(
         (k.__name__ for k in _list_classes(model) if not k._can_set_attn_implementation()), ""
     )
@@ -202,13 +202,13 @@ def _find_unsupported(flag: str, model: PreTrainedModel) -> str:
 
 
 def _list_classes(model: PreTrainedModel) -> Sequence[type[PreTrainedModel]]:
-    """Of the model and of the models within it."""
+    """List the classes of the model and of the models within it."""
     kinds = (type(part) for part in model.modules() if isinstance(part, PreTrainedModel))
     return list(dict.fromkeys(kinds))
 
 
 def _find_incompatible(implementation: str, model: PreTrainedModel) -> str:
-    """Where a class names the kernels that can do its attention, others would be swapped."""
+    """Find a class that names the kernels it can run with, this one not among them."""
     for kind in _list_classes(model):
         named = getattr(kind, "_compatible_flash_implementations", None)
         if named and implementation not in named:
@@ -247,7 +247,7 @@ def _find_wrong_head_dim(flash: _Flash, head_dims: Sequence[int]) -> str:
 
 
 def _has_soft_cap(model: PreTrainedModel) -> bool:
-    """Whether a block caps its scores: it holds a cap, and hands it on."""
+    """Whether a block caps its scores: it holds a cap, and passes it to its attention."""
     return any(
         getattr(module, "attn_logit_softcapping", None) is not None
         and "softcap=" in inspect.getsource(type(module).forward)

@@ -83,7 +83,7 @@ class Backend(Operation):
 
 
 def _find_planned_dropout(draft: Draft) -> float:
-    """The highest attention dropout of any site, as the operations so far leave it."""
+    """Find the highest attention dropout of any site, as the operations so far leave it."""
     planned = [
         float(draft.value(path, name))
         for site in draft.sites

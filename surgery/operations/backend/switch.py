@@ -39,7 +39,7 @@ def set_backend(
 
 
 def _iterate_configs(model: PreTrainedModel) -> Iterator[tuple[str, PreTrainedConfig]]:
-    """The config of the model and of every model within it, each once."""
+    """Yield the config of the model and of every model within it, each once."""
     seen: set[int] = set()
     for path, module in model.named_modules():
         if isinstance(module, PreTrainedModel) and id(module.config) not in seen:

@@ -52,24 +52,24 @@ class SharedOutputs:
         self._passes: list[_BlockPass] = []
 
     def open(self, module: nn.Module, args: Any) -> None:
-        """Forward pre-hook of the block. Blocks may be called within themselves: it is a stack."""
+        """Run as forward pre-hook of the block. A block may call itself, so passes are a stack."""
         self._passes.append(_BlockPass())
 
     def close(self, module: nn.Module, args: Any, output: Any) -> None:
-        """Forward hook of the block, called after exceptions too."""
+        """Run as forward hook of the block, after exceptions too."""
         if self._passes:
             self._passes.pop()
 
     def get_fused(self) -> nn.Module:
-        """Looked up each time, so that whatever wraps it is called."""
+        """Get the fused projection by its name, so that whatever wraps it is called."""
         return self.holder.get_submodule(FUSED)
 
     def get_rows(self, tensor: torch.Tensor, part: int) -> torch.Tensor:
-        """The part's rows of a fused weight or bias, as a view."""
+        """Get the part's rows of a fused weight or bias, as a view."""
         return tensor.narrow(0, sum(self.sizes[:part]), self.sizes[part])
 
     def take(self, x: torch.Tensor, part: int) -> torch.Tensor:
-        """[..., in] to the part's [..., out]."""
+        """Map [..., in] to the part's [..., out]."""
         if not self._passes:
             return self._compute_alone(x, part)
         current, key = self._passes[-1], _make_key(x)
@@ -130,7 +130,7 @@ class FusedPart(nn.Module):
         return self.shared.get_rows(bias, self.part) if isinstance(bias, torch.Tensor) else None
 
     def get_parameter_holder(self) -> nn.Module:
-        """The module whose parameters these are a part of."""
+        """Get the module whose parameters these are a part of."""
         return self.shared.get_fused()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -162,7 +162,7 @@ def fuse_qkv_(model: PreTrainedModel, sites: Sequence[Mapping[str, str]]) -> Non
 
 
 def unfuse_qkv_(model: nn.Module) -> None:
-    """Three Linears in place of every fused projection, with the same bits.
+    """Put three Linears in place of every fused projection, with the same bits.
 
     Raises:
         PlanError: something else was put in the place of a part or of the fused projection.
@@ -225,7 +225,7 @@ def _copy_rows(
 
 
 def _make_linear(weights: Sequence[Any], biases: Sequence[Any]) -> nn.Linear:
-    """A Linear with the rows of all weights, none of whose memory it shares."""
+    """Make a Linear with the rows of all weights; it shares none of their memory."""
     rows = sum(int(weight.shape[0]) for weight in weights)
     linear = nn.Linear(weights[0].shape[1], rows, bias=biases[0] is not None, device="meta")
     linear.weight = _stack_parameters(weights)
@@ -253,7 +253,7 @@ def _remove_hooks(module: nn.Module, shared: SharedOutputs) -> None:
 
 
 def _iterate_fused_holders(model: nn.Module) -> Iterator[tuple[str, list[str]]]:
-    """Modules with parts: their path, and the parts' names in the order query, key, value."""
+    """Yield modules with parts: path, and the parts' names in the order query, key, value."""
     for path, module in model.named_modules():
         parts = [(m.part, name) for name, m in module.named_children() if isinstance(m, FusedPart)]
         if parts:
@@ -261,7 +261,7 @@ def _iterate_fused_holders(model: nn.Module) -> Iterator[tuple[str, list[str]]]:
 
 
 def _locate_parts(site: Mapping[str, str]) -> tuple[str, list[str]]:
-    """The module that holds the three projections, and their names in it."""
+    """Find the module that holds the three projections, and their names in it."""
     places = [site[role].rpartition(".") for role in ROLES]
     if len({path for path, _, _ in places}) > 1:
         raise PlanError(f"{site['path']}: its projections are in different modules")
@@ -276,7 +276,7 @@ def _is_site_fused(model: nn.Module, site: Mapping[str, str]) -> bool:
 
 
 def _count_owners(model: nn.Module) -> dict[int, int]:
-    """How many places of the model hold each parameter."""
+    """Count the places of the model that hold each parameter."""
     count: dict[int, int] = {}
     for _, parameter in model.named_parameters(remove_duplicate=False):
         count[id(parameter)] = count.get(id(parameter), 0) + 1

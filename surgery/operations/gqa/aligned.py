@@ -25,7 +25,7 @@ class AlignedValues:
 
 
 def align_keys(moments: KeyMoments, group: Sequence[int]) -> SharedKeys:
-    """Each member turned towards the group's mean, plane by plane, then averaged.
+    """Turn each member towards the group's mean, plane by plane, then average.
 
     Only turns that commute with RoPE: the angle of Σ k_mean conj(k) in every rotated plane; an
     orthogonal Procrustes turn of the free features. Iterated, since turning moves the mean.
@@ -50,7 +50,7 @@ def align_keys(moments: KeyMoments, group: Sequence[int]) -> SharedKeys:
 
 
 def align_values(covariance: torch.Tensor, members: int) -> AlignedValues:
-    """Each member's values turned orthogonally towards the group's mean, then averaged.
+    """Turn each member's values orthogonally towards the group's mean, then average.
 
     Args:
         covariance: [members * D, members * D], second moments of the stacked values.
@@ -60,7 +60,7 @@ def align_values(covariance: torch.Tensor, members: int) -> AlignedValues:
 
 
 def solve_procrustes(covariance: torch.Tensor, members: int) -> list[torch.Tensor]:
-    """Orthogonal A_m that bring every A_m f_m as near to their mean as they come (alternating).
+    """Find orthogonal A_m that bring every A_m f_m nearest to their mean (alternating).
 
     Args:
         covariance: [members * n, members * n] of the stacked features f.
@@ -81,6 +81,6 @@ def solve_procrustes(covariance: torch.Tensor, members: int) -> list[torch.Tenso
 
 
 def compute_renorm_factor(merged: torch.Tensor, sources: Sequence[torch.Tensor]) -> torch.Tensor:
-    """The factor by which pooling shrank a head: mean norm of the sources over the pooled one."""
+    """Compute how much pooling shrank a head: mean norm of the sources over the pooled one."""
     size = torch.stack([source.norm() for source in sources]).mean()
     return size / merged.norm().clamp_min(1e-30)

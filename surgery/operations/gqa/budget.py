@@ -27,7 +27,7 @@ def choose_counts(
     options: Calibration,
     advance: Callable[[str], None],
 ) -> GQAOptions:
-    """The operation with a count per layer in place of its average.
+    """Make the operation with a count per layer in place of its average.
 
     The cost of a count at a layer is measured: that layer alone is merged, and the KL divergence
     of the model's predictions from the original's is taken over a few batches. Costs of layers are
@@ -51,7 +51,7 @@ def choose_counts(
 
 
 def find_cheapest(costs: Sequence[dict[int, float]], total: int) -> list[int]:
-    """One count per layer, their sum at most `total`, their costs least in sum (exact).
+    """Find one count per layer, with sum at most `total` and the least sum of costs (exact).
 
     Args:
         costs: per layer, count → cost.
@@ -72,7 +72,7 @@ def find_cheapest(costs: Sequence[dict[int, float]], total: int) -> list[int]:
 def compute_divergence(
     model: PreTrainedModel, changed: PreTrainedModel, batches: Sequence[Batch]
 ) -> float:
-    """Mean KL(model || changed) in nats over the real positions of `batches`."""
+    """Compute mean KL(model || changed) in nats over the real positions of `batches`."""
     total, count = 0.0, 0
     device = next(model.parameters()).device
     for batch in batches:

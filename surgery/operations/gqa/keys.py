@@ -30,7 +30,7 @@ class KeyMoments:
     metric: torch.Tensor
 
     def compute_total(self) -> float:
-        """E|logit|² of all heads, up to the one scaling: what a loss is a share of.
+        """Compute E|logit|² of all heads, up to the one scaling: the whole of a loss.
 
         A plane's part of a logit is Re(q conj(k) e^iθ), with any phase: on average its square is
         half of |q|²|k|².
@@ -58,7 +58,7 @@ class SharedKeys:
 
 
 def share_keys(moments: KeyMoments, group: Sequence[int]) -> SharedKeys:
-    """The keys that lose least when `group` shares them (closed form).
+    """Find the keys that lose least when `group` shares them (closed form).
 
     Per rotated plane: κ = u^H S k for the top eigenvector u of S E[k k^H] S, S² the power of the
     members' queries; each query takes the conjugate of its regression factor of k on κ. That
@@ -77,7 +77,7 @@ def share_keys(moments: KeyMoments, group: Sequence[int]) -> SharedKeys:
 
 
 def compute_group_loss(moments: KeyMoments, group: Sequence[int]) -> float:
-    """`share_keys(moments, group).loss`, without making the keys."""
+    """Compute `share_keys(moments, group).loss` without making the keys."""
     members = list(group)
     return _compute_plane_loss(moments, members) + _share_free_features(moments, members)[2]
 
@@ -98,7 +98,7 @@ def _compute_plane_loss(moments: KeyMoments, members: list[int]) -> float:
 def _share_planes(
     moments: KeyMoments, members: list[int]
 ) -> tuple[torch.Tensor, torch.Tensor, float]:
-    """Per plane and member: its factor in κ, and the regression factor of its key on κ."""
+    """Find per plane and member its factor in κ, and the regression of its key on κ."""
     if not moments.layout.pairs:
         nothing = moments.planes.new_zeros(0, len(members))
         return nothing, nothing, 0.0

@@ -117,7 +117,7 @@ def calibrate_site(
 
 @torch.no_grad()
 def _refuse_order(text: SiteBatches, groups: Partition, operation: GQAOptions) -> None:
-    """Whether the site computes the same with its heads in the order of `groups`.
+    """Refuse `groups` if the site computes something else with its heads in their order.
 
     Some hold something for every head, a position bias for one, that does not move with it.
 
@@ -176,7 +176,7 @@ def _sum_moments(
 def _refit_output(
     text: SiteBatches, merge: SiteMerge, options: Calibration, advance: Advance
 ) -> SiteMerge:
-    """The output projection by ridge least squares: what it is given then, what it gave before."""
+    """Solve the output projection by ridge least squares, from its new input to its old output."""
     work, site = text.work, text.site
     before = set_wide(work, site, merge)
     solved = solve_output(text, options.ridge, lambda: advance(f"layer {site.layer}: output"))

@@ -77,7 +77,7 @@ class SiteMoments:
             self._add_attended(view)
 
     def get_key_moments(self) -> KeyMoments:
-        """Second moments of keys and queries."""
+        """Get the second moments of keys and queries."""
         assert self.layout is not None
         total, sums = self.tokens, self._sums
         self._refuse_no_numbers()
@@ -92,12 +92,12 @@ class SiteMoments:
         )
 
     def get_value_moments(self) -> torch.Tensor:
-        """[H * D, H * D] second moments of the values of one token, head by head."""
+        """Get [H * D, H * D] second moments of the values of one token, head by head."""
         self._refuse_no_numbers()
         return self._sums["values"] / self.tokens
 
     def get_attended_moments(self) -> dict[int, torch.Tensor]:
-        """Query head → [members * D, members * D] of its group's values as it attends to them."""
+        """Get query head → [members * D, members * D], the values it attends to in its group."""
         self._refuse_no_numbers()
         return {head: total / self._drawn for head, total in self._attended.items()}
 

@@ -118,11 +118,11 @@ class GQAOptions(Operation):
         )
 
     def select(self, sites: Sequence[Site], removed: set[str] | None = None) -> list[Site]:
-        """The sites that `layers` names."""
+        """Select the sites that `layers` names."""
         return list(select_sites(sites, self.layers, self.key("layers"), removed or set()))
 
     def list_counts(self, sites: Sequence[Site]) -> list[int]:
-        """KV heads per site; for a budget, the most that all can have within it.
+        """List KV heads per site; for a budget, the most that all can have within it.
 
         Raises:
             ConfigError: a list of another length, or a count that a site cannot have.
@@ -166,7 +166,7 @@ class GQAOptions(Operation):
         return counts[str(self.kv_heads)]
 
     def get_groups(self, site: Site, count: int) -> Parts | None:
-        """What `groups` says of a site, ascending; ``None`` where it says nothing.
+        """Get the entry of `groups` for a site, ascending; ``None`` where there is none.
 
         Raises:
             ConfigError: no `count` equal groups that hold each of its KV heads once.
@@ -222,11 +222,11 @@ class GQAOptions(Operation):
 
 
 def list_divisors(heads: int) -> list[int]:
-    """What a number of KV heads can become, ascending."""
+    """List what a number of KV heads can become, ascending."""
     return [n for n in range(1, heads + 1) if heads % n == 0]
 
 
 def split_evenly(heads: int, groups: int) -> Parts:
-    """`groups` runs of neighbouring heads."""
+    """Split `heads` into `groups` runs of neighbouring heads."""
     size = heads // groups
     return tuple(tuple(range(start, start + size)) for start in range(0, heads, size))

@@ -22,13 +22,13 @@ class Planes:
         return 2 * len(self.pairs) + len(self.free)
 
     def to_complex(self, features: torch.Tensor) -> torch.Tensor:
-        """[…, head_dim] to […, planes], complex."""
+        """Map […, head_dim] to […, planes], complex."""
         first = [a for a, _ in self.pairs]
         second = [b for _, b in self.pairs]
         return torch.complex(features[..., first].contiguous(), features[..., second].contiguous())
 
     def to_dense(self, factors: torch.Tensor, free: torch.Tensor) -> torch.Tensor:
-        """The real map [size, members * size] of plane factors and a map of free features.
+        """Make the real map [size, members * size] of plane factors and a map of free features.
 
         Args:
             factors: [planes, members] complex: plane f becomes Σ_m factors[f, m] k_m,f.
@@ -49,18 +49,18 @@ class Planes:
 
 
 def make_half_split(size: int, rotated: int) -> Planes:
-    """Planes (i, i + rotated/2), as most of transformers has them."""
+    """Make planes (i, i + rotated/2), as most of transformers has them."""
     half = rotated // 2
     return Planes(tuple((i, i + half) for i in range(half)), tuple(range(rotated, size)))
 
 
 def make_interleaved(size: int, rotated: int) -> Planes:
-    """Planes (2i, 2i + 1), as GPT-J, Cohere and GLM have them."""
+    """Make planes (2i, 2i + 1), as GPT-J, Cohere and GLM have them."""
     return Planes(tuple((i, i + 1) for i in range(0, rotated, 2)), tuple(range(rotated, size)))
 
 
 def find_planes(before: torch.Tensor, after: torch.Tensor, rounding: float = 1e-5) -> Planes | None:
-    """The layout under which positions turned `before` into `after`; ``None`` if none is known.
+    """Find the layout by which positions turned `before` into `after`; ``None`` if unknown.
 
     A rotation keeps every plane's length, up to one factor for all (YaRN's attention factor), and
     leaves the rest alone. Told from numbers, since no two architectures write it alike.
@@ -86,7 +86,7 @@ def find_planes(before: torch.Tensor, after: torch.Tensor, rounding: float = 1e-
 
 
 def _compute_distance(before: torch.Tensor, after: torch.Tensor, planes: Planes) -> float:
-    """By how much of a plane's length that length changes, in the worst plane."""
+    """Compute by how much of a plane's length that length changes, in the worst plane."""
     was, now = planes.to_complex(before).abs(), planes.to_complex(after).abs()
     factor = (was * now).sum() / (was * was).sum().clamp_min(1e-30)
     change = (now - factor * was).norm(dim=0) / (factor * was).norm(dim=0).clamp_min(1e-30)

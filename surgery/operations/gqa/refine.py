@@ -22,7 +22,7 @@ def refine(
     kept: Sequence[KeptBatch],
     options: Calibration,
 ) -> tuple[SiteMerge, float, float]:
-    """Adam on the maps of queries, keys and values and on the output projection.
+    """Train the maps of queries, keys and values and the output projection with Adam.
 
     The block itself runs, with the merge's heads spread out, so masks, norms, biases and positions
     are what they are. The loss is E|y - y_original|² as a share of E|y_original|²; the original's

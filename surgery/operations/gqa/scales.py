@@ -27,7 +27,7 @@ class Scales:
     heads: torch.Tensor
 
     def fold_norm(self, dense: torch.Tensor, members: Sequence[int]) -> torch.Tensor:
-        """A map [D, members * D] of normalised features, as one of what goes into the norm."""
+        """Rewrite a map [D, members * D] of normalised features as one of the norm's input."""
         wide = dense.unflatten(1, (len(members), -1)) * self.gain
         wide = wide * self.heads[list(members)][None, :, None]
         back = wide.flatten(1) / self.gain[:, None]
@@ -35,7 +35,7 @@ class Scales:
 
 
 def normalise_heads(model: nn.Module, norm: Norm | None, heads: torch.Tensor) -> torch.Tensor:
-    """[B, S, H, D] as the site's norm leaves them."""
+    """Apply the site's norm to [B, S, H, D]."""
     if norm is None:
         return heads
     module = model.get_submodule(norm.path)
@@ -45,7 +45,7 @@ def normalise_heads(model: nn.Module, norm: Norm | None, heads: torch.Tensor) ->
 
 
 def measure_scales(before: torch.Tensor, after: torch.Tensor) -> Scales:
-    """The scales of a norm by what it did: [rows, H, D] each."""
+    """Measure the scales of a norm by its input and output: [rows, H, D] each."""
     before, after = before.double(), after.double()
     unit = before / before.pow(2).mean(-1, keepdim=True).sqrt().clamp_min(1e-30)
     gain = (after * unit).sum((0, 1)) / unit.pow(2).sum((0, 1)).clamp_min(1e-30)
@@ -56,6 +56,6 @@ def measure_scales(before: torch.Tensor, after: torch.Tensor) -> Scales:
 
 
 def make_unit_scales(site: Site, role: str, like: torch.Tensor) -> Scales:
-    """Where nothing is normalised."""
+    """Make the scales of a site without a norm."""
     unit = site.get_projection(role).unit
     return Scales(like.new_ones(unit), like.new_ones(site.count_heads(role)))

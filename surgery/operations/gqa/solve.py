@@ -39,7 +39,7 @@ class SiteMerge:
 
 
 def order_heads(site: Site, groups: Partition) -> Parts:
-    """Query heads in the order in which `groups` of KV heads lie side by side."""
+    """List query heads in the order in which `groups` of KV heads lie side by side."""
     size = site.group_size
     return tuple(
         (head,)
@@ -52,7 +52,7 @@ def order_heads(site: Site, groups: Partition) -> Parts:
 def group_similar_heads(
     model: PreTrainedModel, site: Site, moments: SiteMoments, count: int
 ) -> Partition:
-    """Groups of KV heads that lose least: keys' and values' losses of every pair, as shares."""
+    """Group the KV heads that lose least: losses of keys and values of every pair, as shares."""
     heads, keys = site.kv_heads, moments.get_key_moments()
     outputs, covariance = get_output_columns(model, site), moments.get_value_moments()
     width = site.value.unit
@@ -76,7 +76,7 @@ def group_similar_heads(
 def merge_optimal(
     model: PreTrainedModel, site: Site, moments: SiteMoments, groups: Partition
 ) -> SiteMerge:
-    """The closed form: `share_keys` and `share_values` for every group."""
+    """Merge in closed form: `share_keys` and `share_values` for every group."""
     keys = moments.get_key_moments()
     shared = [share_keys(keys, group) for group in groups]
     outputs, attended = get_output_columns(model, site), moments.get_attended_moments()
@@ -103,7 +103,7 @@ def merge_optimal(
 def merge_aligned(
     model: PreTrainedModel, site: Site, moments: SiteMoments, groups: Partition, *, renorm: bool
 ) -> SiteMerge:
-    """Turned towards each other, then averaged; with `renorm`, as large again as they were."""
+    """Turn heads towards each other, then average; with `renorm`, restore their size."""
     keys, covariance = moments.get_key_moments(), moments.get_value_moments()
     outputs = get_output_columns(model, site)
     rows = {role: get_weight_rows(model, site, role) for role in ("key", "value")}

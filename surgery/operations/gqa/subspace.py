@@ -24,7 +24,7 @@ CG_FLOOR = 1e-6
 
 
 def find_top_subspace(weight: torch.Tensor, covariance: torch.Tensor, width: int) -> torch.Tensor:
-    """The map M [width, n] that loses least where all heads share one covariance (closed form).
+    """Find the map M [width, n] that loses least where all heads share one covariance.
 
     Minimises tr(weight (I - P) covariance (I - P)^H) over projections P of rank `width` that are
     orthogonal in the covariance's metric: the top eigenvectors of C^1/2 W C^1/2, taken back.
@@ -43,7 +43,7 @@ def find_top_subspace(weight: torch.Tensor, covariance: torch.Tensor, width: int
 
 
 def _replace_zero(size: torch.Tensor) -> torch.Tensor:
-    """Where everything is zero, anything does that can be divided by."""
+    """Replace zero by one, so that it can be divided by."""
     return torch.where(size > NOTHING, size, torch.ones_like(size))
 
 
@@ -52,7 +52,7 @@ def _get_floor(dtype: torch.dtype) -> float:
 
 
 def compute_least_loss(half: torch.Tensor, covariance: torch.Tensor, width: int) -> float:
-    """What `find_top_subspace` loses, without finding it: the eigenvalues below the top `width`.
+    """Compute the loss of `find_top_subspace` alone: the eigenvalues below the top `width`.
 
     Args:
         half: A [m, n], with A^H A = weight.
@@ -65,7 +65,7 @@ def compute_least_loss(half: torch.Tensor, covariance: torch.Tensor, width: int)
 def solve_readers(
     shared: torch.Tensor, covariances: Sequence[torch.Tensor], targets: Sequence[torch.Tensor]
 ) -> list[torch.Tensor]:
-    """Per head, the map [out, width] that best rebuilds its target from the shared features.
+    """Find per head the map [out, width] that best rebuilds its target from shared features.
 
     Least squares: R = T C M^H (M C M^H)^-1 for target T [out, n] and covariance C [n, n].
     """
@@ -77,7 +77,7 @@ def solve_readers(
 
 
 def solve_right(right: torch.Tensor, square: torch.Tensor) -> torch.Tensor:
-    """X with X square = right, for a Hermitian `square` that may be close to singular."""
+    """Find X with X square = right, for a Hermitian `square` that may be close to singular."""
     size = _replace_zero(square.diagonal().real.mean())
     eye = torch.eye(len(square), dtype=square.dtype, device=square.device)
     ridge = _get_floor(square.dtype) * size
@@ -92,7 +92,7 @@ def find_shared_subspace(
     rounds: int = 10,
     noise: float = NOISE,
 ) -> tuple[torch.Tensor, list[torch.Tensor], float]:
-    """One map M [width, n] and a reader R_h per head that minimise Σ_h E|T_h f_h - R_h M f_h|².
+    """Find M [width, n] and a reader R_h per head that minimise Σ_h E|T_h f_h - R_h M f_h|².
 
     f_h are the stacked features as head h sees them, with second moments C_h. Starts from the top
     subspace of the mean covariance, then alternates: readers by least squares, M by conjugate
@@ -140,7 +140,7 @@ def _fit_readers(
     seen: Sequence[torch.Tensor],
     noise: torch.Tensor,
 ) -> tuple[list[torch.Tensor], float]:
-    """`solve_readers`, and Σ_h E|T_h f_h - R_h M f_h|² with them; `seen` are the T_h C_h."""
+    """Fit `solve_readers`, and Σ_h E|T_h f_h - R_h M f_h|²; `seen` are the T_h C_h."""
     found, total = [], 0.0
     for covariance, target, across in zip(covariances, targets, seen, strict=True):
         half = shared @ covariance + noise * shared
@@ -159,7 +159,7 @@ def _solve_shared(
     mean: torch.Tensor,
     noise: torch.Tensor,
 ) -> torch.Tensor:
-    """M of Σ_h S_h M C_h = Σ_h R_h^H T_h C_h, S_h = R_h^H R_h.
+    """Solve Σ_h S_h M C_h = Σ_h R_h^H T_h C_h for M, with S_h = R_h^H R_h.
 
     Conjugate gradients, preconditioned by what the left side would be if all C_h were their mean.
     """
@@ -198,7 +198,7 @@ def _solve_shared(
 
 
 def _invert(square: torch.Tensor) -> torch.Tensor:
-    """Of a Hermitian matrix that may be close to singular, roughly."""
+    """Invert, roughly, a Hermitian matrix that may be close to singular."""
     size = _replace_zero(square.diagonal().real.mean())
     eye = torch.eye(len(square), dtype=square.dtype, device=square.device)
     found: torch.Tensor = torch.linalg.inv(square + CG_FLOOR * size * eye)

@@ -31,7 +31,7 @@ def share_values(
     members: int,
     noise: float = NOISE,
 ) -> SharedValues:
-    """The values that lose least when a group shares them.
+    """Find the values that lose least when a group shares them.
 
     Minimises Σ_h E|O_h V_m(h) z_h - O'_h V z_h|² over V and every O'_h, with z_h the inputs as
     head h attends to them: `find_shared_subspace` in the span of the members' values.
@@ -61,7 +61,7 @@ def share_values(
 def _compute_scale(
     shared: torch.Tensor, covariances: Sequence[torch.Tensor], width: int
 ) -> torch.Tensor:
-    """What makes shared values as large as the members' were, on average."""
+    """Compute what makes shared values as large as the members' were, on average."""
     mean = sum(covariances, torch.zeros_like(covariances[0])) / len(covariances)
     members = mean.diagonal().sum() / (len(mean) / width)
     made = torch.einsum("ij,jk,ik->", shared, mean, shared)

@@ -23,7 +23,7 @@ _REWRITE = "calibrating"
 
 
 def make_wide_tensors(model: PreTrainedModel, site: Site, merge: SiteMerge) -> Tensors:
-    """The block's tensors with `merge` done and its heads spread out again; local names.
+    """Make the block's tensors with `merge` done and its heads spread out again; local names.
 
     Differentiable in the merge's tensors.
     """
@@ -44,7 +44,7 @@ def make_wide_tensors(model: PreTrainedModel, site: Site, merge: SiteMerge) -> T
 
 
 def make_moved_tensors(model: PreTrainedModel, site: Site, query: Parts, kv: Parts) -> Tensors:
-    """The block's tensors with its heads in another order, as many as before."""
+    """Make the block's tensors with its heads in another order, as many as before."""
     return _make_tensors(model, site, regroup(site, "calibration", query, kv, Merging()))[0]
 
 
@@ -54,7 +54,7 @@ def _make_tensors(
     change: SiteChange,
     inputs: Callable[[TensorEdit], list[torch.Tensor]] = lambda _: [],
 ) -> tuple[Tensors, Tensors]:
-    """What a change makes of the block's tensors, and the same spread out; local names."""
+    """Make the block's tensors after a change, and the same spread out; local names."""
     block = model.get_submodule(site.block)
     new, wide = make_site_tensors(block, site, change.edits, inputs)
     prefix = f"{site.block}." if site.block else ""
@@ -63,14 +63,14 @@ def _make_tensors(
 
 
 def set_wide(model: PreTrainedModel, site: Site, merge: SiteMerge) -> dict[str, nn.Parameter]:
-    """Let `model`, its own tensors only, compute what `merge` makes; returns what was there."""
+    """Let `model`, its own tensors only, compute the result of `merge`; return the old ones."""
     return _set(model, site, make_wide_tensors(model, site, merge))
 
 
 def set_plain(
     model: PreTrainedModel, site: Site, query: Parts, kv: Parts, merging: Merging
 ) -> dict[str, nn.Parameter]:
-    """The same for a merge without coefficients."""
+    """Do the same for a merge without coefficients."""
     return _set(
         model, site, _make_tensors(model, site, regroup(site, "calibration", query, kv, merging))[1]
     )
@@ -87,7 +87,7 @@ def _set(model: PreTrainedModel, site: Site, made: Tensors) -> dict[str, nn.Para
 def compute_output(
     model: PreTrainedModel, site: Site, tensors: Tensors, args: Any, kwargs: Any
 ) -> torch.Tensor:
-    """What the site's output projection puts out when its block runs with other tensors."""
+    """Compute the output of the site's output projection with other tensors in its block."""
     block = model.get_submodule(site.block)
     path = site.output.path[len(site.block) :].lstrip(".")
     with capturing_output(block, path) as found:

@@ -30,7 +30,7 @@ def check_cut(
 def name_closed(
     model: PreTrainedModel, sites: Sequence[Site], operation: PruneOptions, closed: Heads
 ) -> PruneOptions:
-    """The operation that removes closed heads from this very model.
+    """Make the operation that removes closed heads from this very model.
 
     Args:
         sites: of the model, by the numbers that `closed` goes by. A fresh look numbers them from

@@ -96,7 +96,7 @@ class GatedPruning:
         return 1 - (1 - self._gate) * sum(map(len, self.chosen.values())) / total
 
     def attach(self, model: PreTrainedModel) -> None:
-        """Gate this model. Harmless if it is gated already."""
+        """Gate this model. Does nothing if it is gated already."""
         if self._gates is None or self._gates.model is not model:
             self.detach()
             self._gates = Gates(model, self.sites)
@@ -143,7 +143,7 @@ class GatedPruning:
         return self._schedule
 
     def finish(self, trainer: pl.Trainer) -> Heads:
-        """Let the model go, once all heads are closed; the heads, layer → query heads.
+        """Remove the gates once all heads are closed; return the heads, layer → query heads.
 
         Raises:
             SurgeryError: training ended before.
@@ -221,7 +221,7 @@ class GatedPruning:
         say(f"  step {step}: heads {when}: {listed or 'none'}")
 
     def _set_gates(self) -> None:
-        """Gates of what is chosen; sites that lose nothing are not touched at all."""
+        """Set the gates of the chosen heads; sites that lose nothing are not touched."""
         if self._gates is None:
             return
         device = next(self._gates.model.parameters()).device
@@ -234,7 +234,7 @@ class GatedPruning:
         self._gates.gates = gates
 
     def to_json(self) -> dict[str, Any]:
-        """What was done, for a summary."""
+        """Say what was done, for a summary."""
         operation = self.operation
         return {
             "schedule": operation.schedule.value,
@@ -244,7 +244,7 @@ class GatedPruning:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain data, for checkpoints."""
+        """Make plain data for checkpoints."""
         return {
             "rounds": self.rounds,
             "gate": self._gate,

@@ -138,7 +138,7 @@ class PruneOptions(Operation):
     def choose(
         self, sites: Sequence[Site], scores: HeadScores | None = None, *, layers: int | None = None
     ) -> dict[int, list[int]]:
-        """The heads to remove of the chosen `sites`: layer → query heads, ascending.
+        """Choose the heads to remove of the chosen `sites`: layer → query heads, ascending.
 
         Args:
             scores: of these sites, for an estimator; a file's are read here.
@@ -167,7 +167,7 @@ class PruneOptions(Operation):
 
 
 def _make_even_scores(sites: Sequence[Site]) -> HeadScores:
-    """Scores under which every layer loses as many, its first heads first: a plan's assumption."""
+    """Make scores by which every layer loses as many, its first heads first."""
     return HeadScores(
         {site.layer: [head % site.group_size for head in range(site.q_heads)] for site in sites},
         {site.layer: list(range(site.kv_heads)) for site in sites},

@@ -49,7 +49,7 @@ def refit_sites(
     batches: Sequence[Batch],
     options: Calibration,
 ) -> dict[str, Refit]:
-    """Site path → its output projection, for every site that loses some of its heads.
+    """Solve the output projection of every site that loses some of its heads: path → result.
 
     Args:
         model: with all its heads, whose outputs are aimed at; not changed.
@@ -96,14 +96,14 @@ def _compute_share(error: float, size: float) -> float:
 
 
 def _list_columns(site: Site, heads: Sequence[int]) -> torch.Tensor:
-    """Features of the output projection's input that belong to `heads`."""
+    """List the features of the output projection's input that belong to `heads`."""
     unit = site.output.unit
     columns = [head * unit + n for head in heads for n in range(unit)]
     return torch.tensor(columns, dtype=torch.long)
 
 
 def _silence(work: PreTrainedModel, site: Site, heads: Sequence[int]) -> None:
-    """In `work` nothing is read of the site's other heads."""
+    """Let `work` read nothing of the site's other heads."""
     name = f"{site.output.path}.weight"
     weight = work.get_parameter(name)
     axis = 0 if site.output.transposed else 1

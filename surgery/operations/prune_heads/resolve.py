@@ -69,7 +69,7 @@ def _make_table(operation: PruneOptions, sites: Sequence[Site], case: Case) -> S
 
 
 def _read_task(name: str) -> Task:
-    """What a model was made to predict, by its class."""
+    """Find what a model was made to predict, by its class."""
     if name.endswith("ForMaskedLM"):
         return Task.masked_lm
     if name.endswith("ForSequenceClassification"):

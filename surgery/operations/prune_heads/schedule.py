@@ -29,7 +29,7 @@ class PruningSchedule:
 
     @classmethod
     def from_operation(cls, operation: PruneOptions, total: int) -> PruningSchedule:
-        """The schedule of `attention.prune_heads` in a training of `total` steps.
+        """Make the schedule of `attention.prune_heads` in a training of `total` steps.
 
         Raises:
             ConfigError: there are more rounds than steps.

@@ -46,7 +46,7 @@ ROTARY_FIRST = (
 
 
 def _check_strays(reference: PreTrainedModel, config: PreTrainedConfig) -> None:
-    """Some architectures build rotations per layer, each from a config that no one else sees."""
+    """Refuse an architecture with rotations per layer, each from a config of its own."""
     known = {id(held) for held in _iterate_configs(reference.config)}
     stray = next(
         (p for p, m in find_rotaries(reference).items() if id(m.config) not in known), None
@@ -69,7 +69,7 @@ def _iterate_configs(config: PreTrainedConfig) -> Iterator[PreTrainedConfig]:
 def check_everywhere(
     draft: Draft, prefix: str, patch: Mapping[str, Any], sites: Sequence[Site]
 ) -> None:
-    """Whether a model with the patched config has the positions that the patch says.
+    """Check that a model with the patched config has the positions of the patch.
 
     Args:
         prefix: the part of the config whose positions change.
@@ -130,7 +130,7 @@ def can_say_nope(
 
 
 def find_site_layer_type(draft: Draft, prefix: str, site: Site) -> str | None:
-    """Under which key of `rope_parameters` a block's positions stand; ``None`` for no key.
+    """Find the key of `rope_parameters` with a block's positions; ``None`` for no key.
 
     Raises:
         ConfigError: the block has none there.
@@ -146,7 +146,7 @@ def find_site_layer_type(draft: Draft, prefix: str, site: Site) -> str | None:
 def check_sites(
     draft: Draft, sites: Sequence[Site], parameters: Mapping[str, Mapping[str, Any] | None]
 ) -> None:
-    """Whether single blocks can be given positions of their own.
+    """Check that single blocks can be given positions of their own.
 
     Args:
         parameters: by module path, flat `rope_parameters`; ``None`` for NoPE.
@@ -189,7 +189,7 @@ def _get_reference(draft: Draft, patch: Mapping[str, Any]) -> PreTrainedModel:
 
 
 def _check_saved(config: PreTrainedConfig, patch: Mapping[str, Any], prefix: str) -> None:
-    """Whether the config says the same after it was written and read; Phi-3 renames a type."""
+    """Check that the config is the same after it was written and read; Phi-3 renames a type."""
     changed = copy.deepcopy(config)
     try:
         apply_patch(changed, patch)
@@ -211,7 +211,7 @@ def _check_saved(config: PreTrainedConfig, patch: Mapping[str, Any], prefix: str
 def _iterate_pairs(
     before: PreTrainedModel, after: PreTrainedModel, prefix: str
 ) -> Iterator[tuple[RotaryModule, RotaryModule]]:
-    """The rotary modules of two reference models, with numbers in them."""
+    """Yield the rotary modules of two reference models, with numbers in them."""
     old, new = (
         find_rotaries(reference, get_config_part(reference.config, prefix))
         for reference in (before, after)
@@ -221,7 +221,7 @@ def _iterate_pairs(
 
 
 def _check_shapes(before: PreTrainedModel, after: PreTrainedModel, prefix: str) -> None:
-    """Where no block could be run, what they are given must at least look as before."""
+    """Check that rotations keep their width, where no block could be run."""
     for old, new in _iterate_pairs(before, after, prefix):
         for kind in list_kinds(new):
             was, width = (compute_rotations(module, kind)[0].shape[-1] for module in (old, new))

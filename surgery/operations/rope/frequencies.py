@@ -35,7 +35,7 @@ _TOLERANCE = 1e-6
 
 
 def check_frequencies(old: RotaryModule, new: RotaryModule) -> None:
-    """Whether a rotary module computes what its config's type defines.
+    """Check that a rotary module computes what its config's type defines.
 
     Args:
         old: the module before its config was changed.
@@ -66,7 +66,7 @@ def check_frequencies(old: RotaryModule, new: RotaryModule) -> None:
 
 
 def _check_grows(module: RotaryModule, kind: str | None) -> None:
-    """Whether a module whose frequencies depend on the length really looks at it."""
+    """Check that a module whose frequencies depend on the length really uses it."""
     config = module.config
     parameters = get_parameters(config, kind)
     length = int(parameters.get("original_max_position_embeddings", config.max_position_embeddings))
@@ -99,7 +99,7 @@ def _make_ignored_error(name: str, parameters: Mapping[str, Any]) -> ConfigError
 
 
 def list_kinds(module: RotaryModule) -> list[str | None]:
-    """The layer types for which a rotary module computes; one ``None`` where it knows no types."""
+    """List the layer types a rotary module computes for; one ``None`` where it has no types."""
     nested = list_nested_types(module.config)
     return [kind for kind in nested if hasattr(module, f"{kind}_inv_freq")] if nested else [None]
 
@@ -107,7 +107,7 @@ def list_kinds(module: RotaryModule) -> list[str | None]:
 def _compute_defined(
     config: PreTrainedConfig, kind: str | None, length: int | None = None
 ) -> tuple[torch.Tensor, float]:
-    """What transformers defines for the type in `config`."""
+    """Compute what transformers defines for the type in `config`."""
     rope_type = get_parameters(config, kind)["rope_type"]
     if rope_type == "default":
         return _compute_plain(config, kind)
@@ -119,7 +119,7 @@ def _compute_defined(
 
 
 def _compute_plain(config: PreTrainedConfig, kind: str | None) -> tuple[torch.Tensor, float]:
-    """Unscaled RoPE: θ^(-2i/d) for the i-th pair of d rotated dimensions."""
+    """Compute unscaled RoPE: θ^(-2i/d) for the i-th pair of d rotated dimensions."""
     parameters = get_parameters(config, kind)
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     width = int(width * parameters.get("partial_rotary_factor", 1.0))
@@ -128,7 +128,7 @@ def _compute_plain(config: PreTrainedConfig, kind: str | None) -> tuple[torch.Te
 
 
 def get_parameters(config: PreTrainedConfig, kind: str | None) -> dict[str, Any]:
-    """The flat `rope_parameters` of a layer type, or of all layers."""
+    """Get the flat `rope_parameters` of a layer type, or of all layers."""
     parameters = config.rope_parameters
     return dict(parameters if kind is None else parameters[kind] or {})
 
@@ -142,12 +142,12 @@ def _are_equal(a: tuple[torch.Tensor, float], b: tuple[torch.Tensor, float]) -> 
 def compute_rotations(
     module: RotaryModule, kind: str | None, last: int = 7
 ) -> tuple[torch.Tensor, ...]:
-    """Cos and sin [1, 8, …] of the eight positions up to `last`, or the one complex tensor."""
+    """Compute cos and sin [1, 8, …] of the eight positions up to `last`, or one complex tensor."""
     ids = torch.arange(last - 7, last + 1)[None]
     given = compute_rotation(module, torch.zeros(1), ids, kind)
     return (given,) if isinstance(given, torch.Tensor) else tuple(given)
 
 
 def format_error(error: BaseException) -> str:
-    """An error of somebody else's code on one line."""
+    """Format an error of other code on one line."""
     return f"{type(error).__name__} {' '.join(str(error).split())}"

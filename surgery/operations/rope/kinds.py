@@ -157,7 +157,7 @@ def _describe_valid(name: str) -> str:
 def make_rope_parameters(
     kind: RopeType, given: Mapping[str, Any], current: Mapping[str, Any], original: int | None
 ) -> dict[str, Any]:
-    """What a config's `rope_parameters` become.
+    """Make the new `rope_parameters` of a config.
 
     Args:
         given: options that are not ``None``.

@@ -15,7 +15,7 @@ ORIGINAL = "original_max_position_embeddings"
 def find_original_length(
     config: Any, current: Mapping[str, Any], stated: int | None, key: str
 ) -> int | None:
-    """Positions before any scaling; ``None`` where the config says none.
+    """Find the positions before any scaling; ``None`` where the config has none.
 
     Args:
         config: the part of the model's config that holds `max_position_embeddings`.
@@ -59,7 +59,7 @@ def choose_maximum(
     held: bool,
     key: str,
 ) -> int | None:
-    """The result's `max_position_embeddings`; ``None`` for a model whose config has none.
+    """Choose the result's `max_position_embeddings`; ``None`` where the config has none.
 
     Args:
         given: options that are not ``None``.

@@ -199,7 +199,7 @@ class Rope(Operation):
         return kind if factor is None else f"{kind} \N{MULTIPLICATION SIGN}{factor:g}"
 
     def _make_patch(self, config: Any, prefix: str) -> dict[str, Any]:
-        """Dotted config keys of a whole model that change, and their values."""
+        """Make the dotted config keys of a whole model that change, and their values."""
         before = config.rope_parameters
         nested = list_nested_types(config)
         if nested:
@@ -269,7 +269,7 @@ class Rope(Operation):
         return make_rope_parameters(self.type, self._list_given(), current, original)
 
     def _check_width(self, config: Any, current: Mapping[str, Any]) -> None:
-        """Rotated dimensions come in pairs, and LongRoPE has a number for each pair."""
+        """Check that rotated dimensions come in pairs, with a LongRoPE number for each pair."""
         head_dim = _get_head_dim(config)
         share = self.partial_rotary_factor
         if share is None:
@@ -306,7 +306,7 @@ class Rope(Operation):
         return find_original_length(config, current, stated, f"attention.{self.name}")
 
     def _plan_sites(self, draft: Draft, prefix: str, sites: Sequence[Site]) -> None:
-        """Positions of single layers, which no config says."""
+        """Plan positions of single layers, which no config says."""
         config = get_config_part(draft.config, prefix)
         own: dict[str, Any] = {}
         for site in sites:
@@ -327,7 +327,7 @@ class Rope(Operation):
             )
 
     def _check_lengths(self, config: Any, current: Mapping[str, Any]) -> None:
-        """The config's maximum is the other layers' too, so here it only changes when stated."""
+        """Check lengths; the config's maximum is for all layers, so it changes only when stated."""
         original, maximum = self._find_original(config, current), getattr(config, MAX, None)
         key = f"attention.{self.name}"
         choose_maximum(self.type, self._list_given(), original, maximum, False, key)

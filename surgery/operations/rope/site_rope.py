@@ -135,7 +135,7 @@ def _make_hook(model: PreTrainedModel, path: str, parameters: Mapping[str, Any] 
 
 
 def _make_identity(given: Any) -> Any:
-    """Rotations by nothing: cos 1 and sin 0, or complex ones."""
+    """Make rotations by nothing: cos 1 and sin 0, or complex ones."""
     if isinstance(given, torch.Tensor):
         if given.is_complex():
             return torch.ones_like(given)
