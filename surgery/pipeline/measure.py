@@ -23,6 +23,7 @@ def measure(session: Session, moment: str) -> None:
             session.run.model.task,
             label=label,
             tokens=session.plan.tokens,
+            operations=() if moment == "before" else session.immediate,
         )
         if session.run.tasks.mode is TaskMode.one_mask:
             measure_tasks(session, moment)

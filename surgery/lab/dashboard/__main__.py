@@ -37,6 +37,7 @@ def run(where: str, name: str | None, *, print_only: bool) -> None:
             "ENTITY/PROJECT", "names no project", given=where, valid="my-team/attention-surgery"
         )
     try:
+        # Takes seconds, and is an extra.
         from surgery.lab.dashboard.workspace import NAME, workspace
     except ImportError as error:
         if (error.name or "").split(".")[0] != "wandb_workspaces":
@@ -56,7 +57,7 @@ def run(where: str, name: str | None, *, print_only: bool) -> None:
     if print_only:
         print(built._to_model().model_dump_json(by_alias=True, exclude_none=True, indent=1))
         return
-    import wandb
+    import wandb  # takes seconds
 
     try:
         built.save()
