@@ -87,10 +87,12 @@ class SlidingWindow(Operation):
             return
         patch: dict[str, Any] = {}
         for prefix in sorted({site.config_prefix for site in sites}):
-            mine = [site for site in draft.sites if site.config_prefix == prefix and site.cached]
+            config_sites = [
+                site for site in draft.sites if site.config_prefix == prefix and site.cached
+            ]
             chosen = {site.path for site in sites}
-            wanted = {s.path: self.size if s.path in chosen else s.window for s in mine}
-            patch |= self._make_patch(draft, prefix, mine, wanted)
+            wanted = {s.path: self.size if s.path in chosen else s.window for s in config_sites}
+            patch |= self._make_patch(draft, prefix, config_sites, wanted)
         self._check(draft, sites, patch)
         for key, value in patch.items():
             draft.set_config(key, value)

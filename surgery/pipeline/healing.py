@@ -12,7 +12,7 @@ from surgery.models.sites import find_sites, get_text_config
 from surgery.plan.plan import Plan
 from surgery.training.pairs import Pair, pair_sites, pair_with_original
 from surgery.training.parameters import check_parameters
-from surgery.training.teacher import blame_teacher, locate_teacher
+from surgery.training.teacher import locate_teacher, naming_teacher
 
 _TEACHER = "objective.teacher"
 
@@ -78,7 +78,7 @@ def pair_with_teacher(run: RunConfig, config: Any, plan: Plan) -> list[Pair] | N
 
 def _build_teacher(run: RunConfig) -> PreTrainedModel:
     """On the meta device."""
-    with blame_teacher(run.objective.teacher):
+    with naming_teacher(run.objective.teacher):
         return locate_teacher(run.model, run.objective.teacher).build_meta_model()
 
 
@@ -95,7 +95,7 @@ def _refuse_itself(run: RunConfig, changes: bool) -> None:
 
 def _check_teacher(run: RunConfig, original: PreTrainedModel) -> None:
     teacher, name = _build_teacher(run), run.objective.teacher
-    with blame_teacher(name):
+    with naming_teacher(name):
         locate_teacher(run.model, name).check_weights()
     task = run.model.task
     sizes = _count_outputs(teacher, task), _count_outputs(original, task)

@@ -114,7 +114,7 @@ class SurgeryModule(pl.LightningModule):
 
     def adopt(self, model: PreTrainedModel, teacher: PreTrainedModel | None = None) -> None:
         """Use a model that is operated already, and a teacher that is loaded already."""
-        self.thaw()
+        self.undo_freezing()
         if self.decision is not None:
             self.decision.detach()
         self.model = model
@@ -140,7 +140,7 @@ class SurgeryModule(pl.LightningModule):
         if self.objective.name is ObjectiveName.distill and not self._teacher and self._fitting:
             self._teacher = [load_teacher(self.source.spec, self.objective.teacher)]
 
-    def thaw(self) -> None:
+    def undo_freezing(self) -> None:
         """Make trainable again what was frozen for `optim.parameters`; a further fit refreezes."""
         for parameter in self._frozen or []:
             parameter.requires_grad_(True)
@@ -220,13 +220,16 @@ class SurgeryModule(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self._fitting:
-            stored, mine = checkpoint["hyper_parameters"].get("deferred"), self.hparams["deferred"]
-            if stored != mine:
-                name = (mine or stored)["operation"]["operation"]
+            stored, current = (
+                checkpoint["hyper_parameters"].get("deferred"),
+                self.hparams["deferred"],
+            )
+            if stored != current:
+                name = (current or stored)["operation"]["operation"]
                 raise ConfigError(
                     f"attention.{name}",
                     "the checkpoint to resume from was trained with other options of it",
-                    given=mine,
+                    given=current,
                     valid=stored,
                 )
         if self.decision is not None:

@@ -47,18 +47,20 @@ def compute_training_loss(
     if cfg.name is ObjectiveName.lm:
         return Loss(model(**batch, **get_forward_options(model)).loss, {})
     assert teacher is not None
-    mine = Outputs(model, [own for own, _ in pairs])
-    theirs = Outputs(teacher, [path for _, path in pairs])
-    with mine:
+    student_outputs = Outputs(model, [own for own, _ in pairs])
+    teacher_outputs = Outputs(teacher, [path for _, path in pairs])
+    with student_outputs:
         output = model(**batch, **get_forward_options(model))
     inputs = {name: value for name, value in batch.items() if name != "labels"}
-    with theirs, torch.no_grad():
+    with teacher_outputs, torch.no_grad():
         target = teacher(**inputs, **get_forward_options(teacher)).logits
     kl = compute_distillation_kl(output.logits, target, batch["labels"], cfg.temperature, task)
     total = (1 - cfg.label_weight) * kl + cfg.label_weight * output.loss
     parts = {"kl": kl.detach(), "label_loss": output.loss.detach()}
     if pairs:
-        attention = compute_attention_error(mine, theirs, pairs, batch.get("attention_mask"))
+        attention = compute_attention_error(
+            student_outputs, teacher_outputs, pairs, batch.get("attention_mask")
+        )
         total = total + cfg.attention_weight * attention
         parts["attention"] = attention.detach()
     return Loss(total, parts)

@@ -31,13 +31,13 @@ def load_teacher(original: ModelConfig, teacher: str | None) -> PreTrainedModel:
     Raises:
         ConfigError: the weights cannot be had or do not fit the config.
     """
-    with blame_teacher(teacher):
+    with naming_teacher(teacher):
         model = locate_teacher(original, teacher).load()
     return model.requires_grad_(False).eval()
 
 
 @contextmanager
-def blame_teacher(teacher: str | None) -> Iterator[None]:
+def naming_teacher(teacher: str | None) -> Iterator[None]:
     """Name `objective.teacher` in errors about another teacher's model."""
     try:
         yield

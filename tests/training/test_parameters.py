@@ -93,7 +93,7 @@ def test_only_the_chosen_move(tmp_path: Path, case: str, optim: str) -> None:
     watching = NoOtherGradient()
     fit(module, small_data(tmp_path), tmp_path, max_steps=3, callbacks=[watching])
     assert watching.steps == 3
-    module.thaw()
+    module.undo_freezing()
     assert module.model is not None
     assert all(p.requires_grad for p in module.model.parameters())
     reference = _module(folder, attention, "all", optim)
@@ -139,7 +139,7 @@ def test_configuring_twice_and_fitting_again(tmp_path: Path) -> None:
     first = frozen()
     module.configure_model()
     assert frozen() == first
-    module.thaw()
+    module.undo_freezing()
     assert not frozen()
     fit(module, small_data(tmp_path), tmp_path, max_steps=1)
     assert frozen() == first
@@ -153,7 +153,7 @@ def test_what_was_frozen_before_stays_frozen(tmp_path: Path) -> None:
     table = made.model.get_input_embeddings().weight.requires_grad_(False)
     module.adopt(made.model)
     module.configure_model()
-    module.thaw()
+    module.undo_freezing()
     assert not table.requires_grad
     assert all(p.requires_grad for p in made.model.parameters() if p is not table)
 

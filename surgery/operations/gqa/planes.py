@@ -87,7 +87,7 @@ def find_planes(before: torch.Tensor, after: torch.Tensor, rounding: float = 1e-
 
 def _compute_distance(before: torch.Tensor, after: torch.Tensor, planes: Planes) -> float:
     """Compute by how much of a plane's length that length changes, in the worst plane."""
-    was, now = planes.to_complex(before).abs(), planes.to_complex(after).abs()
-    factor = (was * now).sum() / (was * was).sum().clamp_min(1e-30)
-    change = (now - factor * was).norm(dim=0) / (factor * was).norm(dim=0).clamp_min(1e-30)
+    old, new = planes.to_complex(before).abs(), planes.to_complex(after).abs()
+    factor = (old * new).sum() / (old * old).sum().clamp_min(1e-30)
+    change = (new - factor * old).norm(dim=0) / (factor * old).norm(dim=0).clamp_min(1e-30)
     return float(change.max())

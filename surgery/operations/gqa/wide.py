@@ -64,19 +64,19 @@ def _make_tensors(
 
 def set_wide(model: PreTrainedModel, site: Site, merge: SiteMerge) -> dict[str, nn.Parameter]:
     """Let `model`, its own tensors only, compute the result of `merge`; return the old ones."""
-    return _set(model, site, make_wide_tensors(model, site, merge))
+    return _set_tensors(model, site, make_wide_tensors(model, site, merge))
 
 
 def set_plain(
     model: PreTrainedModel, site: Site, query: Parts, kv: Parts, merging: Merging
 ) -> dict[str, nn.Parameter]:
     """Do the same for a merge without coefficients."""
-    return _set(
+    return _set_tensors(
         model, site, _make_tensors(model, site, regroup(site, "calibration", query, kv, merging))[1]
     )
 
 
-def _set(model: PreTrainedModel, site: Site, made: Tensors) -> dict[str, nn.Parameter]:
+def _set_tensors(model: PreTrainedModel, site: Site, made: Tensors) -> dict[str, nn.Parameter]:
     block = model.get_submodule(site.block)
     before = {name: block.get_parameter(name) for name in made}
     for name, tensor in made.items():

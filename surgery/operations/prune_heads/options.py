@@ -132,8 +132,8 @@ class PruneOptions(Operation):
     def choose_by(self, sites: Sequence[Site], scores: HeadScores) -> dict[int, list[int]] | None:
         if self.heads is not None:
             return None
-        mine = [s for s in sites if self.layers is None or s.layer in self.layers]
-        return replace(self, scores=None).choose(mine, scores)
+        chosen_sites = [s for s in sites if self.layers is None or s.layer in self.layers]
+        return replace(self, scores=None).choose(chosen_sites, scores)
 
     def choose(
         self, sites: Sequence[Site], scores: HeadScores | None = None, *, layers: int | None = None

@@ -121,8 +121,10 @@ class Rope(Operation):
                 valid="null, or layers null",
             )
         for prefix in sorted({site.config_prefix for site in sites}):
-            mine = [site for site in sites if site.config_prefix == prefix]
-            self._plan_config(draft, prefix, mine, whole=self._covers_all(draft, prefix, mine))
+            config_sites = [site for site in sites if site.config_prefix == prefix]
+            self._plan_config(
+                draft, prefix, config_sites, whole=self._covers_all(draft, prefix, config_sites)
+            )
 
     def _covers_all(self, draft: Draft, prefix: str, sites: Sequence[Site]) -> bool:
         kept = [site for site in draft.sites if site.path not in draft.removed]
