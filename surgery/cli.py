@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 import surgery.hydra  # noqa: F401
 from surgery.config.validate import check_config
 from surgery.errors import ConfigError, SurgeryError, refuse
-from surgery.refusals import explained, refuse_doubles
+from surgery.refusals import explain_error, refuse_doubles
 
 
 def main() -> None:
@@ -44,7 +44,7 @@ def main() -> None:
     try:
         train()
     except (HydraException, OmegaConfBaseException, SurgeryError) as error:
-        refuse(explained(error))
+        refuse(explain_error(error))
     except OSError as error:
         if composed:
             raise

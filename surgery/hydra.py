@@ -1,7 +1,7 @@
 """For other Hydra apps: `import surgery.hydra` before `hydra.main` gives them our groups.
 
 Hydra 1.4 finds the plugin by its entry point. Hydra 1.3 looks only into the `hydra_plugins`
-namespace, where a package has no business of its own, so there the import registers it.
+namespace, which is not ours, so there the import registers it.
 
 An operation that another package brings, by the entry point group `surgery.operations`, is a choice
 of `attention` too, by its options' defaults, unless a YAML of its name is on the search path.

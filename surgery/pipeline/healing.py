@@ -10,9 +10,9 @@ from surgery.config.schema import ObjectiveName, RunConfig, Task, Trained
 from surgery.errors import ConfigError
 from surgery.models.sites import find_sites, get_text_config
 from surgery.plan.plan import Plan
-from surgery.training.pairs import Pair, own_pairs, pair_sites
+from surgery.training.pairs import Pair, pair_sites, pair_with_original
 from surgery.training.parameters import check_parameters
-from surgery.training.teacher import blame_teacher, teacher_source
+from surgery.training.teacher import locate_teacher, naming_teacher
 
 _TEACHER = "objective.teacher"
 
@@ -55,7 +55,7 @@ def pair_with_teacher(run: RunConfig, config: Any, plan: Plan) -> list[Pair] | N
     if run.objective.attention_weight == 0:
         return None
     if run.objective.teacher is None:
-        return own_pairs(plan)
+        return pair_with_original(plan)
     teacher = _build_teacher(run)
     sites = find_sites(teacher).sites
     layers = [
@@ -79,8 +79,8 @@ def pair_with_teacher(run: RunConfig, config: Any, plan: Plan) -> list[Pair] | N
 
 def _build_teacher(run: RunConfig) -> PreTrainedModel:
     """Build the teacher on the meta device."""
-    with blame_teacher(run.objective.teacher):
-        return teacher_source(run.model, run.objective.teacher).build_meta_model()
+    with naming_teacher(run.objective.teacher):
+        return locate_teacher(run.model, run.objective.teacher).build_meta_model()
 
 
 def _refuse_itself(run: RunConfig, changes: bool) -> None:
@@ -96,8 +96,8 @@ def _refuse_itself(run: RunConfig, changes: bool) -> None:
 
 def _check_teacher(run: RunConfig, original: PreTrainedModel) -> None:
     teacher, name = _build_teacher(run), run.objective.teacher
-    with blame_teacher(name):
-        teacher_source(run.model, name).check_weights()
+    with naming_teacher(name):
+        locate_teacher(run.model, name).check_weights()
     task = run.model.task
     sizes = _count_outputs(teacher, task), _count_outputs(original, task)
     if sizes[0] != sizes[1]:

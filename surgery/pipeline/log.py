@@ -11,7 +11,7 @@ from surgery.lab.report.comparable import flatten_summary
 from surgery.pipeline.files import ANALYSIS, HEADS, IMPORTANCE, IMPORTANCE_PICTURE, TASKS_PICTURE
 from surgery.pipeline.session import Session
 from surgery.plan.store import PLAN, TENSORS
-from surgery.training.identity import fingerprint, identity
+from surgery.training.identity import compute_fingerprint, identify_model
 
 # A run of only these has nothing to show on a dashboard.
 _SILENT = {Stage.plan, Stage.report}
@@ -43,9 +43,9 @@ def finish_loggers(session: Session) -> Iterator[None]:
         failed = False
     finally:
         if session.loggers:
-            from surgery.training.loggers import finish  # seconds, for Lightning
+            from surgery.training.loggers import finish_runs  # seconds, for Lightning
 
-            finish(session.loggers, failed=failed)
+            finish_runs(session.loggers, failed=failed)
 
 
 def send_results(session: Session, summary: Mapping[str, Any]) -> None:
@@ -56,10 +56,10 @@ def send_results(session: Session, summary: Mapping[str, Any]) -> None:
     """
     if LoggerKind.wandb not in session.run.logger.kinds or not is_logged(set(session.run.stages)):
         return
-    from surgery.training.loggers import wandb_runs  # seconds, for Lightning
+    from surgery.training.loggers import list_wandb_runs  # seconds, for Lightning
 
     open_loggers(session)
-    for run in wandb_runs(session.loggers):
+    for run in list_wandb_runs(session.loggers):
         _send_lineage(session, run)
         _send_tables(session, run)
         run.summary.update(flatten_summary(summary))
@@ -69,7 +69,7 @@ def _send_lineage(session: Session, run: Any) -> None:
     from surgery.training.artifacts import log_export, log_original, log_plan  # seconds, for wandb
 
     about: dict[str, Any] = {"operations": [dict(one) for one in session.whole_plan.operations]}
-    about["made_from"] = [log_original(run, identity(session.source))]
+    about["made_from"] = [log_original(run, identify_model(session.source))]
     upload = session.run.logger.upload_export
     files = [session.run_dir / name for name in (PLAN, TENSORS)]
     files = [file for file in files if file.is_file()]
@@ -79,7 +79,7 @@ def _send_lineage(session: Session, run: Any) -> None:
     export = session.results.export
     if export:
         folder = session.run_dir / export["path"]
-        about |= export | {"fingerprint": fingerprint(folder)}
+        about |= export | {"fingerprint": compute_fingerprint(folder)}
         log_export(run, about, folder, upload=upload)
 
 

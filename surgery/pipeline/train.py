@@ -84,7 +84,7 @@ def _gather_model(
             return None
         module = SurgeryModule.load_from_checkpoint(path, map_location="cpu")
     assert module.model is not None
-    module.thaw()
+    module.undo_freezing()
     return module.model.to(session.device)  # type: ignore[arg-type]
 
 

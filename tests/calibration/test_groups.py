@@ -73,7 +73,7 @@ def test_a_layer_that_is_not_named_goes_by_grouping(tmp_path: Path) -> None:
         ({0: [0, 1, 2, 3]}, "into 2 equal groups"),
         ({0: [["0", 1, 2, 3], [4, 5, 6, 7]]}, "into 2 equal groups"),
         ({5: [[0, 1, 2, 3], [4, 5, 6, 7]]}, "no such layer"),
-        ([[0, 1, 2, 3], [4, 5, 6, 7]], "are no groups"),
+        ([[0, 1, 2, 3], [4, 5, 6, 7]], "must be lists of heads by layer"),
     ],
 )
 def test_what_is_no_grouping_is_refused(groups: Any, said: str) -> None:

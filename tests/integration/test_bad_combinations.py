@@ -82,12 +82,16 @@ TABLE_OF_ROWS = {
     "kv_heads over the groups": _gqa("grouped", "4", "more than the 2 KV heads", "4", "1, 2"),
     "kv_heads no divisor of six": _gqa("six heads", "4", "divide the 6", "4", "1, 2, 3, 6"),
     "budget too large": _gqa(
-        "llama", "{average:9}", "no such number of KV heads on average", "{'average': 9}", "1 to 8"
+        "llama",
+        "{average:9}",
+        "the average number of KV heads is out of range",
+        "{'average': 9}",
+        "1 to 8",
     ),
     "budget of none": _gqa(
         "llama",
         "{average:0.5}",
-        "no such number of KV heads on average",
+        "the average number of KV heads is out of range",
         "{'average': 0.5}",
         "1 to 8",
     ),
@@ -196,13 +200,13 @@ TABLE_OF_ROWS = {
     ),
     "amount without scores": _prune("amount=0.5", TABLE, "`amount` needs a score", "", JSON),
     "scores for named heads": _prune(
-        "heads=[0] scores={good}", TABLE, "of no use where `heads`", "{good}", "null"
+        "heads=[0] scores={good}", TABLE, "have no effect where `heads`", "{good}", "null"
     ),
     "scope for named heads": _prune(
-        "heads=[0] scope=global", f"{PRUNE}.scope", "of no use where `heads`", "global", "layer"
+        "heads=[0] scope=global", f"{PRUNE}.scope", "has no effect where `heads`", "global", "layer"
     ),
     "cut for named heads": _prune(
-        "heads=[0] cut=queries", f"{PRUNE}.cut", "of no use where `heads`", "queries", "groups"
+        "heads=[0] cut=queries", f"{PRUNE}.cut", "has no effect where `heads`", "queries", "groups"
     ),
     "no such head": _prune("heads=[8]", HEADS, "has no such head", "8", "0 to 7"),
     "lists by layer": _prune(
@@ -295,7 +299,9 @@ TABLE_OF_ROWS = {
         "heads=[0]", "attention", QUANTIZED, "gptq", "the model's unquantized", model="gptq"
     ),
     # rope: values
-    "factor one": _rope("rope_linear", "factor=1", "factor", "cannot be", "1.0", "a number above"),
+    "factor one": _rope(
+        "rope_linear", "factor=1", "factor", "is not a valid value", "1.0", "a number above"
+    ),
     "factor infinite": _rope("rope_linear", "factor=inf", "factor", "finite", "inf", "at least 1"),
     "factor missing": _rope("rope_yarn", "factor=null", "factor", "yarn needs it", "", "a number"),
     "factor without scaling": _rope("rope", "factor=2", "factor", "no use", "2.0", "null; default"),
@@ -366,7 +372,7 @@ TABLE_OF_ROWS = {
         "rope_yarn",
         "original_max_position_embeddings=64",
         "original_max_position_embeddings",
-        "config says otherwise",
+        "config holds another length",
         "64",
         "null, or 32",
         model="yarn rope",
@@ -459,9 +465,9 @@ TABLE_OF_ROWS = {
         "fuse_qkv",
         f"{FUSE}.keep=true",
         f"{FUSE}.keep",
-        "keeps its projections apart",
+        "has separate projections",
         "True",
-        "false, or convert it first to an architecture that has them so (phi3)",
+        "false, or convert it first to an architecture with fused ones (phi3)",
     ),
     "kept fused in a Mistral": Bad(
         "llama",

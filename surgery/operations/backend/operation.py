@@ -56,7 +56,7 @@ class Backend(Operation):
             model=draft.model,
             device=draft.context.device,
             head_dims=tuple(sorted({site.head_dim for site in draft.sites})),
-            dropout=_planned_dropout(draft),
+            dropout=_find_planned_dropout(draft),
         )
         chosen = self.implementation
         if chosen == FAST:
@@ -82,8 +82,8 @@ class Backend(Operation):
             )
 
 
-def _planned_dropout(draft: Draft) -> float:
-    """The highest attention dropout of any site, as the operations so far leave it."""
+def _find_planned_dropout(draft: Draft) -> float:
+    """Find the highest attention dropout of any site, as the operations so far leave it."""
     planned = [
         float(draft.get_value(path, name))
         for site in draft.sites

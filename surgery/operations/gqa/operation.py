@@ -53,7 +53,7 @@ class GQA(GQAOptions):
 
     def plan(self, draft: Draft) -> None:
         sites = self.select(draft.sites, draft.removed)
-        counts = self.counts(sites)
+        counts = self.list_counts(sites)
         self._check_groups(sites, counts)
         changing = [(s, n) for s, n in zip(sites, counts, strict=True) if s.kv_heads != n]
         for site, _ in changing:
@@ -62,14 +62,14 @@ class GQA(GQAOptions):
             if self.rewrites:
                 self._check_norms(site)
         if draft.resolution is None:
-            self._open(draft, changing)
+            self._add_open_decisions(draft, changing)
         for site, count in changing:
             groups = split_evenly(site.kv_heads, count)
             assumed = SiteResolution(keep_all_heads(site.q_heads), groups)
             found = (draft.resolution or {}).get(site.path, assumed)
-            draft.add_changes([self._change(draft, site, found)])
+            draft.add_changes([self._make_change(draft, site, found)])
 
-    def _change(self, draft: Draft, site: Site, found: SiteResolution) -> Any:
+    def _make_change(self, draft: Draft, site: Site, found: SiteResolution) -> Any:
         context = draft.context
         merging = Merging(
             "mean" if self.rewrites else self.merge.value,
@@ -86,7 +86,7 @@ class GQA(GQAOptions):
             draft.tensors |= {specs[role].name: t for role, t in found.tensors.items()}
         return regroup(site, self.name, found.query, found.kv, merging, rewrite)
 
-    def _open(self, draft: Draft, changing: Sequence[tuple[Site, int]]) -> None:
+    def _add_open_decisions(self, draft: Draft, changing: Sequence[tuple[Site, int]]) -> None:
         if self.average is not None and not draft.context.native:
             draft.open_decisions.append(
                 f"gqa: KV heads of each layer, {self.average:g} on average (assumed here: the most "
@@ -112,7 +112,7 @@ class GQA(GQAOptions):
                     valid=sorted(map(int, known)),
                 )
         for site, count in zip(sites, counts, strict=True):
-            self.given_groups(site, count)
+            self.get_groups(site, count)
 
     def _check_norms(self, site: Site) -> None:
         for role, norm in (("query", site.q_norm), ("key", site.k_norm)):
@@ -129,7 +129,7 @@ class GQA(GQAOptions):
         if site.get_projection("query").unit != site.get_projection("key").unit:
             raise ConfigError(
                 self.get_key("merge" if self.rewrites else "groups" if self.groups else "grouping"),
-                f"{site.query.path} makes a gate beside each query, which no calibration knows",
+                f"{site.query.path} makes a gate for each query, which calibration cannot use",
                 given=self.merge.value if self.rewrites else self.groups or self.grouping.value,
                 valid="mean, first, random" if self.rewrites else "contiguous, no groups",
             )

@@ -76,8 +76,8 @@ class PruneHeads(PruneOptions):
         sites = select_sites(draft.sites, self.layers, self.get_key("layers"), draft.removed)
         self._check_cut(sites)
         self._check_native(draft, sites)
-        removed = self._removed(draft, sites)
-        self._open(draft, removed)
+        removed = self._choose_removed(draft, sites)
+        self._add_open_decisions(draft, removed)
         emptied = []
         for site in sites:
             going = removed.get(site.layer, [])
@@ -89,13 +89,13 @@ class PruneHeads(PruneOptions):
                 continue
             self._check_norm(site)
             self._check_blocks(site, going)
-            draft.add_changes([self._change(draft, site, going)])
-        self._note(draft, sites, removed)
+            draft.add_changes([self._make_change(draft, site, going)])
+        self._add_notes(draft, sites, removed)
         if emptied:
             draft.add_step("remove_attention", {"sites": emptied}, recorded=True)
             draft.removed |= set(emptied)
 
-    def _removed(self, draft: Draft, sites: Sequence[Site]) -> dict[int, list[int]]:
+    def _choose_removed(self, draft: Draft, sites: Sequence[Site]) -> dict[int, list[int]]:
         if draft.resolution is None:
             return self.choose(sites, layers=len(draft.sites))
         removed = {}
@@ -106,7 +106,7 @@ class PruneHeads(PruneOptions):
                 removed[site.layer] = [h for h in range(site.q_heads) if h not in left]
         return removed
 
-    def _open(self, draft: Draft, removed: Mapping[int, Sequence[int]]) -> None:
+    def _add_open_decisions(self, draft: Draft, removed: Mapping[int, Sequence[int]]) -> None:
         if draft.resolution is not None or not any(removed.values()):
             return
         if self.deferred:
@@ -123,20 +123,20 @@ class PruneHeads(PruneOptions):
         if self.refit:
             draft.open_decisions.append("prune_heads: the output projections that are refitted")
 
-    def _note(
+    def _add_notes(
         self, draft: Draft, sites: Sequence[Site], removed: Mapping[int, Sequence[int]]
     ) -> None:
         if self.heads is not None:
             return
         total, gone = sum(site.q_heads for site in sites), sum(map(len, removed.values()))
         if self.amount is not None:
-            asked, said = self.amount * total, f"amount={self.amount:g}"
+            wanted, option = self.amount * total, f"amount={self.amount:g}"
         else:
-            asked = (self.count or 0) * (1 if self.together else len(sites))
-            said = f"count={self.count}"
-        if abs(asked - gone) > 1e-6:
+            wanted = (self.count or 0) * (1 if self.together else len(sites))
+            option = f"count={self.count}"
+        if abs(wanted - gone) > 1e-6:
             draft.notes.append(
-                f"prune_heads: {gone} of {total} heads go ({gone / total:.1%}) for {said}"
+                f"prune_heads: {gone} of {total} heads go ({gone / total:.1%}) for {option}"
             )
         if self.uniform and sites:
             left = sites[0].q_heads - len(removed.get(sites[0].layer, []))
@@ -155,7 +155,7 @@ class PruneHeads(PruneOptions):
         if self.cut is Cut.queries and all(site.group_size == 1 for site in sites):
             raise ConfigError(
                 self.get_key("cut"),
-                "every KV head has one query head, which cannot go without it",
+                "every KV head has one query head, and the two are removed together",
                 given=self.cut.value,
                 valid=Cut.groups.value,
             )
@@ -165,8 +165,8 @@ class PruneHeads(PruneOptions):
         if draft.context.native and open_counts and len(sites) > 1:
             raise ConfigError(
                 self.get_key("scope"),
-                "may leave layers with different numbers of heads, which no "
-                "config of the architecture can say",
+                "may leave layers with different numbers of heads, which no config of the "
+                "architecture can say",
                 given=self.scope.value,
                 valid="layer, uniform: true, or another export.format",
             )
@@ -207,7 +207,7 @@ class PruneHeads(PruneOptions):
             valid=f"a multiple of {packing.blocks}",
         )
 
-    def _change(self, draft: Draft, site: Site, going: Sequence[int]) -> Any:
+    def _make_change(self, draft: Draft, site: Site, going: Sequence[int]) -> Any:
         size = site.group_size
         left = [head for head in range(site.q_heads) if head not in set(going)]
         groups = sorted({head // size for head in left})
