@@ -49,6 +49,8 @@ def decide_export(
         explicit_head_dim=_has_explicit_head_dim(reference, after),
         grouped=any(site.group_size > 1 for site in after),
         rope_types=_find_rope_types(reference),
+        windowed=_has_short_window(reference, after),
+        windows_moved=_have_windows_moved(original, after),
     )
     kind = "native"
     if not native:
@@ -66,6 +68,18 @@ def decide_export(
         runtimes=tuple(runtime for runtime, why in served.items() if not why),
         without={runtime: why for runtime, why in served.items() if why},
     )
+
+
+def _has_short_window(reference: PreTrainedModel, after: Sequence[Site]) -> bool:
+    """Whether a window is shorter than the longest input; a longer one has no effect."""
+    longest = getattr(reference.config.get_text_config(), "max_position_embeddings", None)
+    windows = [site.window for site in after if site.window is not None]
+    return bool(windows) and (not isinstance(longest, int) or min(windows) < longest)
+
+
+def _have_windows_moved(original: PreTrainedModel, after: Sequence[Site]) -> bool:
+    had = {site.path for site in find_sites(original).sites if site.window is not None}
+    return had != {site.path for site in after if site.window is not None}
 
 
 def can_config_say(shapes: Shapes, patch: Mapping[str, Any], references: ReferenceModels) -> bool:

@@ -7,6 +7,9 @@ were read from:
   its Transformers backend; the llama.cpp names are those its converter to GGUF takes.
 - `ignores_head_dim`: those of them for which it uses hidden_size / heads instead of the config's
   value, so that loading other shapes fails. `ignores_kv_heads`: the same for one KV head per head.
+- `reads_windows`: those for which it takes the window's size from the config (`size`; which layers
+  have it, it knows itself) or size and layers both (`layers`). Others have none in it. A runtime
+  without this fact reads every window.
 - `rope_types`: the rope types it reads for any of them. `rope_types_of` adds types that it reads
   for the named ones only.
 
@@ -32,6 +35,8 @@ def find_runtimes(
     explicit_head_dim: bool = False,
     grouped: bool = False,
     rope_types: Collection[str] = (),
+    windowed: bool = False,
+    windows_moved: bool = False,
 ) -> dict[str, str]:
     """Find, for each runtime, why it does not serve the result; "" if it does.
 
@@ -42,13 +47,17 @@ def find_runtimes(
         explicit_head_dim: the config's `head_dim` is not `hidden_size / heads`.
         grouped: there are fewer KV heads than query heads.
         rope_types: the rope types in the config; "default" is plain rope.
+        windowed: some layers have a window that is shorter than the longest input.
+        windows_moved: not the layers that have one in the original.
     """
     found = {"transformers": ""}
     for name, facts in read_runtimes().items():
         if not native:
             found[name] = "needs `import surgery`: the record format is read by transformers only"
         else:
-            found[name] = find_obstacle(architecture, explicit_head_dim, grouped, rope_types, facts)
+            found[name] = find_obstacle(
+                architecture, explicit_head_dim, grouped, rope_types, facts
+            ) or find_window_obstacle(architecture, windowed, windows_moved, facts)
     return found
 
 
@@ -68,6 +77,19 @@ def find_obstacle(
     unread -= set(facts["rope_types"])
     if unread:
         return f"does not read rope type {', '.join(sorted(unread))} of {architecture} {source}"
+    return ""
+
+
+def find_window_obstacle(architecture: str, windowed: bool, moved: bool, facts: Facts) -> str:
+    """Find why the runtime would compute other windows than the result's; "" if it does not."""
+    reads = facts.get("reads_windows")
+    if reads is None or architecture in reads["layers"]:
+        return ""
+    source = f"({facts['title']} {facts['version']}, {facts['date']})"
+    if moved and architecture in reads["size"]:
+        return f"knows itself which layers of {architecture} have a window {source}"
+    if windowed and architecture not in reads["size"]:
+        return f"does not read the window of {architecture} {source}"
     return ""
 
 

@@ -66,13 +66,23 @@ def test_rope_types_for_all_and_for_some() -> None:
     assert "spiral" in find_runtimes(LLAMA, native=True, rope_types=["spiral"])["vllm"]
 
 
+def test_windows_are_told_to_those_that_read_them() -> None:
+    everyone, rest = {"transformers", "vllm", "llama.cpp"}, {"transformers", "vllm"}
+    assert served("MistralForCausalLM", windows_moved=True) == everyone  # its window is gone
+    assert served("MistralForCausalLM", windowed=True) == rest
+    assert served("Gemma2ForCausalLM", windowed=True) == everyone
+    assert served("Gemma2ForCausalLM", windowed=True, windows_moved=True) == rest
+    assert served("Olmo3ForCausalLM", windowed=True, windows_moved=True) == everyone
+
+
 @pytest.mark.parametrize("name", ["vllm", "llama.cpp"])
 def test_the_data_file_agrees_with_itself(name: str) -> None:
     facts = read_runtimes()[name]
     listed = facts["architectures"]
     assert date.fromisoformat(facts["date"]) <= date.today()
     ignores = facts["ignores_head_dim"], facts["ignores_kv_heads"]
-    for names in (listed, *ignores, *facts.get("rope_types_of", {}).values()):
+    windows = facts.get("reads_windows", {}).values()
+    for names in (listed, *ignores, *windows, *facts.get("rope_types_of", {}).values()):
         assert names == sorted(set(names))
         assert set(names) <= set(listed)
     assert not set(facts["rope_types"]) & set(facts.get("rope_types_of", {}))
