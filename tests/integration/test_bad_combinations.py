@@ -256,7 +256,7 @@ TABLE_OF_ROWS = {
     "count over the groups": _prune(
         "count=8 scores={good}",
         COUNT,
-        "(or group of them)",
+        "(or one group of heads)",
         "8",
         "at most 4 heads",
         model="grouped",
