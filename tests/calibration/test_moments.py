@@ -131,7 +131,7 @@ def test_padding_does_not_count(side: str) -> None:
 def assert_alike(one: SiteMoments, two: SiteMoments) -> None:
     close(one.get_key_moments().planes, two.get_key_moments().planes)
     close(one.get_key_moments().power, two.get_key_moments().power)
-    close(one.values(), two.values())
+    close(one.get_value_moments(), two.get_value_moments())
     for head, total in one.get_attended_moments().items():
         close(total, two.get_attended_moments()[head])
 
@@ -223,13 +223,13 @@ def test_nor_do_they_pass_in_a_later_batch() -> None:
         model.model.embed_tokens.weight[60] = float("nan")
     fine, broken = tokens(2, 8) % 50 + 3, torch.full((2, 8), 60)
     with pytest.raises(SiteError, match="not finite"):
-        summed(model, [{"input_ids": fine}, {"input_ids": broken}]).values()
+        summed(model, [{"input_ids": fine}, {"input_ids": broken}]).get_value_moments()
 
 
 def test_data_without_a_real_token_is_refused() -> None:
     data = [{"input_ids": tokens(2, 8), "attention_mask": torch.zeros(2, 8, dtype=torch.long)}]
     with pytest.raises(SiteError, match="no token of the calibration data is real"):
-        summed(family("llama"), data).keys()
+        summed(family("llama"), data).get_key_moments()
 
 
 def test_one_position_tells_nothing_about_positions() -> None:

@@ -77,8 +77,8 @@ def _to_rope(model: str, problem: str) -> Bad:
 TABLE_OF_ROWS = {
     # gqa: counts
     "kv_heads below zero": _gqa("llama", "-2", "does not divide the 8", "-2", "1, 2, 4, 8"),
-    "kv_heads a fraction": _gqa("llama", "2.5", "no number of heads", "2.5", COUNTS),
-    "kv_heads a mapping": _gqa("llama", "{0:4}", "no number of heads", "{0: 4}", COUNTS),
+    "kv_heads a fraction": _gqa("llama", "2.5", "must be a number of heads", "2.5", COUNTS),
+    "kv_heads a mapping": _gqa("llama", "{0:4}", "must be a number of heads", "{0: 4}", COUNTS),
     "kv_heads over the groups": _gqa("grouped", "4", "more than the 2 KV heads", "4", "1, 2"),
     "kv_heads no divisor of six": _gqa("six heads", "4", "divide the 6", "4", "1, 2, 3, 6"),
     "budget too large": _gqa(
@@ -96,7 +96,7 @@ TABLE_OF_ROWS = {
         "1 to 8",
     ),
     "budget in words": _gqa(
-        "llama", "{average:few}", "no number of heads", "{'average': 'few'}", COUNTS
+        "llama", "{average:few}", "must be a number of heads", "{'average': 'few'}", COUNTS
     ),
     "optimal under a norm over all heads": _gqa(
         "olmo2",
@@ -117,7 +117,7 @@ TABLE_OF_ROWS = {
         key=f"{GQA}.grouping",
     ),
     "list too short": _gqa("llama", "[4]", "has 1 numbers for 2 layers", "[4]", COUNTS),
-    "list with a word": _gqa("llama", "[4,two]", "no number of heads", "[4, 'two']", COUNTS),
+    "list with a word": _gqa("llama", "[4,two]", "must be a number of heads", "[4, 'two']", COUNTS),
     "list for one layer": _gqa(
         "llama",
         "[4,2]",
@@ -256,7 +256,7 @@ TABLE_OF_ROWS = {
     "count over the groups": _prune(
         "count=8 scores={good}",
         COUNT,
-        "(or group of them)",
+        "(or one group of heads)",
         "8",
         "at most 4 heads",
         model="grouped",
@@ -306,9 +306,9 @@ TABLE_OF_ROWS = {
     "factor missing": _rope("rope_yarn", "factor=null", "factor", "yarn needs it", "", "a number"),
     "factor without scaling": _rope("rope", "factor=2", "factor", "no use", "2.0", "null; default"),
     "YaRN's bounds for linear": _rope(
-        "rope_linear", "beta_fast=16", "beta_fast", "no use for it", "16.0", "null; linear has"
+        "rope_linear", "beta_fast=16", "beta_fast", "does not use it", "16.0", "null; linear has"
     ),
-    "theta for none": _rope("nope", "theta=500", "theta", "no use for it", "500.0", "null; none"),
+    "theta for none": _rope("nope", "theta=500", "theta", "does not use it", "500.0", "null; none"),
     "no such type": _rope("rope", "type=ntk", "type", "ntk", "'ntk'", "default, linear"),
     "bounds crossed": _rope(
         "rope_yarn", "beta_slow=40", "beta_fast", "must be above beta_slow", "32", "32 with"
@@ -398,7 +398,7 @@ TABLE_OF_ROWS = {
         "rope_linear",
         "layer_type=full_attention layers=[0]",
         "layer_type",
-        "layers already says",
+        "has no effect where `layers`",
         "full_attention",
         "null, or layers null",
     ),
