@@ -12,6 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from surgery.plan.operation import Operation
+from surgery.plan.registry import find_operations
+
 ROOT = Path(__file__).parents[2]
 # Everything a build reads; the caches, runs and environments beside it stay where they are.
 BUILD_INPUTS = (
@@ -23,6 +26,12 @@ BUILD_INPUTS = (
     "conf",
     "recipes",
 )
+
+
+def find_own_operations() -> dict[str, type[Operation]]:
+    """Find the operations of this project: other tests, run in the same process, have theirs."""
+    found = find_operations().items()
+    return {name: kind for name, kind in found if kind.__module__.startswith("surgery.")}
 
 
 def run(*command: str | Path, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:

@@ -14,9 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from surgery.plan.registry import find_operations, list_operations
-
-from .conftest import ROOT
+from .conftest import ROOT, find_own_operations
 
 PIPELINE = ROOT / "surgery" / "pipeline"
 FILES = sorted(PIPELINE.glob("*.py"))
@@ -90,6 +88,6 @@ def test_a_run_that_only_plans_loads_nothing_heavy(name: str) -> None:
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_no_operation_is_named(file: Path) -> None:
     text = file.read_text(encoding="utf-8")
-    steps = {kind for operation in find_operations().values() for kind in operation.steps}
-    said = [name for name in {*list_operations(), *steps} if re.search(rf"\b{name}\b", text)]
+    steps = {kind for operation in find_own_operations().values() for kind in operation.steps}
+    said = [name for name in {*find_own_operations(), *steps} if re.search(rf"\b{name}\b", text)]
     assert not said
