@@ -6,34 +6,34 @@ import os
 import shutil
 from pathlib import Path
 
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+import surgery.hydra  # noqa: F401
+from surgery.config.validate import check_config
+from surgery.errors import ConfigError, SurgeryError, refuse
+from surgery.refusals import explain_error, refuse_doubles
+
 
 def main() -> None:
     """Entry of `train.py`, of `python -m surgery` and of the script `attention-surgery`."""
     # Hydra then lets exceptions through instead of printing them and exiting with 1.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    import hydra
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.errors import HydraException
-    from omegaconf import DictConfig
-    from omegaconf.errors import OmegaConfBaseException
-
-    import surgery.hydra  # noqa: F401
-    from surgery.errors import ConfigError, SurgeryError, refuse
-
     composed = False
 
     @hydra.main(version_base="1.3", config_path="pkg://surgery.conf", config_name="config")
     def train(cfg: DictConfig) -> None:
-        from surgery.config.validate import check_config
-
         nonlocal composed
         composed = True
         try:
-            check_config(
-                cfg
-            )  # before imports that take seconds: most mistakes are answered at once
+            check_config(cfg)
+            # Takes seconds, so it comes after the check: most mistakes are answered at once.
             from surgery.pipeline.run import execute
-            from surgery.refusals import refuse_doubles
 
             refuse_doubles(_chosen("attention"))
             execute(cfg)
@@ -44,9 +44,7 @@ def main() -> None:
     try:
         train()
     except (HydraException, OmegaConfBaseException, SurgeryError) as error:
-        from surgery.refusals import explained
-
-        refuse(explained(error))
+        refuse(explain_error(error))
     except OSError as error:
         if composed:
             raise
@@ -57,12 +55,6 @@ def main() -> None:
 
 def _chosen(group: str) -> list[str]:
     """What was chosen of a config group of which several can be, in order; Hydra does not say."""
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.errors import HydraException
-    from hydra.types import RunMode
-    from omegaconf.errors import OmegaConfBaseException
-
     overrides, loader = HydraConfig.get().overrides, GlobalHydra.instance().config_loader()
     try:
         defaults = loader.compute_defaults_list(

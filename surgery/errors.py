@@ -14,10 +14,10 @@ class SurgeryError(Exception):
 
 
 class ConfigError(SurgeryError):
-    """A config value that cannot be.
+    """A config value that is not allowed.
 
     Args:
-        key: dotted config key, as one would write it on the command line.
+        key: dotted config key, as it is written on the command line.
         problem: one sentence, what is wrong.
         given: the value found (omitted from the text when ``None``).
         valid: what would be accepted: a sentence, or the list of valid values.
@@ -46,10 +46,10 @@ class ConfigError(SurgeryError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled whole: worker processes hand their exceptions over that way."""
-        return _config_error, (self.key, self.problem, self.given, self.valid)
+        return _rebuild_config_error, (self.key, self.problem, self.given, self.valid)
 
 
-def _config_error(key: str, problem: str, given: Any, valid: str | None) -> ConfigError:
+def _rebuild_config_error(key: str, problem: str, given: Any, valid: str | None) -> ConfigError:
     return ConfigError(key, problem, given=given, valid=valid)
 
 

@@ -1,7 +1,7 @@
 """For other Hydra apps: `import surgery.hydra` before `hydra.main` gives them our groups.
 
 Hydra 1.4 finds the plugin by its entry point. Hydra 1.3 looks only into the `hydra_plugins`
-namespace, where a package has no business of its own, so there the import registers it.
+namespace, which is not ours, so there the import registers it.
 
 An operation that another package brings, by the entry point group `surgery.operations`, is a choice
 of `attention` too, by its options' defaults, unless a YAML of its name is on the search path.
@@ -32,10 +32,10 @@ class SurgerySearchPath(SearchPathPlugin):
 
 
 def _register_operations(search_path: ConfigSearchPath) -> None:
-    from surgery.plan.registry import operations  # seconds, for torch and transformers
+    from surgery.plan.registry import find_operations  # seconds, for torch and transformers
 
     paths = [item.path for item in search_path.get_path()]
-    for name, kind in operations().items():
+    for name, kind in find_operations().items():
         # Hydra would merge a stored config of the same name into a file's, and warn of it.
         if not any(_has_file(path, f"{name}.yaml") for path in paths):
             register_operation(name, kind)

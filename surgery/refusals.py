@@ -1,4 +1,4 @@
-"""Hydra's own refusals, in the form of ours: the key, what was given, what is valid."""
+"""Hydra's own errors as ours: the key, what was given, what is valid."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _NO_OPTION = re.compile(r"Could not (?:find|load) '([^'/]+)/([^']*)'")
 _OPTIONS = re.compile(r"Available options in '[^']+':\n((?:\t.*\n?)+)")
 
 
-def explained(error: Exception) -> Exception:
+def explain_error(error: Exception) -> Exception:
     """A `ConfigError` where Hydra's error is understood, else the error itself.
 
     Hydra answers a misspelt key with advice to append it, which here would only be refused later.
@@ -29,20 +29,20 @@ def explained(error: Exception) -> Exception:
     if no_option is not None:
         group, name = no_option.groups()
         options = _OPTIONS.search(text)
-        valid = options.group(1).split() if options else _options(group)
+        valid = options.group(1).split() if options else _list_choices(group)
         return ConfigError(group, "there is no such choice", given=name or "nothing", valid=valid)
     unknown = _UNKNOWN_KEY.search(text)
     if unknown is not None and "defaults list" not in text:
         key = unknown.group(1)
-        undeclared = _undeclared(key)
+        undeclared = _find_undeclared(key)
         if undeclared is not None:
             return undeclared
-        return ConfigError(key, "unknown key", valid=_keys_beside(key))
+        return ConfigError(key, "unknown key", valid=_list_keys_beside(key))
     return error
 
 
 def refuse_doubles(chosen: Iterable[str]) -> None:
-    """Two files of `attention` that hold the same operation would become one, unnoticed.
+    """Refuse two files of `attention` that hold the same operation; Hydra would merge them.
 
     Args:
         chosen: names of files in `conf/attention/`, in order.
@@ -67,15 +67,15 @@ def refuse_doubles(chosen: Iterable[str]) -> None:
             held[str(operation)] = name
 
 
-def _undeclared(key: str) -> ConfigError | None:
-    """An option of an operation that exists, and is not in the list."""
+def _find_undeclared(key: str) -> ConfigError | None:
+    """Make the error for an option of an operation that is not in the list."""
     parts = key.split(".")
     if len(parts) != 3 or parts[0] != "attention":
         return None
     # torch and transformers take seconds.
-    from surgery.plan.registry import operation_fields
+    from surgery.plan.registry import list_options
 
-    if parts[2] not in operation_fields(parts[1]):
+    if parts[2] not in list_options(parts[1]):
         return None
     return ConfigError(
         key,
@@ -85,7 +85,7 @@ def _undeclared(key: str) -> ConfigError | None:
     )
 
 
-def _options(group: str) -> list[str]:
+def _list_choices(group: str) -> list[str]:
     """The files of a config group, and what is stored there."""
     folder = files("surgery.conf").joinpath(group)
     names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
@@ -93,7 +93,7 @@ def _options(group: str) -> list[str]:
     return sorted({name.removesuffix(".yaml") for name in names if name.endswith(".yaml")})
 
 
-def _keys_beside(key: str) -> list[str] | str | None:
+def _list_keys_beside(key: str) -> list[str] | str | None:
     """The keys the schema knows at the depth at which `key` goes wrong."""
     schema: Any = RunConfig
     for part in key.split("."):
@@ -102,16 +102,16 @@ def _keys_beside(key: str) -> list[str] | str | None:
             break
         if not is_dataclass(hints[part]):
             if part == "attention":
-                return _operation_keys(key)
+                return _list_operation_keys(key)
             # Free-form: the keys belong to Lightning, or to a callback's class.
             return f"a key that is there already, or +{key}=<value> to add one"
         schema = hints[part]
     return [field.name for field in fields(schema)]
 
 
-def _operation_keys(key: str) -> list[str] | None:
+def _list_operation_keys(key: str) -> list[str] | None:
     # torch and transformers take seconds.
-    from surgery.plan.registry import operation_fields, operation_names
+    from surgery.plan.registry import list_operations, list_options
 
     parts = key.split(".")
-    return operation_fields(parts[1]) or None if len(parts) > 2 else operation_names()
+    return list_options(parts[1]) or None if len(parts) > 2 else list_operations()

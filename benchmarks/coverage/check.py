@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from benchmarks.coverage import zoo
 from benchmarks.coverage.caching import cache_bytes, cached_difference
 from benchmarks.coverage.oracles import (
+    attention_within,
     first_heads_shared,
     first_heads_written_,
     heads_silenced,
@@ -32,6 +33,7 @@ WORKS, REFUSED, WRONG = "works", "refused", "wrong"
 # Relative to the size of the logits; sums in another order differ in their last bits.
 TOLERANCE = 2e-4
 RELOAD_TOLERANCE = 1e-6
+WINDOW = 3
 PADDED = ("causal-lm", "masked-lm", "seq2seq-lm")
 
 
@@ -200,6 +202,21 @@ def _fuse(case: Case) -> Outcome:
     return _compared(case, model, plan, case.logits(original), None, fused)
 
 
+def check_window(case: Case) -> Outcome:
+    """A window of a few tokens in every layer; the oracle is told so by its masks alone."""
+    return _outcome(lambda: _window(case))
+
+
+def _window(case: Case) -> Outcome:
+    original = case.model()
+    model, plan = case.operated(sliding_window={"size": WINDOW})
+    with attention_within(original, WINDOW) as seen:
+        expected = case.logits(original)
+    if not seen["calls"]:
+        return Outcome(WRONG, "the oracle's attention was never called")
+    return _compared(case, model, plan, expected, original)
+
+
 def check_dropout(case: Case) -> Outcome:
     """All but certain dropout silences every head, and nothing changes in eval mode."""
     return _outcome(lambda: _dropout(case))
@@ -312,6 +329,7 @@ CHECKS: dict[str, Callable[[Case], Outcome]] = {
     "backend": check_backend,
     "fuse_qkv": check_fuse,
     "attention_dropout": check_dropout,
+    "sliding_window": check_window,
 }
 
 

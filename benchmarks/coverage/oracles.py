@@ -55,6 +55,45 @@ def first_heads_shared(
 
 
 @contextmanager
+def attention_within(model: PreTrainedModel, size: int) -> Iterator[dict[str, int]]:
+    """Every query sees itself and the `size` - 1 tokens before it, by the mask that is handed on.
+
+    Only where masks are numbers that are added to scores, as eager attention has them.
+
+    Yields:
+        "calls" → how often attention was called with such a mask.
+    """
+    untouched = AttentionInterface.get_interface
+    seen = {"calls": 0}
+
+    def get(self: AttentionInterface, implementation: str, default: Callable[..., Any]) -> Any:
+        attend = untouched(self, implementation, default)
+
+        def within(
+            module: nn.Module,
+            query: Tensor,
+            key: Tensor,
+            value: Tensor,
+            mask: Tensor,
+            *args: Any,
+            **options: Any,
+        ) -> Any:
+            places = torch.arange(key.shape[-2])
+            outside = places[None, :] <= places[: query.shape[-2], None] - size
+            mask = mask[..., : key.shape[-2]].masked_fill(outside, torch.finfo(mask.dtype).min)
+            seen["calls"] += 1
+            return attend(module, query, key, value, mask, *args, **options)
+
+        return within
+
+    AttentionInterface.get_interface = get  # type: ignore[method-assign]
+    try:
+        yield seen
+    finally:
+        AttentionInterface.get_interface = untouched  # type: ignore[method-assign]
+
+
+@contextmanager
 def heads_silenced(
     model: PreTrainedModel, sites: Sequence[Site], heads: Mapping[str, Sequence[int]]
 ) -> Iterator[None]:

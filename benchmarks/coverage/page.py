@@ -38,10 +38,12 @@ performed on it, compared with its oracle, saved and loaded again:
   weights to the bit.
 - **attention_dropout**: all but certain dropout. Oracle: the original with every head silenced; in
   eval mode nothing changes.
+- **sliding_window**: three tokens in every layer. Oracle: the original, its attention called with
+  masks that show no more.
 
 ✓ works, - refused with the reason below, ✗ wrong. `r`: the result is saved as a
-[record](../record.md), because the architecture's own config cannot say it; all others are native.
-`1`: to one KV head only.
+[record](../record.md), because the architecture's own config cannot say it. `h`: it was converted
+to another architecture, which can. All others are native. `1`: to one KV head only.
 Logits may differ from the oracle's by 2e-4 of the largest one (fp32), reloaded ones by nothing
 (with experts: by rounding), and the number of parameters must be the planned one. So must be the
 bytes that a cache holds after more tokens than sliding windows take, where the original's are. The

@@ -6,7 +6,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from surgery.models.sites import find_sites
-from surgery.plan.sizes import kv_bytes
+from surgery.plan.sizes import count_kv_bytes
 
 PREFILL_CHUNK = 512
 
@@ -74,4 +74,4 @@ def decode_bytes(model: PreTrainedModel, batch: int, length: int) -> int:
     embedding = model.get_input_embeddings().weight
     weights = sum(p.numel() for p in model.parameters()) - embedding.numel()
     size = embedding.element_size()
-    return weights * size + batch * kv_bytes(find_sites(model).sites, length, size)
+    return weights * size + batch * count_kv_bytes(find_sites(model).sites, length, size)

@@ -36,14 +36,14 @@ def collect(preset: Preset, path: Path) -> dict[str, Any]:
 
     first, add = statistics((), preset.rows)
     grouping = _pass(preset, add)
-    groups = solve.similar_groups(work, site, first, preset.kv_heads)
+    groups = solve.group_similar_heads(work, site, first, preset.kv_heads)
     _, add = statistics(groups, preset.rows)
     attended = _pass(preset, add, count=2)
     most = peak()  # more rows at once, as below, is nothing that a calibration does
     second, add = statistics(groups, preset.measured_rows)
     _pass(preset, add)
 
-    merge = solve.optimal(work, site, second, groups)
+    merge = solve.merge_optimal(work, site, second, groups)
     set_wide(work, site, merge)
     refit = OutputMoments(output.in_features, output.out_features, torch.device("cpu"))
 

@@ -27,13 +27,13 @@ def optimal(path: Path, kv_heads: int) -> dict[str, Any]:
     phases: dict[str, float] = {}
     peaks = {}
     with _timed(phases, "grouping"):
-        found = solve.similar_groups(model, site, first, kv_heads)
+        found = solve.group_similar_heads(model, site, first, kv_heads)
     peaks["grouping"] = peak()
     # The attended values in the file are those of the groups that the same statistics gave.
     assert found == groups
-    with _timed(phases, "assembly"), _inside(phases, "shared_keys", "shared_values"):
-        merge = solve.optimal(model, site, second, groups)
-    phases["keys"], phases["values"] = phases.pop("shared_keys"), phases.pop("shared_values")
+    with _timed(phases, "assembly"), _inside(phases, "share_keys", "share_values"):
+        merge = solve.merge_optimal(model, site, second, groups)
+    phases["keys"], phases["values"] = phases.pop("share_keys"), phases.pop("share_values")
     phases["assembly"] -= phases["keys"] + phases["values"]
     peaks["keys and values"] = peak()
     with _timed(phases, "refit solve"):

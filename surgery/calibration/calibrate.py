@@ -18,7 +18,7 @@ from surgery.models.sites import find_sites
 from surgery.plan.make import make_plan
 from surgery.plan.operation import Operation
 from surgery.plan.plan import Plan
-from surgery.plan.registry import operation_class
+from surgery.plan.registry import get_operation
 from surgery.plan.resolution import Resolution
 
 
@@ -64,14 +64,14 @@ def make_calibrated_plan(
         if number:
             earlier = make_plan(before, operations[:number], resolutions=resolutions, **same)
             # Steps that change only how the model runs are left out: calibration reads projections.
-            steps = tuple(s for s in earlier.steps if not operation_class(s.operation).runs_only)
+            steps = tuple(s for s in earlier.steps if not get_operation(s.operation).runs_only)
             before = apply_(before, replace(earlier, steps=steps), check=False)
             sites = earlier.after
         case = Case(before, sites, rows, options, scorer, native=bool(making.get("native")))
         try:
             operations[number], resolutions[number] = operation.calibrate(case)
         except SiteError as error:
-            raise operation.uncalibratable(error.path, error.why) from None
+            raise operation.explain_calibration_error(error.path, error.why) from None
         seen.append(
             {
                 "operation": operation.name,

@@ -12,15 +12,19 @@ from surgery.config.comments import Key, describe_keys, rewrite_comments, write_
 from surgery.config.schema import RunConfig
 from surgery.console import say
 from surgery.errors import ConfigError, SurgeryError, refuse
-from surgery.plan.registry import operations
+from surgery.plan.registry import find_operations
 
 COMMAND = "python -m surgery.config"
-# Their keys are other people's.
+# Their keys belong to Lightning and to the callbacks.
 _LEFT_ALONE = ("callbacks", "trainer")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Raises: SystemExit, with status 2 for what the user can mend."""
+    """Run the command.
+
+    Raises:
+        SystemExit: with status 2 for an error that the user can correct.
+    """
     parser = argparse.ArgumentParser(
         prog=COMMAND, description="Renew the comments of conf/ from the options in the code."
     )
@@ -30,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     try:
         if options.operation is not None:
-            print(operation_yaml(options.operation), end="")
+            print(write_operation_yaml(options.operation), end="")
             return
         changed = rewrite_folder(Path(str(files("surgery.conf"))))
         say("\n".join(["comments renewed:", *map(str, changed)]) if changed else "nothing to renew")
@@ -38,45 +42,45 @@ def main(arguments: Sequence[str] | None = None) -> None:
         refuse(error)
 
 
-def operation_yaml(key: str) -> str:
-    """`conf/attention/NAME.yaml` for the operation ``attention.NAME``, with its defaults.
+def write_operation_yaml(key: str) -> str:
+    """Write `conf/attention/NAME.yaml` for the operation ``attention.NAME``, with its defaults.
 
     Raises:
         ConfigError: there is no such operation.
     """
     group, _, name = key.partition(".")
-    if group != "attention" or name not in operations():
-        valid = [f"attention.{known}" for known in operations()]
+    if group != "attention" or name not in find_operations():
+        valid = [f"attention.{known}" for known in find_operations()]
         raise ConfigError(key, "there is no such operation", valid=valid)
-    kind = operations()[name]
-    return write_yaml(kind, name, _summary(kind))
+    kind = find_operations()[name]
+    return write_yaml(kind, name, _read_summary(kind))
 
 
-def _summary(kind: type) -> str:
-    """The first paragraph of a docstring; without one a dataclass has its signature there."""
+def _read_summary(kind: type) -> str:
+    """Read the first paragraph of a docstring; a dataclass without one has its signature there."""
     text = inspect.cleandoc(kind.__doc__ or "").partition("\n\n")[0]
     return "" if text.startswith(f"{kind.__name__}(") else text
 
 
 def rewrite_folder(folder: Path) -> list[Path]:
-    """Renew the comments of a folder like `conf/`; the files that changed."""
+    """Renew the comments of a folder like `conf/`, and return the files that changed."""
     changed = []
     for path in sorted(folder.rglob("*.yaml")):
         group = path.parent.name if path.parent != folder else ""
         if group in _LEFT_ALONE:
             continue
         old = path.read_text(encoding="utf-8")
-        new = rewrite_comments(old, _keys(group))
+        new = rewrite_comments(old, _describe_group(group))
         if new != old:
             path.write_text(new, encoding="utf-8")
             changed.append(path)
     return changed
 
 
-def _keys(group: str) -> Mapping[str, Key]:
-    """The keys of a file in a config group; of `config.yaml` for none."""
+def _describe_group(group: str) -> Mapping[str, Key]:
+    """Describe the keys of a file in a config group; "" stands for `config.yaml`."""
     if group == "attention":
-        return {name: Key(keys=describe_keys(kind)) for name, kind in operations().items()}
+        return {name: Key(keys=describe_keys(kind)) for name, kind in find_operations().items()}
     keys = describe_keys(RunConfig)
     return keys[group].keys or {} if group else keys
 

@@ -1,8 +1,8 @@
-"""The comments of `conf/`, from the fields that they are about.
+"""Write the comments of `conf/` from the fields of the dataclasses.
 
-`write_yaml` makes a file of a dataclass, `rewrite_comments` renews the comments of one that is
-there. A comment stands beside its key, aligned with its neighbours', or above it where a line
-would grow too long; a section's stands above it. The comment at the head of a file is the file's.
+`write_yaml` makes a file from a dataclass, `rewrite_comments` renews the comments of an existing
+one. A comment is beside its key, aligned with its neighbours, or above it if the line would be too
+long; the comment of a section is above it. The comment at the head of a file is not changed.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from surgery.config.options import (
     COUNT,
     NOT_NEGATIVE,
     POSITIVE,
-    default_of,
-    help_of,
-    range_of,
+    get_default,
+    get_help,
+    get_range,
 )
 
 _WIDTH = 100
-# Comments of one section stand in one column; keys longer than `_LONG` do not move it.
+# Comments of one section are in one column; keys longer than `_LONG` do not move it.
 _COLUMN, _LONG = 25, 32
-# Ranges that go without saying.
+# Ranges that need no comment.
 _PLAIN = (POSITIVE, NOT_NEGATIVE, COUNT)
 
 
@@ -37,8 +37,8 @@ class Key:
     """What is known of a config key.
 
     Attributes:
-        comment: empty where nothing is known; a file keeps its own then.
-        keys: what is in a section; ``None`` for a value.
+        comment: empty if nothing is known; then a file keeps its own.
+        keys: the keys of a section; ``None`` for a value.
     """
 
     comment: str = ""
@@ -46,21 +46,21 @@ class Key:
 
 
 def describe_keys(kind: type) -> dict[str, Key]:
-    """The keys of a dataclass, in order."""
+    """Describe the keys of a dataclass, in order."""
     hints = get_type_hints(kind)
-    return {field.name: _key(field, hints[field.name]) for field in fields(kind)}
+    return {field.name: _describe_key(field, hints[field.name]) for field in fields(kind)}
 
 
-def _key(field: Field[Any], hint: Any) -> Key:
+def _describe_key(field: Field[Any], hint: Any) -> Key:
     if is_dataclass(hint):
         assert isinstance(hint, type)
-        return Key(help_of(field), describe_keys(hint))
-    return Key("; ".join(_parts(field, hint)))
+        return Key(get_help(field), describe_keys(hint))
+    return Key("; ".join(_describe_field(field, hint)))
 
 
-def _parts(field: Field[Any], hint: Any) -> Iterator[str]:
-    """The choices and the range, where the help does not name them, and the help."""
-    text, bounds = help_of(field), range_of(field)
+def _describe_field(field: Field[Any], hint: Any) -> Iterator[str]:
+    """Describe a field: its choices and its range, if the help does not name them, and the help."""
+    text, bounds = get_help(field), get_range(field)
     if isinstance(hint, type) and issubclass(hint, Enum):
         choices = [member.name for member in hint]
         if not all(re.search(rf"\b{choice}\b", text) for choice in choices):
@@ -72,18 +72,18 @@ def _parts(field: Field[Any], hint: Any) -> Iterator[str]:
 
 
 def write_yaml(kind: type, name: str, head: str = "") -> str:
-    """A YAML file with the section `name`: every field of a dataclass, with its default."""
+    """Write a YAML text with the section `name`: every field of a dataclass, with its default."""
     lines = [f"# {line}" for line in textwrap.wrap(head, _WIDTH - 2)]
-    lines += [f"{name}:", *_values(kind, "  ")]
+    lines += [f"{name}:", *_write_values(kind, "  ")]
     return rewrite_comments("\n".join(lines) + "\n", {name: Key(keys=describe_keys(kind))})
 
 
-def _values(kind: type, indent: str) -> Iterator[str]:
+def _write_values(kind: type, indent: str) -> Iterator[str]:
     for field in fields(kind):
-        value = default_of(field)
+        value = get_default(field)
         if is_dataclass(value):
             yield f"{indent}{field.name}:"
-            yield from _values(type(value), f"{indent}  ")
+            yield from _write_values(type(value), f"{indent}  ")
         else:
             yield f"{indent}{field.name}: {_dump(value)}"
 
@@ -95,10 +95,10 @@ def _dump(value: Any) -> str:
 
 
 def rewrite_comments(text: str, keys: Mapping[str, Key]) -> str:
-    """A YAML file with its comments renewed; values, order and all other lines stay.
+    """Renew the comments of a YAML text; values, order and all other lines stay.
 
     Args:
-        keys: what is known of the keys; those that are not here are left alone.
+        keys: what is known of the keys; others are not changed.
     """
     old = text.splitlines()
     comments = _place(yaml.compose(text, yaml.SafeLoader), keys, old)
@@ -119,7 +119,7 @@ def rewrite_comments(text: str, keys: Mapping[str, Key]) -> str:
 
 @dataclass(frozen=True)
 class _Line:
-    """A line with a known key: what is left of its comment, and whether one may stand there."""
+    """A line with a known key: the text before its comment, and whether one may be beside it."""
 
     number: int
     text: str
@@ -130,7 +130,7 @@ class _Line:
 def _place(
     node: yaml.Node | None, keys: Mapping[str, Key], lines: list[str]
 ) -> dict[int, tuple[list[str], str]]:
-    """Number of a line with a known key → what stands above it, and the line itself."""
+    """Place the comments: number of a line with a known key → the lines above it, and the line."""
     if not isinstance(node, yaml.MappingNode) or node.flow_style:
         return {}
     found: list[_Line] = []

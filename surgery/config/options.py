@@ -1,6 +1,6 @@
-"""What an option is, said once: its help and its range stand in the field that holds it.
+"""Options: the field of a dataclass holds the help and the range of a config key.
 
-Checks, error messages and the comments of `conf/` follow from them.
+Checks, error messages and the comments of `conf/` are made from them.
 """
 
 from __future__ import annotations
@@ -61,13 +61,13 @@ def option(
     valid: str | None = None,
     default_factory: Any = MISSING,
 ) -> Any:
-    """A dataclass field that says what it is for.
+    """Make a dataclass field with a help text and a range.
 
     Args:
-        help: what it is for, in a few words: the comment that stands beside the key in `conf/`.
-            The choices of an enum and unusual ranges are added there by themselves.
+        help: what it is for, in a few words: the comment beside the key in `conf/`. The choices
+            of an enum and unusual ranges are added there automatically.
         range: of a number, or of every number in a list; ``None`` as a value is always allowed.
-        valid: what is valid, in words, where the type and the range do not say it.
+        valid: what is valid, in words, if the type and the range are not enough.
     """
     metadata = {_HELP: help, _RANGE: range, _VALID: valid}
     if default_factory is not MISSING:
@@ -77,16 +77,16 @@ def option(
     return field(default=default, metadata=metadata)
 
 
-def help_of(option: Field[Any]) -> str:
+def get_help(option: Field[Any]) -> str:
     return str(option.metadata.get(_HELP, ""))
 
 
-def range_of(option: Field[Any]) -> Range | None:
+def get_range(option: Field[Any]) -> Range | None:
     return option.metadata.get(_RANGE)
 
 
-def default_of(option: Field[Any]) -> Any:
-    """The value of a field that is not given; ``???`` where one is required."""
+def get_default(option: Field[Any]) -> Any:
+    """Get the default of a field; ``???`` if a value is required."""
     if option.default is not MISSING:
         return option.default
     if option.default_factory is not MISSING:
@@ -94,37 +94,37 @@ def default_of(option: Field[Any]) -> Any:
     return REQUIRED
 
 
-def valid_of(option: Field[Any]) -> str | None:
-    """What is valid, in words; ``None`` where the field does not say."""
-    said = option.metadata.get(_VALID)
-    if said is None and option.metadata.get(_RANGE) is not None:
+def get_valid(option: Field[Any]) -> str | None:
+    """Get what is valid, in words; ``None`` if the field has neither words nor a range."""
+    valid = option.metadata.get(_VALID)
+    if valid is None and option.metadata.get(_RANGE) is not None:
         return str(option.metadata[_RANGE])
-    return said
+    return valid
 
 
 def check_ranges(options: Any, prefix: str) -> None:
-    """Hold every number of a dataclass, and of those in it, against the range of its field.
+    """Check every number of a dataclass, and of nested ones, against the range of its field.
 
     Args:
         prefix: dotted config key of the dataclass, with its dot; empty for a whole run.
 
     Raises:
-        ConfigError: the first that is outside.
+        ConfigError: the first number that is out of range.
     """
-    for one in fields(options):
-        bounds, value = range_of(one), getattr(options, one.name)
-        key = f"{prefix}{one.name}"
+    for entry in fields(options):
+        bounds, value = get_range(entry), getattr(options, entry.name)
+        key = f"{prefix}{entry.name}"
         if is_dataclass(value):
             check_ranges(value, f"{key}.")
         if bounds is None:
             continue
-        for number in _numbers(value):
+        for number in _list_numbers(value):
             if number not in bounds:
                 problem = f"must be {bounds}" if math.isfinite(number) else "must be finite"
-                raise ConfigError(key, problem, given=value, valid=valid_of(one))
+                raise ConfigError(key, problem, given=value, valid=get_valid(entry))
 
 
-def _numbers(value: Any) -> Iterator[float]:
+def _list_numbers(value: Any) -> Iterator[float]:
     values = value if isinstance(value, (list, tuple)) else [value]
     for number in values:
         if isinstance(number, (int, float)) and not isinstance(number, bool):

@@ -1,4 +1,4 @@
-"""What Hydra finds in its store: the group `recipe`, and operations that come without YAML."""
+"""Register in Hydra's store the group `recipe`, and operations that have no YAML file."""
 
 from __future__ import annotations
 
@@ -11,35 +11,35 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from surgery.config.options import default_of
+from surgery.config.options import get_default
 
 
 def register_recipes() -> None:
     """Store every `recipes/*.yaml` as `+recipe=<name>`, merged into the global package."""
     store = ConfigStore.instance()
-    for name, node in _recipes().items():
+    for name, node in _read_recipes().items():
         store.store(group="recipe", name=name, node=node, package="_global_", provider="surgery")
 
 
 def register_operation(name: str, kind: type) -> None:
-    """Store `attention/<name>` with every option's default, ``???`` where one is required.
+    """Store `attention/<name>` with the default of every option, ``???`` if it is required.
 
     Args:
         kind: a dataclass.
     """
-    options = {field.name: _plain(default_of(field)) for field in fields(kind)}
+    options = {field.name: _to_plain(get_default(field)) for field in fields(kind)}
     ConfigStore.instance().store(
         group="attention", name=name, node={name: options}, provider="surgery"
     )
 
 
-def _plain(value: Any) -> Any:
+def _to_plain(value: Any) -> Any:
     return value.name if isinstance(value, Enum) else value
 
 
 @cache
-def _recipes() -> dict[str, DictConfig | ListConfig]:
-    """File name → content; the store keeps copies."""
+def _read_recipes() -> dict[str, DictConfig | ListConfig]:
+    """Read the recipes: file name → content; the store makes copies."""
     entries = sorted(files("surgery.recipes").iterdir(), key=lambda item: item.name)
     return {
         entry.name: OmegaConf.create(entry.read_text(encoding="utf-8"))

@@ -1,9 +1,9 @@
-"""The schema every composed config is held against.
+"""The schema of the config.
 
 These dataclasses hold the type, the range and the meaning of every key; Hydra's YAML files hold the
-defaults people read and override, with comments that `make conf` writes from here. A key that
-stands here and nowhere in `conf/` would be a default nobody can see, so
-`tests/packaging/test_conf.py` holds the two together.
+defaults that people read and override, with comments that `make conf` writes from here. A default
+that is here and not in `conf/` would be hidden, so `tests/packaging/test_conf.py` checks that both
+have the same keys.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Layout(Enum):
 
 
 class Part(Enum):
-    """Of the standard library: whole files, what runs, or what people read in it."""
+    """Which part of the standard library: whole files, code, or docstrings and comments."""
 
     all = "all"
     code = "code"
@@ -86,7 +86,7 @@ class LoggerMode(Enum):
 
 
 class TaskMode(Enum):
-    """What a run with several tasks makes of them."""
+    """What a run with several tasks does with them."""
 
     compare = "compare"
     prune_each = "prune_each"
@@ -95,7 +95,7 @@ class TaskMode(Enum):
 
 
 class Combine(Enum):
-    """How the scores of several tasks become one."""
+    """How the scores of several tasks are combined."""
 
     worst = "worst"
     weighted = "weighted"
@@ -107,7 +107,7 @@ class ExportFormat(Enum):
 
 
 class Stage(Enum):
-    """In the order in which they run, whatever order they are given in."""
+    """The stages, in the order in which they always run."""
 
     plan = "plan"
     measure = "measure"

@@ -1,4 +1,4 @@
-"""From a composed config to a checked one: every key known, every value of its type."""
+"""Check a composed config: every key is known, every value has its type and is in its range."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from omegaconf.errors import (
     ValidationError,
 )
 
-from surgery.config.options import check_ranges, valid_of
+from surgery.config.options import check_ranges, get_valid
 from surgery.config.schema import (
     DataConfig,
     ExportConfig,
@@ -30,12 +30,12 @@ from surgery.errors import ConfigError
 
 _SHARD_SIZE = re.compile(r"\d+(\.\d+)?[KMGT]B")
 
-# Set by the pipeline itself, from parts of the config that have their own keys.
+# The pipeline sets these, from other config keys.
 TRAINER_OWNED = {"logger", "callbacks", "default_root_dir", "use_distributed_sampler"}
 
 
 def check_config(cfg: DictConfig) -> RunConfig:
-    """The typed config, or one `ConfigError` naming the first key that cannot be.
+    """Turn a composed config into a typed one, and check it.
 
     Raises:
         ConfigError: unknown key at any depth, wrong type, missing value, or a value out of range.
@@ -56,7 +56,7 @@ def check_config(cfg: DictConfig) -> RunConfig:
         _refuse_missing(merged)
         run = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
-        raise _explained(error) from None
+        raise _explain(error) from None
     assert isinstance(run, RunConfig)
     check_values(run)
     if Stage.train in run.stages:  # Lightning takes seconds to import, and a plan needs none of it
@@ -70,7 +70,7 @@ def _refuse_missing(cfg: Any) -> None:
         raise ConfigError(missing[0], "a value is required here", valid=f"{missing[0]}=<value>")
 
 
-def _explained(error: OmegaConfBaseException) -> ConfigError:
+def _explain(error: OmegaConfBaseException) -> ConfigError:
     key = error.full_key or str(error.key)
     first = str(error.msg or error).splitlines()[0]
     if isinstance(error, ConfigKeyError):
@@ -85,25 +85,29 @@ def _explained(error: OmegaConfBaseException) -> ConfigError:
     return ConfigError(key, first)
 
 
-def changed_data(data: DataConfig, changes: Mapping[str, Any]) -> DataConfig:
-    """`data` with some of its keys changed.
+def change_data(data: DataConfig, changes: Mapping[str, Any]) -> DataConfig:
+    """Return `data` with some of its keys changed.
 
     Raises:
         ConfigError: an unknown key of `data`, or a value of another type.
     """
     try:
-        found = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(data), dict(changes)))
+        changed = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(data), dict(changes)))
     except OmegaConfBaseException as error:
-        said = _explained(error)
+        found = _explain(error)
         raise ConfigError(
-            f"data.{said.key}", said.problem, given=said.given, valid=said.valid
+            f"data.{found.key}", found.problem, given=found.given, valid=found.valid
         ) from None
-    assert isinstance(found, DataConfig)
-    return found
+    assert isinstance(changed, DataConfig)
+    return changed
 
 
 def check_values(run: RunConfig) -> None:
-    """Raises: ConfigError, for the first value that is out of its range or cannot be."""
+    """Check values.
+
+    Raises:
+        ConfigError: the first value that is out of range or not possible.
+    """
     check_ranges(run, "")
     _check_objective(run.objective)
     if len(run.optim.betas) != 2:
@@ -111,14 +115,14 @@ def check_values(run: RunConfig) -> None:
             "optim.betas",
             "needs two numbers",
             given=run.optim.betas,
-            valid=valid_of(OptimConfig.__dataclass_fields__["betas"]),
+            valid=get_valid(OptimConfig.__dataclass_fields__["betas"]),
         )
     if not _SHARD_SIZE.fullmatch(run.export.max_shard_size):
         raise ConfigError(
             "export.max_shard_size",
             "must be a size",
             given=run.export.max_shard_size,
-            valid=valid_of(ExportConfig.__dataclass_fields__["max_shard_size"]),
+            valid=get_valid(ExportConfig.__dataclass_fields__["max_shard_size"]),
         )
     if not run.stages:
         raise ConfigError("stages", "nothing to do", given=[], valid="at least one stage")
@@ -148,11 +152,11 @@ def _check_trainer(options: Mapping[str, Any]) -> None:
 
     valid = set(inspect.signature(Trainer.__init__).parameters) - {"self"} - TRAINER_OWNED
     if options.get("max_steps") == 0:
-        raise ConfigError("trainer.max_steps", "lets no training step happen", given=0)
+        raise ConfigError("trainer.max_steps", "must allow at least one training step", given=0)
     for key in options:
         if key in TRAINER_OWNED:
-            raise ConfigError(f"trainer.{key}", "set by the run itself, through its own keys")
+            raise ConfigError(f"trainer.{key}", "is set by the run, from other config keys")
         if key not in valid:
             raise ConfigError(
-                f"trainer.{key}", "not an option of Lightning's Trainer", valid=sorted(valid)
+                f"trainer.{key}", "is not an option of Lightning's Trainer", valid=sorted(valid)
             )

@@ -1,1 +1,1 @@
-"""Carrying out a plan. The arithmetic is in `surgery.transforms`; here it meets a model."""
+"""Perform a plan on a model. The arithmetic is in `surgery.transforms`."""

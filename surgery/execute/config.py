@@ -1,4 +1,4 @@
-"""A changed config reaches the live model: what a fresh model would compute from it is computed."""
+"""Patch the config of a live model, and rebuild the modules that depend on it."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from surgery.models.config import apply_patch, get_config_part, list_config_pref
 from surgery.models.reference import ReferenceModels
 from surgery.models.rotary import build_rotary, find_rotaries
 
-# What stays of a module that is built anew in its place: hooks, and accelerate's.
+# What a rebuilt module keeps: its hooks, and accelerate's.
 _KEPT = ("training", "forward", "_old_forward", "_hf_hook", "_is_hf_initialized")
 
 
 def patch_config_(model: PreTrainedModel, patch: Mapping[str, Any]) -> None:
     """Set dotted config keys, and rebuild what holds numbers that follow from them.
 
-    Attributes are the plan's (`surgery.models.reference`). Left are rotary embeddings, whose
-    frequencies no checkpoint stores, and modules without parameters of which the patched config
-    makes another kind. Modules that are rebuilt keep their identity, their hooks and their device;
-    frequencies are in fp32 whatever the model's dtype.
+    The plan holds the attributes (`surgery.models.reference`). This function rebuilds rotary
+    embeddings, whose frequencies no checkpoint stores, and modules without parameters that have
+    another class under the patched config. Rebuilt modules keep their identity, their hooks and
+    their device; frequencies are in fp32 whatever the model's dtype.
 
     Raises:
         PlanError: a module cannot be built from the patched config.
@@ -37,7 +37,7 @@ def patch_config_(model: PreTrainedModel, patch: Mapping[str, Any]) -> None:
     places = {id(get_config_part(model.config, p)): p for p in list_config_prefixes(model.config)}
     for path, module in find_rotaries(model).items():
         prefix = places.get(id(module.config))
-        if prefix is None:  # a config of its own, which no key reaches
+        if prefix is None:  # it has its own config, which no key reaches
             continue
         try:
             old, new = (
@@ -47,8 +47,8 @@ def patch_config_(model: PreTrainedModel, patch: Mapping[str, Any]) -> None:
         except (KeyError, ValueError, TypeError, ArithmeticError, RuntimeError) as error:
             raise PlanError(f"{path} cannot be built from the config: {error}") from error
         if _differ(old, new):
-            _become(module, new.to(next(module.buffers()).device))
-    for path, fresh in _other_kinds(old_reference, ReferenceModels(model).get({})):
+            _replace_state(module, new.to(next(module.buffers()).device))
+    for path, fresh in _find_other_kinds(old_reference, ReferenceModels(model).get({})):
         _replace(model, path, fresh)
 
 
@@ -58,10 +58,10 @@ def _differ(old: nn.Module, new: nn.Module) -> bool:
         return True
     if any(not torch.equal(tensor, buffers[1][name]) for name, tensor in buffers[0].items()):
         return True
-    return bool(_plain_state(old) != _plain_state(new))
+    return bool(_get_plain_state(old) != _get_plain_state(new))
 
 
-def _plain_state(module: nn.Module) -> dict[str, Any]:
+def _get_plain_state(module: nn.Module) -> dict[str, Any]:
     return {name: value for name, value in vars(module).items() if _is_plain(value)}
 
 
@@ -71,18 +71,18 @@ def _is_plain(value: Any) -> bool:
     return isinstance(value, (bool, int, float, str, type(None)))
 
 
-def _become(module: nn.Module, fresh: nn.Module) -> None:
+def _replace_state(module: nn.Module, fresh: nn.Module) -> None:
     state = vars(module)
     kept = {name: value for name, value in state.items() if name in _KEPT or "_hooks" in name}
     state.clear()
     state.update(vars(fresh) | kept)
 
 
-def _other_kinds(old: nn.Module, new: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Modules without tensors of which two reference models have different kinds."""
-    there = dict(old.named_modules())
+def _find_other_kinds(old: nn.Module, new: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Find modules without tensors that have different classes in two reference models."""
+    old_modules = dict(old.named_modules())
     for path, module in new.named_modules():
-        other = there.get(path)
+        other = old_modules.get(path)
         if not path or other is None or type(other) is type(module):
             continue
         if not module.state_dict() and not any(True for _ in module.buffers()):

@@ -1,4 +1,4 @@
-"""The live executor: a plan performed on a model in memory."""
+"""Perform a plan on a model in memory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from surgery.models.copies import is_on_meta
 from surgery.models.sites import Site, find_sites
 from surgery.plan.operation import Step
 from surgery.plan.plan import Plan
-from surgery.plan.registry import is_step, operation_class, run_step
+from surgery.plan.registry import get_operation, is_step, run_step
 from surgery.record.write import forget_record, write_record
 from surgery.transforms import run_transform
 from surgery.verify.conversion import check_conversion
@@ -45,8 +45,8 @@ def apply_(
         plan: what to do.
         check: check first that the result will compute what it should
             (`surgery.verify.equivalence`, and each operation's own check), which runs the model on
-            a few tokens; never done on the meta device. Leave it out for weights that mean nothing
-            yet.
+            a few tokens; never done on the meta device. Leave it out for weights that are not
+            loaded yet.
         probe: arguments to run it with, for models that need more than token ids or pixels.
 
     Returns:
@@ -61,7 +61,7 @@ def apply_(
     if getattr(model, _MARK, None) == mark:
         return model
     if sites != plan.source:
-        if plan.changes and sites == _numbered(plan.after):
+        if plan.changes and sites == _number_sites(plan.after):
             return model
         raise PlanError(
             f"this {type(model).__name__} is not the model the plan was made for "
@@ -70,7 +70,7 @@ def apply_(
     if plan.open_decisions:
         raise PlanError(f"the plan is not calibrated yet: {plan.open_decisions[0]}")
     _check_edits(plan)
-    operations = {spec["operation"]: operation_class(spec["operation"]) for spec in plan.operations}
+    operations = {spec["operation"]: get_operation(spec["operation"]) for spec in plan.operations}
     checked = check and not is_on_meta(model)
     if plan.conversion is not None:
         old, model = model, convert_model(model, **plan.conversion)
@@ -90,21 +90,21 @@ def apply_(
     patch_config_(model, {**plan.head_patch, **plan.config_patch})
     transient = {name for name, operation in operations.items() if operation.transient}
     _perform(model, [step for step in plan.steps if step.operation not in transient])
-    if find_sites(model).sites != _numbered(plan.after):
+    if find_sites(model).sites != _number_sites(plan.after):
         raise PlanError("the operated model is not what the plan predicted")
     if plan.export.format == "record":
         write_record(model, attributes, [step for step in plan.steps if step.recorded])
     else:
         forget_record(model)
-    # Undone when the model is saved, so the record knows nothing of these.
+    # Undone when the model is saved, so they are not in the record.
     _perform(model, [step for step in plan.steps if step.operation in transient])
     setattr(model, _MARK, mark)
     return model
 
 
 def apply_transient_(model: PreTrainedModel, plan: Plan) -> None:
-    """Do what a plan does for the run alone, on a model on which the rest of it is done."""
-    _perform(model, [s for s in plan.steps if operation_class(s.operation).transient])
+    """Do what a plan does only for the run, on a model on which the rest of it is done."""
+    _perform(model, [s for s in plan.steps if get_operation(s.operation).transient])
 
 
 def _perform(model: PreTrainedModel, steps: Sequence[Step]) -> None:
@@ -122,7 +122,7 @@ def _edit(model: PreTrainedModel, plan: Plan) -> None:
         key = (tuple(map(id, sources)), json.dumps([edit.transform, edit.arguments, given]))
         kept += sources
         if key not in done:
-            tensors = [*(s.detach() for s in sources), *plan.inputs(edit)]
+            tensors = [*(s.detach() for s in sources), *plan.get_inputs(edit)]
             results = run_transform(edit.transform, tensors, edit.arguments)
             done[key] = [nn.Parameter(r, requires_grad=sources[0].requires_grad) for r in results]
         for spec, parameter in zip(edit.results, done[key], strict=True):
@@ -131,10 +131,10 @@ def _edit(model: PreTrainedModel, plan: Plan) -> None:
 
 
 def _check_edits(plan: Plan) -> None:
-    """Run every transform on shapes alone, so that a broken plan breaks no model."""
+    """Run every transform on the meta device, so that a broken plan does not damage a model."""
     for edit in plan.edits:
         given = (*edit.sources, *edit.resolved)
-        for spec, tensor in zip(edit.resolved, plan.inputs(edit), strict=True):
+        for spec, tensor in zip(edit.resolved, plan.get_inputs(edit), strict=True):
             if tuple(tensor.shape) != spec.shape:
                 raise PlanError(f"{spec.name} is {tuple(tensor.shape)}, the plan says {spec.shape}")
         sources = [torch.empty(spec.shape, device="meta") for spec in given]
@@ -148,9 +148,9 @@ def _check_edits(plan: Plan) -> None:
             raise PlanError(f"{names}: {edit.transform} gives {shapes}, not what the plan says")
     for step in plan.steps:
         if not is_step(step.kind):
-            raise PlanError(f"the plan asks for a step {step.kind!r} that this version has not")
+            raise PlanError(f"the plan needs the step {step.kind!r}, which does not exist here")
 
 
-def _numbered(sites: Sequence[Site]) -> tuple[Site, ...]:
-    """Numbered from 0, as a fresh look at the model numbers them."""
+def _number_sites(sites: Sequence[Site]) -> tuple[Site, ...]:
+    """Number the sites from 0, as `find_sites` would in the result."""
     return tuple(replace(site, layer=layer) for layer, site in enumerate(sites))

@@ -20,7 +20,7 @@ SHAPE = "a list of heads for every layer, or {layer: [heads]}"
 
 
 def parse_head_lists(given: Any, sites: Sequence[Site], key: str) -> Heads:
-    """Parse lists of heads as the options `heads` and `protect` of `prune_heads` hold them.
+    """Parse lists of heads as the options of operations that remove heads hold them.
 
     Args:
         given: one list for every site, or layer → list; numbers of layers may be text.
@@ -68,6 +68,7 @@ class HeadCut:
             every group.
         empty: whether a layer may lose all its heads.
         prefix: dotted config key of the options, for messages.
+        allow_empty: how to let a layer lose all its heads, for messages; "" if there is no way.
     """
 
     amount: float | None
@@ -77,6 +78,7 @@ class HeadCut:
     by_group: bool = True
     empty: bool = False
     prefix: str = "heads"
+    allow_empty: str = ""
 
     @property
     def key(self) -> str:
@@ -272,8 +274,8 @@ def _check_enough(heads: int, layers: Sequence[_Layer], wanted: HeadCut) -> None
             given=f"{wanted.key.rpartition('.')[2]}={wanted.given}",
             valid="fewer protected heads, or fewer heads to remove",
         )
-    more = "" if wanted.empty else f", or {wanted.prefix}.remove_attention=true"
-    if wanted.uniform:
+    more = f", or {wanted.allow_empty}" if wanted.allow_empty else ""
+    if wanted.empty or wanted.uniform:
         more = ""
     raise ConfigError(
         wanted.key,

@@ -1,4 +1,4 @@
-"""Read the scores that `prune_heads` uses: a number per query head, per KV group, or both."""
+"""Read scores from a file: a number per query head, per KV group, or both."""
 
 from __future__ import annotations
 

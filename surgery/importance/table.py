@@ -1,4 +1,4 @@
-"""The score table that every estimator fills and `prune_heads` reads, as JSON and as parquet."""
+"""The score table: estimators fill it, operations that remove heads read it; JSON and parquet."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from surgery.data.module import TextData
 from surgery.measure.loss import measure_held_out_loss
 from surgery.measure.speed import measure_speed
 from surgery.models.sites import find_sites
+from surgery.plan.operation import Operation
 from surgery.plan.sizes import count_sizes
 
 
@@ -43,23 +45,24 @@ def measure_model(
     *,
     label: str,
     tokens: int | None = None,
+    operations: Sequence[Operation] = (),
 ) -> Measurement:
     """Measure `model` on the held-out documents of `data`. Its training mode stays as it was.
 
     Args:
         tokens: length at which sizes are counted; by default the length of a window of `data`.
+        operations: performed on `model`; they know of sizes that heads and windows do not tell.
     """
     training = model.training
     model.eval()
     loss = measure_held_out_loss(model, data, cfg, task, label=label)
     prompt = _make_prompt(model, data, cfg.prefill_tokens, cfg.decode_tokens)
     speed = measure_speed(model, prompt, task, decode_tokens=cfg.decode_tokens, repeats=cfg.repeats)
-    sizes = count_sizes(
-        sum(p.numel() for p in model.parameters()),
-        find_sites(model).sites,
-        tokens or data.cfg.seq_len,
-        model.dtype.itemsize,
-    )
+    tokens = tokens or data.cfg.seq_len
+    parameters = sum(p.numel() for p in model.parameters())
+    sizes = count_sizes(parameters, find_sites(model).sites, tokens, model.dtype.itemsize)
+    for operation in operations:
+        sizes = operation.adjust_sizes(sizes, tokens)
     model.train(training)
     return Measurement(
         loss=loss,

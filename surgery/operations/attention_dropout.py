@@ -35,7 +35,7 @@ class AttentionDropout(Operation):
     layers: list[int] | None = option(None, LAYERS_HELP)
 
     def plan(self, draft: Draft) -> None:
-        sites = select_sites(draft.sites, self.layers, self.key("layers"), draft.removed)
+        sites = select_sites(draft.sites, self.layers, self.get_key("layers"), draft.removed)
         held = {site.path: find_dropout_attributes(draft.model, site) for site in sites}
         for site in sites:
             if not held[site.path]:
@@ -47,7 +47,7 @@ class AttentionDropout(Operation):
         backend = draft.implementation or str(draft.model.config._attn_implementation)
         if self.p and backend in DROPS_NOTHING:
             raise ConfigError(
-                self.key("p"),
+                self.get_key("p"),
                 f"the attention backend {backend} has no dropout",
                 given=self.p,
                 valid="0, or the backend sdpa",
@@ -56,15 +56,15 @@ class AttentionDropout(Operation):
         for key in keys:
             draft.set_config(key, self.p)
         for site in sites:
-            draft.tell(site.path, "dropout", f"{self.p:g}")
+            draft.set_cell(site.path, "dropout", f"{self.p:g}")
             if not keys and reads_config(draft.model, draft.model.get_submodule(site.path)):
                 raise ConfigError(
-                    self.key("layers"),
+                    self.get_key("layers"),
                     f"{site.path} reads its dropout from the config all blocks share",
                     given=self.layers,
                     valid="null for all",
                 )
             for path, name in held[site.path]:
                 # Else the config says it; but a layer may hold another value than its config does.
-                if draft.value(path, name) != self.p:
+                if draft.get_value(path, name) != self.p:
                     draft.set_attribute(path, name, self.p)

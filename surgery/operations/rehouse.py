@@ -1,7 +1,7 @@
 """`rehouse` and `absolute_to_rope`: the same model in another architecture.
 
-`rehouse` keeps what the model computes; `absolute_to_rope` leaves its learned positions behind for
-rotary ones (arXiv:2104.09864), or none.
+`rehouse` keeps what the model computes; `absolute_to_rope` replaces its learned positions by
+rotary ones (arXiv:2104.09864), or by none.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from surgery.models.convert import TARGETS
 from surgery.plan.operation import Conversion, Draft, Operation, Position
 
 _THETA = 10000.0
-_HOUSE = "starcoder2"  # the same blocks as GPT-2's and OPT's, and rotary
+_TARGET = "starcoder2"  # the same blocks as GPT-2's and OPT's, and rotary
 
 
 @dataclass
@@ -27,8 +27,8 @@ class Rehouse(Operation):
     """Options of `attention.rehouse`.
 
     Attributes:
-        into: the architecture. Which of them can hold a model exactly is told by
-            `surgery.models.convert.list_targets`.
+        into: the architecture. `surgery.models.convert.list_targets` lists those that can
+            hold a model exactly.
     """
 
     name = "rehouse"
@@ -38,33 +38,36 @@ class Rehouse(Operation):
         MISSING, f"the architecture: {' | '.join(TARGETS)}", valid=", ".join(TARGETS)
     )
 
-    def conversion(self, model: PreTrainedModel) -> Conversion:
+    def choose_conversion(self, model: PreTrainedModel) -> Conversion:
         if self.into not in TARGETS:
             raise ConfigError(
-                self.key("into"),
+                self.get_key("into"),
                 "no model can be converted to this architecture",
                 given=self.into,
                 valid=TARGETS,
             )
         return Conversion(self.into)
 
-    def unconvertible(self, error: ConversionError) -> ConfigError:
+    def explain_conversion_error(self, error: ConversionError) -> ConfigError:
         learned = "; for learned positions: attention.absolute_to_rope"
         hint = learned if "learned positions" in error.problem else ""
         return ConfigError(
-            self.key("into"), error.problem, given=error.given, valid=f"{_list(error.valid)}{hint}"
+            self.get_key("into"),
+            error.problem,
+            given=error.given,
+            valid=f"{_join_valid(error.valid)}{hint}",
         )
 
     def plan(self, draft: Draft) -> None:
-        """Nothing besides the conversion."""
+        """Add nothing besides the conversion."""
 
 
-def _list(valid: str | Iterable[str]) -> str:
+def _join_valid(valid: str | Iterable[str]) -> str:
     return valid if isinstance(valid, str) else ", ".join(valid)
 
 
 class Rotary(Enum):
-    """What stands in for the table: RoPE, or nothing at all (NoPE, arXiv:2305.19466)."""
+    """What replaces the table: RoPE, or nothing (NoPE, arXiv:2305.19466)."""
 
     default = "default"
     none = "none"
@@ -74,7 +77,7 @@ class Rotary(Enum):
 class AbsoluteToRope(Operation):
     """Options of `attention.absolute_to_rope`.
 
-    The table of learned positions is left behind, so the model has to be trained afterwards.
+    The table of learned positions is removed, so the model has to be trained afterwards.
     `max_position_embeddings` stays what it was.
 
     Attributes:
@@ -93,24 +96,26 @@ class AbsoluteToRope(Operation):
         "default: RoPE | none: NoPE (Kazemnejad et al. 2023), without theta",
     )
 
-    def conversion(self, model: PreTrainedModel) -> Conversion:
+    def choose_conversion(self, model: PreTrainedModel) -> Conversion:
         if self.type is Rotary.default:
-            return Conversion(_HOUSE, {"theta": self.theta})
+            return Conversion(_TARGET, {"theta": self.theta})
         if self.theta != _THETA:
             raise ConfigError(
-                self.key("theta"),
+                self.get_key("theta"),
                 "type none does not use it",
                 given=self.theta,
-                valid=f"{_THETA}, which is not looked at, or type default",
+                valid=f"{_THETA}, which has no effect, or type default",
             )
-        return Conversion(_HOUSE, {"nope": True})
+        return Conversion(_TARGET, {"nope": True})
 
     def plan(self, draft: Draft) -> None:
         rotary = self.type is Rotary.default
         instead = f"RoPE with base {self.theta:g}" if rotary else "none"
         draft.notes.append(
-            f"positions: {instead} in place of the learned table, which is left behind; "
-            "the model has to be trained to it"
+            f"positions: {instead} in place of the learned table, which is removed; "
+            "the model has to be trained afterwards"
         )
         for site in draft.sites:
-            draft.tell(site.path, "positions", f"{'rotary' if rotary else 'none'}, were absolute")
+            draft.set_cell(
+                site.path, "positions", f"{'rotary' if rotary else 'none'}, were absolute"
+            )

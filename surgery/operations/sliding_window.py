@@ -63,7 +63,7 @@ class SlidingWindow(Operation):
     )
     layers: list[int] | None = option(None, LAYERS_HELP)
 
-    def conversion(self, model: PreTrainedModel) -> Conversion | None:
+    def choose_conversion(self, model: PreTrainedModel) -> Conversion | None:
         if self.size is None or self.layers is not None or _has_windows(model.config):
             return None
         for target, obstacle in list_targets(model.config).items():
@@ -72,7 +72,7 @@ class SlidingWindow(Operation):
         return None  # `plan` refuses, with the reason
 
     def plan(self, draft: Draft) -> None:
-        sites = select_sites(draft.sites, self.layers, self.key("layers"), draft.removed)
+        sites = select_sites(draft.sites, self.layers, self.get_key("layers"), draft.removed)
         other = [site for site in sites if not site.cached]
         if other and (self.layers is not None or len(other) == len(sites)):
             raise ConfigError(
@@ -87,27 +87,31 @@ class SlidingWindow(Operation):
             return
         patch: dict[str, Any] = {}
         for prefix in sorted({site.config_prefix for site in sites}):
-            mine = [site for site in draft.sites if site.config_prefix == prefix and site.cached]
+            config_sites = [
+                site for site in draft.sites if site.config_prefix == prefix and site.cached
+            ]
             chosen = {site.path for site in sites}
-            wanted = {s.path: self.size if s.path in chosen else s.window for s in mine}
-            patch |= self._patch(draft, prefix, mine, wanted)
+            wanted = {s.path: self.size if s.path in chosen else s.window for s in config_sites}
+            patch |= self._make_patch(draft, prefix, config_sites, wanted)
         self._check(draft, sites, patch)
         for key, value in patch.items():
             draft.set_config(key, value)
         for site in sites:
-            draft.tell(site.path, "window", "none" if self.size is None else f"{self.size} tokens")
+            draft.set_cell(
+                site.path, "window", "none" if self.size is None else f"{self.size} tokens"
+            )
 
-    def _patch(
+    def _make_patch(
         self, draft: Draft, prefix: str, sites: Sequence[Site], wanted: Mapping[str, int | None]
     ) -> dict[str, Any]:
-        """Dotted config keys that change, and their values."""
+        """Make the dotted config keys that change, and their values."""
         config = get_config_part(draft.config, prefix)
         sizes = sorted({size for size in wanted.values() if size is not None})
         if not hasattr(config, SIZE):
-            self._refuse_unsayable(draft, config)
+            self._refuse_config(draft, config)
         if len(sizes) > 1:
             raise ConfigError(
-                self.key("layers"),
+                self.get_key("layers"),
                 f"a {config.model_type} config has one window for all layers that have any",
                 given=f"windows of {' and '.join(map(str, sizes))} tokens",
                 valid="null for all, or the size that the other layers have",
@@ -115,15 +119,15 @@ class SlidingWindow(Operation):
         changed: dict[str, Any] = {SIZE: sizes[0] if sizes else None}
         types = getattr(config, TYPES, None)
         if types:
-            changed[TYPES] = self._types(draft, config, sites, wanted)
+            changed[TYPES] = self._choose_types(draft, config, sites, wanted)
             if hasattr(config, USED):
                 changed[USED] = bool(sizes)
             if not sizes:  # the layer types say it, and some configs take no null
                 del changed[SIZE]
         elif len(set(wanted.values())) > 1:
             raise ConfigError(
-                self.key("layers"),
-                f"a {config.model_type} config has one word for all layers",
+                self.get_key("layers"),
+                f"a {config.model_type} config has one window for all layers",
                 given=self.layers,
                 valid="null for all",
             )
@@ -133,7 +137,7 @@ class SlidingWindow(Operation):
             if value != getattr(config, name, None)
         }
 
-    def _types(
+    def _choose_types(
         self, draft: Draft, config: Any, sites: Sequence[Site], wanted: Mapping[str, int | None]
     ) -> list[str]:
         types = list(getattr(config, TYPES))
@@ -146,7 +150,7 @@ class SlidingWindow(Operation):
                 continue
             if types[layer] not in (FULL, SLIDING):
                 raise ConfigError(
-                    self.key("layers"),
+                    self.get_key("layers"),
                     f"{site.path} is of type {types[layer]}, which no window is for",
                     given=site.layer,
                     valid=f"layers of type {FULL} or {SLIDING}",
@@ -154,16 +158,16 @@ class SlidingWindow(Operation):
             rope = getattr(config, "rope_parameters", None) or {}
             if by_position and rope.get(types[layer]) != rope.get(kind):
                 raise ConfigError(
-                    self.key("layers"),
+                    self.get_key("layers"),
                     f"in a {config.model_type} layers with and without a window have different "
-                    f"rotary positions, so {site.path} would compute something else besides",
+                    f"rotary positions, so the positions of {site.path} would change too",
                     given=site.layer,
                     valid=f"layers of type {kind}",
                 )
             types[layer] = kind
         return types
 
-    def _refuse_unsayable(self, draft: Draft, config: Any) -> None:
+    def _refuse_config(self, draft: Draft, config: Any) -> None:
         reasons = list_targets(draft.model.config).items()
         convertible = [name for name, reason in reasons if not reason]
         why = "; ".join(f"{name}: {reason}" for name, reason in reasons if reason)
@@ -184,7 +188,7 @@ class SlidingWindow(Operation):
         )
 
     def _check(self, draft: Draft, sites: Sequence[Site], patch: Mapping[str, Any]) -> None:
-        """Whether a model of the changed config masks and caches as asked, and nothing else."""
+        """Check that a model of the changed config masks and caches as asked, and nothing else."""
         before = draft.references.get(draft.patch)
         after = draft.references.get({**draft.patch, **patch})
         cached = {site.path: site.window for site in find_sites(after).sites}
@@ -200,7 +204,7 @@ class SlidingWindow(Operation):
             if cached.get(site.path) != wanted or not right:
                 raise ConfigError(
                     f"attention.{self.name}",
-                    f"a {type(after).__name__} does not do what its config would say: {site.path} "
+                    f"a {type(after).__name__} does not follow its config: {site.path} "
                     f"would see {'nothing' if seen is None else f'{seen} tokens'} at position "
                     f"{position}, and have a cache for a window of {cached.get(site.path)}",
                     given=self.size,
@@ -212,29 +216,29 @@ class SlidingWindow(Operation):
                 raise ConfigError(
                     f"attention.{self.name}",
                     f"{path} has rotary positions {'only' if reach.rotations else 'unless it is'} "
-                    "with a window, so it would compute something else besides",
+                    "with a window, so its positions would change too",
                     given=self.size,
                     valid="layers that have a window already",
                 )
 
     @classmethod
     def verify(cls, model: PreTrainedModel, plan: Plan, probe: Mapping[str, Any] | None) -> None:
-        """Run the model with a short window, and without one under a mask that says the same."""
-        said = {
+        """Compare a short window with a mask that hides the same keys."""
+        window_patch = {
             key: value
             for key, value in plan.config_patch.items()
             if key.rpartition(".")[2] in (SIZE, TYPES, USED)
         }
-        if not said:
+        if not window_patch:
             return
         windowed = [site for site in plan.after if site.window is not None]
         sizes = {f"{site.config_prefix}{SIZE}" for site in (*plan.before, *plan.after)}
-        short = {**said, **dict.fromkeys((k for k in sizes if windowed), _TRIED)}
+        short = {**window_patch, **dict.fromkeys((k for k in sizes if windowed), _TRIED)}
         wide = {key: _WIDE for key in sizes if get_key(model.config, key) is not None}
         try:
-            with evaluating(model), _eager(model), torch.no_grad():
-                actual = _logits(model, short, [], probe)
-                expected = _logits(model, wide, [site.path for site in windowed], probe)
+            with evaluating(model), _using_eager(model), torch.no_grad():
+                actual = _compute_logits(model, short, [], probe)
+                expected = _compute_logits(model, wide, [site.path for site in windowed], probe)
         except FAULTS as error:
             raise PlanError(
                 f"the window cannot be tried on the model: {get_first_line(error)}"
@@ -242,8 +246,8 @@ class SlidingWindow(Operation):
         distance = compute_relative_distance(actual, expected)
         if not distance <= choose_tolerance(model):
             raise PlanError(
-                f"the model with a window is not the model under a mask that says the same: its "
-                f"output would be off by {distance:.2g} of its size"
+                f"the model with a window is not the model under a mask that hides the same keys: "
+                f"its output would be off by {distance:.2g} of its size"
             )
 
 
@@ -252,8 +256,8 @@ def _has_windows(config: Any) -> bool:
 
 
 @contextmanager
-def _eager(model: PreTrainedModel) -> Iterator[None]:
-    """Attention whose masks are numbers that can be added to."""
+def _using_eager(model: PreTrainedModel) -> Iterator[None]:
+    """Use attention whose masks are numbers that can be added to."""
     held = {id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)}
     before = {key: config._attn_implementation for key, config in held.items()}
     try:
@@ -265,13 +269,13 @@ def _eager(model: PreTrainedModel) -> Iterator[None]:
             config._attn_implementation = before[key]
 
 
-def _logits(
+def _compute_logits(
     model: PreTrainedModel,
     patch: Mapping[str, Any],
     masked: Sequence[str],
     probe: Mapping[str, Any] | None,
 ) -> torch.Tensor:
-    """What the model gives under a patched config, some blocks under a band of `_TRIED` tokens."""
+    """Compute logits under a patched config, some blocks under a band of `_TRIED` tokens."""
     attributes = ReferenceModels(model).find_attributes(patch)
     tokens = torch.arange(3, 3 + _TOKENS, device=model.device)[None]
     vocabulary = int(
@@ -279,7 +283,7 @@ def _logits(
     )
     inputs = dict(probe or {"input_ids": tokens % vocabulary})
     handles = [
-        model.get_submodule(path).register_forward_pre_hook(_band, with_kwargs=True)
+        model.get_submodule(path).register_forward_pre_hook(_add_band, with_kwargs=True)
         for path in masked
     ]
     try:
@@ -290,7 +294,7 @@ def _logits(
             handle.remove()
 
 
-def _band(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+def _add_band(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     mask = kwargs.get("attention_mask")
     if not isinstance(mask, torch.Tensor):
         raise PlanError(f"{type(module).__name__} is given no mask to compare with")

@@ -63,7 +63,11 @@ from surgery.pipeline.session import Session
 
 
 def check_analysis(cfg: AnalysisConfig, skeleton: PreTrainedModel) -> None:
-    """Raises: ConfigError, for what the stage could not do with this model."""
+    """Check the options of the stage.
+
+    Raises:
+        ConfigError: the stage cannot be run like this on the model.
+    """
     sites = find_self_attention(skeleton)
     check_probes(cfg.probes)
     check_maps(cfg.maps.heads, cfg.maps.texts)
@@ -71,7 +75,7 @@ def check_analysis(cfg: AnalysisConfig, skeleton: PreTrainedModel) -> None:
 
 
 def analyze(session: Session) -> None:
-    """Look at every head of the model as it is; write tables and pictures.
+    """Observe every head of the model; write tables and pictures.
 
     Raises:
         TapError: attention that cannot be observed.
@@ -147,7 +151,7 @@ def _draw(result: Mapping[str, Any], similarity: Similarity, links: Any, folder:
 
 
 def _pick_batches(session: Session) -> list[Batch]:
-    """Windows of the run's training text, nothing masked out."""
+    """Pick windows of the run's training text, without masked tokens."""
     cfg = session.run.analysis
     batches = session.data.draw_importance_batches(cfg.windows, cfg.batch_size)
     masked = session.run.model.task is Task.masked_lm
@@ -157,12 +161,12 @@ def _pick_batches(session: Session) -> list[Batch]:
 def _keep_observed(sites: Sequence[Site], behaviour: Mapping[str, Any]) -> list[Site]:
     missing = [site for site in sites if site.path not in behaviour]
     for site in missing:
-        say(f"  {site.path}: its attention did not come by, so its heads are left out")
+        say(f"  {site.path}: its attention was not called, so its heads are left out")
     return [site for site in sites if site.path in behaviour]
 
 
 def _draw_repeats(session: Session, batches: Sequence[Batch]) -> Repeats:
-    """Drawn from the tokens of the text that was looked at: none is special, none was never met."""
+    """Draw repeated sequences from the tokens of the observed text, without special tokens."""
     cfg, run = session.run.analysis, session.run
     special = torch.tensor(session.tokenizer.all_special_ids)
     real = [
@@ -186,7 +190,7 @@ def _draw_repeats(session: Session, batches: Sequence[Batch]) -> Repeats:
 
 
 def _find_frame(session: Session) -> tuple[list[int], list[int]]:
-    """Special tokens around a text; what ends it says nothing to a model that looks back."""
+    """Find the special tokens around a text; a causal model needs only those before it."""
     before, after = find_special_tokens(session.tokenizer)
     return before, [] if session.run.model.task is Task.causal_lm else after
 
@@ -230,23 +234,23 @@ def _describe_clusters(
 def _draw_maps(
     session: Session, sites: Sequence[Site], heads: Sequence[Mapping[str, Any]], folder: Path
 ) -> list[str]:
-    asked = session.run.analysis.maps
-    if not asked.heads:
+    cfg = session.run.analysis.maps
+    if not cfg.heads:
         return []
     chosen: list[Head]
     roles = {(head["layer"], head["head"]): head["role"] for head in heads}
-    if asked.heads == BEST:
+    if cfg.heads == BEST:
         scores = {(h["layer"], h["head"]): h["scores"].get(h["role"]) or 0.0 for h in heads}
         chosen = pick_best_heads(roles, scores)
     else:
-        chosen = parse_heads(asked.heads)
+        chosen = parse_heads(cfg.heads)
     files = []
     for found in compute_maps(
         session.load_model(),
         session.tokenizer,
         sites,
         chosen,
-        list(asked.texts),
+        list(cfg.texts),
         _find_frame(session),
     ):
         layer, head = found.head

@@ -1,4 +1,4 @@
-"""The stage `calibrate`: the plan's open decisions made, on training text."""
+"""The stage `calibrate`: make the plan's open decisions, on training text."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from surgery.pipeline.scorer import keep_tables, make_scorer
 from surgery.pipeline.session import Session
 from surgery.plan.operation import Operation
 from surgery.plan.plan import Plan
-from surgery.plan.render import plan_table
+from surgery.plan.render import build_plan_table
 from surgery.plan.store import load_plan, save_plan
 
 # How long other processes wait for the one that calibrates.
@@ -26,10 +26,10 @@ PATIENCE = 4 * 3600.0
 
 
 def calibrate(session: Session) -> None:
-    """Close the plan; one process does it, the others read what it wrote.
+    """Close the plan: one process makes the decisions, the others read the plan that it writes.
 
     Raises:
-        SurgeryError: the others cannot see it.
+        SurgeryError: the others cannot read it.
     """
     if not is_rank_zero():
         session.plan = _await_plan(session.run_dir, session.plan)
@@ -38,17 +38,17 @@ def calibrate(session: Session) -> None:
     with torch.random.fork_rng():
         session.plan = close_plan(session, session.load_model(), session.immediate, keep=True)
     save_plan(session.plan, session.run_dir)
-    show(plan_table(session.plan))
+    show(build_plan_table(session.plan))
 
 
 def close_plan(
     session: Session, model: PreTrainedModel, operations: Sequence[Operation], *, keep: bool
 ) -> Plan:
-    """A plan of `operations` without open decisions, made on the run's training text.
+    """Make a plan of `operations` without open decisions, on the run's training text.
 
     Args:
         model: the source, which is not changed.
-        keep: whether tables of scores that are made on the way are kept among the results.
+        keep: whether score tables that are made for it are kept among the results.
     """
     run = session.run
     scorer: Scorer | None = None
@@ -66,7 +66,7 @@ def close_plan(
 
 
 def make_options(run: RunConfig) -> Calibration:
-    """`calibration.*`, in batches where it counts windows."""
+    """Turn `calibration.*` into options that count batches, not windows."""
     cfg = run.calibration
     return Calibration(
         rows=cfg.rows,

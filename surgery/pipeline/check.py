@@ -1,4 +1,4 @@
-"""What can be refused of one run before its model is planned on."""
+"""Checks of a run, mostly before its model is planned on."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from surgery.plan.registry import parse_operations
 
 
 def check_run(run: RunConfig) -> list[Operation]:
-    """The operations of a run, once nothing in its config stands in its way.
+    """Check a run by its config alone, and return its operations.
 
     Raises:
-        ConfigError: stages without those that they need, operations that cannot be, or a device
-            that is not there.
+        ConfigError: a stage without another that it needs, an invalid operation, or a device that
+            does not exist.
     """
     _check_stages(run)
     _check_healing_stage(run)
@@ -44,20 +44,20 @@ def check_run(run: RunConfig) -> list[Operation]:
 
 
 def check_writable(run_dir: Path) -> None:
-    """Hydra has made the directory by now; it may still be on a read-only file system.
+    """Check that the run directory, which Hydra has made, can be written to.
 
     Raises:
-        ConfigError: it is.
+        ConfigError: it cannot.
     """
     if not os.access(run_dir, os.W_OK):
         raise ConfigError("hydra.run.dir", "cannot be written to", given=str(run_dir))
 
 
 def check_calibrated(run: RunConfig, plan: Plan) -> None:
-    """Refuse to perform a plan that nothing will close.
+    """Check that a plan with open decisions is calibrated before it is performed.
 
     Raises:
-        ConfigError: decisions are open, and the stage `calibrate` is missing.
+        ConfigError: the stage `calibrate` is missing.
     """
     performed = Stage.operate in run.stages and Stage.calibrate not in run.stages
     if plan.open_decisions and performed:
@@ -70,13 +70,13 @@ def check_calibrated(run: RunConfig, plan: Plan) -> None:
 
 
 def check_fit(run: RunConfig, config: Any, plan: Plan) -> None:
-    """Refuse data that the model cannot read.
+    """Check that the model can read the data.
 
     Args:
         config: the original's.
 
     Raises:
-        ConfigError: windows or batches that the model has no place for.
+        ConfigError: the windows are too long for the model, or the batches are of the wrong kind.
     """
     limit = getattr(config.get_text_config(), "max_position_embeddings", None)
     for key, value in plan.config_patch.items():
@@ -85,7 +85,7 @@ def check_fit(run: RunConfig, config: Any, plan: Plan) -> None:
     if isinstance(limit, int) and run.data.seq_len > limit:
         raise ConfigError(
             "data.seq_len",
-            "is longer than the model's positions",
+            "is more than the model has positions",
             given=run.data.seq_len,
             valid=f"2 to {limit}",
         )
@@ -95,7 +95,7 @@ def check_fit(run: RunConfig, config: Any, plan: Plan) -> None:
     if flash and data.isolate_documents and data.layout is Layout.packed and data.batch_size > 1:
         raise ConfigError(
             "data.isolate_documents",
-            "transformers keeps packed documents apart under flash only in batches of one",
+            "under flash, transformers isolates packed documents only in batches of one",
             given=f"data.batch_size={data.batch_size}, {implementation}",
             valid="data.batch_size=1, isolate_documents=false, or model.attn_implementation=sdpa",
         )
@@ -134,14 +134,14 @@ def _check_healing_stage(run: RunConfig) -> None:
     if distilled and run.model.scratch is not None and run.objective.teacher is None:
         raise ConfigError(
             "objective",
-            "random weights teach nothing",
+            "a teacher with random weights teaches nothing",
             given="distill",
             valid="objective=lm, a model.path, or an objective.teacher",
         )
     if distilled and run.model.num_labels == 1:
         raise ConfigError(
             "objective",
-            "one label alone is a regression: there is no distribution to learn from",
+            "with one label the task is a regression, which has no distribution to learn from",
             given="distill",
             valid="objective=lm",
         )
@@ -167,13 +167,13 @@ def _check_device(device: str) -> None:
 
 
 def _check_estimators(run: RunConfig, operations: Sequence[Operation]) -> None:
-    """Of the stage `score`, and of every operation that has heads scored, whenever it does."""
-    asked = {
-        operation.key("estimator"): operation.scored_by
+    """Check the estimators of the stage `score` and of every operation that needs scores."""
+    estimators = {
+        operation.get_key("estimator"): operation.scored_by
         for operation in operations
         if operation.scored_by is not None
     }
     if Stage.score in run.stages:
-        asked["importance.estimator"] = run.importance.estimator
-    for key, estimator in asked.items():
+        estimators["importance.estimator"] = run.importance.estimator
+    for key, estimator in estimators.items():
         check_estimator(key, estimator, run.importance.objective)

@@ -1,4 +1,4 @@
-"""What `calibration.compare` asks for: the better way of an operation, on this model and data."""
+"""The comparison of `calibration.compare`: a better way of an operation, on this model and data."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from surgery.pipeline.session import Session
 
 
 def compare(session: Session) -> None:
-    """Do the better way on the original, loaded again, and evaluate it; nothing else is touched.
+    """Perform the better way on a fresh copy of the original, and evaluate it.
 
-    Where no operation has a better way, nothing happens. Where it is not for this model, that is
-    said, and the run goes on.
+    If no operation has a better way, nothing is done. If it is not for this model, a line says so,
+    and the run continues.
     """
-    alternatives = [(operation, operation.alternative()) for operation in session.immediate]
+    alternatives = [(operation, operation.find_alternative()) for operation in session.immediate]
     operations = [mine if better is None else better.operation for mine, better in alternatives]
     found = [better for _, better in alternatives if better is not None]
     if not found:
@@ -47,7 +47,7 @@ def compare(session: Session) -> None:
 
 
 def say_comparison(comparison: dict[str, Any], before: float, after_surgery: float) -> None:
-    """One line: the gap that this way opened, and the one that the better would have."""
+    """Print in one line the gap that this way opened, and that of the better way."""
     opened, would = after_surgery - before, comparison["loss"] - before
     share = f", {would / opened:.0%} of it" if opened > 0 else ""
     say(

@@ -1,4 +1,4 @@
-"""The stage `cut`: what training decided, performed when training is done."""
+"""The stage `cut`: perform after training what training decided."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ def cut(session: Session, decision: Any) -> None:
     assert operation is not None
     assert model is not None
     restore_saved_form_(model)
-    last = operation.decided_on(session.plan.after, model, decision)
+    last = operation.adopt_decision_on(session.plan.after, model, decision)
     model = apply_(model, make_plan(model, [last]))
-    session.plan = _plan_all(session, operation.decided(decision))
+    session.plan = _plan_all(session, operation.adopt_decision(decision))
     apply_transient_(model, session.plan)
     session.model = model
 
 
 def _plan_all(session: Session, decided: Operation) -> Plan:
-    """From the original to the result, as if the decision had been known from the start."""
+    """Plan from the original to the result, as if the decision had been known from the start."""
     early = session.plan
     plan = make_plan(
         session.source.build_meta_model(),

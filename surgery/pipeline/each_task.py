@@ -1,4 +1,4 @@
-"""A run per task from one base: heads pruned for each, or output projections trained for each."""
+"""One run per task from one base: prune heads, or train output projections, for each task."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from surgery.plan.operation import Operation
 
 @dataclass
 class TaskRuns:
-    """A run that is one run per task.
+    """A run that consists of one run per task.
 
     Attributes:
         session: of the whole, for its plan and its results.
@@ -44,10 +44,10 @@ def prepare_each(
     operations: Sequence[Operation],
     tasks: Mapping[str, DataConfig],
 ) -> TaskRuns:
-    """The same run on the data of each task, prepared as any other.
+    """Prepare the same run on the data of each task.
 
     Raises:
-        ConfigError: the first thing that stands in the way of any of them.
+        ConfigError: the first problem that is found in any of them.
     """
     none = replace(run.tasks, data=None, mode=TaskMode.compare)
     parts = {}
@@ -65,7 +65,7 @@ def prepare_each(
 
 
 def run_each(runs: TaskRuns, start: float) -> None:
-    """One run after the other, then the losses of each task's model on each task's text.
+    """Run one task after the other, then measure each task's model on each task's text.
 
     Args:
         start: when the whole began, by `time.perf_counter`.
@@ -83,7 +83,7 @@ def run_each(runs: TaskRuns, start: float) -> None:
         if base is not None:
             _keep_projections(session.run_dir, part, name, base)
         if base is not None or part.results.export:
-            part.model = None  # what is needed of it is on disk
+            part.model = None  # it is on disk
     models = _load_pruned(runs) if base is None else _switch_projections(runs, base)
     with session.time_stage("losses of all tasks"):
         losses = _measure_losses(runs, models)
@@ -95,7 +95,7 @@ def run_each(runs: TaskRuns, start: float) -> None:
 def _measure_losses(
     runs: TaskRuns, models: Iterator[tuple[str, str, PreTrainedModel]]
 ) -> dict[str, dict[str, float]]:
-    """Model → task → held-out loss, for `models` of (name, label, model)."""
+    """Measure model → task → held-out loss, for `models` of (name, label, model)."""
     from surgery.lab.tasks.losses import measure_task_losses  # seconds, for datasets and Lightning
 
     session = runs.session
@@ -124,7 +124,7 @@ def _keep_projections(run_dir: Path, part: Session, name: str, base: OutputProje
 
 
 def _load_pruned(runs: TaskRuns) -> Iterator[tuple[str, str, PreTrainedModel]]:
-    """The original, and each task's model as its export reloads."""
+    """Load the original, and each task's model from its export."""
     run, run_dir = runs.session.run, runs.session.run_dir
     yield ORIGINAL, ORIGINAL, runs.session.source.load()
     for name, part in runs.parts.items():
@@ -138,7 +138,7 @@ def _load_pruned(runs: TaskRuns) -> Iterator[tuple[str, str, PreTrainedModel]]:
 def _switch_projections(
     runs: TaskRuns, base: OutputProjections
 ) -> Iterator[tuple[str, str, PreTrainedModel]]:
-    """One model, its output projections switched."""
+    """Yield one model with the output projections of each task in turn."""
     yield BASE, BASE, base.model
     for name in runs.parts:
         base.use(name)
@@ -147,7 +147,7 @@ def _switch_projections(
 
 
 def _move_paths(value: Any, old: str, new: str) -> Any:
-    """Plain data, with every path below one directory put below another."""
+    """Move every path in plain data from one directory to another."""
     if isinstance(value, Mapping):
         return {key: _move_paths(one, old, new) for key, one in value.items()}
     if isinstance(value, list):

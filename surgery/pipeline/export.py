@@ -1,4 +1,4 @@
-"""The stage `export`: a directory that ordinary software loads, whole or not at all."""
+"""The stage `export`: write a directory that other software loads, complete or not at all."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from surgery.verify.reload import check_reload
 
 
 def export(session: Session) -> None:
-    """Write `export/` beside its final name, check it, then rename it.
+    """Write the export under another name, check it, then rename it to `export/`.
 
     Raises:
-        SurgeryError: it does not reload to the same model; it stays under its first name then.
+        SurgeryError: it does not reload to the same model; then it keeps its first name.
     """
     run, plan = session.run, session.plan
     model = session.load_model().cpu().eval()
@@ -57,7 +57,7 @@ def export(session: Session) -> None:
 
 
 def _share_weights(folder: Path) -> None:
-    """Give weights the permissions of any other new file; safetensors writes them private."""
+    """Give weights the permissions of other new files; safetensors makes them private."""
     probe = folder / ".umask"
     probe.touch()
     mode = probe.stat().st_mode
@@ -67,7 +67,7 @@ def _share_weights(folder: Path) -> None:
 
 
 def _cast_weights(model: PreTrainedModel, dtype: torch.dtype) -> None:
-    """Round what is saved, and nothing else: `model.to` would round RoPE's frequencies too."""
+    """Cast only what is saved: `model.to` would round the frequencies of RoPE too."""
     saved = model.state_dict(keep_vars=True)
     for tensor in saved.values():
         if tensor.is_floating_point():

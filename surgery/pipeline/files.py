@@ -1,4 +1,4 @@
-"""Names of what a run leaves in its directory, beside what plans and summaries name themselves."""
+"""Names of the files in a run's directory, except those of plans and summaries."""
 
 CONFIG = "config.yaml"
 
@@ -28,5 +28,5 @@ RESULT_PICTURE = "result.png"
 
 
 def name_scores(task: str) -> str:
-    """The score table of a task, without its ending."""
+    """Name the score table of a task, without its suffix."""
     return f"{IMPORTANCE}-{task}"

@@ -1,4 +1,4 @@
-"""What a run asks of healing, refused or resolved before anything is written."""
+"""Check and resolve the options of healing, before anything is written."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from surgery.config.schema import ObjectiveName, RunConfig, Task, Trained
 from surgery.errors import ConfigError
 from surgery.models.sites import find_sites, get_text_config
 from surgery.plan.plan import Plan
-from surgery.training.pairs import Pair, own_pairs, pair_sites
+from surgery.training.pairs import Pair, pair_sites, pair_with_original
 from surgery.training.parameters import check_parameters
-from surgery.training.teacher import blame_teacher, teacher_source
+from surgery.training.teacher import locate_teacher, naming_teacher
 
 _TEACHER = "objective.teacher"
 
@@ -24,11 +24,11 @@ def check_healing(
 
     Args:
         original: the source of the plan, which may live on the meta device.
-        changes: whether the model that is trained becomes another than the original; by default,
-            whether the plan changes anything.
+        changes: whether the trained model differs from the original; by default, whether the plan
+            changes anything.
 
     Raises:
-        ConfigError: nothing to train, nothing to learn, or a teacher that does not fit.
+        ConfigError: there is nothing to train or nothing to learn, or the teacher does not fit.
     """
     check_parameters(plan, run.optim.parameters)
     if run.optim.parameters in (Trained.attention, Trained.output):
@@ -44,9 +44,10 @@ def check_healing(
 
 
 def pair_with_teacher(run: RunConfig, config: Any, plan: Plan) -> list[Pair] | None:
-    """Which output projection of the model is compared with which of its teacher.
+    """Pair the output projections of the model with those of its teacher; ``None``: no comparison.
 
-    ``None`` where none is. `config` is the original's.
+    Args:
+        config: the original's.
 
     Raises:
         ConfigError: they cannot be paired, or differ in width.
@@ -54,7 +55,7 @@ def pair_with_teacher(run: RunConfig, config: Any, plan: Plan) -> list[Pair] | N
     if run.objective.attention_weight == 0:
         return None
     if run.objective.teacher is None:
-        return own_pairs(plan)
+        return pair_with_original(plan)
     teacher = _build_teacher(run)
     sites = find_sites(teacher).sites
     layers = [
@@ -63,23 +64,23 @@ def pair_with_teacher(run: RunConfig, config: Any, plan: Plan) -> list[Pair] | N
     pairs = pair_sites(
         plan, {site.path: site.output.path for site in sites}, same_depth=layers[0] == layers[1]
     )
-    mine = {site.output.path: site.hidden_size for site in plan.after}
-    theirs = {site.output.path: site.hidden_size for site in sites}
+    own_widths = {site.output.path: site.hidden_size for site in plan.after}
+    teacher_widths = {site.output.path: site.hidden_size for site in sites}
     for own, other in pairs:
-        if mine[own] != theirs[other]:
+        if own_widths[own] != teacher_widths[other]:
             raise ConfigError(
                 "objective.attention_weight",
-                f"the teacher's {other} is of another width than the model's {own}",
-                given=f"{theirs[other]} and {mine[own]}",
+                f"the teacher's {other} has another width than the model's {own}",
+                given=f"{teacher_widths[other]} and {own_widths[own]}",
                 valid="0, or a teacher of the model's width",
             )
     return pairs
 
 
 def _build_teacher(run: RunConfig) -> PreTrainedModel:
-    """On the meta device."""
-    with blame_teacher(run.objective.teacher):
-        return teacher_source(run.model, run.objective.teacher).build_meta_model()
+    """Build the teacher on the meta device."""
+    with naming_teacher(run.objective.teacher):
+        return locate_teacher(run.model, run.objective.teacher).build_meta_model()
 
 
 def _refuse_itself(run: RunConfig, changes: bool) -> None:
@@ -87,23 +88,23 @@ def _refuse_itself(run: RunConfig, changes: bool) -> None:
     if itself and not changes and run.objective.label_weight == 0:
         raise ConfigError(
             _TEACHER,
-            "the model would learn from itself, and so nothing",
-            given=run.objective.teacher or "null, the original, to which no operation is done",
+            "the model would learn from itself, which changes nothing",
+            given=run.objective.teacher or "null: the original, which no operation changes",
             valid="the model it was made from, objective=lm, or objective.label_weight above 0",
         )
 
 
 def _check_teacher(run: RunConfig, original: PreTrainedModel) -> None:
     teacher, name = _build_teacher(run), run.objective.teacher
-    with blame_teacher(name):
-        teacher_source(run.model, name).check_weights()
+    with naming_teacher(name):
+        locate_teacher(run.model, name).check_weights()
     task = run.model.task
     sizes = _count_outputs(teacher, task), _count_outputs(original, task)
     if sizes[0] != sizes[1]:
         what = "classes" if task is Task.sequence_classification else "tokens"
         raise ConfigError(
             _TEACHER,
-            f"predicts {sizes[0]} {what}, and the model {sizes[1]}",
+            f"predicts {sizes[0]} {what}, but the model {sizes[1]}",
             given=name,
             valid="a model with the same vocabulary",
         )
@@ -124,7 +125,7 @@ def _check_classifier(teacher: PreTrainedModel, name: str | None) -> None:
     if kind not in (teacher.config.architectures or [kind]):
         raise ConfigError(
             _TEACHER,
-            f"was saved without the head of a {kind}, and a random one teaches nothing",
+            f"was saved without the head of a {kind}, and a random head teaches nothing",
             given=name,
             valid="a trained classifier",
         )
@@ -138,7 +139,7 @@ def _check_classifier(teacher: PreTrainedModel, name: str | None) -> None:
 
 
 def _count_outputs(model: PreTrainedModel, task: Task) -> int:
-    """Over how many tokens or classes a model's logits go."""
+    """Count the tokens or classes that a model has logits for."""
     config: Any = model.config
     if task is Task.sequence_classification:
         return int(config.num_labels)
@@ -148,7 +149,7 @@ def _count_outputs(model: PreTrainedModel, task: Task) -> int:
 
 
 def _refuse_unreadable(model: PreTrainedModel, key: str) -> None:
-    """Attention is trained or matched where all of it is understood, never in part."""
+    """Refuse a model with attention that cannot be read: all of it is trained, or none."""
     unreadable = find_sites(model).unreadable
     if unreadable:
         block = unreadable[0]

@@ -1,4 +1,4 @@
-"""What a run sends to its loggers beside its training curves: the result, and what it made."""
+"""Send to the loggers what is no training curve: the result, and the files that a run made."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from surgery.lab.report.comparable import flatten_summary
 from surgery.pipeline.files import ANALYSIS, HEADS, IMPORTANCE, IMPORTANCE_PICTURE, TASKS_PICTURE
 from surgery.pipeline.session import Session
 from surgery.plan.store import PLAN, TENSORS
-from surgery.training.identity import fingerprint, identity
+from surgery.training.identity import compute_fingerprint, identify_model
 
-# A run of these alone has nothing to show on a dashboard.
+# A run of only these has nothing to show on a dashboard.
 _SILENT = {Stage.plan, Stage.report}
 
 
@@ -23,12 +23,12 @@ def is_logged(stages: set[Stage]) -> bool:
 
 
 def open_loggers(session: Session) -> None:
-    """One logger per `logger.kinds`, unless they are there already."""
+    """Open one logger for each of `logger.kinds`, unless they are open."""
     from surgery.training.loggers import build_loggers  # seconds, for Lightning
 
     if session.loggers:
         return
-    # A rate that the config left open is known by now, and runs are compared by it.
+    # The learning rate is known now, even if the config has null; runs are compared by it.
     optim = dict(session.settings.get("optim") or {}) | {"lr": session.run.optim.lr}
     settings = {**session.settings, "optim": optim}
     session.loggers = build_loggers(session.run.logger, session.run_dir, settings)
@@ -36,30 +36,30 @@ def open_loggers(session: Session) -> None:
 
 @contextmanager
 def finish_loggers(session: Session) -> Iterator[None]:
-    """End the W&B run when the pipeline ends, as a failed one where that raises."""
+    """End the W&B run when the pipeline ends; as failed if the pipeline raises."""
     failed = True
     try:
         yield
         failed = False
     finally:
         if session.loggers:
-            from surgery.training.loggers import finish  # seconds, for Lightning
+            from surgery.training.loggers import finish_runs  # seconds, for Lightning
 
-            finish(session.loggers, failed=failed)
+            finish_runs(session.loggers, failed=failed)
 
 
 def send_results(session: Session, summary: Mapping[str, Any]) -> None:
-    """Figures to compare runs by, and artifacts. Call it on rank zero, with all files written.
+    """Send figures to compare runs by, and artifacts. Call it on rank zero, after all files.
 
     Args:
         summary: what `summary.json` holds.
     """
     if LoggerKind.wandb not in session.run.logger.kinds or not is_logged(set(session.run.stages)):
         return
-    from surgery.training.loggers import wandb_runs  # seconds, for Lightning
+    from surgery.training.loggers import list_wandb_runs  # seconds, for Lightning
 
     open_loggers(session)
-    for run in wandb_runs(session.loggers):
+    for run in list_wandb_runs(session.loggers):
         _send_lineage(session, run)
         _send_tables(session, run)
         run.summary.update(flatten_summary(summary))
@@ -69,7 +69,7 @@ def _send_lineage(session: Session, run: Any) -> None:
     from surgery.training.artifacts import log_export, log_original, log_plan  # seconds, for wandb
 
     about: dict[str, Any] = {"operations": [dict(one) for one in session.whole_plan.operations]}
-    about["made_from"] = [log_original(run, identity(session.source))]
+    about["made_from"] = [log_original(run, identify_model(session.source))]
     upload = session.run.logger.upload_export
     files = [session.run_dir / name for name in (PLAN, TENSORS)]
     files = [file for file in files if file.is_file()]
@@ -79,7 +79,7 @@ def _send_lineage(session: Session, run: Any) -> None:
     export = session.results.export
     if export:
         folder = session.run_dir / export["path"]
-        about |= export | {"fingerprint": fingerprint(folder)}
+        about |= export | {"fingerprint": compute_fingerprint(folder)}
         log_export(run, about, folder, upload=upload)
 
 

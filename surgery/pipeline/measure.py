@@ -1,4 +1,4 @@
-"""The stage `measure`: losses, sizes and times of the model, at up to three moments of a run."""
+"""The stage `measure`: losses, sizes and times of the model, up to three times in a run."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ def measure(session: Session, moment: str) -> None:
             session.run.model.task,
             label=label,
             tokens=session.plan.tokens,
+            operations=() if moment == "before" else session.immediate,
         )
         if session.run.tasks.mode is TaskMode.one_mask:
             measure_tasks(session, moment)

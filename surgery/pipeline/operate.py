@@ -1,19 +1,19 @@
-"""The stages `plan` and `operate`: the plan shown and kept, and performed on the model."""
+"""The stages `plan` and `operate`: write and show the plan, and perform it on the model."""
 
 from __future__ import annotations
 
 from surgery.console import is_rank_zero, show
 from surgery.execute.live import apply_
 from surgery.pipeline.session import Session
-from surgery.plan.render import plan_table
+from surgery.plan.render import build_plan_table
 from surgery.plan.store import save_plan
 
 
 def write_plan(session: Session) -> None:
-    """Write the plan and show it; one process does."""
+    """Write the plan and show it, on rank zero only."""
     if is_rank_zero():
         save_plan(session.whole_plan, session.run_dir)
-        show(plan_table(session.whole_plan))
+        show(build_plan_table(session.whole_plan))
 
 
 def operate(session: Session) -> None:

@@ -1,4 +1,4 @@
-"""One run, prepared: everything that can be refused is refused before anything is written."""
+"""Prepare a run: check everything that can be checked before anything is written."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from surgery.plan.operation import Operation
 _WEIGHTS = {Stage.measure, Stage.score, Stage.analyze, Stage.operate, Stage.train, Stage.export}
 _DATA = {Stage.measure, Stage.score, Stage.analyze, Stage.train}
 
-# Times 1 / hidden_size: the width rule of Yang et al. 2022 (arXiv:2203.03466) for Adam, anchored
-# where healing the embedded model went best.
+# Times 1 / hidden_size: the width rule of Yang et al. 2022 (arXiv:2203.03466) for Adam. With this
+# constant, healing the embedded model worked best.
 HEALING_RATE = 0.75
 
 
@@ -41,14 +41,14 @@ def prepare(
     """Check a run against its model and its data, and make its plan.
 
     Args:
-        run: the typed config, which `check_run` let pass.
+        run: the typed config, after `check_run`.
         run_dir: where results will go.
         settings: the config as plain data, for loggers.
         operations: of the run.
         tasks: the data of each task, where this run is about several.
 
     Raises:
-        ConfigError: the first thing that stands in its way.
+        ConfigError: the first problem that is found.
     """
     if not is_terminal():
         transformers.utils.logging.disable_progress_bar()
@@ -60,7 +60,7 @@ def prepare(
     source = ModelSource(run.model)
     config = source.load_config()
     if run.optim.lr is None and Stage.train in wanted:
-        run = replace(run, optim=replace(run.optim, lr=_healing_rate(config)))
+        run = replace(run, optim=replace(run.optim, lr=_get_healing_rate(config)))
     _check_sources(run, reads_data)
     skeleton = source.build_meta_model(config)
     if Stage.analyze in wanted:
@@ -76,7 +76,7 @@ def prepare(
         "native": run.export.format is ExportFormat.native,
     }
     whole = plan = make_plan(skeleton, operations, **planning)
-    if operations and operations[-1].deferred:  # `whole` was made to refuse what cannot be
+    if operations and operations[-1].deferred:  # `whole` is made to check all operations
         plan = make_plan(skeleton, operations[:-1], **planning)
     check_calibrated(run, plan)
     if calibrates or wanted & _WEIGHTS:
@@ -95,17 +95,18 @@ def prepare(
     return session
 
 
-def _healing_rate(config: Any) -> float:
+def _get_healing_rate(config: Any) -> float:
     width = getattr(get_text_config(config), "hidden_size", None)
     if not isinstance(width, int):
         raise ConfigError(
-            "optim.lr", "a value is required: the model's config states no hidden_size to go by"
+            "optim.lr",
+            "a value is required: the model's config has no hidden_size to derive it from",
         )
     return HEALING_RATE / width
 
 
 def _check_sources(run: RunConfig, reads_data: bool) -> None:
-    """Where data comes from and where figures go."""
+    """Check where data comes from and where results are logged."""
     if reads_data:
         from surgery.data.sources import check_source  # seconds, for datasets
 
@@ -117,7 +118,7 @@ def _check_sources(run: RunConfig, reads_data: bool) -> None:
 
 
 def _size_kv_value(run: RunConfig, config: Any) -> int:
-    """Bytes of a cached value."""
+    """Find how many bytes a cached value takes."""
     dtype = run.model.dtype
     if dtype is Dtype.auto:
         stored = getattr(config, "dtype", None)
@@ -129,7 +130,7 @@ def _build_callbacks(session: Session) -> None:
     from surgery.training.trainer import build_callbacks, build_trainer  # seconds, for Lightning
 
     run, callbacks = session.run, build_callbacks(session.run.callbacks)
-    # Thrown away: what Lightning would refuse, it refuses before anything is measured.
+    # Not kept: built so that Lightning raises its errors before anything is measured.
     build_trainer(dict(run.trainer), run_dir=session.run_dir, callbacks=callbacks, loggers=[])
     session.prepared.callbacks = callbacks
 

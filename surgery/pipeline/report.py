@@ -16,7 +16,7 @@ from surgery.pipeline.files import RESULT_PICTURE
 
 
 def report(run_dir: Path) -> None:
-    """Print the table, draw the picture where anything was measured, and write `report.html`."""
+    """Print the table, draw the picture if anything was measured, and write `report.html`."""
     summary = json.loads((run_dir / SUMMARY).read_text(encoding="utf-8"))
     if any(summary.get(moment) for moment in MOMENTS):
         draw_result(summary, run_dir / RESULT_PICTURE)
@@ -34,10 +34,10 @@ def report(run_dir: Path) -> None:
 
 
 def report_again(run_dir: Path) -> None:
-    """`stages=[report]`: look at an earlier run.
+    """Report on an earlier run: `stages=[report]`.
 
     Raises:
-        ConfigError: the directory holds no run that this version reads.
+        ConfigError: the directory has no run that this version can read.
     """
     path = run_dir / SUMMARY
     if not path.is_file():
@@ -53,6 +53,6 @@ def report_again(run_dir: Path) -> None:
         found = "unreadable"
     if found != FORMAT:
         raise ConfigError(
-            "hydra.run.dir", f"its {SUMMARY} is of another format", given=found, valid=[FORMAT]
+            "hydra.run.dir", f"its {SUMMARY} has another format", given=found, valid=[FORMAT]
         )
     report(run_dir)

@@ -1,4 +1,4 @@
-"""A whole run, from a composed config to a directory of results."""
+"""Execute a whole run, from a composed config to a directory of results."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def execute(cfg: DictConfig) -> None:
     """Check everything, then run the stages that were asked for: once, or once per task.
 
     Raises:
-        SurgeryError: something cannot be done; nothing half-written is left.
+        SurgeryError: something cannot be done; no incomplete file is left.
     """
     start = time.perf_counter()
     run = check_config(cfg)

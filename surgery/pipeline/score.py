@@ -1,4 +1,4 @@
-"""The stage `score`: how much the loss hangs on every head of the model as it is."""
+"""The stage `score`: how much the loss depends on each head of the model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from surgery.pipeline.tasks import compare_tasks
 
 
 def score(session: Session) -> None:
-    """Score every head; write the table and its picture, or what tells the tasks apart."""
+    """Score every head, and write the table and its picture; with several tasks, compare them."""
     if session.prepared.task_data and session.run.tasks.mode is TaskMode.compare:
         compare_tasks(session)
         return

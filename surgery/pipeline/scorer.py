@@ -1,4 +1,4 @@
-"""Who scores heads in a run: on its own training text, or on that of all its tasks."""
+"""Make what scores heads in a run: on its own training text, or on that of all its tasks."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from surgery.pipeline.session import Session
 
 
 def make_scorer(session: Session) -> Scorer:
-    """Scores on the run's own training text, as `importance.*` says; or on that of its tasks.
+    """Make a scorer on the run's own training text, or on that of its tasks.
 
-    A unit of ``both`` stands for heads and groups; no sites stand for all of them.
+    The unit ``both`` means heads and groups; empty sites mean all sites.
     """
     run = session.run
     if session.prepared.task_data and run.tasks.mode is TaskMode.one_mask:
@@ -46,10 +46,10 @@ def make_scorer(session: Session) -> Scorer:
 
 
 def keep_tables(session: Session, scorer: Scorer, *, first: bool = False) -> Scorer:
-    """The same scorer, whose tables are written down among the results.
+    """Make a scorer that also keeps its tables among the results.
 
     Args:
-        first: keep a table only where the run has none yet.
+        first: keep a table only if the run has none yet.
     """
 
     def score_and_keep(
@@ -64,7 +64,7 @@ def keep_tables(session: Session, scorer: Scorer, *, first: bool = False) -> Sco
 
 
 def keep_scores(session: Session, table: ScoreTable) -> None:
-    """Write the run's table and its picture, and remember it for the summary."""
+    """Write the run's table and its picture, and keep it for the summary."""
     file = f"{IMPORTANCE}.json"
     table.save(session.run_dir / file)
     draw_scores(table.to_json(), session.run_dir / IMPORTANCE_PICTURE)
@@ -75,7 +75,7 @@ def keep_scores(session: Session, table: ScoreTable) -> None:
 def score_tasks(
     session: Session, model: PreTrainedModel, sites: Sequence[Site], estimator: str, unit: str
 ) -> dict[str, ScoreTable]:
-    """The scores of each task, written down as ``importance-<task>.json`` and `.parquet`."""
+    """Score heads for each task, and write ``importance-<task>.json`` and `.parquet`."""
     tables = {}
     for name, data in session.prepared.task_data.items():
         say(f"  scores for {name}")
@@ -88,7 +88,7 @@ def score_tasks(
 
 
 def _pick_batches(session: Session, data: TextData) -> list[Batch]:
-    """`importance.windows` training windows."""
+    """Draw `importance.windows` training windows."""
     cfg = session.run.importance
     return data.draw_importance_batches(cfg.windows, cfg.batch_size)
 

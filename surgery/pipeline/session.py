@@ -1,4 +1,4 @@
-"""The state of one run: what it was given, what was prepared for it, what its stages found."""
+"""The state of one run: its config, what was prepared for it, and its results."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # Lightning and datasets take seconds to import, and a plan n
 
 
 def resolve_device(wanted: str) -> str:
-    """What `model.device` means here: ``auto`` is the first GPU, if there is one."""
+    """Resolve `model.device`: ``auto`` is the first GPU, if there is one."""
     if wanted != "auto":
         return wanted
     return "cuda" if torch.cuda.is_available() else "cpu"
@@ -36,14 +36,14 @@ def resolve_device(wanted: str) -> str:
 
 @dataclass
 class Prepared:
-    """What `prepare` made of a run before anything was written; stages read it.
+    """What `prepare` made before anything was written; stages read it.
 
     Attributes:
         source: where the model comes from.
         operations: all that are declared, in order.
         planning: the options of `make_plan`, the same for every plan of the run.
         plan: from the original to the result, as far as it can be known before data is seen.
-        tokenizer, data: where a stage needs them.
+        tokenizer, data: if a stage needs them.
         callbacks: of the training.
         task_data: the data of each task, where several are declared (`tasks.data`).
     """
@@ -60,14 +60,14 @@ class Prepared:
 
 @dataclass
 class Results:
-    """What the stages found. Empty, or ``None``, where a stage did not run.
+    """The results of the stages. Empty, or ``None``, if a stage did not run.
 
     Attributes:
         measurements: by moment: before, after_surgery, after_training.
         scores: importance of every head, by the name of the file it is in (see `files.py`).
         analysis: what each head does.
-        comparison: what the better way of an operation would have given.
-        tasks: what was found of several tasks, for `tasks.json`.
+        comparison: the result of a better way of an operation.
+        tasks: results for several tasks, for `tasks.json`.
         training, export: for the summary.
         timings: stage → seconds.
     """
@@ -84,14 +84,14 @@ class Results:
 
 @dataclass
 class Session:
-    """One run. Earlier stages fill it, later ones read it.
+    """One run: earlier stages write to it, later stages read it.
 
     Attributes:
         run: the checked config.
         settings: the same as plain data, for loggers.
-        plan: what leads from the original to the model, as far as it is decided by now: without
-            the operation that training decides on, until it has. Closed by the stage `calibrate`.
-        model: loaded by the first stage that needs weights, operated by the stage `operate`.
+        plan: from the original to the model, as far as it is decided: the operation that training
+            decides on is added after training. The stage `calibrate` closes the plan.
+        model: loaded by the first stage that needs weights, changed by the stage `operate`.
         loggers: empty until the first figure is sent; open until the run ends.
     """
 
@@ -111,13 +111,13 @@ class Session:
 
     @property
     def deferred(self) -> Operation | None:
-        """The operation that training decides on; ``None`` where none is left to it."""
+        """The operation that training has yet to decide on; ``None`` if there is none."""
         left = self.prepared.operations[len(self.plan.operations) :]
         return left[0] if left else None
 
     @property
     def whole_plan(self) -> Plan:
-        """From the original to the result, as far as it is known by now."""
+        """The plan from the original to the result, as far as it is known."""
         return self.plan if self.deferred is None else self.prepared.plan
 
     @property
@@ -130,13 +130,13 @@ class Session:
 
     @property
     def data(self) -> TextData:
-        """For stages that need data, for which `prepare` has read it."""
+        """The data, which `prepare` reads if a stage needs it."""
         assert self.prepared.data is not None
         return self.prepared.data
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """For stages that need one, for which `prepare` has loaded it."""
+        """The tokenizer, which `prepare` loads if a stage needs it."""
         assert self.prepared.tokenizer is not None
         return self.prepared.tokenizer
 
@@ -144,7 +144,7 @@ class Session:
         return stage in self.run.stages
 
     def load_model(self) -> PreTrainedModel:
-        """The model, loaded on first use."""
+        """Return the model; the first call loads it."""
         if self.model is None:
             with self.time_stage("load"):
                 self.model = self.source.load().to(self.device)  # type: ignore[arg-type]
@@ -152,7 +152,7 @@ class Session:
 
     @contextmanager
     def time_stage(self, name: str) -> Iterator[None]:
-        """Announce and time a stage; `timings` adds up what one name took, in seconds."""
+        """Print a heading and time a stage; `timings` sums the seconds of each name."""
         print_heading(name)
         start = time.perf_counter()
         yield

@@ -1,7 +1,7 @@
-"""The stages of a prepared run, in their order.
+"""Run the stages of a prepared run, in their order.
 
-Each is a file of its own. Those that need Lightning, datasets, matplotlib or scipy are imported
-when they run: that takes seconds, and a run that only plans needs none of it.
+Each has its own file. Those that need Lightning, datasets, matplotlib or scipy are imported
+when they run: that takes seconds, and a run that only plans does not need them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from surgery.plan.store import forget_plan
 
 
 def run_stages(session: Session, start: float) -> None:
-    """The stages of a run, and what they leave in its directory.
+    """Run the stages, and write their results into the run directory.
 
     Args:
         start: when the run began, by `time.perf_counter`.
@@ -34,7 +34,7 @@ def run_stages(session: Session, start: float) -> None:
     with finish_loggers(session):
         begin(session)
         _measure(session, "before")
-        _look(session)
+        _observe_heads(session)
         _operate(session)
         _train(session)
         if session.has(Stage.export) and is_rank_zero():
@@ -47,7 +47,7 @@ def run_stages(session: Session, start: float) -> None:
 
 
 def begin(session: Session) -> None:
-    """What comes before the first stage, and the stage `plan`."""
+    """Do what comes before the first stage, and the stage `plan`."""
     set_seed(session.run.seed)
     if session.run.threads:
         torch.set_num_threads(session.run.threads)
@@ -58,7 +58,7 @@ def begin(session: Session) -> None:
 
 
 def finish(session: Session, start: float) -> dict[str, Any] | None:
-    """Write and return the summary, then the stage `report`; ``None`` where another process does.
+    """Write and return the summary, and run the stage `report`; ``None`` if another process does.
 
     Args:
         start: when the run began, by `time.perf_counter`.
@@ -87,8 +87,8 @@ def _measure(session: Session, moment: str) -> None:
         measure(session, moment)
 
 
-def _look(session: Session) -> None:
-    """The stages that look at heads; nothing is changed."""
+def _observe_heads(session: Session) -> None:
+    """Run the stages that observe heads; they change nothing."""
     if session.has(Stage.score):
         from surgery.pipeline.score import score
 

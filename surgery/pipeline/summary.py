@@ -1,4 +1,4 @@
-"""A session, boiled down to what `summary.json` says of it."""
+"""Summarize a session for `summary.json`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from surgery.pipeline.session import Session
 
 
 def summarize(session: Session) -> dict[str, Any]:
-    """Everything a script may want to know of a run, as plain JSON."""
+    """Collect what a script may need to know about a run, as plain JSON."""
     plan, whole, results = session.plan, session.whole_plan, session.results
     figures = {
         moment: results.measurements[moment].to_json() if moment in results.measurements else None

@@ -1,4 +1,4 @@
-"""Several tasks in one run: their heads compared, or one mask made for all of them."""
+"""Several tasks in one run: compare their heads, or make one mask for all of them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from surgery.pipeline.session import Session
 
 
 def compare_tasks(session: Session) -> None:
-    """Scores, masks and losses of every task under every mask; the model is left as it is."""
+    """Compare scores, masks and losses under every mask of all tasks; the model is unchanged."""
     run, model, data = session.run, session.load_model(), session.prepared.task_data
     sites = find_sites(model).sites
     with torch.random.fork_rng():
@@ -46,7 +46,7 @@ def compare_tasks(session: Session) -> None:
 
 
 def measure_tasks(session: Session, moment: str) -> None:
-    """The held-out loss of each task at this moment of the run."""
+    """Measure the held-out loss of each task at this moment of the run."""
     label = moment.replace("_", " ")
     losses = measure_task_losses(
         session.load_model(), session.prepared.task_data, session.run, label
@@ -55,7 +55,7 @@ def measure_tasks(session: Session, moment: str) -> None:
 
 
 def write_tasks(session: Session) -> None:
-    """`tasks.json` and `tasks.png`, from what was found."""
+    """Write `tasks.json` and `tasks.png` from the results."""
     cfg, results = session.run.tasks, session.results
     head: dict[str, Any] = {"mode": cfg.mode.value, "names": list(cfg.data or {})}
     if cfg.mode is TaskMode.one_mask:

@@ -30,13 +30,13 @@ from surgery.training.trainer import build_trainer
 
 
 def train(session: Session) -> Any:
-    """Fit, and leave the trained model in `session.model`.
+    """Train, and put the trained model into `session.model`.
 
     Returns:
-        What training decided of the deferred operation; ``None`` where none was left to it.
+        What training decided about the deferred operation; ``None`` if there is none.
 
     Raises:
-        ConfigError: options that Lightning refuses only now, or that let no step happen.
+        ConfigError: Lightning refuses the options only now, or no step was done.
     """
     run = session.run
     module = build_module(run, session.source, session.plan, **_make_deferred(session))
@@ -52,15 +52,17 @@ def train(session: Session) -> Any:
         loggers=session.loggers,
     )
     with warnings.catch_warnings():
-        # The data module itself knows where to go on; Lightning asks the loader.
+        # The data module knows where to continue; Lightning asks the loader.
         warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         try:
             trainer.fit(module, datamodule=session.data, ckpt_path=run.resume, weights_only=True)
-        except MisconfigurationException as error:  # options or callbacks that do not go together
+        except (
+            MisconfigurationException
+        ) as error:  # options or callbacks that contradict each other
             raise ConfigError("trainer", str(error).splitlines()[0]) from None
     if trainer.global_step == 0:
-        raise ConfigError("trainer", "these options let no training step happen")
+        raise ConfigError("trainer", "no training step was done with these options")
     session.model = _gather_model(module, trainer, session)
     session.results.training = _describe_training(run, module, trainer, curve)
     say(f"  trained {trainer.global_step} steps")
@@ -74,7 +76,7 @@ def train(session: Session) -> Any:
 def _gather_model(
     module: SurgeryModule, trainer: pl.Trainer, session: Session
 ) -> PreTrainedModel | None:
-    """The trained model in one piece; ``None`` on the other ranks of a sharded run."""
+    """Gather the trained model; ``None`` on the other ranks of a sharded run."""
     if isinstance(trainer.strategy, (FSDPStrategy, DeepSpeedStrategy)):
         path = session.run_dir / FINAL_CHECKPOINT
         trainer.save_checkpoint(path)
@@ -82,14 +84,14 @@ def _gather_model(
             return None
         module = SurgeryModule.load_from_checkpoint(path, map_location="cpu")
     assert module.model is not None
-    module.thaw()
+    module.undo_freezing()
     return module.model.to(session.device)  # type: ignore[arg-type]
 
 
 def _describe_training(
     run: RunConfig, module: SurgeryModule, trainer: pl.Trainer, curve: LossCurve
 ) -> dict[str, Any]:
-    """What the summary says of it; every process counts its tokens here."""
+    """Describe the training for the summary; every process must call it, to count tokens."""
     return {
         "steps": trainer.global_step,
         "tokens": _count_tokens(curve, trainer),
@@ -111,7 +113,7 @@ def _describe_training(
 
 
 def _make_deferred(session: Session) -> dict[str, Any]:
-    """The module's arguments where an operation is left to training."""
+    """Make the module's arguments for an operation that training decides on."""
     if session.deferred is None:
         return {}
     deferred = {
@@ -126,7 +128,7 @@ def _make_deferred(session: Session) -> dict[str, Any]:
 
 
 def build_module(run: RunConfig, source: ModelSource, plan: Plan, **more: Any) -> SurgeryModule:
-    """The LightningModule of a run, not yet built: Lightning calls its `configure_model`.
+    """Make the LightningModule of a run; Lightning builds its model by `configure_model`.
 
     Args:
         more: further arguments of `SurgeryModule`.
@@ -149,7 +151,7 @@ def _to_plain(spec: Any) -> dict[str, Any]:
 
 
 def _config_to_plain(source: ModelSource) -> dict[str, Any]:
-    """The original architecture as plain JSON types, fit for a `weights_only` checkpoint."""
+    """Turn the original's config into plain JSON types, as a `weights_only` checkpoint needs."""
     fields: dict[str, Any] = source.load_config().to_dict()
     return {
         k: str(v).removeprefix("torch.") if isinstance(v, torch.dtype) else v
@@ -158,7 +160,7 @@ def _config_to_plain(source: ModelSource) -> dict[str, Any]:
 
 
 def _count_tokens(curve: LossCurve, trainer: pl.Trainer) -> int:
-    """Over all processes."""
+    """Count the tokens of all processes."""
     mine = torch.tensor(
         float(curve.tokens), dtype=torch.float64, device=trainer.strategy.root_device
     )

@@ -14,15 +14,15 @@ from surgery.transforms.edits import SiteChange, TensorEdit
 from surgery.transforms.head_edits import make_dependent_edit
 
 
-def with_dependents(
+def add_dependents(
     model: PreTrainedModel,
     changes: Sequence[SiteChange],
     references: Mapping[str, PreTrainedModel | None],
 ) -> list[SiteChange]:
-    """Each change with the edits of its site's other tensors that have a share per head.
+    """Add to each change the edits of its site's other tensors that have a part per head.
 
     Raises:
-        ConfigError: a tensor follows the head counts in a way that nothing here knows.
+        ConfigError: a tensor depends on the head counts in an unknown way.
     """
     shapes = get_shapes(model)
     found = []
@@ -34,8 +34,8 @@ def with_dependents(
         )
         operation = change.edits[0].operation if change.edits else ""
         extra: list[TensorEdit] = []
-        for name, shape in _others(site, shapes).items():
-            for axis, role in _shares(name, shape, change, wanted):
+        for name, shape in _find_other_tensors(site, shapes).items():
+            for axis, role in _find_head_axes(name, shape, change, wanted):
                 extra.append(make_dependent_edit(change, operation, name, shape, axis, role))
                 shape = extra[-1].results[0].shape
         change = replace(change, edits=(*change.edits, *extra))
@@ -49,8 +49,8 @@ def with_dependents(
     return found
 
 
-def _others(site: Site, shapes: Shapes) -> Shapes:
-    """Tensors of the site's block besides its projections and norms."""
+def _find_other_tensors(site: Site, shapes: Shapes) -> Shapes:
+    """Find the tensors of the site's block other than its projections and norms."""
     known = [site.query, site.key, site.value, site.output, site.q_norm, site.k_norm]
     own = tuple(f"{part.path}." for part in known if part is not None)
     return {
@@ -60,10 +60,10 @@ def _others(site: Site, shapes: Shapes) -> Shapes:
     }
 
 
-def _shares(
+def _find_head_axes(
     name: str, shape: tuple[int, ...], change: SiteChange, wanted: Shapes | None
 ) -> list[tuple[int, str]]:
-    """Axes along which a tensor has a share per head, and by heads of which role."""
+    """Find the axes along which a tensor has a part per head, and the role of these heads."""
     old, new = change.before, change.after
     counts = [("query", old.q_heads, new.q_heads), ("key", old.kv_heads, new.kv_heads)]
     merges = any(len(part) > 1 for part in change.kv)
@@ -75,12 +75,12 @@ def _shares(
             if wanted is None:
                 follows = size == before and role == "query"
             else:
-                there = wanted.get(name, ())
+                built = wanted.get(name, ())
                 follows = (
-                    len(there) == len(shape)
-                    and there[axis] != size
+                    len(built) == len(shape)
+                    and built[axis] != size
                     and size % before == 0
-                    and there[axis] == size // before * after
+                    and built[axis] == size // before * after
                 )
             if follows:
                 found.append((axis, role))

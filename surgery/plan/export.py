@@ -1,4 +1,4 @@
-"""How the result of a plan can be saved, and who can serve it."""
+"""Decide how the result of a plan can be saved, and which runtimes can serve it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from surgery.models.reference import (
 from surgery.models.sites import Site, find_sites
 from surgery.plan.operation import Step
 from surgery.plan.plan import Export
-from surgery.plan.runtimes import runtimes
+from surgery.plan.runtimes import find_runtimes
 
 
 def decide_export(
@@ -32,51 +32,65 @@ def decide_export(
     references: ReferenceModels,
     into: str | None,
 ) -> Export:
-    """Native, if a model built from the patched config alone is the result; else the record.
+    """Decide the export format: native if the patched config alone gives the result, else record.
 
     Args:
-        patch: what the config would have to hold; ``None`` if it has no key for it.
+        patch: what the config must hold; ``None`` if it has no key for it.
         into: the architecture the model is converted to, if it is.
     """
     original = references.get({})
-    reason = _obstacle(after, shapes, patch, attributes, steps, references)
+    reason = _find_obstacle(after, shapes, patch, attributes, steps, references)
     native = reason is None
     reference = references.get(patch) if native and patch is not None else original
     name = type(reference).__name__
-    served = runtimes(
+    served = find_runtimes(
         name,
         native=native,
-        explicit_head_dim=_explicit_head_dim(reference, after),
+        explicit_head_dim=_has_explicit_head_dim(reference, after),
         grouped=any(site.group_size > 1 for site in after),
-        rope_types=_rope_types(reference),
+        rope_types=_find_rope_types(reference),
+        windowed=_has_short_window(reference, after),
+        windows_moved=_have_windows_moved(original, after),
     )
     kind = "native"
     if not native:
         kind = "record"
     elif into is not None:
         kind = "converted"
-    said = {
+    reasons = {
         "native": "the architecture's own config says the result",
         "converted": f"as {name}, whose own config says the result",
         "record": f"{reason}; `import surgery` lets transformers rebuild it",
     }
     return Export(
         format=kind,
-        reason=said[kind],
+        reason=reasons[kind],
         runtimes=tuple(runtime for runtime, why in served.items() if not why),
         without={runtime: why for runtime, why in served.items() if why},
     )
 
 
-def config_says(shapes: Shapes, patch: Mapping[str, Any], references: ReferenceModels) -> bool:
-    """Whether a model built from the patched config has the result's very tensors."""
+def _has_short_window(reference: PreTrainedModel, after: Sequence[Site]) -> bool:
+    """Whether a window is shorter than the longest input; a longer one has no effect."""
+    longest = getattr(reference.config.get_text_config(), "max_position_embeddings", None)
+    windows = [site.window for site in after if site.window is not None]
+    return bool(windows) and (not isinstance(longest, int) or min(windows) < longest)
+
+
+def _have_windows_moved(original: PreTrainedModel, after: Sequence[Site]) -> bool:
+    had = {site.path for site in find_sites(original).sites if site.window is not None}
+    return had != {site.path for site in after if site.window is not None}
+
+
+def can_config_say(shapes: Shapes, patch: Mapping[str, Any], references: ReferenceModels) -> bool:
+    """Whether a model built from the patched config has exactly the tensors of the result."""
     try:
         return find_first_difference(shapes, get_shapes(references.get(patch))) is None
     except ConfigError:
         return False
 
 
-def _obstacle(
+def _find_obstacle(
     after: Sequence[Site],
     shapes: Shapes,
     patch: Mapping[str, Any] | None,
@@ -84,11 +98,13 @@ def _obstacle(
     steps: Sequence[Step],
     references: ReferenceModels,
 ) -> str | None:
-    """Why the architecture's own config cannot say the result; ``None`` if it can."""
+    """Find why the architecture's own config cannot describe the result; ``None`` if it can."""
     kind = references.get({}).config.model_type
     config = references.get({}).config
     recorded = [step.operation for step in steps if step.recorded]
-    recorded += [kind for kind, _ in read_recorded_steps(config)]  # by what was done before
+    recorded += [
+        kind for kind, _ in read_recorded_steps(config)
+    ]  # from earlier operations on this model
     if recorded:
         return f"a {kind} config cannot say what {recorded[0]} did"
     earlier = read_recorded_attributes(config)
@@ -112,34 +128,34 @@ def _obstacle(
         return error.problem
     other = find_first_difference(shapes, get_shapes(reference))
     if other is None and find_sites(reference).sites == tuple(after):
-        other = _first_other_attribute(attributes, references.get({}), reference)
+        other = _find_other_attribute(attributes, references.get({}), reference)
     if other is None and find_sites(reference).sites != tuple(after):
         other = "its head counts"
     return other and f"a {kind} config does not say the result: a fresh model differs in {other}"
 
 
-def _first_other_attribute(
+def _find_other_attribute(
     attributes: Attributes, original: PreTrainedModel, reference: PreTrainedModel
 ) -> str | None:
-    """An attribute that the plan sets and a model from its config would not hold."""
+    """Find an attribute that the plan sets and a model built from the config does not have."""
     for path, values in attributes.items():
-        theirs = find_differing_attributes(
+        differing = find_differing_attributes(
             original.get_submodule(path), reference.get_submodule(path)
         )
         for name, value in values.items():
             held = vars(reference.get_submodule(path)).get(name)
             plain = list(held) if isinstance(held, tuple) else held
-            if plain != value and theirs.get(name) != value:
+            if plain != value and differing.get(name) != value:
                 return f"{path}.{name}"
     return None
 
 
-def _explicit_head_dim(reference: PreTrainedModel, sites: Sequence[Site]) -> bool:
+def _has_explicit_head_dim(reference: PreTrainedModel, sites: Sequence[Site]) -> bool:
     return any(site.q_heads * site.head_dim != site.hidden_size for site in sites)
 
 
-def _rope_types(reference: PreTrainedModel) -> set[str]:
-    """Every rope type that the config names, per layer type too."""
+def _find_rope_types(reference: PreTrainedModel) -> set[str]:
+    """Find every rope type in the config, also per layer type."""
     found: set[str] = set()
 
     def walk(value: Any) -> None:

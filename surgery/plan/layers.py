@@ -1,4 +1,4 @@
-"""The option `layers`, which most operations have."""
+"""The option `layers` of most operations."""
 
 from __future__ import annotations
 
@@ -16,19 +16,21 @@ def select_sites(
     key: str,
     removed: Collection[str] = (),
 ) -> list[Site]:
-    """The sites named by number, in order; for ``None`` all that are not removed.
+    """Select sites by layer number, in order; for ``None`` all that are not removed.
 
     Args:
-        removed: paths of sites whose attention an earlier operation took away.
+        removed: paths of sites whose attention an earlier operation removes.
 
     Raises:
-        ConfigError: no number at all, or one that is no site's, or a removed one's.
+        ConfigError: the list is empty, or a number is not that of a site, or of a removed one.
     """
     left = [site for site in sites if site.path not in removed]
     if layers is None:
         return left
     if not layers:
-        raise ConfigError(key, "names no layer", given=list(layers), valid="null for all")
+        raise ConfigError(
+            key, "must name at least one layer", given=list(layers), valid="null for all"
+        )
     for layer in layers:
         if not 0 <= layer < len(sites):
             raise ConfigError(
@@ -37,7 +39,7 @@ def select_sites(
         if sites[layer].path in removed:
             raise ConfigError(
                 key,
-                f"{sites[layer].path} is removed before",
+                f"{sites[layer].path} is removed by an earlier operation",
                 given=layer,
                 valid=[site.layer for site in left] or "none: all attention is removed",
             )

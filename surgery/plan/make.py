@@ -1,4 +1,4 @@
-"""Making a plan: refuse what cannot be, resolve what can."""
+"""Make a plan: refuse what cannot be done, and resolve the rest."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from surgery.models.copies import make_meta_copy
 from surgery.models.own_record import is_own_record
 from surgery.models.reference import ReferenceModels
 from surgery.models.sites import Anatomy, Site, find_sites, get_text_config
-from surgery.plan.digest import digest
-from surgery.plan.export import config_says, decide_export
+from surgery.plan.digest import hash_tensor
+from surgery.plan.export import can_config_say, decide_export
 from surgery.plan.operation import (
     SHARE_KV,
     Conversion,
@@ -34,7 +34,7 @@ from surgery.plan.operation import (
 from surgery.plan.plan import Plan
 from surgery.plan.resolution import Resolution
 from surgery.plan.sizes import count_sizes
-from surgery.plan.structure import planned_shapes, resolve_structure
+from surgery.plan.structure import plan_shapes, resolve_structure
 from surgery.transforms.edits import SiteChange
 
 DEFAULT_INITIALIZER_RANGE = 0.02
@@ -53,19 +53,19 @@ def make_plan(
     resolutions: Mapping[int, Resolution] | None = None,
     calibration: Mapping[str, Any] | None = None,
 ) -> Plan:
-    """Resolve `operations` on `model`, which may live on the meta device.
+    """Plan `operations` on `model`, which may be on the meta device.
 
     Args:
         model: the source; only its config and shapes are read.
         operations: in the order in which they are performed.
-        name: what to call the source.
+        name: name of the source, for people.
         seed: for operations that draw.
         tokens: length at which the sizes are given.
         kv_bytes: bytes per cached value.
         device: where the result will run.
         native: whether to refuse a result that the architecture's own config cannot say.
         resolutions: what calibration decided, by the operation's place from 0.
-        calibration: what it saw, for the plan's reader.
+        calibration: what it measured, for people who read the plan.
 
     Raises:
         ConfigError: an operation that cannot be performed on this model.
@@ -74,27 +74,30 @@ def make_plan(
     source_sites = find_sites(source).sites
     parameters = _count_parameters(source)
     check_order(operations)
-    conversion = operations[0].conversion(source) if operations else None
+    conversion = operations[0].choose_conversion(source) if operations else None
     if conversion is not None:
-        model = _converted(operations[0], make_meta_copy(source), conversion)
+        model = _convert_source(operations[0], make_meta_copy(source), conversion)
     anatomy = find_sites(model)
     if operations:
         _refuse_standing_in(model, anatomy)
         _refuse_quantized(model)
         _refuse_unreadable(anatomy)
-    context = PlanContext(seed, _initializer_range(model), device, native)
-    draft = _draft(model, anatomy, operations, context, resolutions or {})
+    context = PlanContext(seed, _get_initializer_range(model), device, native)
+    draft = _draft_plan(model, anatomy, operations, context, resolutions or {})
     before, after = anatomy.sites, tuple(draft.sites)
     references = draft.references
     structure = resolve_structure(model, before, after, draft.changes, references)
     steps = list(draft.steps)
-    if structure.shares_kv:  # last: it follows the backend
+    if structure.shares_kv:  # last: it depends on the backend
         steps.append(Step(structure.shares_kv, SHARE_KV, recorded=True))
-    after = _with_windows(after, draft)
+    after = _set_windows(after, draft)
     heads = make_head_count_patch(model.config, before, after)
     patch = None if heads is None else heads | draft.patch
-    shapes = planned_shapes(model, structure.changes)
-    attributes = draft.attributes()
+    shapes = plan_shapes(model, structure.changes)
+    head_patch = {}
+    if heads and can_config_say(shapes, heads | draft.patch, references):
+        head_patch = heads
+    attributes = draft.find_attributes()
     export = decide_export(
         after,
         shapes,
@@ -113,7 +116,7 @@ def make_plan(
         )
     left = tuple(site for site in after if site.path not in draft.removed)
     changed = parameters if conversion is None else _count_parameters(model)
-    changed += _added(model, structure.changes) - _removed(model, draft)
+    changed += _count_added(model, structure.changes) - _count_removed(model, draft)
     sizes = count_sizes(changed, left, tokens, kv_bytes)
     for operation in operations:
         sizes = operation.adjust_sizes(sizes, tokens)
@@ -124,7 +127,7 @@ def make_plan(
             "model_type": str(source.config.model_type),
         },
         operations=tuple(operation.to_json() for operation in operations),
-        outcomes=_outcomes(operations, structure.changes, steps, draft, conversion),
+        outcomes=_describe_outcomes(operations, structure.changes, steps, draft, conversion),
         conversion=None if conversion is None else asdict(conversion),
         changes=structure.changes,
         source=source_sites,
@@ -135,13 +138,13 @@ def make_plan(
         attributes=attributes,
         head_attributes=structure.attributes,
         config_patch=draft.patch,
-        head_patch=heads if heads and config_says(shapes, heads | draft.patch, references) else {},
+        head_patch=head_patch,
         steps=tuple(steps),
         implementation=draft.implementation or None,
         notes=tuple(draft.notes),
         open_decisions=tuple(draft.open_decisions),
         calibration=calibration,
-        resolved={name: digest(tensor) for name, tensor in draft.tensors.items()},
+        resolved={name: hash_tensor(tensor) for name, tensor in draft.tensors.items()},
         tensors=draft.tensors,
         resolutions=dict(resolutions or {}),
         tokens=tokens,
@@ -152,20 +155,20 @@ def make_plan(
     )
 
 
-def _converted(
+def _convert_source(
     operation: Operation, model: PreTrainedModel, conversion: Conversion
 ) -> PreTrainedModel:
     try:
         return convert_model(model, **asdict(conversion))
     except ConversionError as error:
-        raise operation.unconvertible(error) from None
+        raise operation.explain_conversion_error(error) from None
 
 
 def check_order(operations: Sequence[Operation]) -> None:
-    """Refuse operations that stand where they cannot.
+    """Check that the operations are in a valid order.
 
     Raises:
-        ConfigError: with the order that would do.
+        ConfigError: they are not; the error names a valid order.
     """
     names = [operation.name for operation in operations]
     given = ", ".join(names)
@@ -183,14 +186,14 @@ def check_order(operations: Sequence[Operation]) -> None:
     if valid != names:
         moved = first[0] if first and names[0] != first[0] else last[0]
         why = (
-            "must come first: the other operations are planned on what it gives"
+            "must come first: the other operations are planned on its result"
             if moved in first
             else "must come last: it is performed after training"
         )
         raise ConfigError(f"attention.{moved}", why, given=given, valid=", ".join(valid))
 
 
-def _draft(
+def _draft_plan(
     model: PreTrainedModel,
     anatomy: Anatomy,
     operations: Sequence[Operation],
@@ -213,8 +216,8 @@ def _draft(
     return draft
 
 
-def _with_windows(sites: Sequence[Site], draft: Draft) -> tuple[Site, ...]:
-    """The sites with the windows that the patched config gives them."""
+def _set_windows(sites: Sequence[Site], draft: Draft) -> tuple[Site, ...]:
+    """Give the sites the windows that follow from the patched config."""
     if not draft.patch:
         return tuple(sites)
     found = find_sites(draft.references.get(draft.patch)).sites
@@ -222,7 +225,7 @@ def _with_windows(sites: Sequence[Site], draft: Draft) -> tuple[Site, ...]:
     return tuple(replace(site, window=windows.get(site.path, site.window)) for site in sites)
 
 
-def _outcomes(
+def _describe_outcomes(
     operations: Sequence[Operation],
     changes: Sequence[SiteChange],
     steps: Sequence[Step],
@@ -244,13 +247,13 @@ def _outcomes(
     )
 
 
-def _initializer_range(model: PreTrainedModel) -> float:
+def _get_initializer_range(model: PreTrainedModel) -> float:
     found = getattr(get_text_config(model.config), "initializer_range", None)
     return found or DEFAULT_INITIALIZER_RANGE
 
 
 def _refuse_standing_in(model: PreTrainedModel, anatomy: Anatomy) -> None:
-    """A module that stands for part of another's weight says how to get the weight back."""
+    """Refuse query projections without a weight of their own; some name a remedy."""
     for site in anatomy.sites:
         module = model.get_submodule(site.query.path)
         if not isinstance(module.weight, nn.Parameter):
@@ -275,7 +278,7 @@ def _refuse_quantized(model: PreTrainedModel) -> None:
 
 
 def _refuse_unreadable(anatomy: Anatomy) -> None:
-    """A model is operated on where all its attention is understood, never in part."""
+    """Refuse a model with attention that cannot be read, or without attention."""
     if anatomy.unreadable:
         block, read = anatomy.unreadable[0], len(anatomy.sites)
         share = f"{len(anatomy.unreadable)} of {read + len(anatomy.unreadable)}" if read else "none"
@@ -299,8 +302,8 @@ def _count_parameters(model: PreTrainedModel) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def _added(model: PreTrainedModel, changes: Sequence[SiteChange]) -> int:
-    """Parameters that edits add (or, below zero, take away), shared ones counted once."""
+def _count_added(model: PreTrainedModel, changes: Sequence[SiteChange]) -> int:
+    """Count the parameters that edits add (negative: remove); shared ones count once."""
     owner = {name: id(p) for name, p in model.named_parameters(remove_duplicate=False)}
     sizes: dict[int, list[int]] = {}  # of each parameter: before, after
     for change in changes:
@@ -311,8 +314,8 @@ def _added(model: PreTrainedModel, changes: Sequence[SiteChange]) -> int:
     return sum(after - before for before, after in sizes.values())
 
 
-def _removed(model: PreTrainedModel, draft: Draft) -> int:
-    """Parameters of attention that goes altogether; its output bias stays."""
+def _count_removed(model: PreTrainedModel, draft: Draft) -> int:
+    """Count the parameters of attention that is removed completely; its output bias stays."""
     count = 0
     for site in draft.sites:
         if site.path in draft.removed:

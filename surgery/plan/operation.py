@@ -1,4 +1,4 @@
-"""What an operation is: one class that says all there is to say about one change to attention."""
+"""What an operation is: one class that holds everything about one change to attention."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from surgery.plan.sizes import Sizes
 from surgery.transforms import Transform
 from surgery.transforms.edits import SiteChange
 
-# The step that plans add by themselves: eager attention that shares KV heads, where the
-# architecture's own cannot. It takes no arguments.
+# The step that `make_plan` adds: eager attention that shares KV heads, where the architecture's
+# own cannot. It takes no arguments.
 SHARE_KV = "share_kv"
 
-# (model, **arguments) → nothing. Works on the meta device too, and twice does no more than once.
+# (model, **arguments) → None. Works on the meta device too; a second call changes nothing more.
 StepFunction = Callable[..., None]
 
 
@@ -40,14 +40,14 @@ class Position(Enum):
 
 @dataclass(frozen=True)
 class Step:
-    """One thing that is done to a live model and is neither a tensor edit nor an attribute.
+    """A change to a live model that is neither a tensor edit nor an attribute.
 
     Attributes:
-        operation: the operation that asks for it.
+        operation: name of the operation that adds it.
         kind: a name in that operation's `steps`.
         arguments: its keyword arguments, plain JSON.
-        recorded: whether the result must be told of it when reloaded, since neither its tensors
-            nor the architecture's config say it.
+        recorded: whether it must be done again when the result is reloaded, since neither the
+            tensors nor the architecture's config hold it.
     """
 
     operation: str
@@ -58,11 +58,11 @@ class Step:
 
 @dataclass(frozen=True)
 class Conversion:
-    """A move to another architecture, exact or with other positions, before anything else.
+    """A conversion to another architecture, exact or with other positions, before all else.
 
     Attributes:
         into: model type of the architecture.
-        positions: what stands in for learned positions: ``{"theta": base}`` or
+        positions: what replaces learned positions: ``{"theta": base}`` or
             ``{"nope": True}``; ``None`` where the model has none.
     """
 
@@ -72,13 +72,13 @@ class Conversion:
 
 @dataclass(frozen=True)
 class PlanContext:
-    """What an operation may know beyond the model.
+    """What an operation may use besides the model.
 
     Attributes:
         seed: the run's seed, for operations that draw.
         initializer_range: standard deviation with which the architecture initialises matrices.
         device: where the model will run (``cpu``, ``cuda:0``, …), for operations that choose code.
-        native: whether the architecture's own config must be able to say the result.
+        native: whether the architecture's own config must be able to describe the result.
     """
 
     seed: int
@@ -89,12 +89,12 @@ class PlanContext:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an operation came to in a plan.
+    """What an operation does in a plan.
 
     Attributes:
         tensors: how many tensor edits.
         config: dotted config keys that it set, with their values.
-        attributes: how many attributes of modules it set where no config key says them.
+        attributes: how many attributes of modules it set that follow from no config key.
         steps: kinds of its steps, in order.
         into: the architecture it converted the model to; ``None`` for none.
     """
@@ -111,10 +111,10 @@ class Alternative:
     """Another way to do the same, for the comparison that `calibration.compare` asks for.
 
     Attributes:
-        operation: the same change, decided better.
+        operation: the same change with better decisions.
         name: what to call it, short: ``merge=optimal``.
         advice: how to ask for it.
-        figures: what it is, for `summary.json`.
+        figures: its settings, for `summary.json`.
     """
 
     operation: Operation
@@ -126,27 +126,27 @@ class Alternative:
 class TrainingDecision(Protocol):
     """What decides an operation while a model trains; made by `Operation.follow_training`.
 
-    `trainer` is Lightning's. The decision depends on the steps done alone, so a resumed training
-    goes on as if it had never stopped.
+    `trainer` is Lightning's. The decision depends only on the steps done, so a resumed training
+    continues as if it had never stopped.
     """
 
     def attach(self, model: PreTrainedModel) -> None:
-        """Act on this model; twice does no more than once."""
+        """Start to act on this model; a second call changes nothing more."""
 
     def detach(self) -> None:
-        """Leave the model as it is."""
+        """Stop acting on the model, and leave it as it is."""
 
     def follow(self, trainer: Any) -> None:
-        """Bring the model to where it is at the trainer's step. Raises: ConfigError."""
+        """Bring the model to its state at the trainer's step. Raises: ConfigError."""
 
     def finish(self, trainer: Any) -> Any:
-        """Detach, once all is decided; returns the decision. Raises: SurgeryError, too early."""
+        """Detach and return the decision. Raises: SurgeryError, if it is not made yet."""
 
-    def metrics(self) -> Mapping[str, float]:
-        """What to log beside the loss."""
+    def get_metrics(self) -> Mapping[str, float]:
+        """Get what to log beside the loss."""
 
     def to_json(self) -> Mapping[str, Any]:
-        """What was decided and when, for a summary."""
+        """What was decided and when, as JSON for a summary."""
 
     def state_dict(self) -> dict[str, Any]:
         """Plain data, for checkpoints."""
@@ -158,15 +158,15 @@ class TrainingDecision(Protocol):
 class Operation(ABC):
     """A declared change. Subclasses are dataclasses whose fields are the config keys.
 
-    `name` and `plan` are all that one needs; everything else has a default that fits most.
+    Only `name` and `plan` are required; everything else has a default that fits most operations.
 
     Attributes:
         name: the config key below `attention`, and the name of the YAML.
         position: where it may stand among the others.
-        steps: kind → what is done to a live model besides tensors, attributes and config.
+        steps: kind → function that changes a live model beyond tensors, attributes and config.
         transforms: name → its own arithmetic on tensors, and the equivalent in the old shapes; see
-            `surgery.transforms.register_transform`. Most need none besides what is there.
-        runs_only: whether it changes how a model runs, and nothing that it computes.
+            `surgery.transforms.register_transform`. Most operations need none of their own.
+        runs_only: whether it changes how a model runs, but not what it computes.
         transient: whether its steps are undone before the model is saved (see `undo_`).
     """
 
@@ -180,7 +180,7 @@ class Operation(ABC):
     # --- planning -----------------------------------------------------------------------------
 
     def check_options(self) -> None:
-        """Refuse options that contradict each other, whatever the model; ranges are checked before.
+        """Check options that depend on each other, without a model; ranges are checked before.
 
         Raises:
             ConfigError: naming the option.
@@ -188,36 +188,36 @@ class Operation(ABC):
 
     @abstractmethod
     def plan(self, draft: Draft) -> None:
-        """Add to `draft` what it does to the model as the operations before it left it.
+        """Add to `draft` what the operation does to the model that earlier operations give.
 
         Raises:
             ConfigError: it cannot be done to this model.
         """
 
-    def conversion(self, model: PreTrainedModel) -> Conversion | None:
-        """The architecture that the model moves to before this operation is planned.
+    def choose_conversion(self, model: PreTrainedModel) -> Conversion | None:
+        """Choose the architecture to which the model is converted before this operation is planned.
 
-        Asked of the first operation alone; ``None``: it stays where it is.
+        Called only on the first operation; ``None``: no conversion.
         """
         return None
 
-    def unconvertible(self, error: ConversionError) -> ConfigError:
-        """The refusal of a model that cannot move to that architecture."""
+    def explain_conversion_error(self, error: ConversionError) -> ConfigError:
+        """Make the error for a model that cannot be converted to that architecture."""
         return ConfigError(
             f"attention.{self.name}", error.problem, given=error.given, valid=error.valid
         )
 
     def adjust_sizes(self, sizes: Sizes, tokens: int) -> Sizes:
-        """What it changes of the sizes that follow from heads and windows; `tokens` cached."""
+        """Adjust the sizes that follow from heads and windows, at `tokens` tokens."""
         return sizes
 
     # --- a live model -------------------------------------------------------------------------
 
     @classmethod
     def verify(cls, model: PreTrainedModel, plan: Any, probe: Mapping[str, Any] | None) -> None:
-        """Check on the model, before anything is changed, that the plan will do what it says.
+        """Check the plan on the model before anything is changed.
 
-        Changed heads are checked by the equivalence check anyway.
+        The equivalence check covers changed heads already.
 
         Args:
             model: converted, where the plan converts it; not changed when this returns.
@@ -225,16 +225,16 @@ class Operation(ABC):
             probe: arguments for forward passes, for models that need more than token ids.
 
         Raises:
-            PlanError: it will not.
+            PlanError: the result would not be what the plan says.
         """
 
     @classmethod
     def undo_(cls, model: PreTrainedModel) -> None:
-        """Undo transient steps, in place, to the bit."""
+        """Undo transient steps in place, exactly."""
 
     @classmethod
-    def joined_tensors(cls, step: Step) -> Sequence[Sequence[str]]:
-        """Groups of tensors, by name, that one of its steps makes one tensor of."""
+    def list_joined_tensors(cls, step: Step) -> Sequence[Sequence[str]]:
+        """List the groups of tensors, by name, that one of its steps joins into one tensor."""
         return []
 
     # --- data and training --------------------------------------------------------------------
@@ -246,22 +246,22 @@ class Operation(ABC):
 
     @property
     def scored_by(self) -> str | None:
-        """The estimator that scores heads for it; ``None`` where none does."""
+        """The estimator that scores heads for it; ``None`` if it needs no scores."""
         return None
 
     def choose_by(self, sites: Sequence[Site], scores: Any) -> dict[int, list[int]] | None:
-        """The heads that it would remove by scores, layer → query heads; ``None``: it chooses none.
+        """Choose by scores the heads to remove, layer → query heads; ``None``: it removes none.
 
         Args:
             scores: a `surgery.importance.score_file.HeadScores` of these sites.
 
         Raises:
-            ConfigError: as many cannot go.
+            ConfigError: that many heads cannot be removed.
         """
         return None
 
     def calibrate(self, case: Any) -> tuple[Operation, Resolution]:
-        """Make the decisions that need data; may come back with fewer of them open.
+        """Make the decisions that need data; the operation returned may have fewer open decisions.
 
         Args:
             case: a `surgery.calibration.case.Case`.
@@ -271,24 +271,24 @@ class Operation(ABC):
         """
         raise NotImplementedError
 
-    def uncalibratable(self, path: str, why: str) -> ConfigError:
-        """The refusal of a site that calibration cannot decide on."""
+    def explain_calibration_error(self, path: str, why: str) -> ConfigError:
+        """Make the error for a site that cannot be calibrated."""
         return ConfigError(f"attention.{self.name}", f"{path} cannot be calibrated: {why}")
 
-    def alternative(self) -> Alternative | None:
-        """A better way to do the same, where there is one to compare with."""
+    def find_alternative(self) -> Alternative | None:
+        """Find a better way to do the same, to compare with; ``None`` if there is none."""
         return None
 
     @property
     def deferred(self) -> bool:
-        """Whether training decides on it; it comes last then, and is performed after training."""
+        """Whether training decides on it; then it comes last, and is performed after training."""
         return False
 
     def check_run(self, run: Any) -> None:
-        """Refuse a run (`surgery.config.schema.RunConfig`) that cannot do it.
+        """Check that a run (`surgery.config.schema.RunConfig`) can do it.
 
         Raises:
-            ConfigError: naming the key that stands in the way.
+            ConfigError: it cannot; the error names the key.
         """
 
     def follow_training(
@@ -298,36 +298,38 @@ class Operation(ABC):
         task: Any,
         scorer: Any = None,
     ) -> TrainingDecision:
-        """What decides a deferred operation while a model trains.
+        """Make what decides a deferred operation while a model trains.
 
         Args:
             sites: of the model that is trained.
             options: plain data: ``importance`` (`importance.*`), ``seed``, and ``native``.
             task: a `surgery.config.schema.Task`.
-            scorer: who scores heads; ``None``: measured on training windows.
+            scorer: scores heads; ``None``: they are scored on training windows.
         """
         raise NotImplementedError
 
-    def decided(self, decision: Any) -> Operation:
-        """The same with what training decided, and nothing left open."""
+    def adopt_decision(self, decision: Any) -> Operation:
+        """Return the operation with what training decided, and nothing left open."""
         raise NotImplementedError
 
-    def decided_on(self, sites: Sequence[Site], model: PreTrainedModel, decision: Any) -> Operation:
-        """The same for the model that was trained, whose sites may be numbered otherwise.
+    def adopt_decision_on(
+        self, sites: Sequence[Site], model: PreTrainedModel, decision: Any
+    ) -> Operation:
+        """Do the same for the trained model, whose sites may have other numbers.
 
         Args:
-            sites: of the model, by the numbers that the decision goes by.
+            sites: of the model, with the numbers that the decision uses.
         """
-        return self.decided(decision)
+        return self.adopt_decision(decision)
 
     # --- for people ---------------------------------------------------------------------------
 
     def describe(self, outcome: Outcome) -> str:
-        """What it came to, in a few words, for the plan table and the model card."""
+        """Describe what it does to this model in a few words, for the plan table and model card."""
         parts = [f"into {outcome.into}"] if outcome.into else []
-        parts += [_several(outcome.tensors, "tensor")] if outcome.tensors else []
-        parts += [f"config {key}={_short(value)}" for key, value in outcome.config.items()]
-        parts += [_several(outcome.attributes, "attribute")] if outcome.attributes else []
+        parts += [_format_count(outcome.tensors, "tensor")] if outcome.tensors else []
+        parts += [f"config {key}={_shorten(value)}" for key, value in outcome.config.items()]
+        parts += [_format_count(outcome.attributes, "attribute")] if outcome.attributes else []
         parts += list(dict.fromkeys(outcome.steps))
         return ", ".join(parts) or "changes nothing"
 
@@ -336,27 +338,27 @@ class Operation(ABC):
         plain = {k: v.value if isinstance(v, Enum) else v for k, v in spec.items()}
         return {"operation": self.name, **plain}
 
-    def key(self, field: str) -> str:
-        """The config key of a field, for messages."""
+    def get_key(self, field: str) -> str:
+        """Get the config key of a field, for messages."""
         return f"attention.{self.name}.{field}"
 
 
-def _several(number: int, what: str) -> str:
+def _format_count(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
-def _short(value: Any, limit: int = 40) -> str:
+def _shorten(value: Any, limit: int = 40) -> str:
     text = str(value)
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
 @dataclass
 class Draft:
-    """A plan in the making, as the operations so far left it.
+    """An unfinished plan: what the operations so far have added.
 
     Attributes:
         sites: the model's sites.
-        config: a copy of the model's config, with every patch so far applied; for reading.
+        config: a copy of the model's config, with every patch so far applied; read-only.
         model: the model before the changes, for reading its class, modules and dtype; it may live
             on the meta device.
         references: of that model.
@@ -366,14 +368,14 @@ class Draft:
         attributes_by: operation number → path and name of the attributes that it set.
         steps: in order; performed after all tensor edits.
         notes: sentences a person should read with the plan.
-        removed: paths of sites whose attention goes altogether.
+        removed: paths of sites whose attention is removed completely.
         implementation: the attention implementation that the result runs with.
-        layers: site path → column → what the plan does there, for tables.
+        layers: site path → column → text, for tables.
         number: of the operation that is planned, from 0.
         name: of that operation.
         resolution: what calibration decided for that operation; ``None`` before it has.
-        open_decisions: sentences about what only calibration can decide.
-        tensors: what calibration made, by the names that edits use.
+        open_decisions: sentences about what calibration has to decide.
+        tensors: made by calibration, by the names that edits use.
     """
 
     sites: list[Site]
@@ -397,23 +399,23 @@ class Draft:
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
     _own: Attributes = field(default_factory=dict)
 
-    def change(self, changes: Sequence[SiteChange]) -> None:
-        """Add what happens to the tensors of some sites."""
+    def add_changes(self, changes: Sequence[SiteChange]) -> None:
+        """Add changes to the tensors of some sites."""
         for change in changes:
             self.sites[change.before.layer] = change.after
         self.changes += changes
 
     def set_config(self, key: str, value: Any) -> None:
-        """Say that the result's config holds `value` under the dotted `key`.
+        """Set a dotted config key of the result.
 
-        The live model follows by itself: see `attributes`.
+        What follows from it on the live model is found automatically: see `find_attributes`.
         """
         self.patch[key] = value
         self.set_by.setdefault(self.number, {})[key] = value
         apply_patch(self.config, {key: value})
 
     def set_attribute(self, path: str, name: str, value: Any) -> None:
-        """Say that a module of the result holds `value`, where no config key says it."""
+        """Set an attribute of a module of the result, where no config key sets it."""
         self._own.setdefault(path, {})[name] = value
         self.attributes_by.setdefault(self.number, set()).add((path, name))
 
@@ -421,14 +423,14 @@ class Draft:
         """Add a step of the operation that is planned."""
         self.steps.append(Step(self.name, kind, arguments, recorded))
 
-    def tell(self, path: str, column: str, text: str) -> None:
-        """Say for tables what happens at a site; what was said in that column before is gone."""
+    def set_cell(self, path: str, column: str, text: str) -> None:
+        """Set the text that tables show for a site in a column, in place of an earlier one."""
         self.layers.setdefault(path, {})[column] = text
 
-    def attributes(self) -> Attributes:
-        """Module path → attribute → value, where the result differs from the model as it is.
+    def find_attributes(self) -> Attributes:
+        """Find where the result differs from the model: module path → attribute → value.
 
-        What the patched config decides when a model is built, and what `set_attribute` said.
+        These are the attributes that follow from the patched config, and those of `set_attribute`.
 
         Raises:
             ConfigError: the architecture does not accept the patched config.
@@ -440,9 +442,9 @@ class Draft:
             found.setdefault(path, {}).update(values)
         return found
 
-    def value(self, path: str, name: str) -> Any:
-        """What an attribute of a module holds in the result so far; ``None`` where it has none."""
-        planned = self.attributes().get(path, {})
+    def get_value(self, path: str, name: str) -> Any:
+        """Get an attribute of a module in the result so far; ``None`` if it does not have it."""
+        planned = self.find_attributes().get(path, {})
         if name in planned:
             return planned[name]
         module: nn.Module = self.model.get_submodule(path)

@@ -1,4 +1,4 @@
-"""The plan itself: everything an executor needs, as plain data."""
+"""The plan: everything that `apply_` needs, as plain data."""
 
 from __future__ import annotations
 
@@ -43,31 +43,31 @@ class Plan:
     Attributes:
         model: name, class and type of the source.
         operations: the specs, as JSON.
-        outcomes: per operation, what it came to, in words.
+        outcomes: per operation, what it does to this model, in words.
         conversion: arguments of `surgery.models.convert.convert_model`, where the model changes
             architecture before anything else.
         changes: per operation and site, in order.
         source, before, after: the sites of the source, of the converted source (the same where
             nothing is converted), and of the result.
-        left_alone: attention that no operation is about, and why.
+        left_alone: attention that no operation can change, and why.
         layers: site path → column → what happens there, in words, for tables.
-        attributes: module path → attribute → value, for what operations set by config keys or by
-            themselves.
+        attributes: module path → attribute → value, set by operations, by config keys or
+            directly.
         head_attributes: the same for what follows from changed head counts: what the
             architecture's own code would have set on the changed sites besides their tensors.
         config_patch: dotted config keys that operations set, and their new values.
-        head_patch: those that follow from changed head counts.
-        steps: what is done to the live model besides, in order.
+        head_patch: the keys that follow from changed head counts.
+        steps: what else is done to the live model, in order.
         implementation: the attention implementation that operations chose; ``None`` where none
             did.
         notes: sentences to read with the plan.
-        open_decisions: what the plan only assumes until calibration decides it.
+        open_decisions: what calibration still has to decide.
         calibration: what calibration saw and chose, as JSON; ``None`` where nothing was calibrated.
         resolved: names of the tensors that calibration made, each with its SHA-256.
         sizes_before, sizes_after: predicted, at `tokens` tokens and `kv_bytes` bytes per value.
         export: how the result can be saved.
         tensors: the calibrated tensors themselves. JSON holds their digests alone.
-        resolutions: what it was made with, by the operation's place; not in JSON.
+        resolutions: what calibration decided, by the operation's place; not in JSON.
     """
 
     model: Mapping[str, str]
@@ -100,19 +100,19 @@ class Plan:
 
     @property
     def changes_anything(self) -> bool:
-        """Whether performing it leaves another model than before."""
+        """Whether performing the plan changes the model."""
         return bool(
             self.changes or self.steps or self.conversion or self.config_patch or self.attributes
         )
 
     @property
     def shares_kv(self) -> bool:
-        """Whether eager attention has to be told to share KV heads."""
+        """Whether the result needs eager attention with shared KV heads."""
         return any(step.kind == SHARE_KV for step in self.steps)
 
     @property
     def removed(self) -> tuple[Site, ...]:
-        """Sites whose attention goes altogether."""
+        """Sites whose attention is removed completely."""
         left = {site.path for site in self.after}
         return tuple(site for site in self.before if site.path not in left)
 
@@ -127,20 +127,20 @@ class Plan:
 
     @property
     def is_resolved(self) -> bool:
-        """Whether it is closed: no decision is left to calibration or training."""
+        """Whether no decision is left to calibration or training."""
         return set(self.wanted) <= set(self.resolved) and not self.open_decisions
 
-    def inputs(self, edit: TensorEdit) -> list[torch.Tensor]:
-        """The calibrated tensors that an edit takes besides its sources.
+    def get_inputs(self, edit: TensorEdit) -> list[torch.Tensor]:
+        """Get the calibrated tensors that an edit needs in addition to its sources.
 
         Raises:
-            PlanError: they were not made yet, or not read with the plan.
+            PlanError: they are not made yet, or were not loaded with the plan.
         """
         found = []
         for spec in edit.resolved:
             tensor = self.tensors.get(spec.name)
             if tensor is None:
-                state = "was read without" if spec.name in self.resolved else "waits for"
+                state = "was loaded without" if spec.name in self.resolved else "still needs"
                 raise PlanError(
                     f"{edit.results[0].name}: the plan {state} its calibrated tensors "
                     "(surgery.make_calibrated_plan makes them, surgery.load_plan reads them)"
@@ -148,8 +148,8 @@ class Plan:
             found.append(tensor)
         return found
 
-    def hollow(self) -> Plan:
-        """The same with zeros for calibrated tensors: for structure alone, weights to follow."""
+    def fill_zeros(self) -> Plan:
+        """Make the same plan with zeros for calibrated tensors, where weights are loaded later."""
         zeros = {name: torch.zeros(shape) for name, shape in self.wanted.items()}
         return replace(self, tensors=zeros)
 
@@ -165,9 +165,9 @@ class Plan:
             "before": [site.to_json() for site in self.before],
             "after": [site.to_json() for site in self.after],
             "left_alone": [asdict(block) for block in self.left_alone],
-            "layers": _plain(self.layers),
-            "attributes": _plain(self.attributes),
-            "head_attributes": _plain(self.head_attributes),
+            "layers": _copy_nested(self.layers),
+            "attributes": _copy_nested(self.attributes),
+            "head_attributes": _copy_nested(self.head_attributes),
             "config_patch": dict(self.config_patch),
             "head_patch": dict(self.head_patch),
             "steps": [asdict(step) for step in self.steps],
@@ -191,17 +191,17 @@ class Plan:
 
         Args:
             tensors: the calibrated tensors, where there are any; without them the plan can be
-                read and made `hollow`, not performed.
+                read and filled with `fill_zeros`, but not performed.
 
         Raises:
-            PlanError: another format, or no plan at all.
+            PlanError: the data is of another format, or is not a complete plan.
         """
         if data.get("format") != FORMAT:
             raise PlanError(f"a plan of format {data.get('format')}; this version reads {FORMAT}")
         try:
             return cls._read(data, dict(tensors or {}))
         except (KeyError, TypeError, AttributeError) as error:
-            raise PlanError(f"not a whole plan: {type(error).__name__} {error}") from None
+            raise PlanError(f"not a complete plan: {type(error).__name__} {error}") from None
 
     @classmethod
     def _read(cls, data: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Plan:
@@ -216,9 +216,9 @@ class Plan:
             before=tuple(Site.from_json(site) for site in data["before"]),
             after=tuple(Site.from_json(site) for site in data["after"]),
             left_alone=tuple(Block(**block) for block in data["left_alone"]),
-            layers=_plain(data["layers"]),
-            attributes=_plain(data["attributes"]),
-            head_attributes=_plain(data["head_attributes"]),
+            layers=_copy_nested(data["layers"]),
+            attributes=_copy_nested(data["attributes"]),
+            head_attributes=_copy_nested(data["head_attributes"]),
             config_patch=dict(data["config_patch"]),
             head_patch=dict(data["head_patch"]),
             steps=tuple(Step(**step) for step in data["steps"]),
@@ -236,5 +236,5 @@ class Plan:
         )
 
 
-def _plain(nested: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+def _copy_nested(nested: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     return {name: dict(values) for name, values in nested.items()}

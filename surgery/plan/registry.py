@@ -1,7 +1,7 @@
-"""The operations there are: found, not listed.
+"""Find the operations; no list of them is kept.
 
-Every module of `surgery.operations` that defines an `Operation` brings one; other packages bring
-theirs by the entry point group `surgery.operations`. Nothing is imported before the first question.
+Every module of `surgery.operations` that defines an `Operation` adds one; other packages add theirs
+with the entry point group `surgery.operations`. They are imported on the first call.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from transformers import PreTrainedModel
 
-from surgery.config.options import check_ranges, valid_of
+from surgery.config.options import check_ranges, get_valid
 from surgery.errors import ConfigError, PlanError
 from surgery.models.share_kv import use_shared_kv
 from surgery.plan.operation import SHARE_KV, Operation, StepFunction
@@ -29,23 +29,23 @@ from surgery.transforms import register_transform
 GROUP = "surgery.operations"
 
 
-def operations() -> dict[str, type[Operation]]:
-    """Name → class, by name.
+def find_operations() -> dict[str, type[Operation]]:
+    """Find all operations: name → class, sorted by name.
 
     Raises:
-        PlanError: two have one name, or another package's cannot be imported.
+        PlanError: two have the same name, or one of another package cannot be imported.
     """
-    return dict(_found())
+    return dict(_load_operations())
 
 
 @cache
-def _found() -> dict[str, type[Operation]]:
+def _load_operations() -> dict[str, type[Operation]]:
     for module in pkgutil.iter_modules(import_module(GROUP).__path__, f"{GROUP}."):
         import_module(module.name)
     for entry in entry_points(group=GROUP):
-        _load(entry)
+        _load_entry(entry)
     found: dict[str, type[Operation]] = {}
-    for kind in _subclasses(Operation):  # type: ignore[type-abstract]
+    for kind in _walk_subclasses(Operation):  # type: ignore[type-abstract]
         if not hasattr(kind, "name"):
             continue
         if kind.name in found and found[kind.name] is not kind:
@@ -59,7 +59,7 @@ def _found() -> dict[str, type[Operation]]:
     return dict(sorted(found.items()))
 
 
-def _load(entry: EntryPoint) -> None:
+def _load_entry(entry: EntryPoint) -> None:
     try:
         entry.load()
     except Exception as error:
@@ -70,35 +70,40 @@ def _load(entry: EntryPoint) -> None:
         ) from error
 
 
-def _subclasses(kind: type[Operation]) -> Iterator[type[Operation]]:
+def _walk_subclasses(kind: type[Operation]) -> Iterator[type[Operation]]:
     for one in kind.__subclasses__():
         yield one
-        yield from _subclasses(one)
+        yield from _walk_subclasses(one)
 
 
-def operation_class(name: str) -> type[Operation]:
-    """Raises: PlanError, where this environment has no operation of this name."""
-    if name not in _found():
+def get_operation(name: str) -> type[Operation]:
+    """Get the class of an operation.
+
+    Raises:
+        PlanError: no operation of this name is installed.
+    """
+    if name not in _load_operations():
         raise PlanError(
-            f"the plan asks for the operation {name!r}, which this environment has not: "
-            f"{', '.join(_found())}"
+            f"the plan needs the operation {name!r}, which is not installed here; installed are "
+            f"{', '.join(_load_operations())}"
         )
-    return _found()[name]
+    return _load_operations()[name]
 
 
-def operation_names() -> list[str]:
-    return list(_found())
+def list_operations() -> list[str]:
+    return list(_load_operations())
 
 
-def operation_fields(name: str) -> list[str]:
-    """The options of an operation; none for one that does not exist."""
-    return [field.name for field in fields(_found()[name])] if name in _found() else []
+def list_options(name: str) -> list[str]:
+    """List the options of an operation; empty if there is no such operation."""
+    kind = _load_operations().get(name)
+    return [] if kind is None else [field.name for field in fields(kind)]
 
 
 @cache
-def _steps() -> dict[str, StepFunction]:
+def _find_steps() -> dict[str, StepFunction]:
     found: dict[str, StepFunction] = {SHARE_KV: _share_kv}
-    for operation in _found().values():
+    for operation in _load_operations().values():
         for kind, function in operation.steps.items():
             if kind in found and found[kind] is not function:
                 raise PlanError(f"two operations have a step {kind!r}")
@@ -111,36 +116,36 @@ def _share_kv(model: PreTrainedModel) -> None:
 
 
 def is_step(kind: str) -> bool:
-    return kind in _steps()
+    return kind in _find_steps()
 
 
 def run_step(kind: str, model: PreTrainedModel, arguments: Mapping[str, Any]) -> None:
-    """Look a step up by name and do it.
+    """Run the step of this kind.
 
     Raises:
         KeyError: there is no such step.
     """
-    _steps()[kind](model, **arguments)
+    _find_steps()[kind](model, **arguments)
 
 
 def restore_saved_form_(model: PreTrainedModel) -> None:
-    """Undo what operations did for the run alone, in place: what is left is what is saved."""
-    for operation in _found().values():
+    """Undo in place what operations did only for the run, before the model is saved."""
+    for operation in _load_operations().values():
         operation.undo_(model)
 
 
 def parse_operations(attention: Mapping[str, Any]) -> list[Operation]:
-    """Typed specs from `attention.*`, in the order in which they stand there.
+    """Parse `attention.*` into operations, in the same order.
 
     Raises:
         ConfigError: an unknown operation, an unknown option, a value of the wrong type or out of
-            its range, or options that cannot be together.
+            its range, or options that contradict each other.
     """
     return [_parse(name, options) for name, options in attention.items()]
 
 
 def parse_specs(specs: Any) -> list[Operation]:
-    """The operations of a plan's own JSON."""
+    """Parse the operations in a plan's JSON."""
     named = [(str(spec["operation"]), dict(spec)) for spec in specs]
     for _, spec in named:
         del spec["operation"]
@@ -148,11 +153,11 @@ def parse_specs(specs: Any) -> list[Operation]:
 
 
 def _parse(name: str, options: Any) -> Operation:
-    if name not in _found():
-        raise ConfigError(f"attention.{name}", "unknown operation", valid=operation_names())
+    if name not in _load_operations():
+        raise ConfigError(f"attention.{name}", "unknown operation", valid=list_operations())
     if not isinstance(options, Mapping):
         raise ConfigError(f"attention.{name}", "needs its options as keys", given=options)
-    spec = _found()[name]
+    spec = _load_operations()[name]
     known = [field.name for field in fields(spec)]
     for option in options:
         if option not in known:
@@ -169,7 +174,7 @@ def _parse(name: str, options: Any) -> Operation:
             f"attention.{name}.{option}",
             "a value is required here" if missing else problem,
             given=None if missing else repr(options.get(option)),
-            valid=_values(spec, option),
+            valid=_describe_values(spec, option),
         ) from None
     assert isinstance(parsed, Operation)
     _check_finite(parsed, options)
@@ -179,24 +184,24 @@ def _parse(name: str, options: Any) -> Operation:
 
 
 def _check_finite(spec: Operation, options: Mapping[str, Any]) -> None:
-    """No plan or config file can hold infinity; nothing here has a use for it."""
+    """Check that no option is infinite: no plan or config file can hold infinity."""
     for field in fields(spec):
         value = getattr(spec, field.name)
         numbers = value if isinstance(value, (list, tuple)) else [value]
         if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
             raise ConfigError(
-                spec.key(field.name),
+                spec.get_key(field.name),
                 "must be finite",
                 given=options[field.name],
-                valid=_values(type(spec), field.name),
+                valid=_describe_values(type(spec), field.name),
             )
 
 
-def _values(spec: type[Operation], option: str) -> str | list[str]:
-    """What an option accepts: as its field says, the members of an enum, or its declared type."""
-    said = next((valid_of(field) for field in fields(spec) if field.name == option), None)
-    if said is not None:
-        return said
+def _describe_values(spec: type[Operation], option: str) -> str | list[str]:
+    """Describe what an option accepts: its field's words, the members of an enum, or a type."""
+    valid = next((get_valid(field) for field in fields(spec) if field.name == option), None)
+    if valid is not None:
+        return valid
     kind = get_type_hints(spec).get(option)
     if isinstance(kind, type) and issubclass(kind, Enum):
         return [member.name for member in kind]

@@ -1,4 +1,4 @@
-"""A plan for people."""
+"""Show a plan as a table."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from surgery.plan.plan import Plan
 from surgery.units import format_bytes, format_count, format_ratio
 
 
-def plan_table(plan: Plan) -> Table:
-    """Before and after, side by side, and how the result can be saved."""
+def build_plan_table(plan: Plan) -> Table:
+    """Build a table: before and after side by side, and how the result can be saved."""
     model = plan.model
     table = Table(title=f"Plan for {model['name']} ({model['class']})", title_justify="left")
     for column in ("", "before", "after", "ratio"):
@@ -22,9 +22,10 @@ def plan_table(plan: Plan) -> Table:
     if plan.conversion is not None:
         table.add_row("architecture", str(model["model_type"]), str(plan.conversion["into"]), "")
     for name, attribute in (("query heads", "q_heads"), ("KV heads", "kv_heads")):
-        table.add_row(name, by_layer(plan.source, attribute), by_layer(plan.after, attribute), "")
+        heads = format_by_layer(plan.source, attribute), format_by_layer(plan.after, attribute)
+        table.add_row(name, *heads, "")
     if any(site.window is not None for site in (*plan.source, *plan.after)):
-        windows = by_layer(plan.source, "window"), by_layer(plan.after, "window")
+        windows = format_by_layer(plan.source, "window"), format_by_layer(plan.after, "window")
         table.add_row("window, tokens", *windows, "")
     table.add_row(
         "parameters",
@@ -62,7 +63,7 @@ def plan_table(plan: Plan) -> Table:
     return table
 
 
-def by_layer(sites: Sequence[Site], attribute: str) -> str:
+def format_by_layer(sites: Sequence[Site], attribute: str) -> str:
     """``8`` where all layers agree, else runs of layers: ``8 (0-1), 2 (2-3)``; ``all`` for none."""
     values = [getattr(site, attribute) for site in sites]
     counts = ["all" if value is None else value for value in values]

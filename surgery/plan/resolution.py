@@ -1,4 +1,4 @@
-"""What calibration decides for an operation, in the plan's own words."""
+"""What calibration decides for an operation."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ __all__ = ["Parts", "Resolution", "SiteResolution"]
 
 @dataclass(frozen=True)
 class SiteResolution:
-    """For one site.
+    """What calibration decides for one site.
 
     Attributes:
         query, kv: per result head, the source heads that become it.
         tensors: role → tensor; see `surgery.transforms.head_edits.Rewrite`.
-        figures: what it was decided on, as JSON.
+        figures: the numbers behind the decision, as JSON.
     """
 
     query: Parts

@@ -1,4 +1,4 @@
-"""What attention costs, counted from sites alone."""
+"""Count what attention costs, from its sites."""
 
 from __future__ import annotations
 
@@ -31,19 +31,21 @@ class Sizes:
 
 
 def count_sizes(parameters: int, sites: Iterable[Site], tokens: int, bytes_per_value: int) -> Sizes:
-    """Sizes of a model with these sites, at `tokens` tokens."""
+    """Count the sizes of a model with these sites, at `tokens` tokens."""
     sites = list(sites)
-    cache = kv_bytes(sites, tokens, bytes_per_value)
-    return Sizes(parameters, cache, per_token(cache, tokens), attention_flops(sites, tokens))
+    cache = count_kv_bytes(sites, tokens, bytes_per_value)
+    return Sizes(
+        parameters, cache, divide_by_tokens(cache, tokens), count_attention_flops(sites, tokens)
+    )
 
 
-def kv_bytes(sites: Iterable[Site], tokens: int, bytes_per_value: int) -> int:
+def count_kv_bytes(sites: Iterable[Site], tokens: int, bytes_per_value: int) -> int:
     """Σ over cached sites of cached tokens · kv_heads · (head_dim + value_dim) · bytes.
 
-    A site with a window of W keeps W - 1 tokens at most: the query's own comes with it.
+    A site with a window of W keeps at most W - 1 tokens: the query's own is added to them.
     """
     return sum(
-        cached_tokens(site, tokens)
+        count_cached_tokens(site, tokens)
         * site.kv_heads
         * (site.head_dim + site.value_dim)
         * bytes_per_value
@@ -52,32 +54,32 @@ def kv_bytes(sites: Iterable[Site], tokens: int, bytes_per_value: int) -> int:
     )
 
 
-def cached_tokens(site: Site, tokens: int) -> int:
-    """How many of `tokens` tokens a site's cache holds."""
+def count_cached_tokens(site: Site, tokens: int) -> int:
+    """Count how many of `tokens` tokens a site's cache holds."""
     return tokens if site.window is None else min(tokens, site.window - 1)
 
 
-def per_token(cache_bytes: int, tokens: int) -> float:
-    """A whole number where it is one."""
+def divide_by_tokens(cache_bytes: int, tokens: int) -> float:
+    """Divide; an integer if the result is whole."""
     whole, rest = divmod(cache_bytes, tokens)
     return cache_bytes / tokens if rest else whole
 
 
-def attention_flops(sites: Iterable[Site], tokens: int) -> int:
+def count_attention_flops(sites: Iterable[Site], tokens: int) -> int:
     """Scores and weighted sum 4·P·Hq·d over P query-key pairs, and projections 2·N·D·d·(2Hq+2Hkv).
 
     P is N², half of it where attention is causal; with a window, no query has more than W keys.
     """
     total = 0
     for site in sites:
-        scores = 4 * _pairs(site, tokens) * site.q_heads * site.head_dim
+        scores = 4 * _count_pairs(site, tokens) * site.q_heads * site.head_dim
         total += scores // 2 if site.cached else scores
         heads = 2 * site.q_heads + 2 * site.kv_heads
         total += 2 * tokens * site.hidden_size * site.head_dim * heads
     return total
 
 
-def _pairs(site: Site, tokens: int) -> int:
-    """Twice the pairs of causal attention, so that N² stands for N tokens without a window."""
+def _count_pairs(site: Site, tokens: int) -> int:
+    """Count twice the pairs of causal attention: N² for N tokens without a window."""
     outside = 0 if site.window is None else max(0, tokens - site.window)
     return tokens * tokens - outside * outside

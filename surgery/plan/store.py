@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from surgery.errors import PlanError
 from surgery.files import write_json
-from surgery.plan.digest import digest
+from surgery.plan.digest import hash_tensor
 from surgery.plan.plan import Plan
 
 PLAN = "plan.json"
@@ -20,7 +20,7 @@ TENSORS = "plan.safetensors"
 def save_plan(plan: Plan, folder: Path) -> None:
     """Write `plan.json` into `folder`, and `plan.safetensors` where the plan holds tensors.
 
-    The tensors are in place before the JSON that speaks of them.
+    The tensors are written before the JSON that names them.
     """
     if plan.tensors:
         draft = folder / f"{TENSORS}.partial"
@@ -33,14 +33,14 @@ def load_plan(folder: Path) -> Plan:
     """Read what `save_plan` wrote.
 
     Raises:
-        PlanError: no plan, half a plan, or tensors that are not those it was made with.
+        PlanError: there is no plan, it is not complete, or it was made with other tensors.
     """
     try:
         data = json.loads((folder / PLAN).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise PlanError(f"{folder / PLAN} cannot be read: {error}") from None
     if not isinstance(data, dict):
-        raise PlanError(f"{folder / PLAN} is no plan")
+        raise PlanError(f"{folder / PLAN} is not a plan")
     plan = Plan.from_json(data)
     if not plan.resolved:
         return plan
@@ -49,12 +49,12 @@ def load_plan(folder: Path) -> Plan:
     except (OSError, SafetensorError) as error:
         raise PlanError(f"{folder / TENSORS} cannot be read: {error}") from None
     for name, expected in plan.resolved.items():
-        if name not in tensors or digest(tensors[name]) != expected:
+        if name not in tensors or hash_tensor(tensors[name]) != expected:
             raise PlanError(f"{folder / TENSORS} does not hold the {name} of {PLAN}")
     return Plan.from_json(data, {name: tensors[name] for name in plan.resolved})
 
 
 def forget_plan(folder: Path) -> None:
-    """Remove the plan of an earlier run, so that no process takes it for this one's."""
+    """Remove the plan of an earlier run, so that no process takes it for this run's."""
     for name in (PLAN, TENSORS):
         (folder / name).unlink(missing_ok=True)

@@ -1,8 +1,8 @@
-"""What follows from changed heads: other tensors with a share per head, and attributes.
+"""Find what follows from changed heads: edits of other tensors with a part per head, attributes.
 
-Where the architecture's config can say a site's new head counts, a reference model built from it
-is asked. Where it cannot, names are read, and the block is run on the meta device to see which
-reading it takes; if none, the operation is refused with what the forward raised.
+If the architecture's config can describe a site's new head counts, a reference model is built from
+it. If not, attributes are guessed by their names, and the block is run on the meta device to see
+which guess works; if none does, the operation is refused with the error of the forward pass.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from surgery.models.reference import (
 )
 from surgery.models.share_kv import has_own_eager
 from surgery.models.sites import Site, names
-from surgery.plan.dependents import with_dependents
+from surgery.plan.dependents import add_dependents
 from surgery.transforms.edits import SiteChange
 from surgery.verify.shapes import find_head_patch, find_whole_fault, pick_attributes, try_sites
 
 
 @dataclass(frozen=True)
 class Structure:
-    """What the changes of a plan need besides.
+    """What the changes of a plan need in addition.
 
     Attributes:
-        changes: with the edits of every tensor that has a share per head.
+        changes: with the edits of every tensor that has a part per head.
         attributes: module path → attribute → value.
-        shares_kv: the operation after which some block must be given eager attention with shared
-            KV heads; "" where none must.
+        shares_kv: the operation after which some block needs eager attention with shared KV heads;
+            "" if none does.
     """
 
     changes: tuple[SiteChange, ...]
@@ -56,11 +56,11 @@ def resolve_structure(
     changes: Sequence[SiteChange],
     references: ReferenceModels,
 ) -> Structure:
-    """See the module's docstring.
+    """Resolve what follows from `changes`; see the module's docstring.
 
     Raises:
-        ConfigError: a forward that cannot take the new heads, or that holds in one place what
-            would have to differ between sites.
+        ConfigError: the forward pass does not run with the new heads, or one module holds for all
+            sites what would have to differ between them.
     """
     changed = [(o, n) for o, n in zip(before, after, strict=True) if o != n]
     if not changed:
@@ -68,11 +68,11 @@ def resolve_structure(
     _refuse_joined(model, changes)
     _refuse_undescribed(changed, references)
     of_sites = {old.path: references.get_for_site(old, new) for old, new in changed}
-    changes = with_dependents(model, changes, of_sites)
+    changes = add_dependents(model, changes, of_sites)
     recorded = read_recorded_attributes(model.config)
-    attributes = _from_references(before, after, of_sites, references, recorded)
-    unsaid = [(old, new) for old, new in changed if of_sites[old.path] is None]
-    shares = _find_sharing(model, unsaid, changes)
+    attributes = _find_attributes(before, after, of_sites, references, recorded)
+    undescribed = [(old, new) for old, new in changed if of_sites[old.path] is None]
+    shares = _find_sharing(model, undescribed, changes)
     options = {
         old.path: [attributes]
         if of_sites[old.path] is not None
@@ -80,8 +80,8 @@ def resolve_structure(
         for old, new in changed
     }
     patch = find_head_patch(model, before, after, references)
-    if not unsaid and not find_whole_fault(model, changes, attributes, patch, mask=True):
-        # Nothing to choose, and every block runs where the whole model does.
+    if not undescribed and not find_whole_fault(model, changes, attributes, patch, mask=True):
+        # Nothing to choose, and if the whole model runs, every block does.
         return Structure(tuple(changes), attributes, shares)
     faults, mask = try_sites(model, [old for old, _ in changed], changes, options, patch)
     for old, new in changed:
@@ -94,8 +94,8 @@ def resolve_structure(
     return Structure(tuple(changes), attributes, shares)
 
 
-def planned_shapes(model: PreTrainedModel, changes: Sequence[SiteChange]) -> Shapes:
-    """Every tensor of the result."""
+def plan_shapes(model: PreTrainedModel, changes: Sequence[SiteChange]) -> Shapes:
+    """Shapes of all tensors of the result, by name."""
     shapes = get_shapes(model)
     for change in changes:
         for edit in change.edits:
@@ -103,7 +103,7 @@ def planned_shapes(model: PreTrainedModel, changes: Sequence[SiteChange]) -> Sha
     return shapes
 
 
-def _from_references(
+def _find_attributes(
     before: Sequence[Site],
     after: Sequence[Site],
     of_sites: Mapping[str, PreTrainedModel | None],
@@ -126,15 +126,15 @@ def _from_references(
                 for path, module in (around | dict(site.named_modules(prefix=new.block))).items()
             ]
         except AttributeError:
-            raise _undescribed(new) from None
-        for path, theirs, ours in pairs:
-            values = find_differing_attributes(theirs, ours)
-            # What an earlier operation set stays; at a changed site it may have to be set back.
+            raise _explain_undescribed(new) from None
+        for path, old_module, new_module in pairs:
+            values = find_differing_attributes(old_module, new_module)
+            # What an earlier operation set stays; a changed site may need its first value again.
             for name, value in recorded.get(path, {}).items():
                 if old == new:
                     values[name] = value
-                elif name in vars(ours):
-                    values[name] = to_plain(vars(ours)[name])
+                elif name in vars(new_module):
+                    values[name] = to_plain(vars(new_module)[name])
             if found.setdefault(path, values) != values:
                 raise ConfigError(
                     "attention",
@@ -145,7 +145,7 @@ def _from_references(
 
 
 def _refuse_joined(model: PreTrainedModel, changes: Sequence[SiteChange]) -> None:
-    """transformers joins some tensors when it saves, and cuts them into equal parts to load."""
+    """Refuse tensors that transformers joins on saving, and splits into equal parts on loading."""
     joined = [
         pattern
         for conversion in get_model_conversion_mapping(model, add_legacy=False)
@@ -163,25 +163,27 @@ def _refuse_joined(model: PreTrainedModel, changes: Sequence[SiteChange]) -> Non
 
 
 def _refuse_undescribed(changed: Sequence[tuple[Site, Site]], references: ReferenceModels) -> None:
-    """Neither a config nor a record could say a block that the config does not build."""
+    """Refuse blocks that the config does not build: no config or record could describe them."""
     original = references.get({})
     for old, _ in changed:
         try:
             original.get_submodule(old.path)
         except AttributeError:
-            raise _undescribed(old) from None
+            raise _explain_undescribed(old) from None
 
 
-def _undescribed(site: Site) -> ConfigError:
-    return ConfigError("attention", f"the model has {site.path}, and its config describes none")
+def _explain_undescribed(site: Site) -> ConfigError:
+    return ConfigError(
+        "attention", f"the model has {site.path}, but its config does not describe it"
+    )
 
 
 def _find_sharing(
-    model: PreTrainedModel, unsaid: Sequence[tuple[Site, Site]], changes: Sequence[SiteChange]
+    model: PreTrainedModel, undescribed: Sequence[tuple[Site, Site]], changes: Sequence[SiteChange]
 ) -> str:
-    """The operation after which eager attention must be told to share KV heads; "" for none."""
+    """Find the operation after which eager attention must share KV heads; "" if there is none."""
     sharing = ""
-    for old, new in unsaid:
+    for old, new in undescribed:
         if new.group_size == 1 or old.group_size == new.group_size:
             continue
         module = model.get_submodule(old.path)
@@ -196,7 +198,7 @@ def _find_sharing(
             raise ConfigError(
                 f"attention.{operation}",
                 f"the forward of {old.path} cannot share KV heads between query heads: "
-                f"{type(module).__name__} attends in its own way",
+                f"{type(module).__name__} has its own attention code",
                 given=f"{new.kv_heads} KV heads",
                 valid=f"{new.q_heads}: one for each query head",
             )

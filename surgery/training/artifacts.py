@@ -23,7 +23,7 @@ _NAME = 120  # characters that W&B allows are a few more
 
 
 def log_original(run: Any, about: Mapping[str, Any]) -> dict[str, str]:
-    """The model that everything is made from: an input of the run; no weights in it.
+    """Log the model that everything is made from: an input of the run, without weights.
 
     W&B takes inputs only while it is online. Offline, it is logged like the others, and what was
     made from it says so in its metadata (`made_from`).
@@ -32,7 +32,7 @@ def log_original(run: Any, about: Mapping[str, Any]) -> dict[str, str]:
         Its name and digest, for `made_from`.
     """
     slug = re.sub(r"[^A-Za-z0-9_.-]+", "-", str(about["name"])).strip("-") or "model"
-    artifact = _artifact(f"original-{slug[-_NAME + 20 :]}", "model", about, "original.json")
+    artifact = _make_artifact(f"original-{slug[-_NAME + 20 :]}", "model", about, "original.json")
     if run.offline:
         run.log_artifact(artifact)
     else:
@@ -40,43 +40,43 @@ def log_original(run: Any, about: Mapping[str, Any]) -> dict[str, str]:
             run.use_artifact(artifact)
         except (wandb.Error, ValueError) as error:
             say(f"  W&B did not take {artifact.name} as an input: {error}")
-    return _named(artifact)
+    return _describe_artifact(artifact)
 
 
 def log_plan(
     run: Any, about: Mapping[str, Any], files: Sequence[Path], *, upload: bool
 ) -> dict[str, str]:
-    """`plan.json`, and its tensors unless they are too large (`LARGE`) and `upload` is off."""
+    """Log `plan.json`, and its tensors unless too large (`LARGE`) and `upload` is off."""
     small = [file for file in files if upload or file.stat().st_size <= LARGE]
     left = [file.name for file in files if file not in small]
     if left:
         say(f"  W&B: {', '.join(left)} stays here; logger.upload_export=true sends it")
-    artifact = _artifact(f"plan-{run.id}", "plan", {**about, "left_out": left}, None)
+    artifact = _make_artifact(f"plan-{run.id}", "plan", {**about, "left_out": left}, None)
     for file in small:
         artifact.add_file(str(file))
     run.log_artifact(artifact)
-    return _named(artifact)
+    return _describe_artifact(artifact)
 
 
 def log_export(run: Any, about: Mapping[str, Any], folder: Path, *, upload: bool) -> None:
-    """The exported model: what it is, and the whole directory where `upload` says so."""
+    """Log the exported model: what it is, and the whole directory where `upload` is set."""
     about = {**about, "uploaded": upload}
-    artifact = _artifact(f"export-{run.id}", "model", about, "export.json")
+    artifact = _make_artifact(f"export-{run.id}", "model", about, "export.json")
     if upload:
         artifact.add_dir(str(folder), policy="immutable")  # no second copy on this disk
     run.log_artifact(artifact)
 
 
 def log_tables(run: Any, name: str, about: Mapping[str, Any], files: Sequence[Path]) -> None:
-    """A table of heads as ``NAME-RUN_ID``, which another run can take its heads from."""
-    artifact = _artifact(f"{name}-{run.id}", "head-scores", about, None)
+    """Log a table of heads as ``NAME-RUN_ID``, which another run can take its heads from."""
+    artifact = _make_artifact(f"{name}-{run.id}", "head-scores", about, None)
     for file in files:
         artifact.add_file(str(file))
     run.log_artifact(artifact)
 
 
 def show_scores(run: Any, table: pa.Table) -> None:
-    """The lines of one score table under ``score_table``, for a panel; none if there are too many.
+    """Log one score table under ``score_table``, for a panel; nothing if it is too long.
 
     Args:
         table: with the columns of `ScoreTable.to_arrow`; query heads, or groups without them.
@@ -92,8 +92,10 @@ def show_picture(run: Any, name: str, file: Path, caption: str) -> None:
     run.log({name: wandb.Image(str(file), caption=caption)})
 
 
-def _artifact(name: str, kind: str, about: Mapping[str, Any], file: str | None) -> wandb.Artifact:
-    """With `about` as its metadata, and as `file` in it."""
+def _make_artifact(
+    name: str, kind: str, about: Mapping[str, Any], file: str | None
+) -> wandb.Artifact:
+    """Make an artifact with `about` as its metadata, and as `file` in it."""
     artifact = wandb.Artifact(re.sub(r"[^A-Za-z0-9_.-]+", "-", name), kind, metadata=dict(about))
     if file is not None:
         with artifact.new_file(file) as opened:
@@ -101,5 +103,5 @@ def _artifact(name: str, kind: str, about: Mapping[str, Any], file: str | None) 
     return artifact
 
 
-def _named(artifact: wandb.Artifact) -> dict[str, str]:
+def _describe_artifact(artifact: wandb.Artifact) -> dict[str, str]:
     return {"name": artifact.name, "digest": artifact.digest}

@@ -1,4 +1,4 @@
-"""How far a model's attention blocks are from its teacher's, by what they give."""
+"""How far a model's attention blocks are from its teacher's, by what they return."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class Outputs:
 
     def __enter__(self) -> Outputs:
         # Called after other hooks of the model, which may run it by themselves.
-        self._handles.append(self._model.register_forward_pre_hook(self._start))
+        self._handles.append(self._model.register_forward_pre_hook(self._clear))
         for path in self._calls:
             module = self._model.get_submodule(path)
-            self._handles.append(module.register_forward_hook(self._keep(path)))
+            self._handles.append(module.register_forward_hook(self._make_hook(path)))
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -41,8 +41,8 @@ class Outputs:
             handle.remove()
         self._handles.clear()
 
-    def of(self, path: str) -> list[torch.Tensor]:
-        """The outputs of the module at `path`, in the order of the calls.
+    def get_outputs(self, path: str) -> list[torch.Tensor]:
+        """Get the outputs of the module at `path`, in the order of the calls.
 
         Raises:
             SurgeryError: the model has overwritten one since.
@@ -54,12 +54,12 @@ class Outputs:
             )
         return [output for output, _ in self._calls[path]]
 
-    def _start(self, model: nn.Module, args: Any) -> None:
+    def _clear(self, model: nn.Module, args: Any) -> None:
         self.cut_off = False
         for outputs in self._calls.values():
             outputs.clear()
 
-    def _keep(self, path: str) -> Any:
+    def _make_hook(self, path: str) -> Any:
         def keep(module: nn.Module, args: Any, output: torch.Tensor) -> None:
             self.cut_off |= not torch.is_grad_enabled()
             self._calls[path].append((output, output._version))
@@ -67,15 +67,15 @@ class Outputs:
         return keep
 
 
-def attention_error(
+def compute_attention_error(
     model: Outputs, teacher: Outputs, pairs: Sequence[Pair], mask: torch.Tensor | None
 ) -> torch.Tensor:
-    """Mean over sites of sum |y_s - y_t|^2 / sum |y_t|^2, in fp32.
+    """Compute the mean over sites of sum |y_s - y_t|^2 / sum |y_t|^2, in fp32.
 
-    Matching of hidden states as in TinyBERT (Jiao et al. 2019, arXiv:1909.10351), where attention
-    hands on what it found: y are the outputs of the output projections, at real positions. A site
-    that is called several times (shared layers) counts once, with all its calls. Where the teacher
-    gives nothing but zeros, the error is not relative.
+    Matching of hidden states as in TinyBERT (Jiao et al. 2019, arXiv:1909.10351), at the end of
+    attention: y are the outputs of the output projections, at real positions. A site that is called
+    several times (shared layers) counts once, with all its calls. Where the teacher returns nothing
+    but zeros, the error is not relative.
 
     Args:
         mask: [B, S], which positions are real; ``None``: all.
@@ -90,7 +90,7 @@ def attention_error(
         )
     errors = []
     for ours, theirs in pairs:
-        outputs, targets = model.of(ours), teacher.of(theirs)
+        outputs, targets = model.get_outputs(ours), teacher.get_outputs(theirs)
         if not outputs or len(outputs) != len(targets):
             raise SurgeryError(
                 f"objective.attention_weight: {ours} is called {len(outputs)} times in a forward "
@@ -99,7 +99,7 @@ def attention_error(
             )
         error = size = torch.zeros((), device=outputs[0].device)
         for output, target in zip(outputs, targets, strict=True):
-            output, target = _real(output, mask, ours), _real(target, mask, theirs)
+            output, target = _select_real(output, mask, ours), _select_real(target, mask, theirs)
             if output.shape != target.shape:
                 raise SurgeryError(
                     f"objective.attention_weight: {ours} gives {list(output.shape)} (positions, "
@@ -112,8 +112,8 @@ def attention_error(
     return torch.stack(errors).mean()
 
 
-def _real(output: torch.Tensor, mask: torch.Tensor | None, path: str) -> torch.Tensor:
-    """[positions, width]: the real ones of [B, S, width], however the module lays them out."""
+def _select_real(output: torch.Tensor, mask: torch.Tensor | None, path: str) -> torch.Tensor:
+    """Select [positions, width]: the real ones of [B, S, width], in any layout."""
     rows = output.reshape(-1, output.shape[-1])
     if mask is None:
         return rows
@@ -122,6 +122,6 @@ def _real(output: torch.Tensor, mask: torch.Tensor | None, path: str) -> torch.T
     if output.ndim == 2 and len(rows) == int(mask.sum()):  # padding was taken out before
         return rows
     raise SurgeryError(
-        f"objective.attention_weight: {path} gives {list(output.shape)} for a batch of "
-        f"{list(mask.shape)}, so real positions cannot be told from padding"
+        f"objective.attention_weight: {path} returns {list(output.shape)} for a batch of "
+        f"{list(mask.shape)}, so real positions cannot be distinguished from padding"
     )

@@ -12,8 +12,8 @@ _BLOCK = 1 << 20
 _BLOCKS = 64
 
 
-def identity(source: ModelSource) -> dict[str, Any]:
-    """Name, architecture, revision and fingerprint of an original.
+def identify_model(source: ModelSource) -> dict[str, Any]:
+    """Collect name, architecture, revision and fingerprint of an original.
 
     A directory goes by its own name, wherever it lies. `revision` is the hub's commit,
     `fingerprint` that of the weights in a directory; ``None`` where there is no such thing.
@@ -25,12 +25,12 @@ def identity(source: ModelSource) -> dict[str, Any]:
         "name": where.name if local and where is not None else source.name,
         "model_type": config.model_type,
         "revision": getattr(config, "_commit_hash", None) or source.spec.revision,
-        "fingerprint": fingerprint(where) if local and where is not None else None,
+        "fingerprint": compute_fingerprint(where) if local and where is not None else None,
     }
 
 
-def fingerprint(folder: Path) -> str:
-    """SHA-256 over the names, sizes and contents of ``*.safetensors``.
+def compute_fingerprint(folder: Path) -> str:
+    """Compute SHA-256 over the names, sizes and contents of ``*.safetensors``.
 
     Of a file above 64 MiB, 64 evenly spaced blocks of 1 MiB are read, its header among them. That
     tells models apart; it does not prove that a file is intact.
@@ -40,13 +40,13 @@ def fingerprint(folder: Path) -> str:
         size = path.stat().st_size
         digest.update(f"{path.name} {size}\n".encode())
         with path.open("rb") as file:
-            for offset in _offsets(size):
+            for offset in _list_offsets(size):
                 file.seek(offset)
                 digest.update(file.read(_BLOCK))
     return digest.hexdigest()
 
 
-def _offsets(size: int) -> list[int]:
+def _list_offsets(size: int) -> list[int]:
     if size <= _BLOCK * _BLOCKS:
         return list(range(0, size, _BLOCK))
     last = size - _BLOCK

@@ -42,7 +42,7 @@ def check_loggers(cfg: LoggerConfig) -> None:
 
 
 def build_loggers(cfg: LoggerConfig, run_dir: Path, settings: dict[str, Any]) -> list[Logger]:
-    """One logger per `logger.kinds`; `settings` becomes the W&B run's config."""
+    """Build one logger per `logger.kinds`; `settings` becomes the W&B run's config."""
     loggers: list[Logger] = []
     for kind in cfg.kinds:
         if kind is LoggerKind.csv:
@@ -50,11 +50,11 @@ def build_loggers(cfg: LoggerConfig, run_dir: Path, settings: dict[str, Any]) ->
         elif kind is LoggerKind.tensorboard:
             loggers.append(TensorBoardLogger(save_dir=run_dir, name="tensorboard", version=""))
         else:
-            loggers.append(_wandb(cfg, run_dir, settings))
+            loggers.append(_build_wandb_logger(cfg, run_dir, settings))
     return loggers
 
 
-def _wandb(cfg: LoggerConfig, run_dir: Path, settings: dict[str, Any]) -> WandbLogger:
+def _build_wandb_logger(cfg: LoggerConfig, run_dir: Path, settings: dict[str, Any]) -> WandbLogger:
     offline = cfg.mode is LoggerMode.offline
     if offline:
         os.environ.setdefault("WANDB_SILENT", "true")
@@ -79,8 +79,8 @@ def _wandb(cfg: LoggerConfig, run_dir: Path, settings: dict[str, Any]) -> WandbL
     return logger
 
 
-def wandb_runs(loggers: Sequence[Logger], *, started: bool = False) -> list[Any]:
-    """The W&B runs behind `loggers`; elsewhere than on rank zero, stand-ins that take anything.
+def list_wandb_runs(loggers: Sequence[Logger], *, started: bool = False) -> list[Any]:
+    """List the W&B runs behind `loggers`; stand-ins that take anything except on rank zero.
 
     Args:
         started: only those that something was sent to; else they are started now.
@@ -89,7 +89,7 @@ def wandb_runs(loggers: Sequence[Logger], *, started: bool = False) -> list[Any]
     return [logger.experiment for logger in found if not started or logger.version is not None]
 
 
-def finish(loggers: Sequence[Logger], *, failed: bool = False) -> None:
+def finish_runs(loggers: Sequence[Logger], *, failed: bool = False) -> None:
     """End the W&B runs that were started; one that failed is marked so."""
-    for run in wandb_runs(loggers, started=True):
+    for run in list_wandb_runs(loggers, started=True):
         run.finish(exit_code=int(failed))

@@ -21,9 +21,9 @@ from surgery.models.source import ModelSource, build_model
 from surgery.plan.operation import TrainingDecision
 from surgery.plan.plan import Plan
 from surgery.plan.registry import parse_specs
-from surgery.training.objectives import labelled, training_loss
-from surgery.training.optim import build_optimizer, warmup_cosine
-from surgery.training.pairs import Pair, own_pairs
+from surgery.training.objectives import compute_training_loss, count_labelled
+from surgery.training.optim import build_optimizer, make_warmup_cosine
+from surgery.training.pairs import Pair, pair_with_original
 from surgery.training.parameters import select_frozen
 from surgery.training.teacher import load_teacher
 
@@ -77,23 +77,23 @@ class SurgeryModule(pl.LightningModule):
         # No logger: the plan of a large model would fill a dashboard's table of runs.
         self.save_hyperparameters(ignore=["tensors", "scorer"], logger=False)
         self.plan = Plan.from_json(plan, tensors)
-        self.objective = _typed(ObjectiveConfig, objective)
-        self.optim = _typed(OptimConfig, optim)
-        self.source = ModelSource(_typed(ModelConfig, model))
+        self.objective = parse_section(ObjectiveConfig, objective)
+        self.optim = parse_section(OptimConfig, optim)
+        self.source = ModelSource(parse_section(ModelConfig, model))
         self.model: PreTrainedModel | None = None
-        self.decision = self._decision(deferred, scorer)
+        self.decision = self._make_decision(deferred, scorer)
         # Not a submodule: the original must appear in no checkpoint and no optimizer.
         self._teacher: list[PreTrainedModel] = []
-        self._pairs = self._paired(pairs) if self.objective.attention_weight > 0 else []
+        self._pairs = self._find_pairs(pairs) if self.objective.attention_weight > 0 else []
         self.trained: int | None = None
-        self._resting: list[nn.Parameter] | None = None
+        self._frozen: list[nn.Parameter] | None = None
         self._exact: list[tuple[nn.Module, str, torch.Tensor]] | None = None
 
     @property
     def task(self) -> Task:
         return self.source.spec.task
 
-    def _decision(
+    def _make_decision(
         self, deferred: Mapping[str, Any] | None, scorer: Scorer | None
     ) -> TrainingDecision | None:
         if deferred is None:
@@ -101,20 +101,20 @@ class SurgeryModule(pl.LightningModule):
         (operation,) = parse_specs([deferred["operation"]])
         return operation.follow_training(self.plan.after, deferred, self.task, scorer)
 
-    def _paired(self, pairs: Sequence[Sequence[str]] | None) -> list[Pair]:
+    def _find_pairs(self, pairs: Sequence[Sequence[str]] | None) -> list[Pair]:
         if pairs is not None:
             return [(own, theirs) for own, theirs in pairs]
         if self.objective.teacher is not None:
             raise ConfigError(
                 "objective.teacher",
-                "which of its attention blocks belong to which has to be said",
+                "needs pairs of attention blocks, the model's and the teacher's",
                 valid="SurgeryModule(pairs=…)",
             )
-        return own_pairs(self.plan)
+        return pair_with_original(self.plan)
 
     def adopt(self, model: PreTrainedModel, teacher: PreTrainedModel | None = None) -> None:
         """Use a model that is operated already, and a teacher that is loaded already."""
-        self.thaw()
+        self.undo_freezing()
         if self.decision is not None:
             self.decision.detach()
         self.model = model
@@ -125,28 +125,28 @@ class SurgeryModule(pl.LightningModule):
         if self.model is None:
             # Weights that are about to be replaced prove nothing.
             whole = self.hparams["load_weights"]
-            plan = self.plan if whole else self.plan.hollow()
-            self.model = apply_(self._original(), plan, check=whole)
+            plan = self.plan if whole else self.plan.fill_zeros()
+            self.model = apply_(self._load_original(), plan, check=whole)
         self.model.train()  # transformers hands models out in eval mode
         if self.decision is not None:
             self.decision.attach(self.model)
         if self._exact is None:
-            self._exact = _computed_buffers(self.model)
-        if self._resting is None:
-            self._resting = select_frozen(self.model, self.plan, self.optim.parameters)
-            for parameter in self._resting:
+            self._exact = _copy_computed_buffers(self.model)
+        if self._frozen is None:
+            self._frozen = select_frozen(self.model, self.plan, self.optim.parameters)
+            for parameter in self._frozen:
                 parameter.requires_grad_(False)
             self.trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
         if self.objective.name is ObjectiveName.distill and not self._teacher and self._fitting:
             self._teacher = [load_teacher(self.source.spec, self.objective.teacher)]
 
-    def thaw(self) -> None:
+    def undo_freezing(self) -> None:
         """Make trainable again what was frozen for `optim.parameters`; a further fit refreezes."""
-        for parameter in self._resting or []:
+        for parameter in self._frozen or []:
             parameter.requires_grad_(True)
-        self._resting = None
+        self._frozen = None
 
-    def _original(self) -> PreTrainedModel:
+    def _load_original(self) -> PreTrainedModel:
         if self.hparams["load_weights"]:
             return self.source.load()
         fields = dict(self.hparams["model_config"])
@@ -186,10 +186,12 @@ class SurgeryModule(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         assert self.model is not None
         teacher = self._teacher[0] if self._teacher else None
-        loss = training_loss(self.model, teacher, batch, self.objective, self.task, self._pairs)
+        loss = compute_training_loss(
+            self.model, teacher, batch, self.objective, self.task, self._pairs
+        )
         if not torch.isfinite(loss.total):
             remedy = "lower optim.lr, or train in a wider trainer.precision"
-            if labelled(batch, self.task) == 0:
+            if count_labelled(batch, self.task) == 0:
                 remedy = "no position of this batch carries a label; raise data.batch_size"
             raise SurgeryError(
                 f"the training loss is {loss.total.item()} at step {self.global_step}; {remedy}"
@@ -198,12 +200,12 @@ class SurgeryModule(pl.LightningModule):
         for name, value in loss.parts.items():
             self.log(f"train/{name}", value)
         if self.decision is not None:
-            for name, number in self.decision.metrics().items():
+            for name, number in self.decision.get_metrics().items():
                 self.log(name, number)
         return loss.total
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        count = labelled(batch, self.task)
+        count = count_labelled(batch, self.task)
         if count:
             loss = self(**batch).loss
             self.log("val/loss", loss, prog_bar=True, sync_dist=True, batch_size=count)
@@ -213,18 +215,21 @@ class SurgeryModule(pl.LightningModule):
         optimizer = build_optimizer(self.model.named_parameters(), self.optim)
         steps = self.trainer.estimated_stepping_batches
         total = int(steps) if steps != float("inf") else None
-        schedule = warmup_cosine(optimizer, self.optim, total)
+        schedule = make_warmup_cosine(optimizer, self.optim, total)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self._fitting:
-            stored, mine = checkpoint["hyper_parameters"].get("deferred"), self.hparams["deferred"]
-            if stored != mine:
-                name = (mine or stored)["operation"]["operation"]
+            stored, current = (
+                checkpoint["hyper_parameters"].get("deferred"),
+                self.hparams["deferred"],
+            )
+            if stored != current:
+                name = (current or stored)["operation"]["operation"]
                 raise ConfigError(
                     f"attention.{name}",
                     "the checkpoint to resume from was trained with other options of it",
-                    given=mine,
+                    given=current,
                     valid=stored,
                 )
         if self.decision is not None:
@@ -244,8 +249,8 @@ class SurgeryModule(pl.LightningModule):
             checkpoint["decision"] = self.decision.state_dict()
 
 
-def _computed_buffers(model: nn.Module) -> list[tuple[nn.Module, str, torch.Tensor]]:
-    """Copies of the floating-point buffers that are computed from the config and never saved."""
+def _copy_computed_buffers(model: nn.Module) -> list[tuple[nn.Module, str, torch.Tensor]]:
+    """Copy the floating-point buffers that are computed from the config and never saved."""
     return [
         (module, name, buffer.clone())
         for module in model.modules()
@@ -254,5 +259,5 @@ def _computed_buffers(model: nn.Module) -> list[tuple[nn.Module, str, torch.Tens
     ]
 
 
-def _typed(schema: Any, data: Mapping[str, Any]) -> Any:
+def parse_section(schema: Any, data: Mapping[str, Any]) -> Any:
     return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), dict(data)))

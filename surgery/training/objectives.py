@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from surgery.config.schema import ObjectiveConfig, ObjectiveName, Task
 from surgery.data.collate import IGNORED, Batch
 from surgery.models.forward import get_forward_options
-from surgery.training.attention_match import Outputs, attention_error
+from surgery.training.attention_match import Outputs, compute_attention_error
 from surgery.training.pairs import Pair
 
 
@@ -23,7 +23,7 @@ class Loss(NamedTuple):
     parts: dict[str, torch.Tensor]
 
 
-def training_loss(
+def compute_training_loss(
     model: PreTrainedModel,
     teacher: PreTrainedModel | None,
     batch: Batch,
@@ -31,14 +31,15 @@ def training_loss(
     task: Task,
     pairs: Sequence[Pair] = (),
 ) -> Loss:
-    """`objective.*` on one batch.
+    """Compute `objective.*` on one batch.
 
     lm: the model's own label loss. distill: (1 - w) T^2 KL(teacher || model) + w label loss,
     the KL averaged over the positions that carry a label (Hinton et al. 2015).
 
     Args:
-        pairs: output projections of the model and of the teacher, for `attention_error`, which is
-            added to distill with `attention_weight`; none: it is left out.
+        pairs: output projections of the model and of the teacher, for
+            `compute_attention_error`, which is added to distill with `attention_weight`; none: it
+            is left out.
 
     Raises:
         SurgeryError: the attention of the two cannot be compared.
@@ -46,31 +47,34 @@ def training_loss(
     if cfg.name is ObjectiveName.lm:
         return Loss(model(**batch, **get_forward_options(model)).loss, {})
     assert teacher is not None
-    mine = Outputs(model, [own for own, _ in pairs])
-    theirs = Outputs(teacher, [path for _, path in pairs])
-    with mine:
+    student_outputs = Outputs(model, [own for own, _ in pairs])
+    teacher_outputs = Outputs(teacher, [path for _, path in pairs])
+    with student_outputs:
         output = model(**batch, **get_forward_options(model))
     inputs = {name: value for name, value in batch.items() if name != "labels"}
-    with theirs, torch.no_grad():
+    with teacher_outputs, torch.no_grad():
         target = teacher(**inputs, **get_forward_options(teacher)).logits
-    kl = distillation_kl(output.logits, target, batch["labels"], cfg.temperature, task)
+    kl = compute_distillation_kl(output.logits, target, batch["labels"], cfg.temperature, task)
     total = (1 - cfg.label_weight) * kl + cfg.label_weight * output.loss
     parts = {"kl": kl.detach(), "label_loss": output.loss.detach()}
     if pairs:
-        attention = attention_error(mine, theirs, pairs, batch.get("attention_mask"))
+        attention = compute_attention_error(
+            student_outputs, teacher_outputs, pairs, batch.get("attention_mask")
+        )
         total = total + cfg.attention_weight * attention
         parts["attention"] = attention.detach()
     return Loss(total, parts)
 
 
-def distillation_kl(
+def compute_distillation_kl(
     logits: torch.Tensor,
     target: torch.Tensor,
     labels: torch.Tensor,
     temperature: float,
     task: Task,
 ) -> torch.Tensor:
-    """T^2 KL(softmax(target/T) || softmax(logits/T)), a mean over labelled positions (nats).
+    """Compute T^2 KL(softmax(target/T) || softmax(logits/T)) in nats, the mean over labelled
+    positions.
 
     Args:
         logits, target: [B, S, V], or [B, C] for classification.
@@ -87,7 +91,7 @@ def distillation_kl(
     return kl * temperature**2 / max(1, log_p.shape[0])
 
 
-def labelled(batch: Batch, task: Task) -> int:
-    """Over how many positions (or rows) a batch's label loss is a mean."""
+def count_labelled(batch: Batch, task: Task) -> int:
+    """Count the positions (or rows) that a batch's label loss is a mean over."""
     labels = batch["labels"][:, 1:] if task is Task.causal_lm else batch["labels"]
     return int((labels != IGNORED).sum())

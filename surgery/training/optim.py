@@ -17,7 +17,7 @@ Named = Iterable[tuple[str, nn.Parameter]]
 
 
 def build_optimizer(named: Named, cfg: OptimConfig) -> Optimizer:
-    """The optimizer of `optim.*` over the trainable parameters."""
+    """Build the optimizer of `optim.*` over the trainable parameters."""
     assert cfg.lr is not None, "the run resolves a rate that was left open"
     trainable = [(name, p) for name, p in named if p.requires_grad]
     if cfg.name is OptimizerName.muon:
@@ -62,10 +62,10 @@ class MuonWithAdamW(Optimizer):
             betas = (cfg.betas[0], cfg.betas[1])
             self._parts.append(AdamW(others, lr=cfg.lr, betas=betas, weight_decay=0.0))
         super().__init__([{"params": hidden + others}], {"lr": cfg.lr})
-        self._share()
+        self._share_state()
 
-    def _share(self) -> None:
-        """Show the parts' own groups and state, so that whoever edits them edits the parts."""
+    def _share_state(self) -> None:
+        """Show the parts' own groups and state, so that an edit of them edits the parts."""
         self.param_groups = [group for part in self._parts for group in part.param_groups]
         self.state.clear()
         for part in self._parts:
@@ -88,21 +88,21 @@ class MuonWithAdamW(Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         for part, state in zip(self._parts, state_dict["parts"], strict=True):
             part.load_state_dict(state)
-        self._share()
+        self._share_state()
 
 
 def _is_table(name: str) -> bool:
-    """Embeddings and output heads: looked up by row, so not a matrix in Muon's sense."""
+    """Whether a tensor is an embedding or output head: read by row, no matrix to Muon."""
     return any(part in name for part in ("embed", "lm_head", "wte", "wpe", "score", "classifier"))
 
 
-def warmup_cosine(optimizer: Optimizer, cfg: OptimConfig, total_steps: int | None) -> LambdaLR:
-    """Linear from zero over `warmup_steps`, then a half cosine down to `final_lr_fraction`.
+def make_warmup_cosine(optimizer: Optimizer, cfg: OptimConfig, total_steps: int | None) -> LambdaLR:
+    """Rise linearly over `warmup_steps`, then fall by a half cosine to `final_lr_fraction`.
 
     Without a known end (`total_steps` ``None``) the rate stays constant after the warm-up.
     """
 
-    def factor(step: int) -> float:
+    def compute_factor(step: int) -> float:
         if step < cfg.warmup_steps:
             return (step + 1) / cfg.warmup_steps
         if total_steps is None or total_steps <= cfg.warmup_steps:
@@ -111,4 +111,4 @@ def warmup_cosine(optimizer: Optimizer, cfg: OptimConfig, total_steps: int | Non
         low = cfg.final_lr_fraction
         return low + (1 - low) * 0.5 * (1 + math.cos(math.pi * share))
 
-    return LambdaLR(optimizer, factor)
+    return LambdaLR(optimizer, compute_factor)

@@ -11,8 +11,8 @@ from surgery.plan.plan import Plan
 Pair = tuple[str, str]
 
 
-def own_pairs(plan: Plan) -> list[Pair]:
-    """The sites of a plan's result, each with itself in the original.
+def pair_with_original(plan: Plan) -> list[Pair]:
+    """Pair each site of a plan's result with itself in the original.
 
     Raises:
         ConfigError: there are none.
@@ -21,10 +21,10 @@ def own_pairs(plan: Plan) -> list[Pair]:
 
 
 def pair_sites(plan: Plan, teacher: Mapping[str, str], *, same_depth: bool = True) -> list[Pair]:
-    """The sites of a plan's result, each with one of the teacher's.
+    """Pair each site of a plan's result with one of the teacher's.
 
     By path, where the teacher has all of the result's, or all of the source's before the model was
-    re-housed; else by order, where there are as many. Sites without attention are left out.
+    converted; else by order, where there are as many. Sites without attention are left out.
 
     Args:
         teacher: path of the site → path of its output projection, in module order.
@@ -32,28 +32,33 @@ def pair_sites(plan: Plan, teacher: Mapping[str, str], *, same_depth: bool = Tru
             one whose attention was removed from the model.
 
     Raises:
-        ConfigError: neither is so, or there is no attention left.
+        ConfigError: the two cannot be paired, or there is no attention left.
     """
     if not plan.after:
         raise ConfigError("objective.attention_weight", "the model has no attention to match")
     number = {site.path: index for index, site in enumerate(plan.before)}
     numbers = [number[site.path] for site in plan.after]
-    mine = [site.output.path for site in plan.after]
+    own_paths = [site.output.path for site in plan.after]
     for paths in (
         [site.path for site in plan.after],
         [plan.source[index].path for index in numbers],
     ):
         if set(paths) <= set(teacher) and (same_depth or len(paths) == len(teacher)):
-            return [(own, teacher[path]) for own, path in zip(mine, paths, strict=True)]
-    theirs = list(teacher.values())
-    if len(theirs) == len(mine):
-        return list(zip(mine, theirs, strict=True))
-    if len(theirs) == len(plan.source):
-        return [(own, theirs[index]) for own, index in zip(mine, numbers, strict=True)]
+            return [
+                (own_path, teacher[path]) for own_path, path in zip(own_paths, paths, strict=True)
+            ]
+    teacher_paths = list(teacher.values())
+    if len(teacher_paths) == len(own_paths):
+        return list(zip(own_paths, teacher_paths, strict=True))
+    if len(teacher_paths) == len(plan.source):
+        return [
+            (own_path, teacher_paths[index])
+            for own_path, index in zip(own_paths, numbers, strict=True)
+        ]
     raise ConfigError(
         "objective.attention_weight",
         "the attention blocks of the model and of its teacher differ in number and names, so they "
         "cannot be paired",
-        given=f"{len(mine)} in the model, {len(theirs)} in the teacher",
+        given=f"{len(own_paths)} in the model, {len(teacher_paths)} in the teacher",
         valid="0, or a teacher with as many",
     )

@@ -10,7 +10,7 @@ from surgery.config.schema import Trained
 from surgery.errors import ConfigError
 from surgery.plan.operation import Step
 from surgery.plan.plan import Plan
-from surgery.plan.registry import operation_class
+from surgery.plan.registry import get_operation
 
 _KEY = "optim.parameters"
 
@@ -27,7 +27,7 @@ def check_parameters(plan: Plan, choice: Trained) -> None:
         )
     if choice is not Trained.changed:
         return
-    if not changed_names(plan):
+    if not list_changed_names(plan):
         raise ConfigError(
             _KEY,
             "no operation of this run changes a tensor that is left",
@@ -35,7 +35,7 @@ def check_parameters(plan: Plan, choice: Trained) -> None:
             valid="all, attention, or attention=[…] with an operation that edits tensors",
         )
     for step in plan.steps:
-        tensor = _mixed(step, set(changed_names(plan)))
+        tensor = _find_mixed(step, set(list_changed_names(plan)))
         if tensor is not None:
             raise ConfigError(
                 _KEY,
@@ -46,12 +46,12 @@ def check_parameters(plan: Plan, choice: Trained) -> None:
 
 
 def select_frozen(model: nn.Module, plan: Plan, choice: Trained) -> list[nn.Parameter]:
-    """The parameters of an operated model that would be trained if it were not for `choice`.
+    """Select the parameters of an operated model that `choice` leaves untrained.
 
     output: all but the output projections of all sites, biases included.
     attention: all but the query, key, value and output projections and QK-norms of all sites.
     changed: all but the results of the plan's tensor edits, whatever was done to them later.
-    A tensor that stands in several places rests only if none of them is chosen.
+    A tensor in several places is frozen only if none of them is chosen.
 
     Raises:
         ConfigError: see `check_parameters`.
@@ -63,49 +63,49 @@ def select_frozen(model: nn.Module, plan: Plan, choice: Trained) -> list[nn.Para
     return [p for p in model.parameters() if p.requires_grad and id(p) not in kept]
 
 
-def changed_names(plan: Plan) -> list[str]:
-    """Names in the result of the tensors that edits made; those of removed attention are gone."""
+def list_changed_names(plan: Plan) -> list[str]:
+    """List the tensors of the result that edits made, without those of removed attention."""
     removed = tuple(f"{site.path}." for site in plan.removed)
     names = {spec.name: None for edit in plan.edits for spec in edit.results}
     return [name for name in names if not name.startswith(removed)]
 
 
-def _of_attention(model: nn.Module, plan: Plan) -> Iterator[nn.Parameter]:
+def _iterate_attention(model: nn.Module, plan: Plan) -> Iterator[nn.Parameter]:
     for site in plan.after:
         parts = (site.query, site.key, site.value, site.output, site.q_norm, site.k_norm)
         for part in parts:
             if part is not None:
-                yield from _holder(model, part.path).parameters()
+                yield from _find_holder(model, part.path).parameters()
 
 
-def _of_output(model: nn.Module, plan: Plan) -> Iterator[nn.Parameter]:
+def _iterate_output(model: nn.Module, plan: Plan) -> Iterator[nn.Parameter]:
     for site in plan.after:
-        yield from _holder(model, site.output.path).parameters()
+        yield from _find_holder(model, site.output.path).parameters()
 
 
-def _changed(model: nn.Module, plan: Plan) -> Iterator[nn.Parameter]:
-    for name in changed_names(plan):
+def _iterate_changed(model: nn.Module, plan: Plan) -> Iterator[nn.Parameter]:
+    for name in list_changed_names(plan):
         path, _, attribute = name.rpartition(".")
-        yield getattr(_holder(model, path), attribute)
+        yield getattr(_find_holder(model, path), attribute)
 
 
 _CHOSEN: dict[Trained, Callable[[nn.Module, Plan], Iterator[nn.Parameter]]] = {
-    Trained.attention: _of_attention,
-    Trained.output: _of_output,
-    Trained.changed: _changed,
+    Trained.attention: _iterate_attention,
+    Trained.output: _iterate_output,
+    Trained.changed: _iterate_changed,
 }
 
 
-def _holder(model: nn.Module, path: str) -> nn.Module:
-    """The module whose parameters are those of the one at `path`, which may stand for a part."""
+def _find_holder(model: nn.Module, path: str) -> nn.Module:
+    """Find the module that holds the parameters of the one at `path`, which may be a part."""
     module = model.get_submodule(path)
-    holder = getattr(module, "parameter_holder", None)
+    holder = getattr(module, "get_parameter_holder", None)
     return module if holder is None else holder()
 
 
-def _mixed(step: Step, changed: set[str]) -> str | None:
-    """A tensor that a step joins with others, some of them changed and some not."""
-    for group in operation_class(step.operation).joined_tensors(step):
+def _find_mixed(step: Step, changed: set[str]) -> str | None:
+    """Find a tensor that a step joins with others, some of them changed and some not."""
+    for group in get_operation(step.operation).list_joined_tensors(step):
         if len({name in changed for name in group}) > 1:
             return group[0]
     return None

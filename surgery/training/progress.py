@@ -23,7 +23,7 @@ class BarProgress(Callback):
         self._steps: Steps | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._bar = track_progress("training", _total(trainer))
+        self._bar = track_progress("training", _get_total(trainer))
         self._steps = self._bar.__enter__()
         self._steps.advance(trainer.global_step)
 
@@ -32,7 +32,7 @@ class BarProgress(Callback):
     ) -> None:
         if self._steps is None or trainer.global_step == self._steps.done:
             return
-        self._steps.describe(f"training  {_metrics(trainer)}")
+        self._steps.describe(f"training  {_format_metrics(trainer)}")
         self._steps.advance(trainer.global_step - self._steps.done)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -65,21 +65,21 @@ class PlainProgress(Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any, **kwargs: Any
     ) -> None:
-        step, total, now = trainer.global_step, _total(trainer), time.monotonic()
+        step, total, now = trainer.global_step, _get_total(trainer), time.monotonic()
         if step == self._last_step:
             return
         due = total is not None and step - self._last_step >= max(1, total // self.lines)
         if due or step == total or now - self._last_time >= self.seconds:
             self._last_step, self._last_time = step, now
             of = f"/{total}" if total is not None else ""
-            say(f"  training: step {step}{of}  {_metrics(trainer)}")
+            say(f"  training: step {step}{of}  {_format_metrics(trainer)}")
 
 
-def _total(trainer: pl.Trainer) -> int | None:
+def _get_total(trainer: pl.Trainer) -> int | None:
     steps = trainer.estimated_stepping_batches
     return int(steps) if steps != float("inf") else None
 
 
-def _metrics(trainer: pl.Trainer) -> str:
+def _format_metrics(trainer: pl.Trainer) -> str:
     metrics = trainer.progress_bar_metrics.items()
     return "  ".join(f"{name} {float(value):.4f}" for name, value in metrics)

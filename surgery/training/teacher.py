@@ -1,4 +1,4 @@
-"""Whom a distilled model learns from: the original of its run, or another model."""
+"""The teacher of a distilled model: the original of its run, or another model."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from surgery.errors import ConfigError
 from surgery.models.source import ModelSource
 
 
-def teacher_source(original: ModelConfig, teacher: str | None) -> ModelSource:
-    """Where `objective.teacher` is; ``None`` stands for the original.
+def locate_teacher(original: ModelConfig, teacher: str | None) -> ModelSource:
+    """Locate `objective.teacher`; ``None`` stands for the original.
 
     Task, dtype, attention implementation and trust in remote code are those of `model.*`.
     """
@@ -26,19 +26,19 @@ def teacher_source(original: ModelConfig, teacher: str | None) -> ModelSource:
 
 
 def load_teacher(original: ModelConfig, teacher: str | None) -> PreTrainedModel:
-    """The teacher with its weights, on the CPU, frozen and in eval mode.
+    """Load the teacher with its weights, on the CPU, frozen and in eval mode.
 
     Raises:
         ConfigError: the weights cannot be had or do not fit the config.
     """
-    with blame_teacher(teacher):
-        model = teacher_source(original, teacher).load()
+    with naming_teacher(teacher):
+        model = locate_teacher(original, teacher).load()
     return model.requires_grad_(False).eval()
 
 
 @contextmanager
-def blame_teacher(teacher: str | None) -> Iterator[None]:
-    """What is refused of another teacher's model, under the key that names it."""
+def naming_teacher(teacher: str | None) -> Iterator[None]:
+    """Name `objective.teacher` in errors about another teacher's model."""
     try:
         yield
     except ConfigError as error:

@@ -36,15 +36,17 @@ def build_callbacks(entries: dict[str, Any]) -> list[Callback]:
             callback = instantiate(entry)
         except (InstantiationException, ValueError, TypeError) as error:
             problem = " ".join(str(error.__cause__ or error).split())
-            raise ConfigError(key, problem, given=entry, valid=_options(entry, problem)) from None
+            raise ConfigError(
+                key, problem, given=entry, valid=_list_options(entry, problem)
+            ) from None
         if not isinstance(callback, Callback):
-            raise ConfigError(key, "is no Lightning callback", given=entry["_target_"])
+            raise ConfigError(key, "must be a Lightning callback", given=entry["_target_"])
         callbacks.append(callback)
     return callbacks
 
 
-def _options(entry: dict[str, Any], problem: str) -> list[str] | None:
-    """What the callback takes, where it complains of something else."""
+def _list_options(entry: dict[str, Any], problem: str) -> list[str] | None:
+    """List what the callback takes, where it complains of something else."""
     if "unexpected keyword argument" not in problem:
         return None
     target = get_object(entry["_target_"])
@@ -65,16 +67,16 @@ def build_trainer(
         value = options.get(name, least)
         if type(value) is not int or value < least:
             valid = f"a whole number from {least}"
-            raise ConfigError(f"trainer.{name}", "is no such number", given=value, valid=valid)
+            raise ConfigError(f"trainer.{name}", f"must be {valid}", given=value, valid=valid)
     if not loggers:  # it refuses to run where nothing is logged
         callbacks = [c for c in callbacks if not isinstance(c, LearningRateMonitor)]
     callbacks = list(callbacks)
     if options.get("enable_progress_bar", True):
         callbacks.append(BarProgress() if is_terminal() else PlainProgress())
     options["enable_progress_bar"] = False  # Lightning's own
-    # What it would say of devices, the user has said himself.
+    # The user has set the devices, so what Lightning prints of them is left out.
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    # Said elsewhere, or not this run's business.
+    # Printed elsewhere, or not about this run.
     texts = [".*tensorboardX.*", ".*litlogger.*", ".*isinstance.treespec.*"]
     if resumable_data:
         texts.append(".*your dataloader is not resumable.*")
@@ -91,12 +93,12 @@ def build_trainer(
         )
     except (ValueError, TypeError, RuntimeError, ImportError) as error:
         # Lightning's MisconfigurationException is a plain Exception: let the name decide.
-        raise ConfigError("trainer", _first_line(error)) from None
+        raise ConfigError("trainer", _get_first_line(error)) from None
     except Exception as error:
         if type(error).__name__ != "MisconfigurationException":
             raise
-        raise ConfigError("trainer", _first_line(error)) from None
+        raise ConfigError("trainer", _get_first_line(error)) from None
 
 
-def _first_line(error: Exception) -> str:
+def _get_first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]

@@ -59,7 +59,7 @@ class PlannedChanges(Protocol):
     def head_patch(self) -> Mapping[str, Any]: ...
     @property
     def shares_kv(self) -> bool: ...
-    def inputs(self, edit: TensorEdit) -> list[torch.Tensor]: ...
+    def get_inputs(self, edit: TensorEdit) -> list[torch.Tensor]: ...
 
 
 def check_equivalence(
@@ -80,7 +80,7 @@ def check_equivalence(
     def visit(site: Site) -> Visit:
         def compare(block: nn.Module, args: Any, kwargs: Any) -> None:
             differences[site.path] = math.inf
-            tensors = make_site_tensors(block, site, edits[site.path], plan.inputs)
+            tensors = make_site_tensors(block, site, edits[site.path], plan.get_inputs)
             with (
                 setting_block_attributes(block, site, plan.head_attributes),
                 patching_config(model.config, patch),
@@ -141,7 +141,7 @@ def _run_whole(
     tensors: Tensors = {}
     for edit in plan.edits:
         sources = [tensors.get(s.name, model.get_parameter(s.name)).detach() for s in edit.sources]
-        results = run_transform(edit.transform, [*sources, *plan.inputs(edit)], edit.arguments)
+        results = run_transform(edit.transform, [*sources, *plan.get_inputs(edit)], edit.arguments)
         tensors |= {spec.name: tensor for spec, tensor in zip(edit.results, results, strict=True)}
     inputs = probe or make_probe_inputs(model, cross=any(site.cross for site in plan.before))
     with setting_attributes(model, plan.head_attributes), patching_config(model.config, patch):

@@ -13,7 +13,7 @@ from benchmarks.coverage.caching import cache_bytes
 from benchmarks.coverage.check import REFUSED, WORKS, WRONG, check
 from benchmarks.coverage.page import FIGURES, PAGE, page
 from surgery.models.sites import find_sites
-from surgery.plan.sizes import kv_bytes
+from surgery.plan.sizes import count_kv_bytes
 
 KEPT = json.loads(FIGURES.read_text(encoding="utf-8"))
 
@@ -78,4 +78,4 @@ def test_sliding_windows_are_short_and_counted(model_type: str, windows: set[int
     sites = find_sites(model).sites
     assert {site.window for site in sites if site.cached} == windows
     held = cache_bytes(model, zoo.inputs("causal-lm", model))
-    assert held == kv_bytes(sites, zoo.LENGTH, model.dtype.itemsize)
+    assert held == count_kv_bytes(sites, zoo.LENGTH, model.dtype.itemsize)

@@ -20,6 +20,8 @@ def performed(plan: Plan, weights: Path) -> dict[str, torch.Tensor]:
                 made[spec.name] if spec.name in made else file.get_tensor(spec.name)
                 for spec in edit.sources
             ]
-            results = run_transform(edit.transform, [*sources, *plan.inputs(edit)], edit.arguments)
+            results = run_transform(
+                edit.transform, [*sources, *plan.get_inputs(edit)], edit.arguments
+            )
             made |= {spec.name: tensor for spec, tensor in zip(edit.results, results, strict=True)}
     return made

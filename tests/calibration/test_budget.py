@@ -13,7 +13,7 @@ from surgery.calibration import Calibration
 from surgery.errors import ConfigError
 from surgery.execute.live import apply_
 from surgery.models.sites import find_sites
-from surgery.operations.gqa.budget import cheapest, divergence
+from surgery.operations.gqa.budget import compute_divergence, find_cheapest
 from tests.calibration.models import batches, made, plan_for
 from tests.calibration.rewriting import Turning, rewrite_
 from tests.families import family, tokens
@@ -33,7 +33,7 @@ def test_the_cheapest_counts_are_those_of_looking_at_all(
     layers: list[dict[int, float]], spare: int
 ) -> None:
     total = len(layers) + spare
-    found = cheapest(layers, total)
+    found = find_cheapest(layers, total)
     within = [c for c in product(*layers) if sum(c) <= total]
     least = min(sum(layer[n] for layer, n in zip(layers, c, strict=True)) for c in within)
     assert tuple(found) in within
@@ -90,7 +90,7 @@ def test_all_that_there_are() -> None:
 
 @pytest.mark.parametrize("average", [0.5, 9])
 def test_no_such_average(average: float) -> None:
-    with pytest.raises(ConfigError, match="no such number of KV heads on average"):
+    with pytest.raises(ConfigError, match="the average number of KV heads is out of range"):
         plan_for(made("llama"), kv_heads={"average": average}, merge="optimal")
 
 
@@ -104,9 +104,9 @@ def test_divergence_is_what_it_says() -> None:
     mask = torch.ones(2, 6, dtype=torch.long)
     mask[0, 4:] = 0
     batch = {"input_ids": tokens(2, 6), "attention_mask": mask, "labels": tokens(2, 6)}
-    assert divergence(model, model, [batch]) == pytest.approx(0, abs=1e-6)
+    assert compute_divergence(model, model, [batch]) == pytest.approx(0, abs=1e-6)
     with torch.no_grad():
         inputs = {"input_ids": batch["input_ids"], "attention_mask": mask}
         p, q = (one(**inputs).logits.softmax(-1)[mask.bool()] for one in (model, other))
     expected = float((p * (p / q).log()).sum(-1).mean())
-    assert divergence(model, other, [batch]) == pytest.approx(expected, rel=1e-4)
+    assert compute_divergence(model, other, [batch]) == pytest.approx(expected, rel=1e-4)

@@ -14,7 +14,7 @@ from surgery.errors import SiteError
 from surgery.models.copies import make_sharing_copy
 from surgery.models.sites import Site, find_sites
 from surgery.operations.gqa.moments import SiteMoments
-from surgery.operations.gqa.planes import Planes, half_split, interleaved
+from surgery.operations.gqa.planes import Planes, make_half_split, make_interleaved
 from tests.calibration.models import KINDS, made
 from tests.families import family, tokens
 
@@ -81,15 +81,15 @@ def dense(model: PreTrainedModel, site: Site, data: list[Any]) -> dict[str, Tens
 
 
 def assert_are(moments: SiteMoments, by_hand: dict[str, Tensor], site: Site) -> None:
-    keys, count = moments.keys(), len(by_hand["k"])
+    keys, count = moments.get_key_moments(), len(by_hand["k"])
     half = site.head_dim // 2
     k = torch.complex(by_hand["k"][..., :half], by_hand["k"][..., half:])
     close(keys.planes, torch.einsum("thp,tgp->phg", k, k.conj()) / count)
     power = by_hand["q"].unflatten(-1, (2, half)).pow(2).sum(-2).mean(0)  # [Hq, P]
     close(keys.power, power.unflatten(0, (site.kv_heads, -1)).sum(1).mT)
     v = by_hand["v"].flatten(1)
-    close(moments.values(), v.mT @ v / count)
-    attended = moments.attended()
+    close(moments.get_value_moments(), v.mT @ v / count)
+    attended = moments.get_attended_moments()
     assert set(attended) == set(range(site.q_heads))
     for group in GROUPS:
         for member in group:
@@ -129,11 +129,11 @@ def test_padding_does_not_count(side: str) -> None:
 
 
 def assert_alike(one: SiteMoments, two: SiteMoments) -> None:
-    close(one.keys().planes, two.keys().planes)
-    close(one.keys().power, two.keys().power)
-    close(one.values(), two.values())
-    for head, total in one.attended().items():
-        close(total, two.attended()[head])
+    close(one.get_key_moments().planes, two.get_key_moments().planes)
+    close(one.get_key_moments().power, two.get_key_moments().power)
+    close(one.get_value_moments(), two.get_value_moments())
+    for head, total in one.get_attended_moments().items():
+        close(total, two.get_attended_moments()[head])
 
 
 def test_how_the_data_is_cut_into_batches_does_not_matter() -> None:
@@ -168,7 +168,10 @@ def test_no_sum_keeps_a_graph(name: str) -> None:
 def test_few_rows_estimate_all() -> None:
     model = family("llama")
     data = [{"input_ids": tokens(8, 32, n)} for n in range(12)]
-    few, whole = summed(model, data, rows=8).attended(), summed(model, data).attended()
+    few, whole = (
+        summed(model, data, rows=8).get_attended_moments(),
+        summed(model, data).get_attended_moments(),
+    )
     for head, expected in whole.items():
         off = float((few[head] - expected).norm() / expected.norm())
         assert off < 0.4
@@ -176,15 +179,15 @@ def test_few_rows_estimate_all() -> None:
 
 
 LAYOUTS: dict[str, Planes] = {
-    "llama": half_split(8, 8),
-    "llama_yarn": half_split(8, 8),
-    "qwen3": half_split(8, 8),
-    "cohere": interleaved(8, 8),
-    "glm4": interleaved(8, 4),
-    "phi": half_split(8, 4),
-    "stablelm": half_split(8, 2),
-    "gpt_neox": half_split(8, 4),
-    "phi3": half_split(8, 8),
+    "llama": make_half_split(8, 8),
+    "llama_yarn": make_half_split(8, 8),
+    "qwen3": make_half_split(8, 8),
+    "cohere": make_interleaved(8, 8),
+    "glm4": make_interleaved(8, 4),
+    "phi": make_half_split(8, 4),
+    "stablelm": make_half_split(8, 2),
+    "gpt_neox": make_half_split(8, 4),
+    "phi3": make_half_split(8, 8),
     "gpt2": Planes((), tuple(range(8))),
     "opt": Planes((), tuple(range(8))),
     "bert": Planes((), tuple(range(8))),
@@ -220,13 +223,13 @@ def test_nor_do_they_pass_in_a_later_batch() -> None:
         model.model.embed_tokens.weight[60] = float("nan")
     fine, broken = tokens(2, 8) % 50 + 3, torch.full((2, 8), 60)
     with pytest.raises(SiteError, match="not finite"):
-        summed(model, [{"input_ids": fine}, {"input_ids": broken}]).values()
+        summed(model, [{"input_ids": fine}, {"input_ids": broken}]).get_value_moments()
 
 
 def test_data_without_a_real_token_is_refused() -> None:
     data = [{"input_ids": tokens(2, 8), "attention_mask": torch.zeros(2, 8, dtype=torch.long)}]
     with pytest.raises(SiteError, match="no token of the calibration data is real"):
-        summed(family("llama"), data).keys()
+        summed(family("llama"), data).get_key_moments()
 
 
 def test_one_position_tells_nothing_about_positions() -> None:

@@ -98,12 +98,12 @@ def test_a_plan_without_its_tensors_changes_nothing(stored: tuple[PreTrainedMode
     before = bits(model)
     plan = replace(load_plan(folder), tensors={})
     for check in (True, False):
-        with pytest.raises(PlanError, match="was read without its calibrated tensors"):
+        with pytest.raises(PlanError, match="was loaded without its calibrated tensors"):
             apply_(model, plan, check=check)
         assert_equal(bits(model), before)
     last = plan.edits[-1].resolved[-1].name
     most = {name: t for name, t in load_plan(folder).tensors.items() if name != last}
-    with pytest.raises(PlanError, match="was read without"):
+    with pytest.raises(PlanError, match="was loaded without"):
         apply_(model, replace(plan, tensors=most), check=False)
     assert_equal(bits(model), before)
 
@@ -164,7 +164,7 @@ def test_the_hollow_plan_gives_the_structure() -> None:
     """For weights that are loaded next: an unresolved plan's shapes are the resolved one's."""
     model = made("llama", dtype=torch.float32)
     plan = plan_of(model)
-    hollow = Plan.from_json(json.loads(json.dumps(plan.to_json()))).hollow()
+    hollow = Plan.from_json(json.loads(json.dumps(plan.to_json()))).fill_zeros()
     shell = copy.deepcopy(model)
     apply_(shell, hollow, check=False)
     apply_(model, plan)

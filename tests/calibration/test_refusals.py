@@ -160,7 +160,7 @@ def test_gates_beside_queries() -> None:
     )
     model = randomised(AutoModelForCausalLM.from_config(config), 0, torch.float32)
     for options in ({"merge": "optimal"}, {"merge": "mean", "grouping": "similarity"}):
-        with pytest.raises(ConfigError, match="makes a gate beside each query"):
+        with pytest.raises(ConfigError, match="makes a gate for each query"):
             plan_for(model, kv_heads=2, **options)
 
 

@@ -17,7 +17,7 @@ from surgery.config.options import (
     SHARE,
     Range,
     check_ranges,
-    default_of,
+    get_default,
     option,
 )
 from surgery.config.schema import RunConfig
@@ -102,7 +102,7 @@ def test_defaults() -> None:
         as_hydra_says: int = option(MISSING)
         made: list[int] = option(default_factory=list)
 
-    assert [default_of(field) for field in fields(Options)] == ["???", "???", []]
+    assert [get_default(field) for field in fields(Options)] == ["???", "???", []]
 
 
 def _leaves(kind: Any, prefix: str = "") -> dict[str, str]:

@@ -63,7 +63,7 @@ class PatchConfig(Operation):
 
 @pytest.fixture(autouse=True)
 def known() -> None:
-    registry._found.cache_clear()
+    registry._load_operations.cache_clear()
 
 
 def find_changes(model: PreTrainedModel) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from surgery.importance.losses import (
 )
 from surgery.importance.work import compute_logits
 from surgery.measure.loss import compute_mean_loss
-from surgery.training.objectives import distillation_kl, labelled
+from surgery.training.objectives import compute_distillation_kl, count_labelled
 from tests.importance.cases import CASES, case
 
 
@@ -29,7 +29,7 @@ def test_mean_over_positions_is_the_held_out_loss(name: str) -> None:
     )
     expected = compute_mean_loss(model, [dict(batch)], task, total=1, label="test")
     assert losses.mean().item() == pytest.approx(expected, abs=1e-6)
-    assert where.total == labelled(dict(batch), task)
+    assert where.total == count_labelled(dict(batch), task)
 
 
 @torch.no_grad()
@@ -66,5 +66,5 @@ def test_divergence_is_that_of_distillation(task: Task) -> None:
     mine = compute_divergences(
         select_labelled(logits, where), select_labelled(other, where).log_softmax(-1)
     )
-    expected = distillation_kl(logits, other, labels, 1.0, task)
+    expected = compute_distillation_kl(logits, other, labels, 1.0, task)
     assert mine.mean().item() == pytest.approx(expected.item(), rel=1e-5)

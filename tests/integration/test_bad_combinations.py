@@ -77,22 +77,26 @@ def _to_rope(model: str, problem: str) -> Bad:
 TABLE_OF_ROWS = {
     # gqa: counts
     "kv_heads below zero": _gqa("llama", "-2", "does not divide the 8", "-2", "1, 2, 4, 8"),
-    "kv_heads a fraction": _gqa("llama", "2.5", "no number of heads", "2.5", COUNTS),
-    "kv_heads a mapping": _gqa("llama", "{0:4}", "no number of heads", "{0: 4}", COUNTS),
+    "kv_heads a fraction": _gqa("llama", "2.5", "must be a number of heads", "2.5", COUNTS),
+    "kv_heads a mapping": _gqa("llama", "{0:4}", "must be a number of heads", "{0: 4}", COUNTS),
     "kv_heads over the groups": _gqa("grouped", "4", "more than the 2 KV heads", "4", "1, 2"),
     "kv_heads no divisor of six": _gqa("six heads", "4", "divide the 6", "4", "1, 2, 3, 6"),
     "budget too large": _gqa(
-        "llama", "{average:9}", "no such number of KV heads on average", "{'average': 9}", "1 to 8"
+        "llama",
+        "{average:9}",
+        "the average number of KV heads is out of range",
+        "{'average': 9}",
+        "1 to 8",
     ),
     "budget of none": _gqa(
         "llama",
         "{average:0.5}",
-        "no such number of KV heads on average",
+        "the average number of KV heads is out of range",
         "{'average': 0.5}",
         "1 to 8",
     ),
     "budget in words": _gqa(
-        "llama", "{average:few}", "no number of heads", "{'average': 'few'}", COUNTS
+        "llama", "{average:few}", "must be a number of heads", "{'average': 'few'}", COUNTS
     ),
     "optimal under a norm over all heads": _gqa(
         "olmo2",
@@ -113,7 +117,7 @@ TABLE_OF_ROWS = {
         key=f"{GQA}.grouping",
     ),
     "list too short": _gqa("llama", "[4]", "has 1 numbers for 2 layers", "[4]", COUNTS),
-    "list with a word": _gqa("llama", "[4,two]", "no number of heads", "[4, 'two']", COUNTS),
+    "list with a word": _gqa("llama", "[4,two]", "must be a number of heads", "[4, 'two']", COUNTS),
     "list for one layer": _gqa(
         "llama",
         "[4,2]",
@@ -196,13 +200,13 @@ TABLE_OF_ROWS = {
     ),
     "amount without scores": _prune("amount=0.5", TABLE, "`amount` needs a score", "", JSON),
     "scores for named heads": _prune(
-        "heads=[0] scores={good}", TABLE, "of no use where `heads`", "{good}", "null"
+        "heads=[0] scores={good}", TABLE, "have no effect where `heads`", "{good}", "null"
     ),
     "scope for named heads": _prune(
-        "heads=[0] scope=global", f"{PRUNE}.scope", "of no use where `heads`", "global", "layer"
+        "heads=[0] scope=global", f"{PRUNE}.scope", "has no effect where `heads`", "global", "layer"
     ),
     "cut for named heads": _prune(
-        "heads=[0] cut=queries", f"{PRUNE}.cut", "of no use where `heads`", "queries", "groups"
+        "heads=[0] cut=queries", f"{PRUNE}.cut", "has no effect where `heads`", "queries", "groups"
     ),
     "no such head": _prune("heads=[8]", HEADS, "has no such head", "8", "0 to 7"),
     "lists by layer": _prune(
@@ -252,7 +256,7 @@ TABLE_OF_ROWS = {
     "count over the groups": _prune(
         "count=8 scores={good}",
         COUNT,
-        "(or group of them)",
+        "(or one group of heads)",
         "8",
         "at most 4 heads",
         model="grouped",
@@ -295,14 +299,16 @@ TABLE_OF_ROWS = {
         "heads=[0]", "attention", QUANTIZED, "gptq", "the model's unquantized", model="gptq"
     ),
     # rope: values
-    "factor one": _rope("rope_linear", "factor=1", "factor", "cannot be", "1.0", "a number above"),
+    "factor one": _rope(
+        "rope_linear", "factor=1", "factor", "is not a valid value", "1.0", "a number above"
+    ),
     "factor infinite": _rope("rope_linear", "factor=inf", "factor", "finite", "inf", "at least 1"),
     "factor missing": _rope("rope_yarn", "factor=null", "factor", "yarn needs it", "", "a number"),
     "factor without scaling": _rope("rope", "factor=2", "factor", "no use", "2.0", "null; default"),
     "YaRN's bounds for linear": _rope(
-        "rope_linear", "beta_fast=16", "beta_fast", "no use for it", "16.0", "null; linear has"
+        "rope_linear", "beta_fast=16", "beta_fast", "does not use it", "16.0", "null; linear has"
     ),
-    "theta for none": _rope("nope", "theta=500", "theta", "no use for it", "500.0", "null; none"),
+    "theta for none": _rope("nope", "theta=500", "theta", "does not use it", "500.0", "null; none"),
     "no such type": _rope("rope", "type=ntk", "type", "ntk", "'ntk'", "default, linear"),
     "bounds crossed": _rope(
         "rope_yarn", "beta_slow=40", "beta_fast", "must be above beta_slow", "32", "32 with"
@@ -366,7 +372,7 @@ TABLE_OF_ROWS = {
         "rope_yarn",
         "original_max_position_embeddings=64",
         "original_max_position_embeddings",
-        "config says otherwise",
+        "config holds another length",
         "64",
         "null, or 32",
         model="yarn rope",
@@ -392,7 +398,7 @@ TABLE_OF_ROWS = {
         "rope_linear",
         "layer_type=full_attention layers=[0]",
         "layer_type",
-        "layers already says",
+        "has no effect where `layers`",
         "full_attention",
         "null, or layers null",
     ),
@@ -459,9 +465,9 @@ TABLE_OF_ROWS = {
         "fuse_qkv",
         f"{FUSE}.keep=true",
         f"{FUSE}.keep",
-        "keeps its projections apart",
+        "has separate projections",
         "True",
-        "false, or first a conversion to an architecture that has them so, such as phi3",
+        "false, or convert it first to an architecture with fused ones (phi3)",
     ),
     "kept fused in a Mistral": Bad(
         "llama",
@@ -623,7 +629,7 @@ TABLE_OF_ROWS = {
         "prune_heads,gqa",
         f"{EMPTIED}{KV}=4 {GQA}.layers=[1]",
         f"{GQA}.layers",
-        "model.layers.1.self_attn is removed before",
+        "model.layers.1.self_attn is removed by an earlier operation",
         "1",
         "0",
     ),
@@ -632,7 +638,7 @@ TABLE_OF_ROWS = {
         "prune_heads,rope_linear",
         f"{EMPTIED}{ROPE}.layers=[1]",
         f"{ROPE}.layers",
-        "is removed before",
+        "is removed by an earlier operation",
         "1",
         "0",
     ),
@@ -641,7 +647,7 @@ TABLE_OF_ROWS = {
         "prune_heads,fuse_qkv",
         f"{EMPTIED}{FUSE}.layers=[1]",
         f"{FUSE}.layers",
-        "is removed before",
+        "is removed by an earlier operation",
         "1",
         "0",
     ),
@@ -650,7 +656,7 @@ TABLE_OF_ROWS = {
         "prune_heads,attention_dropout",
         f"{EMPTIED}{DROP}.layers=[1]",
         f"{DROP}.layers",
-        "is removed before",
+        "is removed by an earlier operation",
         "1",
         "0",
     ),

@@ -134,7 +134,7 @@ TABLE = {
     ),
     "a teacher of another vocabulary": Bad(
         (RECIPE, "objective=distill", "objective.teacher={stranger}"),
-        ("objective.teacher: predicts 300 tokens, and the model 259", "the same vocabulary"),
+        ("objective.teacher: predicts 300 tokens, but the model 259", "the same vocabulary"),
     ),
     "a teacher with fewer positions": Bad(
         (RECIPE, "objective=distill", "objective.teacher={near}"),

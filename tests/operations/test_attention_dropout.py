@@ -89,7 +89,7 @@ def test_a_model_built_from_the_patched_config_drops_the_same(name: str) -> None
     if name not in RECORDED:
         assert dropouts(reference) == dropouts(model)
     else:  # the reload is told: the attributes say all
-        set_attributes(reference, draft.attributes())
+        set_attributes(reference, draft.find_attributes())
         assert dropouts(reference) == dropouts(model)
 
 
@@ -107,12 +107,12 @@ def test_chosen_layers_are_recorded_and_only_these_drop() -> None:
     model = base_model("llama")
     draft = drafted(model, AttentionDropout(p=0.3, layers=[1]))
     assert draft.patch == {}
-    assert draft.attributes() == {"layers.1.self_attn": {"attention_dropout": 0.3}}
+    assert draft.find_attributes() == {"layers.1.self_attn": {"attention_dropout": 0.3}}
     assert draft.layers == {"layers.1.self_attn": {"dropout": "0.3"}}
     plan = make_plan(model, [AttentionDropout(p=0.3, layers=[1])])
     assert plan.export.format == "record"
     assert plan.outcomes == ("1 attribute",)
-    assert json.loads(json.dumps(plan.attributes)) == draft.attributes()
+    assert json.loads(json.dumps(plan.attributes)) == draft.find_attributes()
     performed(model, draft)
     assert [layer.self_attn.attention_dropout for layer in model.layers] == [0.0, 0.3]
 

@@ -63,7 +63,7 @@ def test_keeping_needs_an_architecture_that_can() -> None:
         (lambda s: replace(s, cross=True), "from elsewhere"),
         (lambda s: replace(s, key=replace(s.key, in_features=7)), "from elsewhere"),
         (lambda s: replace(s, value=replace(s.value, bias=True)), "have a bias"),
-        (lambda s: replace(s, key=replace(s.key, transposed=True)), "no Linears"),
+        (lambda s: replace(s, key=replace(s.key, transposed=True)), "not Linears"),
         (lambda s: replace(s, key=replace(s.key, path="other.k_proj")), "different modules"),
     ],
     ids=["cross", "width", "bias", "conv1d", "places"],
@@ -83,4 +83,4 @@ def test_cross_attention_is_left_apart_unless_it_is_named() -> None:
     draft.sites[1] = replace(draft.sites[1], cross=True)
     plan(model, draft)
     assert [site["path"] for site in draft.steps[0].arguments["sites"]] == [draft.sites[0].path]
-    assert "1 cross-attention blocks keep their projections apart" in draft.notes[0]
+    assert "1 cross-attention blocks keep separate projections" in draft.notes[0]

@@ -113,7 +113,7 @@ def test_one_product_per_block_and_no_other(name: str) -> None:
         if path in ours:
             module.register_forward_hook(lambda *_, path=path: calls.append(path))
         elif isinstance(module, FusedPart):
-            module.handout._alone = None  # type: ignore[assignment]
+            module.shared._compute_alone = None  # type: ignore[assignment]
     logits(changed)
     with torch.inference_mode():
         changed(input_ids=tokens())
@@ -415,7 +415,7 @@ def _share(attention: nn.Module) -> None:
     ("change", "message"),
     [
         (lambda a: setattr(a, "q_proj", nn.Sequential(a.q_proj)), "only plain Linears"),
-        (lambda a: a.q_proj.register_forward_hook(lambda *_: None), "hooked"),
+        (lambda a: a.q_proj.register_forward_hook(lambda *_: None), "has hooks"),
         (lambda a: a.k_proj.weight.requires_grad_(False), "requires_grad"),
         (lambda a: a.k_proj.float(), "dtypes"),
         (lambda a: setattr(a.k_proj, "bias", nn.Parameter(torch.zeros(64).double())), "biases"),

@@ -50,7 +50,7 @@ def test_a_layer_that_is_not_there(layer: int) -> None:
 
 
 def test_no_layer_at_all() -> None:
-    with pytest.raises(ConfigError, match="names no layer") as caught:
+    with pytest.raises(ConfigError, match="must name at least one layer") as caught:
         gqa_plan(family("llama"), 2, layers=[])
     assert caught.value.key == "attention.gqa.layers"
 

@@ -10,7 +10,7 @@ import pytest
 from surgery.errors import ConfigError
 from surgery.operations.gqa.operation import GQA, Grouping, Merge
 from surgery.operations.prune_heads.operation import PruneHeads
-from surgery.plan.registry import operation_fields, operation_names, parse_operations
+from surgery.plan.registry import list_operations, list_options, parse_operations
 
 TYPES = "a whole number, a list with one number per layer, or {average: number}"
 MERGES = "mean, first, random, aligned, aligned_renorm, optimal"
@@ -58,10 +58,10 @@ def test_a_spec_written_as_json_parses_to_itself() -> None:
 
 
 def test_names_and_fields_are_those_of_the_registry() -> None:
-    assert {"gqa", "prune_heads"} <= set(operation_names())
-    assert operation_names() == sorted(operation_names())
-    assert operation_fields("gqa") == ["kv_heads", "merge", "grouping", "groups", "layers"]
-    assert operation_fields("prune_heads") == [
+    assert {"gqa", "prune_heads"} <= set(list_operations())
+    assert list_operations() == sorted(list_operations())
+    assert list_options("gqa") == ["kv_heads", "merge", "grouping", "groups", "layers"]
+    assert list_options("prune_heads") == [
         "heads",
         "amount",
         "count",
@@ -78,13 +78,13 @@ def test_names_and_fields_are_those_of_the_registry() -> None:
         "rounds",
         "until",
     ]
-    assert operation_fields("no_such_thing") == []
+    assert list_options("no_such_thing") == []
 
 
 @pytest.mark.parametrize(
     ("attention", "key", "valid"),
     [
-        ({"gqaa": {"kv_heads": 2}}, "attention.gqaa", ", ".join(operation_names())),
+        ({"gqaa": {"kv_heads": 2}}, "attention.gqaa", ", ".join(list_operations())),
         ({"gqa": {"kv_heads": 2, "heads": 3}}, "attention.gqa.heads", FIELDS),
         ({"gqa": {"kv_heads": "many"}}, "attention.gqa.kv_heads", TYPES),
         ({"gqa": {"kv_heads": 2.5}}, "attention.gqa.kv_heads", TYPES),

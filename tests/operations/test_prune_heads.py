@@ -271,12 +271,12 @@ EXACTLY = "needs exactly one of heads, amount and count"
         ({"amount": 0.5, "count": 1}, "", EXACTLY, None),
         ({"amount": 0.5}, "scores", "`amount` needs a score for every head", '{"scores": [['),
         ({"count": 1}, "scores", "`count` needs a score for every head", '{"scores": [['),
-        ({"heads": [0], "scores": "x.json"}, "scores", "of no use where `heads`", "null"),
-        ({"heads": [0], "estimator": "random"}, "estimator", "of no use where `heads`", "null"),
-        ({"heads": [0], "scope": "global"}, "scope", "of no use where `heads`", "layer"),
-        ({"heads": [0], "uniform": True}, "uniform", "of no use where `heads`", "false"),
-        ({"heads": [0], "protect": [1]}, "protect", "of no use where `heads`", "null"),
-        ({"heads": [0], "schedule": "gradual"}, "schedule", "of no use where", "one_shot"),
+        ({"heads": [0], "scores": "x.json"}, "scores", "have no effect where `heads`", "null"),
+        ({"heads": [0], "estimator": "random"}, "estimator", "has no effect where `heads`", "null"),
+        ({"heads": [0], "scope": "global"}, "scope", "has no effect where `heads`", "layer"),
+        ({"heads": [0], "uniform": True}, "uniform", "has no effect where `heads`", "false"),
+        ({"heads": [0], "protect": [1]}, "protect", "has no effect where `heads`", "null"),
+        ({"heads": [0], "schedule": "gradual"}, "schedule", "has no effect where", "one_shot"),
         ({"count": 1, "estimator": "best"}, "estimator", "no such estimator", "leave_one_out"),
         (
             {"count": 1, "estimator": "random", "scores": "x"},
@@ -293,7 +293,7 @@ EXACTLY = "needs exactly one of heads, amount and count"
         (
             {"count": 1, "estimator": "random", "schedule": "gradual", "refit": True},
             "refit",
-            "is made before training",
+            "takes place before training",
             "false, or schedule: one_shot",
         ),
         (
@@ -384,7 +384,7 @@ EXACTLY = "needs exactly one of heads, amount and count"
         ({"heads": {0: None}}, "heads", "must be a list of heads", "{layer: [heads]}"),
         ({"heads": [0, 1, 2, 3]}, "heads", ALL, "at most 3, or attention.prune_heads.remove"),
         ({"heads": [0], "layers": [2]}, "layers", "there is no such layer", "0 to 1"),
-        ({"heads": [0], "layers": []}, "layers", "names no layer", "null for all"),
+        ({"heads": [0], "layers": []}, "layers", "must name at least one layer", "null for all"),
         ({"amount": 0.5, "scores": "no/such"}, "scores", "cannot be read: No such file", None),
     ],
 )

@@ -25,7 +25,7 @@ def parsed(name: str, **options: object) -> Operation:
 
 
 def conversion_of(operation: Operation, source: str = "llama") -> Conversion:
-    conversion = operation.conversion(skeleton(model_of(source)))
+    conversion = operation.choose_conversion(skeleton(model_of(source)))
     assert conversion is not None
     return conversion
 
@@ -97,7 +97,7 @@ def test_only_one_comes_first() -> None:
 
 def test_a_plan_says_that_positions_are_left_behind() -> None:
     draft = drafted(skeleton(model_of("gpt2")), parsed("absolute_to_rope"))
-    assert "left behind" in draft.notes[0]
+    assert "removed" in draft.notes[0]
     assert not draft.changes
     assert not draft.steps
     assert not draft.patch

@@ -14,7 +14,12 @@ from transformers import PreTrainedModel
 from surgery.errors import ConfigError, PlanError
 from surgery.execute.live import apply_
 from surgery.models.sites import find_sites
-from surgery.operations.rope.site_rope import SiteRope, has_site_rope, site_rope, unset_site_rope_
+from surgery.operations.rope.site_rope import (
+    SiteRope,
+    has_site_rope,
+    set_site_rope_,
+    unset_site_rope_,
+)
 from surgery.plan.make import make_plan
 from surgery.plan.registry import parse_operations
 from tests.families import family, logits, skeleton, tokens
@@ -68,16 +73,16 @@ def test_each_layer_alone_is_all_at_once(name: str, kind: str) -> None:
     # The plan for one layer, done to every layer.
     steps = [draft_of(apart, type=kind, factor=2.0, layers=[n]).steps[0] for n in (0, 1)]
     for one in steps:
-        site_rope(apart, **one.arguments)
+        set_site_rope_(apart, **one.arguments)
     assert torch.equal(logits(apart, ids), logits(whole, ids))
 
 
 def test_blocks_go_back_to_the_models_own() -> None:
     model = family("llama")
     before = logits(model)
-    site_rope(model, dict.fromkeys(paths(model)))
+    set_site_rope_(model, dict.fromkeys(paths(model)))
     changed = logits(model)
-    site_rope(model, dict.fromkeys(paths(model)))
+    set_site_rope_(model, dict.fromkeys(paths(model)))
     assert (
         sum(isinstance(h, SiteRope) for m in model.modules() for h in m._forward_pre_hooks.values())
         == 2
@@ -138,7 +143,7 @@ def test_blocks_on_the_meta_device() -> None:
     live = family("llama")
     model = skeleton(live)
     (step,) = draft_of(live, type="yarn", factor=2.0, layers=[0]).steps
-    site_rope(model, **step.arguments)
+    set_site_rope_(model, **step.arguments)
     assert has_site_rope(model.get_submodule(paths(model)[0]))
 
 
@@ -173,10 +178,10 @@ class _Own(nn.Module):
 def test_blocks_without_rotations_are_refused() -> None:
     model = family("llama")
     with pytest.raises(PlanError, match=r"has no model\.nothing"):
-        site_rope(model, {"model.nothing": None})
+        set_site_rope_(model, {"model.nothing": None})
     model.model.layers[0].self_attn = _Own()
     with pytest.raises(PlanError, match="takes no position_embeddings"):
-        site_rope(model, {"model.layers.0.self_attn": None})
+        set_site_rope_(model, {"model.layers.0.self_attn": None})
 
 
 def test_positions_that_do_not_arrive_are_refused() -> None:

@@ -17,7 +17,7 @@ from surgery.models.sites import find_sites
 from surgery.plan.make import make_plan
 from surgery.plan.plan import Plan
 from surgery.plan.registry import parse_operations
-from surgery.plan.sizes import kv_bytes
+from surgery.plan.sizes import count_kv_bytes
 from tests.families import VOCAB, family
 
 WINDOW, LENGTH, BATCH = 5, 17, 2
@@ -156,7 +156,7 @@ def test_planned_bytes_are_those_of_the_cache(case: str, tokens: int) -> None:
     with torch.no_grad():
         cache = model(input_ids=ids, use_cache=True).past_key_values
     held = sum(t.numel() * t.element_size() for la in cache.layers for t in (la.keys, la.values))
-    assert held == plan.sizes_after.kv_bytes == kv_bytes(plan.after, tokens, 8)
+    assert held == plan.sizes_after.kv_bytes == count_kv_bytes(plan.after, tokens, 8)
     assert (plan.sizes_after.kv_bytes < plan.sizes_before.kv_bytes) == (tokens >= WINDOW)
 
 
@@ -202,7 +202,7 @@ def test_a_window_that_is_there_changes_nothing() -> None:
         ("cohere2_mixed", {}, "", "rotary positions only with a window"),
         ("cohere2_mixed", {"size": None}, "", "rotary positions unless it is with a window"),
         ("gemma2", {"layers": [1]}, ".layers", "one window for all layers"),
-        ("mixtral", {"layers": [1]}, ".layers", "one word for all layers"),
+        ("mixtral", {"layers": [1]}, ".layers", "one window for all layers"),
         ("llama", {"layers": [1]}, "", "can be converted to mistral"),
         ("llama_biased", {}, "", "mistral: attention_bias"),
         ("olmo2", {}, "", "cannot say a window"),
@@ -233,6 +233,6 @@ def test_a_model_that_does_not_follow_its_config_is_left_alone() -> None:
     model = make_model("mistral_wide")
     plan = plan_window(model)
     model.model.config = copy.deepcopy(model.config)  # what makes the masks hears of no change
-    with pytest.raises(PlanError, match="not the model under a mask that says the same"):
+    with pytest.raises(PlanError, match="not the model under a mask that hides the same keys"):
         apply_(model, plan)
     assert model.config.sliding_window is None

@@ -21,14 +21,14 @@ from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
 import surgery.hydra  # noqa: F401
-from surgery.config.__main__ import operation_yaml, rewrite_folder
+from surgery.config.__main__ import rewrite_folder, write_operation_yaml
 from surgery.config.schema import RunConfig
 from surgery.config.validate import check_config
 from surgery.errors import ConfigError
 from surgery.plan.registry import (
-    operation_fields,
-    operation_names,
-    operations,
+    find_operations,
+    list_operations,
+    list_options,
     parse_operations,
 )
 
@@ -106,12 +106,12 @@ def test_an_attention_file_has_the_keys_of_its_operation(name: str) -> None:
     held = chosen("attention", name).attention
     assert held
     for operation, options in held.items():
-        assert operation in operation_names()
-        assert sorted(options) == sorted(operation_fields(operation))
+        assert operation in list_operations()
+        assert sorted(options) == sorted(list_options(operation))
 
 
 def test_every_operation_can_be_chosen_by_its_name() -> None:
-    assert set(operation_names()) <= set(choices("attention"))
+    assert set(list_operations()) <= set(choices("attention"))
 
 
 @pytest.mark.parametrize("name", choices("attention"))
@@ -153,17 +153,17 @@ def test_lines_are_no_longer_than_those_of_the_code() -> None:
             assert len(line) <= 100, f"{path}: {line}"
 
 
-@pytest.mark.parametrize("name", operation_names())
+@pytest.mark.parametrize("name", list_operations())
 def test_the_yaml_of_an_operation_holds_its_defaults(name: str) -> None:
-    kind = operations()[name]
-    defaults = {field: getattr(kind, field, "???") for field in operation_fields(name)}
+    kind = find_operations()[name]
+    defaults = {field: getattr(kind, field, "???") for field in list_options(name)}
     plain = {k: v.name if isinstance(v, Enum) else v for k, v in defaults.items()}
-    assert yaml.safe_load(operation_yaml(f"attention.{name}")) == {name: plain}
+    assert yaml.safe_load(write_operation_yaml(f"attention.{name}")) == {name: plain}
 
 
 def test_there_is_no_yaml_of_what_is_no_operation() -> None:
     with pytest.raises(ConfigError, match="no such operation") as caught:
-        operation_yaml("attention.gqqa")
+        write_operation_yaml("attention.gqqa")
     assert caught.value.valid is not None
     assert "attention.gqa" in caught.value.valid
 

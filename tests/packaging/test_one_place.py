@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from surgery.plan.operation import Operation
-from surgery.plan.registry import operations
+from surgery.plan.registry import find_operations
 
 from .conftest import ROOT
 
@@ -62,9 +62,9 @@ def says(text: str, word: str) -> bool:
     return bool(re.search(rf"\b{word}\b", text))
 
 
-@pytest.mark.parametrize("name", sorted(operations()))
+@pytest.mark.parametrize("name", sorted(find_operations()))
 def test_nobody_else_says_its_name(name: str) -> None:
-    operation = operations()[name]
+    operation = find_operations()[name]
     place, words = place_of(operation), {name, *operation.steps}
     module = ".".join(operation.__module__.split(".")[:3])
     found = []

@@ -122,7 +122,7 @@ def test_without_the_package_the_plan_says_what_is_missing(installed: Path, tmp_
     load = "import surgery, sys, pathlib\n"
     load += "from surgery.models.source import *\nfrom transformers import AutoModelForCausalLM\n"
     load += f"plan = surgery.load_plan(pathlib.Path({str(tmp_path)!r}))\n"
-    load += "model = AutoModelForCausalLM.from_pretrained(embedded_dir())\n"
+    load += "model = AutoModelForCausalLM.from_pretrained(find_embedded_dir())\n"
     load += "try:\n    surgery.apply_(model, plan)\nexcept surgery.PlanError as error: print(error)"
     done = run_python(tmp_path, "-c", load)
-    assert "'temperature', which this environment has not" in done.stdout, done.stderr
+    assert "'temperature', which is not installed here" in done.stdout, done.stderr

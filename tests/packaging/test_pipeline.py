@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from surgery.plan.registry import operation_names, operations
+from surgery.plan.registry import find_operations, list_operations
 
 from .conftest import ROOT
 
@@ -90,6 +90,6 @@ def test_a_run_that_only_plans_loads_nothing_heavy(name: str) -> None:
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_no_operation_is_named(file: Path) -> None:
     text = file.read_text(encoding="utf-8")
-    steps = {kind for operation in operations().values() for kind in operation.steps}
-    said = [name for name in {*operation_names(), *steps} if re.search(rf"\b{name}\b", text)]
+    steps = {kind for operation in find_operations().values() for kind in operation.steps}
+    said = [name for name in {*list_operations(), *steps} if re.search(rf"\b{name}\b", text)]
     assert not said

@@ -9,7 +9,7 @@ from surgery.models.own_record import is_own_record
 from surgery.plan.make import make_plan
 from surgery.plan.plan import Plan
 from surgery.plan.registry import parse_operations
-from surgery.plan.runtimes import known_runtimes
+from surgery.plan.runtimes import read_runtimes
 from tests.families import SEPARATE, family
 from tests.operations.reference import gqa_plan
 
@@ -20,7 +20,7 @@ def test_one_count_for_all_layers_is_native(name: str) -> None:
     assert plan.export.format == "native"
     assert plan.export.runtimes[0] == "transformers"
     named = {*plan.export.runtimes, *plan.export.without}
-    assert named == {"transformers", *known_runtimes()}
+    assert named == {"transformers", *read_runtimes()}
     assert plan.export.reason == "the architecture's own config says the result"
     assert dict(plan.head_patch) == {"num_key_value_heads": 2}
     assert dict(plan.config_patch) == {}
@@ -32,7 +32,7 @@ def test_chosen_layers_are_not_and_the_counts_are_named(name: str) -> None:
     assert plan.export.format == "record"
     assert "the result has 2, 8;" in plan.export.reason
     assert plan.export.runtimes == ("transformers",)
-    assert set(plan.export.without) == set(known_runtimes())
+    assert set(plan.export.without) == set(read_runtimes())
     assert all("import surgery" in why for why in plan.export.without.values())
     assert dict(plan.head_patch) == dict(plan.config_patch) == {}
 
@@ -89,7 +89,7 @@ def test_what_takes_hidden_size_over_heads_for_head_dim_does_not_serve_pruned_he
     assert "vllm" in gqa_plan(family("qwen2"), 2).export.runtimes
     plan = pruned("qwen2", [2])
     assert plan.export.format == "native"
-    assert "takes head_dim to be hidden_size / heads" in plan.export.without["vllm"]
+    assert "uses hidden_size / heads as head_dim" in plan.export.without["vllm"]
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3"])

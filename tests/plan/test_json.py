@@ -45,7 +45,7 @@ def test_another_format_is_refused(found: object) -> None:
 def test_a_plan_with_a_part_missing_is_refused(part: str) -> None:
     data = gqa_plan(family("llama"), 2).to_json()
     del data[part]
-    with pytest.raises(PlanError, match="not a whole plan"):
+    with pytest.raises(PlanError, match="not a complete plan"):
         Plan.from_json(data)
 
 

@@ -106,5 +106,7 @@ def test_quantized_weights() -> None:
 def test_a_model_with_more_blocks_than_its_config_says() -> None:
     model = family("llama", num_hidden_layers=3)
     model.config.num_hidden_layers = 2
-    with pytest.raises(ConfigError, match=r"layers\.2\.self_attn, and its config describes"):
+    with pytest.raises(
+        ConfigError, match=r"layers\.2\.self_attn, but its config does not describe"
+    ):
         gqa_plan(model, 2)

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from surgery.plan.make import make_plan
 from surgery.plan.plan import Plan
-from surgery.plan.render import by_layer, plan_table
+from surgery.plan.render import build_plan_table, format_by_layer
 from tests.families import family
 from tests.operations.reference import gqa_plan
 
@@ -16,7 +16,7 @@ from tests.operations.reference import gqa_plan
 def rendered(plan: Plan) -> dict[str, str]:
     """First column → the rest of the row."""
     out = StringIO()
-    Console(file=out, width=200).print(plan_table(plan))
+    Console(file=out, width=200).print(build_plan_table(plan))
     rows = [line.strip("│").split("│") for line in out.getvalue().splitlines() if "│" in line]
     return {first.strip(): " | ".join(cell.strip() for cell in rest) for first, *rest in rows}
 
@@ -32,9 +32,9 @@ def test_before_and_after_stand_side_by_side() -> None:
 
 def test_runs_of_layers_are_named() -> None:
     plan = gqa_plan(family("llama", num_hidden_layers=4), 2, layers=[0, 1, 3])
-    assert by_layer(plan.before, "kv_heads") == "8"
-    assert by_layer(plan.after, "kv_heads") == "2 (0-1), 8 (2), 2 (3)"
-    assert by_layer((), "kv_heads") == "-"
+    assert format_by_layer(plan.before, "kv_heads") == "8"
+    assert format_by_layer(plan.after, "kv_heads") == "2 (0-1), 8 (2), 2 (3)"
+    assert format_by_layer((), "kv_heads") == "-"
 
 
 def test_an_operation_that_changes_nothing_says_so() -> None:

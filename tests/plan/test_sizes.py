@@ -12,7 +12,7 @@ from surgery.execute.live import apply_
 from surgery.models.sites import find_sites
 from surgery.plan.make import make_plan
 from surgery.plan.registry import parse_operations
-from surgery.plan.sizes import attention_flops, count_sizes
+from surgery.plan.sizes import count_attention_flops, count_sizes
 from tests.families import SEPARATE, family, masked_lm, randomised, tokens
 from tests.operations.reference import gqa_plan
 
@@ -131,7 +131,7 @@ def test_attention_flops_of_fewer_heads_fall_by_the_projections_alone() -> None:
 def test_an_encoder_computes_all_scores() -> None:
     sites = make_plan(masked_lm("eurobert"), []).before
     projections = 4 * (2 * 10 * 64 * 64)
-    assert attention_flops(sites, 10) == 2 * (4 * 10 * 10 * 8 * 8 + projections)
+    assert count_attention_flops(sites, 10) == 2 * (4 * 10 * 10 * 8 * 8 + projections)
 
 
 def test_layers_without_keys_cost_no_cache() -> None:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from surgery.errors import PlanError
-from surgery.plan.digest import digest
+from surgery.plan.digest import hash_tensor
 from surgery.plan.plan import Plan
 from surgery.plan.store import PLAN, TENSORS, load_plan, save_plan
 from tests.families import family
@@ -25,7 +25,9 @@ def plain() -> Plan:
 
 def with_tensors() -> Plan:
     tensors = {"0.a.query": torch.randn(2, 3), "0.a.output": torch.ones(2, dtype=torch.bfloat16)}
-    return replace(plain(), tensors=tensors, resolved={n: digest(t) for n, t in tensors.items()})
+    return replace(
+        plain(), tensors=tensors, resolved={n: hash_tensor(t) for n, t in tensors.items()}
+    )
 
 
 def test_a_plan_without_tensors_is_one_file(tmp_path: Path) -> None:
@@ -49,7 +51,9 @@ def test_tensors_come_back_to_the_bit(tmp_path: Path) -> None:
 def test_views_are_stored_as_what_they_show(tmp_path: Path) -> None:
     wide = torch.randn(6, 4)
     tensors = {"a": wide.mT, "b": wide[::2]}
-    plan = replace(plain(), tensors=tensors, resolved={n: digest(t) for n, t in tensors.items()})
+    plan = replace(
+        plain(), tensors=tensors, resolved={n: hash_tensor(t) for n, t in tensors.items()}
+    )
     save_plan(plan, tmp_path)
     assert torch.equal(load_plan(tmp_path).tensors["a"], wide.mT)
 
@@ -67,7 +71,7 @@ def test_the_json_names_no_number_of_the_tensors() -> None:
     [
         (lambda d: (d / PLAN).unlink(), "cannot be read"),
         (lambda d: (d / PLAN).write_text("{"), "cannot be read"),
-        (lambda d: (d / PLAN).write_text("[]"), "is no plan"),
+        (lambda d: (d / PLAN).write_text("[]"), "is not a plan"),
         (lambda d: (d / PLAN).write_text("{}"), "a plan of format None"),
         (lambda d: (d / TENSORS).unlink(), "cannot be read"),
         (lambda d: (d / TENSORS).write_bytes(b"\0" * 40), "cannot be read"),
@@ -102,15 +106,15 @@ def test_a_digest_is_of_dtype_shape_and_every_bit(dtype: torch.dtype, shape: lis
     if torch.Size(shape).numel() == 0:
         tensor = tensor[:0]
     tensor = tensor.to(dtype).reshape(shape)
-    same = digest(tensor)
+    same = hash_tensor(tensor)
     assert (
         same
-        == digest(tensor.clone())
-        == digest(tensor.mT.contiguous().mT if len(shape) == 2 else tensor)
+        == hash_tensor(tensor.clone())
+        == hash_tensor(tensor.mT.contiguous().mT if len(shape) == 2 else tensor)
     )
-    assert same != digest(tensor[None])
-    assert same != digest(tensor.to(torch.int32))
+    assert same != hash_tensor(tensor[None])
+    assert same != hash_tensor(tensor.to(torch.int32))
     if tensor.numel():
         other = tensor.clone()
         other.view(-1)[-1] += 1
-        assert same != digest(other)
+        assert same != hash_tensor(other)

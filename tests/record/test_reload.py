@@ -23,6 +23,7 @@ from surgery.models.own_record import is_own_record
 from surgery.models.sites import find_sites
 from surgery.plan.make import make_plan
 from surgery.plan.registry import parse_operations
+from surgery.plan.sizes import count_sizes
 from tests.record.exporting import CASES, TEXT, exported, original
 from tests.tiny_models import tiny_model
 
@@ -120,8 +121,8 @@ def test_it_generates_the_same_with_a_cache_of_the_planned_size(
 ) -> None:
     here, there = elsewhere[name]
     assert torch.equal(here["tokens"], there["tokens"])
-    # Plans are made for two bytes per value; these are four.
-    assert there["bytes"] == 2 * IDS.numel() * here["plan"].sizes_after.kv_bytes_per_token
+    rows, tokens = IDS.shape
+    assert there["bytes"] == rows * count_sizes(0, here["plan"].after, tokens, 4).kv_bytes
 
 
 def test_without_us_transformers_fails_or_says_so(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from surgery.data.module import TextData
 from surgery.models.source import ModelSource
 from surgery.plan.make import make_plan
 from surgery.plan.registry import parse_operations
-from surgery.training.module import SurgeryModule, _typed
+from surgery.training.module import SurgeryModule, parse_section
 from surgery.training.trainer import build_trainer
 from tests.data.making import documents, text_data, write_texts
 from tests.tiny_models import tiny_model
@@ -59,7 +59,7 @@ def operated(
 ) -> SurgeryModule:
     """A `SurgeryModule` that makes the model in `folder` multi-query, or what `attention` says."""
     spec = options("model", "embedded", path=str(folder), **model)
-    source = ModelSource(_typed(ModelConfig, spec))
+    source = ModelSource(parse_section(ModelConfig, spec))
     config = source.load_config()
     declared = {"gqa": {"kv_heads": 1}} if attention is None else attention
     plan = make_plan(source.build_meta_model(config), parse_operations(declared))

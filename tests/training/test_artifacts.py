@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from surgery.lab.report.comparable import flatten_summary
-from surgery.training.identity import fingerprint
+from surgery.training.identity import compute_fingerprint
 
 MIB = 1 << 20
 
@@ -30,20 +30,20 @@ def _weights(folder: Path, size: int, **changed: int) -> Path:
 def test_the_same_weights_have_one_fingerprint_wherever_they_lie(tmp_path: Path, size: int) -> None:
     one, same = (_weights(tmp_path / name, size, at=3) for name in ("a", "b"))
     (same / "README.md").write_text("not weights")
-    assert fingerprint(one) == fingerprint(same)
+    assert compute_fingerprint(one) == compute_fingerprint(same)
     others = {
-        fingerprint(_weights(tmp_path / "c", size)),  # in the header
-        fingerprint(_weights(tmp_path / "d", size, at=3, end=size - 1)),
-        fingerprint(_weights(tmp_path / "e", size + 1, at=3)),
-        fingerprint(_weights(tmp_path / "f", size, at=4)),
+        compute_fingerprint(_weights(tmp_path / "c", size)),  # in the header
+        compute_fingerprint(_weights(tmp_path / "d", size, at=3, end=size - 1)),
+        compute_fingerprint(_weights(tmp_path / "e", size + 1, at=3)),
+        compute_fingerprint(_weights(tmp_path / "f", size, at=4)),
     }
-    assert len(others | {fingerprint(one)}) == 5
+    assert len(others | {compute_fingerprint(one)}) == 5
 
 
 def test_a_file_of_another_name_is_another_model(tmp_path: Path) -> None:
     one, other = _weights(tmp_path / "a", 9), _weights(tmp_path / "b", 9)
     (other / "model.safetensors").rename(other / "adapter.safetensors")
-    assert fingerprint(one) != fingerprint(other)
+    assert compute_fingerprint(one) != compute_fingerprint(other)
 
 
 SIZES = {"parameters": 100, "kv_bytes_per_token": 64, "attention_flops": 1000}

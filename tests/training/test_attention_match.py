@@ -17,8 +17,8 @@ from surgery.operations.backend.switch import set_backend
 from surgery.plan.make import make_plan
 from surgery.plan.plan import Plan
 from surgery.plan.registry import parse_operations
-from surgery.training.objectives import Loss, training_loss
-from surgery.training.pairs import own_pairs, pair_sites
+from surgery.training.objectives import Loss, compute_training_loss
+from surgery.training.pairs import pair_sites, pair_with_original
 from tests.tiny_models import tiny_model, tokens
 
 IDS = tokens(2, 9)
@@ -39,7 +39,7 @@ def _term(
     **batch: torch.Tensor,
 ) -> Loss:
     batch = {"input_ids": IDS, "labels": IDS} | batch
-    return training_loss(student, teacher, batch, cfg, task, pairs)
+    return compute_training_loss(student, teacher, batch, cfg, task, pairs)
 
 
 def _blocks(model: PreTrainedModel, ids: torch.Tensor, blocks: list[Any]) -> list[torch.Tensor]:
@@ -83,7 +83,7 @@ def _gradients(value: torch.Tensor, model: PreTrainedModel) -> dict[str, torch.T
 def test_value_and_gradient_are_those_of_the_formula() -> None:
     student, plan = _operated(tiny_model("llama"), gqa={"kv_heads": 1})
     teacher = tiny_model("llama", seed=1).eval()
-    found = _term(student, teacher, own_pairs(plan))
+    found = _term(student, teacher, pair_with_original(plan))
     expected = _reference(student, teacher, list(IDS))
     torch.testing.assert_close(
         found.parts["attention"].double(), expected.detach(), rtol=1e-5, atol=0
@@ -102,7 +102,7 @@ def test_value_and_gradient_are_those_of_the_formula() -> None:
 
 def test_the_weight_weighs() -> None:
     student, teacher = tiny_model("llama"), tiny_model("llama", seed=1).eval()
-    pairs = own_pairs(make_plan(student, []))
+    pairs = pair_with_original(make_plan(student, []))
     cfg = ObjectiveConfig(ObjectiveName.distill, 1.0, 0.3, attention_weight=2.5, teacher=None)
     loss = _term(student, teacher, pairs, cfg=cfg)
     parts = loss.parts
@@ -113,7 +113,7 @@ def test_the_weight_weighs() -> None:
 @pytest.mark.parametrize("name", ["llama", "qwen3", "gpt2", "gemma2", "bloom", "modernbert"])
 def test_it_is_nothing_between_equals(name: str) -> None:
     student, teacher = (tiny_model(name, "eager").eval() for _ in range(2))
-    pairs = own_pairs(make_plan(student, []))
+    pairs = pair_with_original(make_plan(student, []))
     task = Task.masked_lm if name == "modernbert" else Task.causal_lm
     mask = torch.ones_like(IDS)
     mask[1, 6:] = 0
@@ -124,7 +124,7 @@ def test_it_is_nothing_between_equals(name: str) -> None:
 
 def test_padding_does_not_count() -> None:
     student, teacher = tiny_model("llama"), tiny_model("llama", seed=1).eval()
-    pairs = own_pairs(make_plan(student, []))
+    pairs = pair_with_original(make_plan(student, []))
     mask = torch.ones_like(IDS)
     mask[1, 5:] = 0
     values = []
@@ -143,7 +143,7 @@ def test_another_architecture_is_matched_block_by_block() -> None:
     """GPT-2's positions become rotary: the same blocks, by other names."""
     plan = make_plan(tiny_model("gpt2"), parse_operations({"absolute_to_rope": {"theta": 1e4}}))
     student, teacher = apply_(tiny_model("gpt2"), plan), tiny_model("gpt2").eval()
-    pairs = own_pairs(plan)
+    pairs = pair_with_original(plan)
     assert pairs == [
         (f"model.layers.{n}.self_attn.o_proj", f"transformer.h.{n}.attn.c_proj") for n in (0, 1)
     ]
@@ -155,13 +155,13 @@ def test_what_changes_nothing_costs_nothing(attention: dict[str, Any]) -> None:
     """Queries, keys and values in one product: rounding at most."""
     student, plan = _operated(tiny_model("llama"), **attention)
     teacher = tiny_model("llama").eval()
-    assert _term(student, teacher, own_pairs(plan)).parts["attention"] < 1e-10
+    assert _term(student, teacher, pair_with_original(plan)).parts["attention"] < 1e-10
 
 
 def test_removed_attention_is_left_out() -> None:
     heads = {"heads": {0: [0, 1, 2, 3], 1: [0, 1]}, "remove_attention": True}
     student, plan = _operated(tiny_model("llama"), prune_heads=heads)
-    pairs = own_pairs(plan)
+    pairs = pair_with_original(plan)
     assert pairs == [("model.layers.1.self_attn.o_proj",) * 2]
     assert _term(student, tiny_model("llama").eval(), pairs).parts["attention"] > 0
 
@@ -183,7 +183,7 @@ def _albert(seed: int) -> PreTrainedModel:
 
 def test_a_shared_block_counts_once_with_all_its_calls() -> None:
     student, teacher = _albert(0).train(), _albert(1).eval()
-    ((path, _),) = pairs = own_pairs(make_plan(student, []))
+    ((path, _),) = pairs = pair_with_original(make_plan(student, []))
     outputs: list[list[torch.Tensor]] = []
     for model in (student, teacher):
         seen: list[torch.Tensor] = []
@@ -200,7 +200,7 @@ def test_a_shared_block_counts_once_with_all_its_calls() -> None:
 
 def test_gradient_checkpointing_changes_no_gradient() -> None:
     student, teacher = tiny_model("llama"), tiny_model("llama", seed=1).eval()
-    pairs = own_pairs(make_plan(student, []))
+    pairs = pair_with_original(make_plan(student, []))
     plain = _gradients(_term(student, teacher, pairs).total, student)
     student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     saved = _gradients(_term(student, teacher, pairs).total, student)
@@ -210,7 +210,7 @@ def test_gradient_checkpointing_changes_no_gradient() -> None:
 
 def test_reentrant_checkpointing_is_refused() -> None:
     student, teacher = tiny_model("llama"), tiny_model("llama", seed=1).eval()
-    pairs = own_pairs(make_plan(student, []))
+    pairs = pair_with_original(make_plan(student, []))
     student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
     student.enable_input_require_grads()
     with pytest.raises(SurgeryError, match="use_reentrant"):
@@ -222,7 +222,7 @@ def test_the_comparison_of_a_first_batch_is_not_taken_for_it() -> None:
     teacher = tiny_model("llama", seed=1).eval()
     plain, checked = tiny_model("llama"), tiny_model("llama", attention="eager")
     set_backend(checked, "sdpa", check=True)
-    pairs = own_pairs(make_plan(plain, []))
+    pairs = pair_with_original(make_plan(plain, []))
     ids = tokens(5, 9)  # more rows than an excerpt has
     found, expected = (
         _term(m, teacher, pairs, input_ids=ids, labels=ids) for m in (checked, plain)
@@ -232,7 +232,7 @@ def test_the_comparison_of_a_first_batch_is_not_taken_for_it() -> None:
 
 def test_nothing_is_held_on_to() -> None:
     student, teacher = tiny_model("llama"), tiny_model("llama", seed=1).eval()
-    pairs = own_pairs(make_plan(student, []))
+    pairs = pair_with_original(make_plan(student, []))
     kept: list[weakref.ref[torch.Tensor]] = []
     for model in (student, teacher):
         module = model.model.layers[0].self_attn.o_proj
@@ -256,13 +256,13 @@ def _hooks(model: PreTrainedModel) -> int:
 def test_hooks_go_when_the_model_fails() -> None:
     student, teacher = tiny_model("llama"), tiny_model("llama", seed=1).eval()
     with pytest.raises(IndexError):
-        _term(student, teacher, own_pairs(make_plan(student, [])), input_ids=IDS + 100)
+        _term(student, teacher, pair_with_original(make_plan(student, [])), input_ids=IDS + 100)
     assert _hooks(student) == _hooks(teacher) == 0
 
 
 def test_under_autocast_the_error_is_counted_in_fp32() -> None:
     student, teacher = tiny_model("llama"), tiny_model("llama", seed=1).eval()
-    pairs = own_pairs(make_plan(student, []))
+    pairs = pair_with_original(make_plan(student, []))
     exact = _term(student, teacher, pairs).parts["attention"]
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss = _term(student, teacher, pairs)
@@ -276,7 +276,7 @@ def test_an_output_that_is_written_to_is_refused() -> None:
     block = student.model.layers[1].self_attn
     block.register_forward_hook(lambda m, a, out: (out[0].mul_(2.0), *out[1:]))
     with pytest.raises(SurgeryError, match=r"writes to the output of model\.layers\.1"):
-        _term(student, teacher, own_pairs(make_plan(student, [])))
+        _term(student, teacher, pair_with_original(make_plan(student, [])))
 
 
 def test_a_block_that_is_not_called_is_refused() -> None:
@@ -312,4 +312,4 @@ def test_a_model_without_attention_has_nothing_to_match() -> None:
     heads = {"heads": [0, 1, 2, 3], "remove_attention": True}
     plan = make_plan(tiny_model("llama"), parse_operations({"prune_heads": heads}))
     with pytest.raises(ConfigError, match="no attention to match"):
-        own_pairs(plan)
+        pair_with_original(plan)

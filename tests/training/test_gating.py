@@ -58,7 +58,7 @@ def decision_of(module: SurgeryModule) -> GatedPruning:
 def cut_(model: Any, sites: Any, gating: GatedPruning, heads: dict[int, list[int]]) -> Any:
     """Remove closed heads from a trained model, as after training."""
     restore_saved_form_(model)
-    decided = gating.operation.decided_on(sites, model, heads)
+    decided = gating.operation.adopt_decision_on(sites, model, heads)
     return apply_(model, make_plan(model, [decided]))
 
 

@@ -12,7 +12,7 @@ from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from surgery.config.schema import LoggerConfig
 from surgery.errors import ConfigError
 from surgery.training.loggers import build_loggers, check_loggers
-from surgery.training.module import _typed
+from surgery.training.module import parse_section
 from tests.training.making import options
 
 HOST = "api.wandb.ai"
@@ -30,7 +30,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def _logger(group: str, /, **fields: Any) -> LoggerConfig:
-    cfg = _typed(LoggerConfig, options("logger", group, **fields))
+    cfg = parse_section(LoggerConfig, options("logger", group, **fields))
     assert isinstance(cfg, LoggerConfig)
     return cfg
 

@@ -8,7 +8,11 @@ from torch.distributions import Categorical, kl_divergence
 
 from surgery.config.schema import ObjectiveConfig, ObjectiveName, Task
 from surgery.data.collate import IGNORED
-from surgery.training.objectives import distillation_kl, labelled, training_loss
+from surgery.training.objectives import (
+    compute_distillation_kl,
+    compute_training_loss,
+    count_labelled,
+)
 from tests.tiny_models import VOCAB, tiny_model, tokens
 
 IDS = tokens(3, 9)
@@ -42,7 +46,7 @@ def test_kl_is_the_textbook_one(temperature: float, task: Task, ahead: int) -> N
     torch.manual_seed(0)
     logits, target = torch.randn(2, 3, 9, VOCAB) * 3
     labels = _labels()
-    found = distillation_kl(logits, target, labels, temperature, task)
+    found = compute_distillation_kl(logits, target, labels, temperature, task)
     expected = _reference(logits, target, labels, temperature, ahead)
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=0)
 
@@ -51,14 +55,14 @@ def test_kl_of_classes_is_a_mean_over_rows() -> None:
     torch.manual_seed(0)
     logits, target = torch.randn(2, 5, 4)
     labels = torch.zeros(5, dtype=torch.long)
-    found = distillation_kl(logits, target, labels, 2.0, Task.sequence_classification)
+    found = compute_distillation_kl(logits, target, labels, 2.0, Task.sequence_classification)
     student, teacher = (Categorical(logits=x / 2.0) for x in (logits, target))
     torch.testing.assert_close(found, 4.0 * kl_divergence(teacher, student).mean())
 
 
 def test_kl_of_equals_is_nothing_and_has_no_slope() -> None:
     logits = torch.randn(3, 9, VOCAB, requires_grad=True)
-    kl = distillation_kl(logits, logits.detach().clone(), _labels(), 1.5, Task.causal_lm)
+    kl = compute_distillation_kl(logits, logits.detach().clone(), _labels(), 1.5, Task.causal_lm)
     kl.backward()
     assert kl.abs() < 1e-6
     assert logits.grad is not None
@@ -70,7 +74,7 @@ def test_high_temperatures_match_logits() -> None:
     torch.manual_seed(0)
     logits, target = torch.randn(2, 1, 2, VOCAB)
     labels = torch.ones(1, 2, dtype=torch.long)
-    found = distillation_kl(logits, target, labels, 300.0, Task.causal_lm)
+    found = compute_distillation_kl(logits, target, labels, 300.0, Task.causal_lm)
     difference = logits[0, 0] - target[0, 0]
     torch.testing.assert_close(found, difference.var(correction=0) / 2, rtol=2e-2, atol=0)
 
@@ -79,10 +83,12 @@ def test_ignored_positions_do_not_matter() -> None:
     torch.manual_seed(0)
     logits, target = torch.randn(2, 3, 9, VOCAB)
     labels = _labels()
-    before = distillation_kl(logits, target, labels, 1.0, Task.causal_lm)
+    before = compute_distillation_kl(logits, target, labels, 1.0, Task.causal_lm)
     logits[0, 4:] += 5 * torch.randn(5, VOCAB)
     logits[:, -1] -= 7 * torch.randn(3, VOCAB)
-    torch.testing.assert_close(distillation_kl(logits, target, labels, 1.0, Task.causal_lm), before)
+    torch.testing.assert_close(
+        compute_distillation_kl(logits, target, labels, 1.0, Task.causal_lm), before
+    )
 
 
 @pytest.mark.parametrize("name", ["llama", "bert"])
@@ -91,7 +97,7 @@ def test_lm_is_the_models_own_loss(name: str) -> None:
     batch = {"input_ids": IDS, "labels": _labels()}
     task = Task.masked_lm if name == "bert" else Task.causal_lm
     cfg = ObjectiveConfig(ObjectiveName.lm, temperature=1.0, label_weight=1.0)
-    loss = training_loss(model, None, batch, cfg, task)
+    loss = compute_training_loss(model, None, batch, cfg, task)
     assert torch.equal(loss.total, model(**batch).loss)
     assert not loss.parts
 
@@ -101,7 +107,7 @@ def test_distill_mixes_kl_and_labels(weight: float) -> None:
     student, teacher = tiny_model("llama", seed=0), tiny_model("llama", seed=1).eval()
     batch = {"input_ids": IDS, "labels": _labels()}
     cfg = ObjectiveConfig(ObjectiveName.distill, temperature=2.0, label_weight=weight)
-    loss = training_loss(student, teacher, batch, cfg, Task.causal_lm)
+    loss = compute_training_loss(student, teacher, batch, cfg, Task.causal_lm)
     with torch.no_grad():
         output = student(**batch)
         kl = _reference(output.logits, teacher(IDS).logits, batch["labels"], 2.0, 1)
@@ -118,7 +124,7 @@ def test_distilling_from_oneself_teaches_nothing() -> None:
     student, teacher = tiny_model("llama"), tiny_model("llama").eval()
     batch = {"input_ids": IDS, "labels": _labels()}
     cfg = ObjectiveConfig(ObjectiveName.distill, temperature=1.0, label_weight=0.0)
-    training_loss(student, teacher, batch, cfg, Task.causal_lm).total.backward()
+    compute_training_loss(student, teacher, batch, cfg, Task.causal_lm).total.backward()
     assert all(p.grad.abs().max() < 1e-6 for p in student.parameters())
 
 
@@ -133,7 +139,7 @@ def test_packed_documents_stay_apart(objective: ObjectiveName) -> None:
 
     def loss(ids: torch.Tensor, **more: torch.Tensor) -> torch.Tensor:
         batch = {"input_ids": ids, "labels": ids, **more}
-        return training_loss(student, teacher, batch, cfg, Task.causal_lm).total.detach()
+        return compute_training_loss(student, teacher, batch, cfg, Task.causal_lm).total.detach()
 
     packed = loss(IDS, position_ids=positions, labels=labels)
     apart = (3 * loss(IDS[:, :4]) + 4 * loss(IDS[:, 4:])) / 7
@@ -142,7 +148,7 @@ def test_packed_documents_stay_apart(objective: ObjectiveName) -> None:
 
 def test_labelled_counts_what_the_loss_is_a_mean_over() -> None:
     batch = {"input_ids": IDS, "labels": _labels()}
-    assert labelled(batch, Task.masked_lm) == 27 - 5
-    assert labelled(batch, Task.causal_lm) == 27 - 5 - 3
+    assert count_labelled(batch, Task.masked_lm) == 27 - 5
+    assert count_labelled(batch, Task.causal_lm) == 27 - 5 - 3
     rows = {"labels": torch.zeros(6, dtype=torch.long)}
-    assert labelled(rows, Task.sequence_classification) == 6
+    assert count_labelled(rows, Task.sequence_classification) == 6

@@ -10,14 +10,14 @@ import torch
 from torch import nn
 
 from surgery.config.schema import OptimConfig
-from surgery.training.module import _typed
-from surgery.training.optim import MuonWithAdamW, build_optimizer, warmup_cosine
+from surgery.training.module import parse_section
+from surgery.training.optim import MuonWithAdamW, build_optimizer, make_warmup_cosine
 from tests.tiny_models import tiny_model, tokens
 from tests.training.making import options
 
 
 def _optim(name: str, **fields: Any) -> OptimConfig:
-    cfg = _typed(OptimConfig, options("optim", name, **fields))
+    cfg = parse_section(OptimConfig, options("optim", name, **fields))
     assert isinstance(cfg, OptimConfig)
     return cfg
 
@@ -60,7 +60,7 @@ def test_together_they_do_what_each_does_alone() -> None:
 def test_the_schedule_reaches_both() -> None:
     one, two = tiny_model("llama"), tiny_model("llama")
     together, apart = build_optimizer(one.named_parameters(), MUON), _apart(two)
-    schedules = [warmup_cosine(each, MUON, total_steps=6) for each in (together, *apart)]
+    schedules = [make_warmup_cosine(each, MUON, total_steps=6) for each in (together, *apart)]
     rates = []
     for step in range(6):
         rates.append([group["lr"] for group in together.param_groups])
@@ -79,13 +79,13 @@ def test_state_survives_a_round_trip(name: str) -> None:
     cfg = _optim(name, lr=0.02)
     one = tiny_model("llama")
     optimizer = build_optimizer(one.named_parameters(), cfg)
-    schedule = warmup_cosine(optimizer, cfg, total_steps=9)
+    schedule = make_warmup_cosine(optimizer, cfg, total_steps=9)
     for step in range(3):
         _step(one, [optimizer], step)
         schedule.step()
     two = copy.deepcopy(one)
     again = build_optimizer(two.named_parameters(), cfg)
-    resumed = warmup_cosine(again, cfg, total_steps=9)
+    resumed = make_warmup_cosine(again, cfg, total_steps=9)
     again.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     resumed.load_state_dict(schedule.state_dict())
     for step in range(3, 6):
@@ -150,7 +150,7 @@ def test_a_closure_is_run_with_gradients() -> None:
 def _factors(cfg: OptimConfig, total: int | None, steps: int) -> list[float]:
     weight = nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([weight], lr=1.0)
-    schedule = warmup_cosine(optimizer, cfg, total)
+    schedule = make_warmup_cosine(optimizer, cfg, total)
     rates = []
     for _ in range(steps):
         rates.append(optimizer.param_groups[0]["lr"])

@@ -15,7 +15,7 @@ from surgery.operations.fuse_qkv.projections import unfuse_qkv_
 from surgery.plan.make import make_plan
 from surgery.plan.registry import parse_operations
 from surgery.training.module import SurgeryModule
-from surgery.training.parameters import changed_names, check_parameters
+from surgery.training.parameters import check_parameters, list_changed_names
 from tests.tiny_models import tiny_model
 from tests.training.making import fit, operated, options, save_model, small_data
 
@@ -93,7 +93,7 @@ def test_only_the_chosen_move(tmp_path: Path, case: str, optim: str) -> None:
     watching = NoOtherGradient()
     fit(module, small_data(tmp_path), tmp_path, max_steps=3, callbacks=[watching])
     assert watching.steps == 3
-    module.thaw()
+    module.undo_freezing()
     assert module.model is not None
     assert all(p.requires_grad for p in module.model.parameters())
     reference = _module(folder, attention, "all", optim)
@@ -139,7 +139,7 @@ def test_configuring_twice_and_fitting_again(tmp_path: Path) -> None:
     first = frozen()
     module.configure_model()
     assert frozen() == first
-    module.thaw()
+    module.undo_freezing()
     assert not frozen()
     fit(module, small_data(tmp_path), tmp_path, max_steps=1)
     assert frozen() == first
@@ -153,7 +153,7 @@ def test_what_was_frozen_before_stays_frozen(tmp_path: Path) -> None:
     table = made.model.get_input_embeddings().weight.requires_grad_(False)
     module.adopt(made.model)
     module.configure_model()
-    module.thaw()
+    module.undo_freezing()
     assert not table.requires_grad
     assert all(p.requires_grad for p in made.model.parameters() if p is not table)
 
@@ -190,12 +190,12 @@ def test_resuming_with_other_parameters_is_refused(tmp_path: Path) -> None:
 
 def test_names_are_those_of_the_result() -> None:
     plan = make_plan(tiny_model("gpt2"), parse_operations({**TO_ROPE, **GQA}))
-    assert {name.split(".")[0] for name in changed_names(plan)} == {"model"}
+    assert {name.split(".")[0] for name in list_changed_names(plan)} == {"model"}
 
 
 def test_what_was_removed_after_it_was_changed_is_not_named() -> None:
     plan = make_plan(tiny_model("llama"), parse_operations({**GQA, "prune_heads": REMOVE}))
-    assert changed_names(plan) == [f"model.layers.1.self_attn.{kv}" for kv in (K, V)]
+    assert list_changed_names(plan) == [f"model.layers.1.self_attn.{kv}" for kv in (K, V)]
 
 
 @pytest.mark.parametrize(

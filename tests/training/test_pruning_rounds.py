@@ -35,23 +35,23 @@ def _parsed(**spec: Any) -> list[Any]:
 def test_gradual_leaves_open_what_zhu_and_gupta_do() -> None:
     """Sparsity s_t = s_f + (s_i - s_f)(1 - (t - t_0) / (n dt))^3 (1710.01878, eq. 1): the share of
     the way from s_i to s_f that is left is the gate."""
-    schedule = PruningSchedule.of(PruneHeads(schedule=Schedule.gradual, until=0.4), 20)
+    schedule = PruningSchedule.from_operation(PruneHeads(schedule=Schedule.gradual, until=0.4), 20)
     first, last = 0.1, 0.7
     for step in range(8):
         sparsity = last + (first - last) * (1 - (step - 0) / (8 * 1)) ** 3
-        assert schedule.gate(step) == pytest.approx((last - sparsity) / (last - first))
+        assert schedule.compute_gate(step) == pytest.approx((last - sparsity) / (last - first))
         assert not schedule.is_over(step)
-    assert [schedule.gate(step) for step in (0, 8, 9, 20)] == [1, 0, 0, 0]
+    assert [schedule.compute_gate(step) for step in (0, 8, 9, 20)] == [1, 0, 0, 0]
     assert schedule.is_over(8)
-    assert {schedule.due(step) for step in range(20)} == {1}
+    assert {schedule.count_due_rounds(step) for step in range(20)} == {1}
 
 
 def test_iterative_rounds_are_spread_evenly() -> None:
     spec = PruneHeads(schedule=Schedule.iterative, rounds=3, until=0.5)
-    schedule = PruningSchedule.of(spec, 20)  # over 10 steps
-    assert [schedule.due(step) for step in range(8)] == [1, 1, 1, 2, 2, 2, 3, 3]
+    schedule = PruningSchedule.from_operation(spec, 20)  # over 10 steps
+    assert [schedule.count_due_rounds(step) for step in range(8)] == [1, 1, 1, 2, 2, 2, 3, 3]
     assert [schedule.is_over(step) for step in (5, 6, 20)] == [False, True, True]
-    assert {schedule.gate(step) for step in range(20)} == {0}
+    assert {schedule.compute_gate(step) for step in range(20)} == {0}
 
 
 @given(st.integers(1, 300), st.integers(1, 12), st.floats(0.01, 1))
@@ -59,10 +59,10 @@ def test_every_round_has_a_step_of_its_own(total: int, rounds: int, until: float
     spec = PruneHeads(schedule=Schedule.iterative, rounds=rounds, until=until)
     if rounds > max(1, round(until * total)):
         with pytest.raises(ConfigError, match="more rounds than steps"):
-            PruningSchedule.of(spec, total)
+            PruningSchedule.from_operation(spec, total)
         return
-    schedule = PruningSchedule.of(spec, total)
-    due = [schedule.due(step) for step in range(total + 1)]
+    schedule = PruningSchedule.from_operation(spec, total)
+    due = [schedule.count_due_rounds(step) for step in range(total + 1)]
     assert due[0] == 1
     assert due[schedule.end - 1] == due[-1] == rounds
     assert all(later - sooner in (0, 1) for sooner, later in itertools.pairwise(due))

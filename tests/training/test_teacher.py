@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM
 from surgery.config.schema import ModelConfig, Task
 from surgery.errors import ConfigError
 from surgery.models.source import find_embedded_dir
-from surgery.training.module import SurgeryModule, _typed
-from surgery.training.objectives import distillation_kl
-from surgery.training.teacher import load_teacher, teacher_source
+from surgery.training.module import SurgeryModule, parse_section
+from surgery.training.objectives import compute_distillation_kl
+from surgery.training.teacher import load_teacher, locate_teacher
 from tests.tiny_models import tiny_model
 from tests.training.making import Losses, fit, operated, options, save_model, small_data
 
@@ -39,7 +39,7 @@ class Batches(Callback):
 
 
 def _spec(**fields: Any) -> ModelConfig:
-    spec = _typed(ModelConfig, options("model", "embedded", **fields))
+    spec = parse_section(ModelConfig, options("model", "embedded", **fields))
     assert isinstance(spec, ModelConfig)
     return spec
 
@@ -57,7 +57,7 @@ def test_the_first_loss_is_the_distance_to_that_model(tmp_path: Path) -> None:
     with torch.no_grad():
         told = AutoModelForCausalLM.from_pretrained(teacher)(**inputs, use_cache=False).logits
         own = fresh.model(**inputs, use_cache=False).logits
-    expected = distillation_kl(own, told, labels, 1.0, Task.causal_lm)
+    expected = compute_distillation_kl(own, told, labels, 1.0, Task.causal_lm)
     assert losses.values[0] == pytest.approx(float(expected), rel=1e-5)
     for name, tensor in module._teacher[0].state_dict().items():
         assert torch.equal(
@@ -89,8 +89,8 @@ def test_it_is_loaded_as_the_original_would_be(tmp_path: Path) -> None:
     assert model.dtype is torch.bfloat16
     assert model.config._attn_implementation == "eager"
     assert not model.training
-    assert teacher_source(spec, None).spec is spec
-    embedded = teacher_source(spec, "embedded")
+    assert locate_teacher(spec, None).spec is spec
+    embedded = locate_teacher(spec, "embedded")
     assert embedded.locate() == str(find_embedded_dir())
 
 

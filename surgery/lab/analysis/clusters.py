@@ -74,7 +74,7 @@ def compute_redundancies(similarity: Similarity) -> torch.Tensor:
 def score_redundancy(
     similarity: Similarity, sites: list[Site], *, model: str, data: str, batches: int, seed: int
 ) -> ScoreTable:
-    """Score heads for `prune_heads` by what they add and the others of the layer cannot replace.
+    """Score heads by what they add and the others of their layer cannot replace.
 
     The score is the root mean square over positions of ||W_O,h o_h|| sqrt(1 - redundancy), in
     units of the residual stream. It is low for heads that are small, redundant, or both.
@@ -104,7 +104,7 @@ def score_redundancy(
 
 
 def find_shared_groups(similarity: Similarity, sites: Sequence[Site]) -> dict[str, dict[str, Any]]:
-    """Find groups of KV heads whose query heads attend alike, as `attention.gqa.groups` uses them.
+    """Find groups of KV heads whose query heads attend alike, for operations that merge them.
 
     There is an entry for every number of KV heads that divides the KV heads of all `sites`, except
     one and all of them. Groups have equal size and the lowest sum of pair divergences. The

@@ -42,6 +42,7 @@ def run(where: str, name: str | None, *, print_only: bool) -> None:
             "ENTITY/PROJECT", "must name a project", given=where, valid="my-team/attention-surgery"
         )
     try:
+        # Takes seconds, and is an extra.
         from surgery.lab.dashboard.workspace import NAME, build_workspace
     except ImportError as error:
         if (error.name or "").split(".")[0] != "wandb_workspaces":
@@ -61,7 +62,7 @@ def run(where: str, name: str | None, *, print_only: bool) -> None:
     if print_only:
         print(workspace._to_model().model_dump_json(by_alias=True, exclude_none=True, indent=1))
         return
-    import wandb
+    import wandb  # takes seconds
 
     try:
         workspace.save()

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from surgery.errors import ConfigError, SurgeryError, refuse
+from surgery.lab.report.summary import SUMMARY
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -37,6 +38,7 @@ def compare_runs(folders: Sequence[Path], out: Path) -> str:
     Raises:
         ConfigError: no runs there, a run of another format, or nowhere to write.
     """
+    # Takes seconds, for matplotlib: what is wrong with the arguments is said before.
     from surgery.lab.report.html.comparison import write_comparison
     from surgery.lab.report.html.data import read_run
 
@@ -64,8 +66,6 @@ def find_runs(folders: Sequence[Path]) -> list[Path]:
     Raises:
         ConfigError: a folder is not there, or holds no run.
     """
-    from surgery.lab.report.summary import SUMMARY
-
     found: dict[Path, None] = {}
     for folder in folders:
         if not folder.is_dir():

@@ -10,9 +10,9 @@ from dataclasses import replace
 from typing import Any
 
 from surgery.config.schema import Combine, DataConfig, RunConfig, Stage, TaskMode, Trained
-from surgery.config.validate import changed_data, check_values
+from surgery.config.validate import change_data, check_values
 from surgery.errors import ConfigError
-from surgery.plan.registry import operation_fields, operation_names
+from surgery.plan.registry import list_operations, list_options
 
 # Modes that train a model per task, each in its own run.
 EACH = (TaskMode.prune_each, TaskMode.output_projections)
@@ -47,7 +47,7 @@ def parse_tasks(run: RunConfig) -> dict[str, DataConfig]:
                 valid="keys of data, e.g. {part: code}",
             )
         with naming_task(str(name)):
-            tasks[str(name)] = changed_data(run.data, changes)
+            tasks[str(name)] = change_data(run.data, changes)
             check_values(replace(run, data=tasks[str(name)]))
             check_source(tasks[str(name)])
     return tasks
@@ -135,8 +135,8 @@ def _check_pruning(run: RunConfig, operations: Sequence[Any]) -> None:
             given=run.tasks.mode.value,
             valid=[
                 f"attention=[{name}] with attention.{name}.estimator"
-                for name in operation_names()
-                if "estimator" in operation_fields(name)
+                for name in list_operations()
+                if "estimator" in list_options(name)
             ],
         )
     if not pruning[0].deferred:

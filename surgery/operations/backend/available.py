@@ -83,138 +83,140 @@ class Choice(NamedTuple):
 
 
 def choose_backend(need: Need) -> Choice:
-    """The fastest backend that this model, device and environment really have."""
+    """Choose the fastest backend that this model, device and environment really have."""
     passed: dict[str, list[str]] = {}
     order = _ON_CUDA if need.on_cuda else _ELSEWHERE
     for name in order:
-        reason = find_obstacle(name, need) or _not_half(name, need)
+        reason = find_obstacle(name, need) or _find_dtype_obstacle(name, need)
         if not reason:
-            return Choice(name, _line(name, passed))
+            return Choice(name, _format_line(name, passed))
         passed.setdefault(reason, []).append(name)
     # A model that brings its own attention runs what it was built with.
     current = need.model.config._attn_implementation
-    return Choice(current, _line(current, passed))
+    return Choice(current, _format_line(current, passed))
 
 
-def _line(chosen: str, passed: dict[str, list[str]]) -> str:
+def _format_line(chosen: str, passed: dict[str, list[str]]) -> str:
     reasons = "; ".join(f"{', '.join(names)}: {reason}" for reason, names in passed.items())
     return f"attention backend: {chosen}" + (f" ({reasons})" if reasons else "")
 
 
 def list_available(need: Need) -> list[str]:
-    """All backends, by name, that `need` can have; the fastest last."""
+    """List all backends, by name, that `need` can have; the fastest last."""
     return [name for name in KNOWN if not find_obstacle(name, need)]
 
 
 def find_obstacle(implementation: str, need: Need) -> str:
-    """Why `need` cannot have a backend; "" if it can.
+    """Find why `need` cannot have a backend; "" if it can.
 
     The dtype is not looked at: mixed precision may still change what attention computes in.
     """
-    own = _own_attention(need.model)
+    own = _find_own_attention(need.model)
     if own:
         running = need.model.config._attn_implementation
         return "" if implementation == running else f"{own} brings attention code of its own"
     if is_kernel(implementation):
-        return _kernel_obstacle(need.model)
+        return _find_kernel_obstacle(need.model)
     if implementation in _FLASH:
-        return _flash_obstacle(implementation, need)
+        return _find_flash_obstacle(implementation, need)
     others: dict[str, Callable[[Need], str]] = {
         "eager": lambda need: "",
-        "sdpa": _sdpa_obstacle,
-        "flex_attention": _flex_obstacle,
+        "sdpa": _find_sdpa_obstacle,
+        "flex_attention": _find_flex_obstacle,
     }
     check = others.get(implementation)
     return check(need) if check else "there is no such backend"
 
 
 def find_warning(implementation: str, need: Need) -> str:
-    """What may still go wrong with a backend that has no obstacle; "" if nothing."""
+    """Find what may still go wrong with a backend that has no obstacle; "" if nothing."""
     if implementation == "flex_attention" and not need.on_cuda:
         return f"flex_attention has no backward pass on {need.device}: it cannot train there"
-    reason = _not_half(implementation, need)
+    reason = _find_dtype_obstacle(implementation, need)
     return f"{implementation} {reason}: set trainer.precision or model.dtype" if reason else ""
 
 
-def _not_half(implementation: str, need: Need) -> str:
+def _find_dtype_obstacle(implementation: str, need: Need) -> str:
     if implementation not in _FLASH or need.is_half:
         return ""
     return f"computes in fp16 or bf16, and the model is {str(need.model.dtype).split('.')[-1]}"
 
 
-def _flash_obstacle(implementation: str, need: Need) -> str:
+def _find_flash_obstacle(implementation: str, need: Need) -> str:
     flash = _FLASH[implementation]
     if not need.on_cuda:
         return "needs CUDA"
     for check in (
-        _lacks_support("_supports_flash_attn", need.model),
-        _not_compatible(implementation, need.model),
-        _not_installed(implementation, flash),
-        _wrong_capability(flash, need.device),
-        _wrong_head_dim(flash, need.head_dims),
-        _no_dropout(implementation, need),
+        _find_unsupported("_supports_flash_attn", need.model),
+        _find_incompatible(implementation, need.model),
+        _find_missing_package(implementation, flash),
+        _find_wrong_capability(flash, need.device),
+        _find_wrong_head_dim(flash, need.head_dims),
+        _find_dropout_obstacle(implementation, need),
     ):
         if check:
             return check
     return ""
 
 
-def _sdpa_obstacle(need: Need) -> str:
-    lacking = _lacks_support("_supports_sdpa", need.model)
-    return lacking or ("knows no soft cap" if _soft_capped(need.model) else "")
+def _find_sdpa_obstacle(need: Need) -> str:
+    lacking = _find_unsupported("_supports_sdpa", need.model)
+    return lacking or ("has no soft cap" if _has_soft_cap(need.model) else "")
 
 
-def _flex_obstacle(need: Need) -> str:
-    lacking = _lacks_support("_supports_flex_attn", need.model)
+def _find_flex_obstacle(need: Need) -> str:
+    lacking = _find_unsupported("_supports_flex_attn", need.model)
     if lacking:
         return lacking
     if not import_utils.is_torch_flex_attn_available():
         return "is not in this torch"
-    if _no_dropout("flex_attention", need):
-        return _no_dropout("flex_attention", need)
+    if _find_dropout_obstacle("flex_attention", need):
+        return _find_dropout_obstacle("flex_attention", need)
     if need.on_cuda and need.head_dims and min(need.head_dims) < _FLEX_MIN_HEAD_DIM:
         return f"takes heads of {_FLEX_MIN_HEAD_DIM} or wider, not {min(need.head_dims)}"
     return ""
 
 
-def _no_dropout(implementation: str, need: Need) -> str:
+def _find_dropout_obstacle(implementation: str, need: Need) -> str:
     if not need.dropout or implementation not in DROPS_NOTHING:
         return ""
     return f"has no dropout, and attention drops {need.dropout:g}"
 
 
-def _kernel_obstacle(model: PreTrainedModel) -> str:
+def _find_kernel_obstacle(model: PreTrainedModel) -> str:
     if not import_utils.is_kernels_available():
         return "the package `kernels` is not installed"
-    return _lacks_support("_supports_flash_attn", model)
+    return _find_unsupported("_supports_flash_attn", model)
 
 
-def _own_attention(model: PreTrainedModel) -> str:
-    """A class whose attention does not go through transformers' interface; "" if none."""
-    return next((k.__name__ for k in _classes(model) if not k._can_set_attn_implementation()), "")
+def _find_own_attention(model: PreTrainedModel) -> str:
+    """Find a class whose attention is not transformers' interface; "" if there is none."""
+    return next(
+        (k.__name__ for k in _list_classes(model) if not k._can_set_attn_implementation()), ""
+    )
 
 
-def _lacks_support(flag: str, model: PreTrainedModel) -> str:
-    lacking = next((kind for kind in _classes(model) if not getattr(kind, flag, False)), None)
+def _find_unsupported(flag: str, model: PreTrainedModel) -> str:
+    lacking = next((kind for kind in _list_classes(model) if not getattr(kind, flag, False)), None)
     return f"{lacking.__name__} does not support it" if lacking else ""
 
 
-def _classes(model: PreTrainedModel) -> Sequence[type[PreTrainedModel]]:
-    """Of the model and of the models within it."""
+def _list_classes(model: PreTrainedModel) -> Sequence[type[PreTrainedModel]]:
+    """List the classes of the model and of the models within it."""
     kinds = (type(part) for part in model.modules() if isinstance(part, PreTrainedModel))
     return list(dict.fromkeys(kinds))
 
 
-def _not_compatible(implementation: str, model: PreTrainedModel) -> str:
-    """Where a class names the kernels that can do its attention, others would be swapped."""
-    for kind in _classes(model):
+def _find_incompatible(implementation: str, model: PreTrainedModel) -> str:
+    """Find a class that names the kernels it can run with, this one not among them."""
+    for kind in _list_classes(model):
         named = getattr(kind, "_compatible_flash_implementations", None)
         if named and implementation not in named:
             return f"{kind.__name__} runs with {', '.join(named)} only"
     return ""
 
 
-def _not_installed(implementation: str, flash: _Flash) -> str:
+def _find_missing_package(implementation: str, flash: _Flash) -> str:
     # transformers looks at the name of the package: two of them share a module.
     installed = getattr(import_utils, f"is_flash_attn_{implementation[-1]}_available", None)
     if installed is None or not installed():
@@ -226,7 +228,7 @@ def _not_installed(implementation: str, flash: _Flash) -> str:
     return ""
 
 
-def _wrong_capability(flash: _Flash, device: str) -> str:
+def _find_wrong_capability(flash: _Flash, device: str) -> str:
     if not torch.cuda.is_available():
         return "no CUDA device here"
     lowest, highest = flash.capability
@@ -237,15 +239,15 @@ def _wrong_capability(flash: _Flash, device: str) -> str:
     return f"needs compute capability {wanted}, not {major}.{minor}"
 
 
-def _wrong_head_dim(flash: _Flash, head_dims: Sequence[int]) -> str:
+def _find_wrong_head_dim(flash: _Flash, head_dims: Sequence[int]) -> str:
     wrong = [d for d in head_dims if d > flash.head_dim or d % 8]
     if not wrong:
         return ""
     return f"takes heads up to {flash.head_dim} wide, in steps of 8, not {wrong[0]}"
 
 
-def _soft_capped(model: PreTrainedModel) -> bool:
-    """Whether a block caps its scores: it holds a cap, and hands it on."""
+def _has_soft_cap(model: PreTrainedModel) -> bool:
+    """Whether a block caps its scores: it holds a cap, and passes it to its attention."""
     return any(
         getattr(module, "attn_logit_softcapping", None) is not None
         and "softcap=" in inspect.getsource(type(module).forward)

@@ -56,7 +56,7 @@ class Backend(Operation):
             model=draft.model,
             device=draft.context.device,
             head_dims=tuple(sorted({site.head_dim for site in draft.sites})),
-            dropout=_planned_dropout(draft),
+            dropout=_find_planned_dropout(draft),
         )
         chosen = self.implementation
         if chosen == FAST:
@@ -75,17 +75,17 @@ class Backend(Operation):
         reason = find_obstacle(self.implementation, need)
         if reason:
             raise ConfigError(
-                self.key("implementation"),
+                self.get_key("implementation"),
                 reason,
                 given=self.implementation,
                 valid=[*list_available(need), FAST],
             )
 
 
-def _planned_dropout(draft: Draft) -> float:
-    """The highest attention dropout of any site, as the operations so far leave it."""
+def _find_planned_dropout(draft: Draft) -> float:
+    """Find the highest attention dropout of any site, as the operations so far leave it."""
     planned = [
-        float(draft.value(path, name))
+        float(draft.get_value(path, name))
         for site in draft.sites
         if site.path not in draft.removed
         for path, name in find_dropout_attributes(draft.model, site)

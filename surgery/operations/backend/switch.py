@@ -28,7 +28,7 @@ def set_backend(
         raise PlanError(
             f"attention backend {implementation}: {' '.join(str(error).split())}"
         ) from error
-    for path, config in _configs(model):
+    for path, config in _iterate_configs(model):
         held = config._attn_implementation
         if held != implementation:
             raise PlanError(
@@ -38,8 +38,8 @@ def set_backend(
         check_first_batch(model, tolerance)
 
 
-def _configs(model: PreTrainedModel) -> Iterator[tuple[str, PreTrainedConfig]]:
-    """The config of the model and of every model within it, each once."""
+def _iterate_configs(model: PreTrainedModel) -> Iterator[tuple[str, PreTrainedConfig]]:
+    """Yield the config of the model and of every model within it, each once."""
     seen: set[int] = set()
     for path, module in model.named_modules():
         if isinstance(module, PreTrainedModel) and id(module.config) not in seen:

@@ -41,7 +41,7 @@ class FuseQKV(Operation):
         unfuse_qkv_(model)
 
     @classmethod
-    def joined_tensors(cls, step: Step) -> Sequence[Sequence[str]]:
+    def list_joined_tensors(cls, step: Step) -> Sequence[Sequence[str]]:
         return [
             [f"{site[role]}.{tensor}" for role in ROLES]
             for site in step.arguments["sites"]
@@ -49,7 +49,7 @@ class FuseQKV(Operation):
         ]
 
     def plan(self, draft: Draft) -> None:
-        sites = select_sites(draft.sites, self.layers, self.key("layers"), draft.removed)
+        sites = select_sites(draft.sites, self.layers, self.get_key("layers"), draft.removed)
         kind = type(draft.model).__name__
         packed = [site for site in sites if _is_packed(site)]
         separate = [site for site in sites if not _is_packed(site)]
@@ -58,15 +58,15 @@ class FuseQKV(Operation):
             separate = [site for site in separate if not site.cross]
             if crossing:
                 draft.notes.append(
-                    f"fuse_qkv: {len(crossing)} cross-attention blocks keep their projections "
-                    "apart, since their keys come from elsewhere"
+                    f"fuse_qkv: {len(crossing)} cross-attention blocks keep separate "
+                    "projections, since their keys come from elsewhere"
                 )
         if self.keep and separate:
             raise ConfigError(
-                self.key("keep"),
-                f"a {kind} keeps its projections apart",
+                self.get_key("keep"),
+                f"a {kind} has separate projections",
                 given=True,
-                valid="false, or convert it first to an architecture that has them so (phi3)",
+                valid="false, or convert it first to an architecture with fused ones (phi3)",
             )
         for site in separate:
             self._check(site)
@@ -74,9 +74,9 @@ class FuseQKV(Operation):
             layers = ", ".join(str(site.layer) for site in packed)
             draft.notes.append(f"fuse_qkv: layers {layers} of this {kind} are fused already")
         if separate:
-            draft.add_step("fuse_qkv", {"sites": [_places(site) for site in separate]})
+            draft.add_step("fuse_qkv", {"sites": [_list_paths(site) for site in separate]})
             for site in separate:
-                draft.tell(site.path, "projections", "fused")
+                draft.set_cell(site.path, "projections", "fused")
 
     def _check(self, site: Site) -> None:
         key, parts = f"attention.{self.name}", (site.query, site.key, site.value)
@@ -88,7 +88,7 @@ class FuseQKV(Operation):
                 valid="layers null, which leaves it as it is",
             )
         if any(part.transposed for part in parts):
-            raise ConfigError(key, f"the projections of {site.path} are no Linears")
+            raise ConfigError(key, f"the projections of {site.path} are not Linears")
         if len({part.bias for part in parts}) > 1:
             raise ConfigError(key, f"only some of the projections of {site.path} have a bias")
         if len({part.path.rpartition(".")[0] for part in parts}) > 1:
@@ -99,7 +99,7 @@ def _is_packed(site: Site) -> bool:
     return site.query.path == site.key.path
 
 
-def _places(site: Site) -> dict[str, str]:
+def _list_paths(site: Site) -> dict[str, str]:
     return {
         "path": site.path,
         "query": site.query.path,

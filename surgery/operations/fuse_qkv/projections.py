@@ -2,7 +2,7 @@
 
 The three modules stay where the model's code looks for them, but as `FusedPart`: they hold no
 weights and share one `qkv_proj`. The first of them to be called in a pass of the attention block
-runs the product, the others hand out what is theirs of it. No forward is rewritten, and
+runs the product, the others return their part of it. No forward is rewritten, and
 `unfuse_qkv_` brings back three Linears with the same bits, so an export is native.
 """
 
@@ -25,8 +25,8 @@ ROLES = ("query", "key", "value")
 _Key = tuple[int | None, bool, bool]
 
 
-class _Round:
-    """What is left to hand out in one pass of the block."""
+class _BlockPass:
+    """The outputs not yet returned in one pass of the block."""
 
     def __init__(self) -> None:
         self.outputs: dict[int, torch.Tensor] = {}
@@ -34,7 +34,7 @@ class _Round:
         self.key: _Key | None = None
 
 
-class Handout:
+class SharedOutputs:
     """What the three parts of one block share.
 
     Results are kept only while the block runs, whether it returns or raises, and only for the very
@@ -49,54 +49,54 @@ class Handout:
     def __init__(self, holder: nn.Module, sizes: Sequence[int]) -> None:
         self.holder = holder
         self.sizes = tuple(sizes)
-        self._rounds: list[_Round] = []
+        self._passes: list[_BlockPass] = []
 
     def open(self, module: nn.Module, args: Any) -> None:
-        """Forward pre-hook of the block. Blocks may be called within themselves: it is a stack."""
-        self._rounds.append(_Round())
+        """Run as forward pre-hook of the block. A block may call itself, so passes are a stack."""
+        self._passes.append(_BlockPass())
 
     def close(self, module: nn.Module, args: Any, output: Any) -> None:
-        """Forward hook of the block, called after exceptions too."""
-        if self._rounds:
-            self._rounds.pop()
+        """Run as forward hook of the block, after exceptions too."""
+        if self._passes:
+            self._passes.pop()
 
-    def fused(self) -> nn.Module:
-        """Looked up each time, so that whatever wraps it is called."""
+    def get_fused(self) -> nn.Module:
+        """Get the fused projection by its name, so that whatever wraps it is called."""
         return self.holder.get_submodule(FUSED)
 
-    def rows(self, tensor: torch.Tensor, part: int) -> torch.Tensor:
-        """The part's rows of a fused weight or bias, as a view."""
+    def get_rows(self, tensor: torch.Tensor, part: int) -> torch.Tensor:
+        """Get the part's rows of a fused weight or bias, as a view."""
         return tensor.narrow(0, sum(self.sizes[:part]), self.sizes[part])
 
     def take(self, x: torch.Tensor, part: int) -> torch.Tensor:
-        """[..., in] to the part's [..., out]."""
-        if not self._rounds:
-            return self._alone(x, part)
-        current, key = self._rounds[-1], _key(x)
+        """Map [..., in] to the part's [..., out]."""
+        if not self._passes:
+            return self._compute_alone(x, part)
+        current, key = self._passes[-1], _make_key(x)
         if not current.outputs:
-            whole = self.fused()(x)
-            current.outputs = {i: self._of(whole, i) for i in range(3) if i != part}
+            whole = self.get_fused()(x)
+            current.outputs = {i: self._slice_output(whole, i) for i in range(3) if i != part}
             current.input, current.key = x, key
-            return self._of(whole, part)
+            return self._slice_output(whole, part)
         if part not in current.outputs or current.input is not x or current.key != key:
-            return self._alone(x, part)
+            return self._compute_alone(x, part)
         output = current.outputs.pop(part)
         if not current.outputs:
             current.input = None
         return output
 
-    def _of(self, whole: torch.Tensor, part: int) -> torch.Tensor:
+    def _slice_output(self, whole: torch.Tensor, part: int) -> torch.Tensor:
         return whole.narrow(-1, sum(self.sizes[:part]), self.sizes[part])
 
-    def _alone(self, x: torch.Tensor, part: int) -> torch.Tensor:
-        fused = self.fused()
+    def _compute_alone(self, x: torch.Tensor, part: int) -> torch.Tensor:
+        fused = self.get_fused()
         if type(fused) is not nn.Linear:  # wrapped since: only a call does what it should
-            return self._of(fused(x), part)
-        bias = None if fused.bias is None else self.rows(fused.bias, part)
-        return functional.linear(x, self.rows(fused.weight, part), bias)
+            return self._slice_output(fused(x), part)
+        bias = None if fused.bias is None else self.get_rows(fused.bias, part)
+        return functional.linear(x, self.get_rows(fused.weight, part), bias)
 
 
-def _key(x: torch.Tensor) -> _Key:
+def _make_key(x: torch.Tensor) -> _Key:
     # Tensors count no versions in inference mode, nor in a graph that is being compiled: there we
     # rely on a block not writing to its input between its projections.
     uncounted = torch.compiler.is_compiling() or x.is_inference()
@@ -107,34 +107,34 @@ def _key(x: torch.Tensor) -> _Key:
 class FusedPart(nn.Module):
     """Stands where a projection stood. Holds no parameters; shows those of its share as views."""
 
-    remedy = "surgery.unfuse_qkv_(model) first"  # for who needs the weights apart
+    remedy = "surgery.unfuse_qkv_(model) first"  # for code that needs separate weights
 
-    def __init__(self, handout: Handout, part: int, in_features: int) -> None:
+    def __init__(self, shared: SharedOutputs, part: int, in_features: int) -> None:
         super().__init__()
-        self.handout = handout
+        self.shared = shared
         self.part = part
         self.in_features = in_features
-        self.out_features = handout.sizes[part]
+        self.out_features = shared.sizes[part]
 
     @property
     def weight(self) -> torch.Tensor:
         """[out_features, in_features], a view of the fused weight."""
-        weight = self.handout.fused().weight
+        weight = self.shared.get_fused().weight
         assert isinstance(weight, torch.Tensor)
-        return self.handout.rows(weight, self.part)
+        return self.shared.get_rows(weight, self.part)
 
     @property
     def bias(self) -> torch.Tensor | None:
         """[out_features], a view of the fused bias."""
-        bias = self.handout.fused().bias
-        return self.handout.rows(bias, self.part) if isinstance(bias, torch.Tensor) else None
+        bias = self.shared.get_fused().bias
+        return self.shared.get_rows(bias, self.part) if isinstance(bias, torch.Tensor) else None
 
-    def parameter_holder(self) -> nn.Module:
-        """The module whose parameters these are a part of."""
-        return self.handout.fused()
+    def get_parameter_holder(self) -> nn.Module:
+        """Get the module whose parameters these are a part of."""
+        return self.shared.get_fused()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.handout.take(x, self.part)
+        return self.shared.take(x, self.part)
 
     def extra_repr(self) -> str:
         return (
@@ -153,8 +153,8 @@ def fuse_qkv_(model: PreTrainedModel, sites: Sequence[Mapping[str, str]]) -> Non
     Raises:
         PlanError: they are not, or cannot be one matrix. No site is changed then.
     """
-    todo = [site for site in sites if not _is_done(model, site)]
-    owners = _owners(model)
+    todo = [site for site in sites if not _is_site_fused(model, site)]
+    owners = _count_owners(model)
     for site in todo:
         _check(model, site, owners)
     for site in todo:
@@ -162,12 +162,12 @@ def fuse_qkv_(model: PreTrainedModel, sites: Sequence[Mapping[str, str]]) -> Non
 
 
 def unfuse_qkv_(model: nn.Module) -> None:
-    """Three Linears in place of every fused projection, with the same bits.
+    """Put three Linears in place of every fused projection, with the same bits.
 
     Raises:
         PlanError: something else was put in the place of a part or of the fused projection.
     """
-    found = list(_fused_holders(model))
+    found = list(_iterate_fused_holders(model))
     for path, names in found:
         holder = model.get_submodule(path)
         whole = type(getattr(holder, FUSED, None)) is nn.Linear
@@ -183,56 +183,58 @@ def is_fused(model: nn.Module) -> bool:
 
 
 def _fuse(model: nn.Module, site: Mapping[str, str]) -> None:
-    path, names = _place(site)
+    path, names = _locate_parts(site)
     holder = model.get_submodule(path)
     linears = [holder.get_submodule(name) for name in names]
-    handout = Handout(holder, [int(linear.out_features) for linear in linears])  # type: ignore
-    fused = _linear([linear.weight for linear in linears], [linear.bias for linear in linears])
+    shared = SharedOutputs(holder, [int(linear.out_features) for linear in linears])  # type: ignore
+    fused = _make_linear([linear.weight for linear in linears], [linear.bias for linear in linears])
     fused.train(linears[0].training)
     for part, name in enumerate(names):
-        setattr(holder, name, FusedPart(handout, part, fused.in_features).train(fused.training))
+        setattr(holder, name, FusedPart(shared, part, fused.in_features).train(fused.training))
     setattr(holder, FUSED, fused)
     block = model.get_submodule(site["path"])
-    block.register_forward_pre_hook(handout.open)
-    block.register_forward_hook(handout.close, always_call=True)
+    block.register_forward_pre_hook(shared.open)
+    block.register_forward_hook(shared.close, always_call=True)
 
 
 def _unfuse(model: nn.Module, path: str, names: Sequence[str]) -> None:
     holder = model.get_submodule(path)
     fused: Any = getattr(holder, FUSED)
     part: Any = getattr(holder, names[0])
-    handout: Handout = part.handout
+    shared: SharedOutputs = part.shared
     for part_number, name in enumerate(names):
-        linear = _linear(
-            [_rows_of(fused.weight, handout, part_number)],
-            [_rows_of(fused.bias, handout, part_number)],
+        linear = _make_linear(
+            [_copy_rows(fused.weight, shared, part_number)],
+            [_copy_rows(fused.bias, shared, part_number)],
         )
         setattr(holder, name, linear.train(fused.training))
     delattr(holder, FUSED)
     for module in model.modules():
-        _remove_hooks(module, handout)
+        _remove_hooks(module, shared)
 
 
-def _rows_of(parameter: nn.Parameter | None, handout: Handout, part: int) -> nn.Parameter | None:
+def _copy_rows(
+    parameter: nn.Parameter | None, shared: SharedOutputs, part: int
+) -> nn.Parameter | None:
     if parameter is None:
         return None
-    rows = nn.Parameter(handout.rows(parameter.detach(), part), parameter.requires_grad)
+    rows = nn.Parameter(shared.get_rows(parameter.detach(), part), parameter.requires_grad)
     if parameter.grad is not None:
-        rows.grad = handout.rows(parameter.grad, part)
+        rows.grad = shared.get_rows(parameter.grad, part)
     return rows
 
 
-def _linear(weights: Sequence[Any], biases: Sequence[Any]) -> nn.Linear:
-    """A Linear with the rows of all weights, none of whose memory it shares."""
+def _make_linear(weights: Sequence[Any], biases: Sequence[Any]) -> nn.Linear:
+    """Make a Linear with the rows of all weights; it shares none of their memory."""
     rows = sum(int(weight.shape[0]) for weight in weights)
     linear = nn.Linear(weights[0].shape[1], rows, bias=biases[0] is not None, device="meta")
-    linear.weight = _stacked(weights)
+    linear.weight = _stack_parameters(weights)
     if biases[0] is not None:
-        linear.bias = _stacked(biases)
+        linear.bias = _stack_parameters(biases)
     return linear
 
 
-def _stacked(parameters: Sequence[nn.Parameter]) -> nn.Parameter:
+def _stack_parameters(parameters: Sequence[nn.Parameter]) -> nn.Parameter:
     whole = torch.cat([parameter.detach() for parameter in parameters])
     stacked = nn.Parameter(whole, requires_grad=parameters[0].requires_grad)
     if any(parameter.grad is not None for parameter in parameters):
@@ -242,39 +244,39 @@ def _stacked(parameters: Sequence[nn.Parameter]) -> nn.Parameter:
     return stacked
 
 
-def _remove_hooks(module: nn.Module, handout: Handout) -> None:
+def _remove_hooks(module: nn.Module, shared: SharedOutputs) -> None:
     for hooks in (module._forward_pre_hooks, module._forward_hooks):
-        ours = [n for n, hook in hooks.items() if getattr(hook, "__self__", None) is handout]
+        ours = [n for n, hook in hooks.items() if getattr(hook, "__self__", None) is shared]
         for number in ours:
             del hooks[number]
             module._forward_hooks_always_called.pop(number, None)
 
 
-def _fused_holders(model: nn.Module) -> Iterator[tuple[str, list[str]]]:
-    """Modules with parts: their path, and the parts' names in the order query, key, value."""
+def _iterate_fused_holders(model: nn.Module) -> Iterator[tuple[str, list[str]]]:
+    """Yield modules with parts: path, and the parts' names in the order query, key, value."""
     for path, module in model.named_modules():
         parts = [(m.part, name) for name, m in module.named_children() if isinstance(m, FusedPart)]
         if parts:
             yield path, [name for _, name in sorted(parts)]
 
 
-def _place(site: Mapping[str, str]) -> tuple[str, list[str]]:
-    """The module that holds the three projections, and their names in it."""
+def _locate_parts(site: Mapping[str, str]) -> tuple[str, list[str]]:
+    """Find the module that holds the three projections, and their names in it."""
     places = [site[role].rpartition(".") for role in ROLES]
     if len({path for path, _, _ in places}) > 1:
         raise PlanError(f"{site['path']}: its projections are in different modules")
     return places[0][0], [name for _, _, name in places]
 
 
-def _is_done(model: nn.Module, site: Mapping[str, str]) -> bool:
-    path, names = _place(site)
+def _is_site_fused(model: nn.Module, site: Mapping[str, str]) -> bool:
+    path, names = _locate_parts(site)
     holder = model.get_submodule(path)
     children = [getattr(holder, name, None) for name in names]
     return all(isinstance(child, FusedPart) for child in children)
 
 
-def _owners(model: nn.Module) -> dict[int, int]:
-    """How many places of the model hold each parameter."""
+def _count_owners(model: nn.Module) -> dict[int, int]:
+    """Count the places of the model that hold each parameter."""
     count: dict[int, int] = {}
     for _, parameter in model.named_parameters(remove_duplicate=False):
         count[id(parameter)] = count.get(id(parameter), 0) + 1
@@ -282,7 +284,7 @@ def _owners(model: nn.Module) -> dict[int, int]:
 
 
 def _check(model: nn.Module, site: Mapping[str, str], owners: Mapping[int, int]) -> None:
-    path, names = _place(site)
+    path, names = _locate_parts(site)
     holder = model.get_submodule(path)
     if hasattr(holder, FUSED):
         raise PlanError(f"{path} has a {FUSED} already")
@@ -293,7 +295,7 @@ def _check(model: nn.Module, site: Mapping[str, str], owners: Mapping[int, int])
             kind = type(child).__name__
             raise PlanError(f"{path}.{name} is a {kind}; only plain Linears can be fused")
         if child._forward_hooks or child._forward_pre_hooks or "forward" in vars(child):
-            raise PlanError(f"{path}.{name} is hooked, which would be lost")
+            raise PlanError(f"{path}.{name} has hooks, which would be lost")
         linears.append(child)
     differing: dict[str, set[Any]] = {
         "inputs": {linear.in_features for linear in linears},

@@ -24,8 +24,8 @@ class AlignedValues:
     turns: list[torch.Tensor]
 
 
-def aligned_keys(moments: KeyMoments, group: Sequence[int]) -> SharedKeys:
-    """Each member turned towards the group's mean, plane by plane, then averaged.
+def align_keys(moments: KeyMoments, group: Sequence[int]) -> SharedKeys:
+    """Turn each member towards the group's mean, plane by plane, then average.
 
     Only turns that commute with RoPE: the angle of Σ k_mean conj(k) in every rotated plane; an
     orthogonal Procrustes turn of the free features. Iterated, since turning moves the mean.
@@ -39,28 +39,28 @@ def aligned_keys(moments: KeyMoments, group: Sequence[int]) -> SharedKeys:
         across = torch.einsum("pg,pgm->pm", turns, gram)
         turns = torch.polar(torch.ones_like(across.real), across.angle())
     rows = torch.cat([torch.arange(m * width, (m + 1) * width) for m in members])
-    free = procrustes(moments.free[rows][:, rows], count) if width else []
+    free = solve_procrustes(moments.free[rows][:, rows], count) if width else []
     shared = torch.cat(free, dim=1) / count if width else moments.free.new_zeros(0, 0)
     queries = []
     for number in range(count):
         # q' = turn q, as k' = turn k: their product stays.
         own = free[number] if width else shared
-        queries.append(layout.dense(turns[:, number : number + 1], own))
-    return SharedKeys(layout.dense(turns / count, shared), queries, 0.0)
+        queries.append(layout.to_dense(turns[:, number : number + 1], own))
+    return SharedKeys(layout.to_dense(turns / count, shared), queries, 0.0)
 
 
-def aligned_values(covariance: torch.Tensor, members: int) -> AlignedValues:
-    """Each member's values turned orthogonally towards the group's mean, then averaged.
+def align_values(covariance: torch.Tensor, members: int) -> AlignedValues:
+    """Turn each member's values orthogonally towards the group's mean, then average.
 
     Args:
         covariance: [members * D, members * D], second moments of the stacked values.
     """
-    turns = procrustes(covariance, members)
+    turns = solve_procrustes(covariance, members)
     return AlignedValues(torch.cat(turns, dim=1) / members, turns)
 
 
-def procrustes(covariance: torch.Tensor, members: int) -> list[torch.Tensor]:
-    """Orthogonal A_m that bring every A_m f_m as near to their mean as they come (alternating).
+def solve_procrustes(covariance: torch.Tensor, members: int) -> list[torch.Tensor]:
+    """Find orthogonal A_m that bring every A_m f_m nearest to their mean (alternating).
 
     Args:
         covariance: [members * n, members * n] of the stacked features f.
@@ -80,7 +80,7 @@ def procrustes(covariance: torch.Tensor, members: int) -> list[torch.Tensor]:
     return turns
 
 
-def renormalised(merged: torch.Tensor, sources: Sequence[torch.Tensor]) -> torch.Tensor:
-    """The factor by which pooling shrank a head: mean norm of the sources over the pooled one."""
+def compute_renorm_factor(merged: torch.Tensor, sources: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Compute how much pooling shrank a head: mean norm of the sources over the pooled one."""
     size = torch.stack([source.norm() for source in sources]).mean()
     return size / merged.norm().clamp_min(1e-30)

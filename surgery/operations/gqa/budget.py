@@ -16,10 +16,10 @@ from surgery.models.copies import make_sharing_copy
 from surgery.models.forward import get_forward_options
 from surgery.models.sites import Site
 from surgery.operations.gqa.layerwise import calibrate_site
-from surgery.operations.gqa.options import GQAOptions, divisors
+from surgery.operations.gqa.options import GQAOptions, list_divisors
 
 
-def chosen_counts(
+def choose_counts(
     model: PreTrainedModel,
     sites: Sequence[Site],
     operation: GQAOptions,
@@ -27,7 +27,7 @@ def chosen_counts(
     options: Calibration,
     advance: Callable[[str], None],
 ) -> GQAOptions:
-    """The operation with a count per layer in place of its average.
+    """Make the operation with a count per layer in place of its average.
 
     The cost of a count at a layer is measured: that layer alone is merged, and the KL divergence
     of the model's predictions from the original's is taken over a few batches. Costs of layers are
@@ -39,19 +39,19 @@ def chosen_counts(
     costs: list[dict[int, float]] = []
     for site in sites:
         found = {site.kv_heads: 0.0}
-        for count in divisors(site.kv_heads)[:-1]:
+        for count in list_divisors(site.kv_heads)[:-1]:
             work = make_sharing_copy(model)
             plain = replace(operation, kv_heads=count)
             calibrate_site(model, work, site, count, plain, some, quick, lambda _: None)
-            found[count] = divergence(model, work, some)
+            found[count] = compute_divergence(model, work, some)
             advance(f"layer {site.layer} with {count} KV heads: KL {found[count]:.4f}")
         costs.append(found)
     total = int(operation.average * len(sites) + 1e-9)
-    return replace(operation, kv_heads=cheapest(costs, total))
+    return replace(operation, kv_heads=find_cheapest(costs, total))
 
 
-def cheapest(costs: Sequence[dict[int, float]], total: int) -> list[int]:
-    """One count per layer, their sum at most `total`, their costs least in sum (exact).
+def find_cheapest(costs: Sequence[dict[int, float]], total: int) -> list[int]:
+    """Find one count per layer, with sum at most `total` and the least sum of costs (exact).
 
     Args:
         costs: per layer, count → cost.
@@ -69,8 +69,10 @@ def cheapest(costs: Sequence[dict[int, float]], total: int) -> list[int]:
 
 
 @torch.no_grad()
-def divergence(model: PreTrainedModel, changed: PreTrainedModel, batches: Sequence[Batch]) -> float:
-    """Mean KL(model || changed) in nats over the real positions of `batches`."""
+def compute_divergence(
+    model: PreTrainedModel, changed: PreTrainedModel, batches: Sequence[Batch]
+) -> float:
+    """Compute mean KL(model || changed) in nats over the real positions of `batches`."""
     total, count = 0.0, 0
     device = next(model.parameters()).device
     for batch in batches:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from surgery.operations.gqa.planes import Planes
-from surgery.operations.gqa.subspace import readers, top_subspace
+from surgery.operations.gqa.subspace import find_top_subspace, solve_readers
 
 
 @dataclass
@@ -29,8 +29,8 @@ class KeyMoments:
     free: torch.Tensor
     metric: torch.Tensor
 
-    def total(self) -> float:
-        """E|logit|² of all heads, up to the one scaling: what a loss is a share of.
+    def compute_total(self) -> float:
+        """Compute E|logit|² of all heads, up to the one scaling: the whole of a loss.
 
         A plane's part of a logit is Re(q conj(k) e^iθ), with any phase: on average its square is
         half of |q|²|k|².
@@ -57,50 +57,52 @@ class SharedKeys:
     loss: float
 
 
-def shared_keys(moments: KeyMoments, group: Sequence[int]) -> SharedKeys:
-    """The keys that lose least when `group` shares them (closed form).
+def share_keys(moments: KeyMoments, group: Sequence[int]) -> SharedKeys:
+    """Find the keys that lose least when `group` shares them (closed form).
 
     Per rotated plane: κ = u^H S k for the top eigenvector u of S E[k k^H] S, S² the power of the
     members' queries; each query takes the conjugate of its regression factor of k on κ. That
     commutes with RoPE. Free features: the top subspace in the metrics of queries and keys.
     """
     layout, members = moments.layout, list(group)
-    factors, answers, loss = _planes(moments, members)
-    shared, free_answers, free_loss = _free(moments, members)
+    factors, answers, loss = _share_planes(moments, members)
+    shared, free_answers, free_loss = _share_free_features(moments, members)
     width = len(layout.free)
     queries = []
     for number in range(len(members)):
         conjugate = answers[:, number : number + 1].conj()
         # q' = R^T q where k ≈ R κ.
-        queries.append(layout.dense(conjugate, free_answers[number].mT.reshape(width, width)))
-    return SharedKeys(layout.dense(factors, shared), queries, loss + free_loss)
+        queries.append(layout.to_dense(conjugate, free_answers[number].mT.reshape(width, width)))
+    return SharedKeys(layout.to_dense(factors, shared), queries, loss + free_loss)
 
 
-def group_loss(moments: KeyMoments, group: Sequence[int]) -> float:
-    """`shared_keys(moments, group).loss`, without making the keys."""
+def compute_group_loss(moments: KeyMoments, group: Sequence[int]) -> float:
+    """Compute `share_keys(moments, group).loss` without making the keys."""
     members = list(group)
-    return _plane_loss(moments, members) + _free(moments, members)[2]
+    return _compute_plane_loss(moments, members) + _share_free_features(moments, members)[2]
 
 
-def _weighted(moments: KeyMoments, members: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+def _weigh_planes(moments: KeyMoments, members: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
     gram = moments.planes[:, members][:, :, members]
     roots = moments.power[:, members].sqrt().to(gram.dtype)
     return gram, roots[:, :, None] * gram * roots[:, None, :]
 
 
-def _plane_loss(moments: KeyMoments, members: list[int]) -> float:
+def _compute_plane_loss(moments: KeyMoments, members: list[int]) -> float:
     if not moments.layout.pairs:
         return 0.0
-    values = torch.linalg.eigvalsh(_weighted(moments, members)[1])
+    values = torch.linalg.eigvalsh(_weigh_planes(moments, members)[1])
     return float(values[:, :-1].clamp_min(0).sum()) / 2
 
 
-def _planes(moments: KeyMoments, members: list[int]) -> tuple[torch.Tensor, torch.Tensor, float]:
-    """Per plane and member: its factor in κ, and the regression factor of its key on κ."""
+def _share_planes(
+    moments: KeyMoments, members: list[int]
+) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """Find per plane and member its factor in κ, and the regression of its key on κ."""
     if not moments.layout.pairs:
         nothing = moments.planes.new_zeros(0, len(members))
         return nothing, nothing, 0.0
-    gram, weighted = _weighted(moments, members)
+    gram, weighted = _weigh_planes(moments, members)
     values, vectors = torch.linalg.eigh(weighted)
     roots = moments.power[:, members].sqrt().clamp_min(1e-30)
     factors = vectors[..., -1].conj() * roots
@@ -113,7 +115,7 @@ def _planes(moments: KeyMoments, members: list[int]) -> tuple[torch.Tensor, torc
     return factors * scale, answers / scale, loss
 
 
-def _free(
+def _share_free_features(
     moments: KeyMoments, members: list[int]
 ) -> tuple[torch.Tensor, list[torch.Tensor], float]:
     width = len(moments.layout.free)
@@ -123,10 +125,10 @@ def _free(
     rows = torch.cat([torch.arange(m * width, (m + 1) * width) for m in members])
     covariance = moments.free[rows][:, rows]
     weight = torch.block_diag(*(moments.metric[m] for m in members))
-    shared = top_subspace(weight, covariance, width)
+    shared = find_top_subspace(weight, covariance, width)
     targets = list(torch.eye(len(rows), dtype=shared.dtype).split(width))
     targets = [target.to(shared.device) for target in targets]
-    found = readers(shared, [covariance] * len(members), targets)
+    found = solve_readers(shared, [covariance] * len(members), targets)
     scale = torch.stack(found).pow(2).sum((1, 2)).mean().div(width).sqrt().clamp_min(1e-30)
     loss = 0.0
     for member, reader, target in zip(members, found, targets, strict=True):

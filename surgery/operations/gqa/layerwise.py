@@ -23,8 +23,8 @@ from surgery.operations.gqa.options import GQAOptions, Grouping, Merge
 from surgery.operations.gqa.refine import refine
 from surgery.operations.gqa.solve import SiteMerge
 from surgery.operations.gqa.wide import (
-    moved_tensors,
-    output_with,
+    compute_output,
+    make_moved_tensors,
     set_plain,
     set_wide,
 )
@@ -52,7 +52,7 @@ def calibrate_sites(
     Args:
         model: as the operations before left it; not changed.
         sites: with the KV heads each should have, in the order of the forward pass.
-        advance: told of every batch that is done with.
+        advance: called after every batch.
     """
     work = make_sharing_copy(model)
     found = {}
@@ -83,41 +83,41 @@ def calibrate_site(
     """
     runs = make_contiguous_groups(site.kv_heads, count)
     optimal = operation.merge is Merge.optimal
-    given = operation.given_groups(site, count)
+    given = operation.get_groups(site, count)
     similar = operation.grouping is Grouping.similarity and count > 1 and given is None
     text = SiteBatches(model, work, site, batches, options.keep_batches if optimal else 0)
     groups: Partition = runs if given is None else given
     if similar:
-        first = _moments(text, (), options, advance, "statistics")
-        groups = solve.similar_groups(work, site, first, count)
+        first = _sum_moments(text, (), options, advance, "statistics")
+        groups = solve.group_similar_heads(work, site, first, count)
     if groups != runs:
         _refuse_order(text, groups, operation)
-    query = solve.heads_in_groups(site, groups)
+    query = solve.order_heads(site, groups)
     figures = {"kv_heads": count, "groups": [list(group) for group in groups]}
     if not operation.rewrites:
         set_plain(work, site, query, groups, Merging(operation.merge.value, str(options.seed), STD))
         return SiteResolution(query, groups, {}, figures)
     if optimal or not similar:
-        first = _moments(
+        first = _sum_moments(
             text, groups if optimal else (), options, advance, "values" if similar else "statistics"
         )
     if optimal:
-        merge = solve.optimal(work, site, first, groups)
+        merge = solve.merge_optimal(work, site, first, groups)
         if options.refine_steps and text.get_kept():
             merge, before, after = refine(work, site, merge, text.get_kept(), options)
             merge.losses.update(output_closed_form=before, output_refined=after)
         if options.refit:
-            merge = _refitted(text, merge, options, advance)
+            merge = _refit_output(text, merge, options, advance)
     else:
         renorm = operation.merge is Merge.aligned_renorm
-        merge = solve.aligned(work, site, first, groups, renorm=renorm)
+        merge = solve.merge_aligned(work, site, first, groups, renorm=renorm)
     set_wide(work, site, merge)
-    return _resolution(site, merge, figures)
+    return _make_resolution(site, merge, figures)
 
 
 @torch.no_grad()
 def _refuse_order(text: SiteBatches, groups: Partition, operation: GQAOptions) -> None:
-    """Whether the site computes the same with its heads in the order of `groups`.
+    """Refuse `groups` if the site computes something else with its heads in their order.
 
     Some hold something for every head, a position bias for one, that does not move with it.
 
@@ -127,9 +127,9 @@ def _refuse_order(text: SiteBatches, groups: Partition, operation: GQAOptions) -
     work, site = text.work, text.site
     seen = next(iter(text.iterate_views()))
     one_by_one = tuple((member,) for group in groups for member in group)
-    query = solve.heads_in_groups(site, groups)
-    made = output_with(
-        work, site, moved_tensors(work, site, query, one_by_one), *seen.block
+    query = solve.order_heads(site, groups)
+    made = compute_output(
+        work, site, make_moved_tensors(work, site, query, one_by_one), *seen.block
     ).double()
     assert seen.output is not None
     expected = seen.output.double()
@@ -139,7 +139,7 @@ def _refuse_order(text: SiteBatches, groups: Partition, operation: GQAOptions) -
     if not (made - expected).norm() <= rounding**0.5 * expected.norm():
         given = operation.groups
         raise ConfigError(
-            operation.key("groups" if given else "grouping"),
+            operation.get_key("groups" if given else "grouping"),
             f"the heads of {site.path} cannot change places: something besides its projections "
             "belongs to each of them",
             given=given or Grouping.similarity.value,
@@ -147,7 +147,7 @@ def _refuse_order(text: SiteBatches, groups: Partition, operation: GQAOptions) -
         )
 
 
-def _resolution(site: Site, merge: SiteMerge, figures: dict[str, object]) -> SiteResolution:
+def _make_resolution(site: Site, merge: SiteMerge, figures: dict[str, object]) -> SiteResolution:
     tensors = {
         role: tensor.detach().float().cpu()
         for role, tensor in to_plan_layout(site, merge.tensors).items()
@@ -155,7 +155,7 @@ def _resolution(site: Site, merge: SiteMerge, figures: dict[str, object]) -> Sit
     return SiteResolution(merge.query, merge.kv, tensors, {**figures, **merge.losses})
 
 
-def _moments(
+def _sum_moments(
     text: SiteBatches,
     groups: Partition | tuple[()],
     options: Calibration,
@@ -173,10 +173,10 @@ def _moments(
 
 
 @torch.no_grad()
-def _refitted(
+def _refit_output(
     text: SiteBatches, merge: SiteMerge, options: Calibration, advance: Advance
 ) -> SiteMerge:
-    """The output projection by ridge least squares: what it is given then, what it gave before."""
+    """Solve the output projection by ridge least squares, from its new input to its old output."""
     work, site = text.work, text.site
     before = set_wide(work, site, merge)
     solved = solve_output(text, options.ridge, lambda: advance(f"layer {site.layer}: output"))

@@ -14,10 +14,10 @@ from surgery.models.sites import Site
 from surgery.observe.rows import compute_row_logits, sample_rows, weigh_rows
 from surgery.operations.gqa.keys import KeyMoments
 from surgery.operations.gqa.planes import Planes, find_planes
-from surgery.operations.gqa.scales import Scales, measured, normalised, ones
+from surgery.operations.gqa.scales import Scales, make_unit_scales, measure_scales, normalise_heads
 
 Groups = Sequence[Sequence[int]]
-# How far numbers that should be the same may lie apart, in units of their dtype's rounding.
+# How far numbers that should be equal may differ, in units of their dtype's rounding.
 ROUNDING = 16
 
 
@@ -25,7 +25,7 @@ class SiteMoments:
     """Sums over the tokens of one site.
 
     For H KV heads of D features: H² complex numbers per rotated plane, (H * F)² for F unrotated
-    features, (H * D)² for values; and, for the groups it is told, (members * D)² per query head.
+    features, (H * D)² for values; and, for the given groups, (members * D)² per query head.
 
     Args:
         model: the model the site is part of.
@@ -65,19 +65,19 @@ class SiteMoments:
             SiteError: the site does something to its heads that nothing here knows.
         """
         if view.query is None or view.key is None or view.value is None:
-            raise self._refusal("its projections are not called as modules")
-        query = normalised(self.model, self.site.q_norm, view.query)
-        key = normalised(self.model, self.site.k_norm, view.key)
+            raise self._make_refusal("its projections are not called as modules")
+        query = normalise_heads(self.model, self.site.q_norm, view.query)
+        key = normalise_heads(self.model, self.site.k_norm, view.key)
         if self.layout is None:
-            self._look(view, query, key)
+            self._inspect(view, query, key)
         self._add_keys(view, query, key)
         if self.with_values:
             self._add_values(view)
         if self.groups:
             self._add_attended(view)
 
-    def keys(self) -> KeyMoments:
-        """Second moments of keys and queries."""
+    def get_key_moments(self) -> KeyMoments:
+        """Get the second moments of keys and queries."""
         assert self.layout is not None
         total, sums = self.tokens, self._sums
         self._refuse_no_numbers()
@@ -91,25 +91,25 @@ class SiteMoments:
             metric=sums["metric"] / self.queries,
         )
 
-    def values(self) -> torch.Tensor:
-        """[H * D, H * D] second moments of the values of one token, head by head."""
+    def get_value_moments(self) -> torch.Tensor:
+        """Get [H * D, H * D] second moments of the values of one token, head by head."""
         self._refuse_no_numbers()
         return self._sums["values"] / self.tokens
 
-    def attended(self) -> dict[int, torch.Tensor]:
-        """Query head → [members * D, members * D] of its group's values as it attends to them."""
+    def get_attended_moments(self) -> dict[int, torch.Tensor]:
+        """Get query head → [members * D, members * D], the values it attends to in its group."""
         self._refuse_no_numbers()
         return {head: total / self._drawn for head, total in self._attended.items()}
 
     def _refuse_no_numbers(self) -> None:
         sums = [*self._sums.values(), *self._attended.values()]
         if not all(bool(total.isfinite().all()) for total in sums):
-            raise self._refusal("its activations are not finite")
+            raise self._make_refusal("its activations are not finite")
         if not self.tokens or not self.queries or (self._attended and not self._drawn):
-            raise self._refusal("no token of the calibration data is real")
+            raise self._make_refusal("no token of the calibration data is real")
 
-    def _look(self, view: SiteView, query: torch.Tensor, key: torch.Tensor) -> None:
-        """What happens between the projections and the attention, told from one batch."""
+    def _inspect(self, view: SiteView, query: torch.Tensor, key: torch.Tensor) -> None:
+        """Find what happens between projections and attention, from one batch."""
         call, site = view.call, self.site
         assert call is not None
         assert view.inputs is not None
@@ -117,32 +117,34 @@ class SiteMoments:
         assert view.key is not None
         assert view.value is not None
         if call.key.shape != key.transpose(1, 2).shape:
-            raise self._refusal("what it attends to is not its own keys, head by head")
+            raise self._make_refusal("what it attends to is not its own keys, head by head")
         if key.shape[1] < 2:
-            raise self._refusal("positions cannot be told apart in sequences of one token")
+            raise self._make_refusal("positions cannot be distinguished in sequences of one token")
         if not all(bool(x.isfinite().all()) for x in (query, key, view.value)):
-            raise self._refusal("its activations are not finite")
+            raise self._make_refusal("its activations are not finite")
         # Positions are computed in fp32 whatever the weights.
         rounding = ROUNDING * max(torch.finfo(key.dtype).eps, torch.finfo(torch.float32).eps)
         rows = key.transpose(1, 2).flatten(0, 2).float()
         self.layout = find_planes(rows, call.key.flatten(0, 2).float(), rounding)
         if self.layout is None:
-            raise self._refusal("its keys are changed before the attention in a way unknown here")
-        if not _near(view.value.transpose(1, 2), call.value, rounding):
-            raise self._refusal("its values are changed before the attention")
-        if not _near(call.output.flatten(2), view.inputs, rounding):
-            raise self._refusal("what it attends to is changed before the output projection")
-        self.key_scales = ones(site, "key", widen(rows[:1]))
-        self.query_scales = ones(site, "query", widen(rows[:1]))
+            raise self._make_refusal(
+                "its keys are changed before the attention in a way unknown here"
+            )
+        if not _is_near(view.value.transpose(1, 2), call.value, rounding):
+            raise self._make_refusal("its values are changed before the attention")
+        if not _is_near(call.output.flatten(2), view.inputs, rounding):
+            raise self._make_refusal("what it attends to is changed before the output projection")
+        self.key_scales = make_unit_scales(site, "key", widen(rows[:1]))
+        self.query_scales = make_unit_scales(site, "query", widen(rows[:1]))
         if site.k_norm is not None:
-            self.key_scales = measured(view.key.flatten(0, 1), key.flatten(0, 1))
+            self.key_scales = measure_scales(view.key.flatten(0, 1), key.flatten(0, 1))
         if site.q_norm is not None:
-            self.query_scales = measured(view.query.flatten(0, 1), query.flatten(0, 1))
+            self.query_scales = measure_scales(view.query.flatten(0, 1), query.flatten(0, 1))
 
-    def _refusal(self, why: str) -> SiteError:
+    def _make_refusal(self, why: str) -> SiteError:
         return SiteError(self.site.path, why)
 
-    def _sum(self, name: str, added: torch.Tensor) -> None:
+    def _add_sum(self, name: str, added: torch.Tensor) -> None:
         if name in self._sums:
             self._sums[name] += added  # in place: those of values are [H * D, H * D]
         else:
@@ -159,22 +161,22 @@ class SiteMoments:
         self.tokens += len(k)
         self.queries += len(q)
         grouped = q.unflatten(1, (site.kv_heads, -1))
-        planes = self.layout.complex_part(k).permute(2, 1, 0)  # [P, H, T]
-        self._sum("planes", planes @ planes.mH)
-        power = self.layout.complex_part(grouped).abs().pow(2).sum((0, 2))
-        self._sum("power", power.mT)
+        planes = self.layout.to_complex(k).permute(2, 1, 0)  # [P, H, T]
+        self._add_sum("planes", planes @ planes.mH)
+        power = self.layout.to_complex(grouped).abs().pow(2).sum((0, 2))
+        self._add_sum("power", power.mT)
         rest = k[..., free].flatten(1)
-        self._sum("free", rest.mT @ rest)
-        self._sum("key_mean", rest.sum(0))
+        self._add_sum("free", rest.mT @ rest)
+        self._add_sum("key_mean", rest.sum(0))
         read = grouped[..., free].transpose(0, 1).flatten(1, 2)  # [H, T * group, F]
-        self._sum("metric", read.mT @ read)
+        self._add_sum("metric", read.mT @ read)
 
     def _add_values(self, view: SiteView) -> None:
         assert view.value is not None
         v = widen(view.value)
         v = v.flatten(0, 1) if view.real_keys is None else v[view.real_keys]
         v = v.flatten(1)
-        self._sum("values", v.mT @ v)
+        self._add_sum("values", v.mT @ v)
 
     def _add_attended(self, view: SiteView) -> None:
         call, site = view.call, self.site
@@ -198,7 +200,7 @@ class SiteMoments:
                     self._attended[head] = added
 
 
-def _near(a: torch.Tensor, b: torch.Tensor, rounding: float) -> bool:
+def _is_near(a: torch.Tensor, b: torch.Tensor, rounding: float) -> bool:
     if a.shape != b.shape:
         return False
     size = b.float().abs().max().clamp_min(1e-30)

@@ -33,14 +33,14 @@ class GQA(GQAOptions):
     def calibrate(self, case: Any) -> tuple[GQAOptions, Resolution]:
         return resolve_gqa(self, case)
 
-    def uncalibratable(self, path: str, why: str) -> ConfigError:
+    def explain_calibration_error(self, path: str, why: str) -> ConfigError:
         return ConfigError(
             f"attention.{self.name}",
             f"{path} cannot be calibrated: {why}",
             valid="merge mean, first or random with grouping=contiguous, and a number of KV heads",
         )
 
-    def alternative(self) -> Alternative | None:
+    def find_alternative(self) -> Alternative | None:
         if self.rewrites:
             return None
         best = replace(self, merge=Merge.optimal, grouping=Grouping.similarity)
@@ -53,7 +53,7 @@ class GQA(GQAOptions):
 
     def plan(self, draft: Draft) -> None:
         sites = self.select(draft.sites, draft.removed)
-        counts = self.counts(sites)
+        counts = self.list_counts(sites)
         self._check_groups(sites, counts)
         changing = [(s, n) for s, n in zip(sites, counts, strict=True) if s.kv_heads != n]
         for site, _ in changing:
@@ -62,14 +62,14 @@ class GQA(GQAOptions):
             if self.rewrites:
                 self._check_norms(site)
         if draft.resolution is None:
-            self._open(draft, changing)
+            self._add_open_decisions(draft, changing)
         for site, count in changing:
             groups = split_evenly(site.kv_heads, count)
             assumed = SiteResolution(keep_all_heads(site.q_heads), groups)
             found = (draft.resolution or {}).get(site.path, assumed)
-            draft.change([self._change(draft, site, found)])
+            draft.add_changes([self._make_change(draft, site, found)])
 
-    def _change(self, draft: Draft, site: Site, found: SiteResolution) -> Any:
+    def _make_change(self, draft: Draft, site: Site, found: SiteResolution) -> Any:
         context = draft.context
         merging = Merging(
             "mean" if self.rewrites else self.merge.value,
@@ -86,7 +86,7 @@ class GQA(GQAOptions):
             draft.tensors |= {specs[role].name: t for role, t in found.tensors.items()}
         return regroup(site, self.name, found.query, found.kv, merging, rewrite)
 
-    def _open(self, draft: Draft, changing: Sequence[tuple[Site, int]]) -> None:
+    def _add_open_decisions(self, draft: Draft, changing: Sequence[tuple[Site, int]]) -> None:
         if self.average is not None and not draft.context.native:
             draft.open_decisions.append(
                 f"gqa: KV heads of each layer, {self.average:g} on average (assumed here: the most "
@@ -106,19 +106,19 @@ class GQA(GQAOptions):
         for layer in self.groups or {}:
             if str(layer) not in known:
                 raise ConfigError(
-                    self.key("groups"),
+                    self.get_key("groups"),
                     "there is no such layer to change",
                     given=layer,
                     valid=sorted(map(int, known)),
                 )
         for site, count in zip(sites, counts, strict=True):
-            self.given_groups(site, count)
+            self.get_groups(site, count)
 
     def _check_norms(self, site: Site) -> None:
         for role, norm in (("query", site.q_norm), ("key", site.k_norm)):
             if norm is not None and norm.size != site.get_projection(role).unit:
                 raise ConfigError(
-                    self.key("merge"),
+                    self.get_key("merge"),
                     f"{norm.path} is taken over all heads together, so no head can be rewritten "
                     "by itself",
                     given=self.merge.value,
@@ -128,8 +128,8 @@ class GQA(GQAOptions):
     def _check_gates(self, site: Site) -> None:
         if site.get_projection("query").unit != site.get_projection("key").unit:
             raise ConfigError(
-                self.key("merge" if self.rewrites else "groups" if self.groups else "grouping"),
-                f"{site.query.path} makes a gate beside each query, which no calibration knows",
+                self.get_key("merge" if self.rewrites else "groups" if self.groups else "grouping"),
+                f"{site.query.path} makes a gate for each query, which calibration cannot use",
                 given=self.merge.value if self.rewrites else self.groups or self.grouping.value,
                 valid="mean, first, random" if self.rewrites else "contiguous, no groups",
             )

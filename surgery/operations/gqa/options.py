@@ -60,7 +60,7 @@ class GQAOptions(Operation):
         grouping: see `Grouping`; similarity is calibrated.
         layers: sites to change, by number from 0; ``None`` for all.
         groups: layer → groups of KV heads that share, in place of `grouping` there; or a file of
-            them by number of KV heads, as the stage `analyze` writes. On data is checked that these
+            them by number of KV heads, as the stage `analyze` writes. Calibration checks that these
             heads can change places.
     """
 
@@ -86,19 +86,24 @@ class GQAOptions(Operation):
             right = all(type(count) is int for count in counts)
         if not right:
             raise ConfigError(
-                self.key("kv_heads"), "is no number of heads", given=repr(given), valid=_COUNTS
+                self.get_key("kv_heads"),
+                "must be a number of heads",
+                given=repr(given),
+                valid=_COUNTS,
             )
         if isinstance(self.groups, str):
             self.groups = self._read_groups(self.groups)
         if self.groups is not None and (not isinstance(self.groups, Mapping) or self.average):
             problem = (
-                "leave no number of KV heads to be chosen" if self.average else "are no groups"
+                "cannot be given with an average"
+                if self.average
+                else "must be lists of heads by layer"
             )
-            raise ConfigError(self.key("groups"), problem, given=self.groups, valid=_GROUPS)
+            raise ConfigError(self.get_key("groups"), problem, given=self.groups, valid=_GROUPS)
 
     @property
     def average(self) -> float | None:
-        """The budget, where that is what was asked for."""
+        """The budget; ``None`` where `kv_heads` gives numbers."""
         return self.kv_heads[AVERAGE] if isinstance(self.kv_heads, Mapping) else None
 
     @property
@@ -116,11 +121,11 @@ class GQAOptions(Operation):
         )
 
     def select(self, sites: Sequence[Site], removed: set[str] | None = None) -> list[Site]:
-        """The sites that `layers` names."""
-        return list(select_sites(sites, self.layers, self.key("layers"), removed or set()))
+        """Select the sites that `layers` names."""
+        return list(select_sites(sites, self.layers, self.get_key("layers"), removed or set()))
 
-    def counts(self, sites: Sequence[Site]) -> list[int]:
-        """KV heads per site; for a budget, the most that all can have within it.
+    def list_counts(self, sites: Sequence[Site]) -> list[int]:
+        """List KV heads per site; for a budget, the most that all can have within it.
 
         Raises:
             ConfigError: a list of another length, or a count that a site cannot have.
@@ -128,43 +133,43 @@ class GQAOptions(Operation):
         given = self.kv_heads
         if self.average is not None:
             self._check_average(sites)
-            shared = set.intersection(*(set(divisors(site.kv_heads)) for site in sites))
+            shared = set.intersection(*(set(list_divisors(site.kv_heads)) for site in sites))
             counts = [max(n for n in shared if n <= self.average)] * len(sites)
         elif isinstance(given, int):
             counts = [given] * len(sites)
         else:
             if len(given) != len(sites):
                 raise ConfigError(
-                    self.key("kv_heads"),
+                    self.get_key("kv_heads"),
                     f"has {len(given)} numbers for {len(sites)} layers",
                     given=list(given),
                     valid=_COUNTS,
                 )
             counts = list(given)
         for site, count in zip(sites, counts, strict=True):
-            self._check(site, count)
+            self._check_count(site, count)
         return counts
 
     def _read_groups(self, path: str) -> Any:
         try:
             found = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            problem = getattr(error, "strerror", None) or "it is no JSON"
+            problem = getattr(error, "strerror", None) or "it is not JSON"
             raise ConfigError(
-                self.key("groups"), f"cannot be read: {problem}", given=path
+                self.get_key("groups"), f"cannot be read: {problem}", given=path
             ) from None
         counts = found if isinstance(found, dict) else {}
         if str(self.kv_heads) not in counts:
             raise ConfigError(
-                self.key("groups"),
+                self.get_key("groups"),
                 f"this file has no groups for {self.kv_heads} KV heads",
                 given=path,
                 valid=sorted(counts),
             )
         return counts[str(self.kv_heads)]
 
-    def given_groups(self, site: Site, count: int) -> Parts | None:
-        """What `groups` says of a site, ascending; ``None`` where it says nothing.
+    def get_groups(self, site: Site, count: int) -> Parts | None:
+        """Get the entry of `groups` for a site, ascending; ``None`` where there is none.
 
         Raises:
             ConfigError: no `count` equal groups that hold each of its KV heads once.
@@ -182,9 +187,8 @@ class GQAOptions(Operation):
         equal = {len(group) for group in made} == {site.kv_heads // count}
         if members != list(range(site.kv_heads)) or len(made) != count or not equal:
             raise ConfigError(
-                self.key("groups"),
-                f"does not put the {site.kv_heads} KV heads of {site.path} "
-                f"into {count} equal groups",
+                self.get_key("groups"),
+                f"must put the {site.kv_heads} KV heads of {site.path} into {count} equal groups",
                 given=groups,
                 valid=_GROUPS,
             )
@@ -195,15 +199,15 @@ class GQAOptions(Operation):
         assert average is not None
         if not 1 <= average <= most:
             raise ConfigError(
-                self.key("kv_heads"),
-                "no such number of KV heads on average",
+                self.get_key("kv_heads"),
+                "the average number of KV heads is out of range",
                 given={AVERAGE: average},
                 valid=f"1 to {most}",
             )
 
-    def _check(self, site: Site, count: int) -> None:
-        key = self.key("kv_heads")
-        valid = divisors(site.kv_heads)
+    def _check_count(self, site: Site, count: int) -> None:
+        key = self.get_key("kv_heads")
+        valid = list_divisors(site.kv_heads)
         if count > site.kv_heads:
             raise ConfigError(
                 key,
@@ -220,12 +224,12 @@ class GQAOptions(Operation):
             )
 
 
-def divisors(heads: int) -> list[int]:
-    """What a number of KV heads can become, ascending."""
+def list_divisors(heads: int) -> list[int]:
+    """List what a number of KV heads can become, ascending."""
     return [n for n in range(1, heads + 1) if heads % n == 0]
 
 
 def split_evenly(heads: int, groups: int) -> Parts:
-    """`groups` runs of neighbouring heads."""
+    """Split `heads` into `groups` runs of neighbouring heads."""
     size = heads // groups
     return tuple(tuple(range(start, start + size)) for start in range(0, heads, size))

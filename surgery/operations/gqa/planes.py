@@ -21,14 +21,14 @@ class Planes:
     def size(self) -> int:
         return 2 * len(self.pairs) + len(self.free)
 
-    def complex_part(self, features: torch.Tensor) -> torch.Tensor:
-        """[…, head_dim] to […, planes], complex."""
+    def to_complex(self, features: torch.Tensor) -> torch.Tensor:
+        """Map […, head_dim] to […, planes], complex."""
         first = [a for a, _ in self.pairs]
         second = [b for _, b in self.pairs]
         return torch.complex(features[..., first].contiguous(), features[..., second].contiguous())
 
-    def dense(self, factors: torch.Tensor, free: torch.Tensor) -> torch.Tensor:
-        """The real map [size, members * size] of plane factors and a map of free features.
+    def to_dense(self, factors: torch.Tensor, free: torch.Tensor) -> torch.Tensor:
+        """Make the real map [size, members * size] of plane factors and a map of free features.
 
         Args:
             factors: [planes, members] complex: plane f becomes Σ_m factors[f, m] k_m,f.
@@ -48,19 +48,19 @@ class Planes:
         return made.flatten(1)
 
 
-def half_split(size: int, rotated: int) -> Planes:
-    """Planes (i, i + rotated/2), as most of transformers has them."""
+def make_half_split(size: int, rotated: int) -> Planes:
+    """Make planes (i, i + rotated/2), as most of transformers has them."""
     half = rotated // 2
     return Planes(tuple((i, i + half) for i in range(half)), tuple(range(rotated, size)))
 
 
-def interleaved(size: int, rotated: int) -> Planes:
-    """Planes (2i, 2i + 1), as GPT-J, Cohere and GLM have them."""
+def make_interleaved(size: int, rotated: int) -> Planes:
+    """Make planes (2i, 2i + 1), as GPT-J, Cohere and GLM have them."""
     return Planes(tuple((i, i + 1) for i in range(0, rotated, 2)), tuple(range(rotated, size)))
 
 
 def find_planes(before: torch.Tensor, after: torch.Tensor, rounding: float = 1e-5) -> Planes | None:
-    """The layout under which positions turned `before` into `after`; ``None`` if none is known.
+    """Find the layout by which positions turned `before` into `after`; ``None`` if unknown.
 
     A rotation keeps every plane's length, up to one factor for all (YaRN's attention factor), and
     leaves the rest alone. Told from numbers, since no two architectures write it alike.
@@ -76,8 +76,8 @@ def find_planes(before: torch.Tensor, after: torch.Tensor, rounding: float = 1e-
     for rotated in range(2, size + 1, 2):
         if not torch.equal(before[:, rotated:], after[:, rotated:]):
             continue
-        layouts = half_split(size, rotated), interleaved(size, rotated)
-        distances = [_distance(before, after, layout) for layout in layouts]
+        layouts = make_half_split(size, rotated), make_interleaved(size, rotated)
+        distances = [_compute_distance(before, after, layout) for layout in layouts]
         # In half precision the wrong one may come near enough too.
         best = min(range(2), key=distances.__getitem__)
         if distances[best] <= rounding:
@@ -85,9 +85,9 @@ def find_planes(before: torch.Tensor, after: torch.Tensor, rounding: float = 1e-
     return None
 
 
-def _distance(before: torch.Tensor, after: torch.Tensor, planes: Planes) -> float:
-    """By how much of a plane's length that length changes, in the worst plane."""
-    was, now = planes.complex_part(before).abs(), planes.complex_part(after).abs()
-    factor = (was * now).sum() / (was * was).sum().clamp_min(1e-30)
-    change = (now - factor * was).norm(dim=0) / (factor * was).norm(dim=0).clamp_min(1e-30)
+def _compute_distance(before: torch.Tensor, after: torch.Tensor, planes: Planes) -> float:
+    """Compute by how much of a plane's length that length changes, in the worst plane."""
+    old, new = planes.to_complex(before).abs(), planes.to_complex(after).abs()
+    factor = (old * new).sum() / (old * old).sum().clamp_min(1e-30)
+    change = (new - factor * old).norm(dim=0) / (factor * old).norm(dim=0).clamp_min(1e-30)
     return float(change.max())

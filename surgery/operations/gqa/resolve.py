@@ -7,7 +7,7 @@ from dataclasses import replace
 from surgery.calibration.case import Case
 from surgery.calibration.refusals import refuse_repeated, refuse_shared
 from surgery.console import track_progress
-from surgery.operations.gqa.budget import chosen_counts
+from surgery.operations.gqa.budget import choose_counts
 from surgery.operations.gqa.layerwise import PASSES, calibrate_sites
 from surgery.operations.gqa.options import GQAOptions
 from surgery.plan.resolution import Resolution
@@ -18,18 +18,18 @@ def resolve_gqa(operation: GQAOptions, case: Case) -> tuple[GQAOptions, Resoluti
     model, batches, options = case.model, case.batches, case.options
     sites = [s for s in case.sites if operation.layers is None or s.layer in operation.layers]
     if operation.average is not None and case.native:
-        operation = replace(operation, kv_heads=operation.counts(sites))
+        operation = replace(operation, kv_heads=operation.list_counts(sites))
     if operation.average is not None:
         refuse_shared(model, sites)
         refuse_repeated(model, sites, batches[0])
         with track_progress("choosing KV heads per layer") as steps:
 
-            def told(what: str) -> None:
+            def report(what: str) -> None:
                 steps.describe(what)
                 steps.advance()
 
-            operation = chosen_counts(model, sites, operation, batches, options, told)
-    counts = operation.counts(sites)
+            operation = choose_counts(model, sites, operation, batches, options, report)
+    counts = operation.list_counts(sites)
     changed = sum(site.kv_heads != count for site, count in zip(sites, counts, strict=True))
     if not operation.calibrated:
         return operation, {}

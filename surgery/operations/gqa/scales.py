@@ -26,16 +26,16 @@ class Scales:
     gain: torch.Tensor
     heads: torch.Tensor
 
-    def into(self, dense: torch.Tensor, members: Sequence[int]) -> torch.Tensor:
-        """A map [D, members * D] of normalised features, as one of what goes into the norm."""
+    def fold_norm(self, dense: torch.Tensor, members: Sequence[int]) -> torch.Tensor:
+        """Rewrite a map [D, members * D] of normalised features as one of the norm's input."""
         wide = dense.unflatten(1, (len(members), -1)) * self.gain
         wide = wide * self.heads[list(members)][None, :, None]
         back = wide.flatten(1) / self.gain[:, None]
         return back / self.heads[list(members)].mean()
 
 
-def normalised(model: nn.Module, norm: Norm | None, heads: torch.Tensor) -> torch.Tensor:
-    """[B, S, H, D] as the site's norm leaves them."""
+def normalise_heads(model: nn.Module, norm: Norm | None, heads: torch.Tensor) -> torch.Tensor:
+    """Apply the site's norm to [B, S, H, D]."""
     if norm is None:
         return heads
     module = model.get_submodule(norm.path)
@@ -44,8 +44,8 @@ def normalised(model: nn.Module, norm: Norm | None, heads: torch.Tensor) -> torc
     return found.view_as(heads)
 
 
-def measured(before: torch.Tensor, after: torch.Tensor) -> Scales:
-    """The scales of a norm by what it did: [rows, H, D] each."""
+def measure_scales(before: torch.Tensor, after: torch.Tensor) -> Scales:
+    """Measure the scales of a norm by its input and output: [rows, H, D] each."""
     before, after = before.double(), after.double()
     unit = before / before.pow(2).mean(-1, keepdim=True).sqrt().clamp_min(1e-30)
     gain = (after * unit).sum((0, 1)) / unit.pow(2).sum((0, 1)).clamp_min(1e-30)
@@ -55,7 +55,7 @@ def measured(before: torch.Tensor, after: torch.Tensor) -> Scales:
     return Scales(gain, heads)
 
 
-def ones(site: Site, role: str, like: torch.Tensor) -> Scales:
-    """Where nothing is normalised."""
+def make_unit_scales(site: Site, role: str, like: torch.Tensor) -> Scales:
+    """Make the scales of a site without a norm."""
     unit = site.get_projection(role).unit
     return Scales(like.new_ones(unit), like.new_ones(site.count_heads(role)))

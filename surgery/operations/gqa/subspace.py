@@ -23,8 +23,8 @@ CG_LEFT = 1e-8
 CG_FLOOR = 1e-6
 
 
-def top_subspace(weight: torch.Tensor, covariance: torch.Tensor, width: int) -> torch.Tensor:
-    """The map M [width, n] that loses least where all heads share one covariance (closed form).
+def find_top_subspace(weight: torch.Tensor, covariance: torch.Tensor, width: int) -> torch.Tensor:
+    """Find the map M [width, n] that loses least where all heads share one covariance.
 
     Minimises tr(weight (I - P) covariance (I - P)^H) over projections P of rank `width` that are
     orthogonal in the covariance's metric: the top eigenvectors of C^1/2 W C^1/2, taken back.
@@ -34,7 +34,7 @@ def top_subspace(weight: torch.Tensor, covariance: torch.Tensor, width: int) -> 
         covariance: [n, n] Hermitian; second moments of the stacked features.
     """
     values, vectors = torch.linalg.eigh(covariance)
-    floor = _floor(values.dtype) * _or_one(values.abs().max())
+    floor = _get_floor(values.dtype) * _replace_zero(values.abs().max())
     roots = values.clamp_min(floor).sqrt()
     root = (vectors * roots) @ vectors.mH
     inverse = (vectors / roots) @ vectors.mH
@@ -42,17 +42,17 @@ def top_subspace(weight: torch.Tensor, covariance: torch.Tensor, width: int) -> 
     return best.mH @ inverse
 
 
-def _or_one(size: torch.Tensor) -> torch.Tensor:
-    """Where everything is zero, anything does that can be divided by."""
+def _replace_zero(size: torch.Tensor) -> torch.Tensor:
+    """Replace zero by one, so that it can be divided by."""
     return torch.where(size > NOTHING, size, torch.ones_like(size))
 
 
-def _floor(dtype: torch.dtype) -> float:
+def _get_floor(dtype: torch.dtype) -> float:
     return FLOOR if torch.finfo(dtype).bits == 64 else FLOOR_FP32
 
 
-def least_lost(half: torch.Tensor, covariance: torch.Tensor, width: int) -> float:
-    """What `top_subspace` loses, without finding it: the eigenvalues below the top `width`.
+def compute_least_loss(half: torch.Tensor, covariance: torch.Tensor, width: int) -> float:
+    """Compute the loss of `find_top_subspace` alone: the eigenvalues below the top `width`.
 
     Args:
         half: A [m, n], with A^H A = weight.
@@ -62,10 +62,10 @@ def least_lost(half: torch.Tensor, covariance: torch.Tensor, width: int) -> floa
     return float(values[:-width].clamp_min(0).sum())
 
 
-def readers(
+def solve_readers(
     shared: torch.Tensor, covariances: Sequence[torch.Tensor], targets: Sequence[torch.Tensor]
 ) -> list[torch.Tensor]:
-    """Per head, the map [out, width] that best rebuilds its target from the shared features.
+    """Find per head the map [out, width] that best rebuilds its target from shared features.
 
     Least squares: R = T C M^H (M C M^H)^-1 for target T [out, n] and covariance C [n, n].
     """
@@ -77,22 +77,22 @@ def readers(
 
 
 def solve_right(right: torch.Tensor, square: torch.Tensor) -> torch.Tensor:
-    """X with X square = right, for a Hermitian `square` that may be close to singular."""
-    size = _or_one(square.diagonal().real.mean())
+    """Find X with X square = right, for a Hermitian `square` that may be close to singular."""
+    size = _replace_zero(square.diagonal().real.mean())
     eye = torch.eye(len(square), dtype=square.dtype, device=square.device)
-    ridge = _floor(square.dtype) * size
+    ridge = _get_floor(square.dtype) * size
     solved: torch.Tensor = torch.linalg.solve(square + ridge * eye, right.mH).mH
     return solved
 
 
-def shared_subspace(
+def find_shared_subspace(
     covariances: Sequence[torch.Tensor],
     targets: Sequence[torch.Tensor],
     width: int,
     rounds: int = 10,
     noise: float = NOISE,
 ) -> tuple[torch.Tensor, list[torch.Tensor], float]:
-    """One map M [width, n] and a reader R_h per head that minimise Σ_h E|T_h f_h - R_h M f_h|².
+    """Find M [width, n] and a reader R_h per head that minimise Σ_h E|T_h f_h - R_h M f_h|².
 
     f_h are the stacked features as head h sees them, with second moments C_h. Starts from the top
     subspace of the mean covariance, then alternates: readers by least squares, M by conjugate
@@ -109,21 +109,21 @@ def shared_subspace(
     """
     mean = sum(covariances, torch.zeros_like(covariances[0])) / len(covariances)
     weight = sum((t.mH @ t for t in targets), torch.zeros_like(mean))
-    largest = _or_one(mean.diagonal().real.max())
+    largest = _replace_zero(mean.diagonal().real.max())
     # Never none at all: where features do not vary, M would grow without bound.
-    for share in (_floor(mean.dtype), max(noise, _floor(mean.dtype))):
+    for share in (_get_floor(mean.dtype), max(noise, _get_floor(mean.dtype))):
         added = share * largest
         eye = torch.eye(len(mean), dtype=mean.dtype, device=mean.device)
-        shared = top_subspace(weight, mean + added * eye, width)
+        shared = find_top_subspace(weight, mean + added * eye, width)
         seen = [t @ c + added * t for t, c in zip(targets, covariances, strict=True)]
-        found, loss = _read(shared, covariances, targets, seen, added)
+        found, loss = _fit_readers(shared, covariances, targets, seen, added)
         best = shared, found, loss
         total = sum(float((s * t.conj()).sum().real) for s, t in zip(seen, targets, strict=True))
         if loss <= EXACT * total:
             return shared, found, loss / total if total > 0 else 0.0
     for _ in range(rounds):
         shared = _solve_shared(shared, found, covariances, seen, mean, added)
-        found, loss = _read(shared, covariances, targets, seen, added)
+        found, loss = _fit_readers(shared, covariances, targets, seen, added)
         if not loss < best[2]:
             break
         done = best[2] - loss < 1e-3 * loss
@@ -133,14 +133,14 @@ def shared_subspace(
     return best[0], best[1], best[2] / total if total > 0 else 0.0
 
 
-def _read(
+def _fit_readers(
     shared: torch.Tensor,
     covariances: Sequence[torch.Tensor],
     targets: Sequence[torch.Tensor],
     seen: Sequence[torch.Tensor],
     noise: torch.Tensor,
 ) -> tuple[list[torch.Tensor], float]:
-    """`readers`, and Σ_h E|T_h f_h - R_h M f_h|² with them; `seen` are the T_h C_h."""
+    """Fit `solve_readers`, and Σ_h E|T_h f_h - R_h M f_h|²; `seen` are the T_h C_h."""
     found, total = [], 0.0
     for covariance, target, across in zip(covariances, targets, seen, strict=True):
         half = shared @ covariance + noise * shared
@@ -159,25 +159,25 @@ def _solve_shared(
     mean: torch.Tensor,
     noise: torch.Tensor,
 ) -> torch.Tensor:
-    """M of Σ_h S_h M C_h = Σ_h R_h^H T_h C_h, S_h = R_h^H R_h.
+    """Solve Σ_h S_h M C_h = Σ_h R_h^H T_h C_h for M, with S_h = R_h^H R_h.
 
     Conjugate gradients, preconditioned by what the left side would be if all C_h were their mean.
     """
     squares = [reader.mH @ reader for reader in found]
 
-    def applied(x: torch.Tensor) -> torch.Tensor:
+    def apply(x: torch.Tensor) -> torch.Tensor:
         image = torch.zeros_like(x)
         for square, covariance in zip(squares, covariances, strict=True):
             turned = square @ x
             image.addmm_(turned, covariance).add_(noise * turned)
         return image
 
-    rows, columns = _inverse(sum(squares, torch.zeros_like(squares[0]))), _inverse(mean)
+    rows, columns = _invert(sum(squares, torch.zeros_like(squares[0]))), _invert(mean)
     wanted = torch.zeros_like(start)
     for reader, across in zip(found, seen, strict=True):
         wanted.addmm_(reader.mH, across)
     x = start.clone()
-    residual = wanted - applied(x)
+    residual = wanted - apply(x)
     turned = rows @ residual @ columns
     direction = turned.clone()
     # By this much, nearly, the loss is above its least.
@@ -187,7 +187,7 @@ def _solve_shared(
     for _ in range(CG_STEPS):
         if not size > limit or not (residual.abs() ** 2).sum() > least:
             break
-        image = applied(direction)
+        image = apply(direction)
         step = size / (direction.conj() * image).sum().real
         x = x + step * direction
         residual = residual - step * image
@@ -197,9 +197,9 @@ def _solve_shared(
     return x
 
 
-def _inverse(square: torch.Tensor) -> torch.Tensor:
-    """Of a Hermitian matrix that may be close to singular, roughly."""
-    size = _or_one(square.diagonal().real.mean())
+def _invert(square: torch.Tensor) -> torch.Tensor:
+    """Invert, roughly, a Hermitian matrix that may be close to singular."""
+    size = _replace_zero(square.diagonal().real.mean())
     eye = torch.eye(len(square), dtype=square.dtype, device=square.device)
     found: torch.Tensor = torch.linalg.inv(square + CG_FLOOR * size * eye)
     return (found + found.mH) / 2

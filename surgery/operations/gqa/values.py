@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from surgery.operations.gqa.subspace import NOISE, readers, shared_subspace
+from surgery.operations.gqa.subspace import NOISE, find_shared_subspace, solve_readers
 
 
 @dataclass(frozen=True)
@@ -24,24 +24,24 @@ class SharedValues:
     loss: float
 
 
-def shared_values(
+def share_values(
     attended: Mapping[int, torch.Tensor],
     outputs: Mapping[int, torch.Tensor],
     member_of: Mapping[int, int],
     members: int,
     noise: float = NOISE,
 ) -> SharedValues:
-    """The values that lose least when a group shares them.
+    """Find the values that lose least when a group shares them.
 
     Minimises Σ_h E|O_h V_m(h) z_h - O'_h V z_h|² over V and every O'_h, with z_h the inputs as
-    head h attends to them: `shared_subspace` in the span of the members' values.
+    head h attends to them: `find_shared_subspace` in the span of the members' values.
 
     Args:
         attended: query head → [members * D, members * D], second moments of the members' values,
             side by side, as this head attends to them.
         outputs: query head → [D_model, D], its slice of the output projection.
         member_of: query head → place of its own KV head in the group.
-        noise: of `shared_subspace`.
+        noise: of `find_shared_subspace`.
     """
     heads = sorted(attended)
     width = outputs[heads[0]].shape[1]
@@ -51,15 +51,17 @@ def shared_values(
     # Of an output projection only O^T O counts: its triangular factor stands for it.
     halves = [torch.linalg.qr(outputs[head], mode="r").R for head in heads]
     targets = [half @ pick for half, pick in zip(halves, own, strict=True)]
-    shared, _, loss = shared_subspace(covariances, targets, width, noise=noise)
-    scale = _scale(shared, covariances, width)
-    found = readers(shared, covariances, own)
+    shared, _, loss = find_shared_subspace(covariances, targets, width, noise=noise)
+    scale = _compute_scale(shared, covariances, width)
+    found = solve_readers(shared, covariances, own)
     made = {head: outputs[head] @ one / scale for head, one in zip(heads, found, strict=True)}
     return SharedValues(shared * scale, made, loss)
 
 
-def _scale(shared: torch.Tensor, covariances: Sequence[torch.Tensor], width: int) -> torch.Tensor:
-    """What makes shared values as large as the members' were, on average."""
+def _compute_scale(
+    shared: torch.Tensor, covariances: Sequence[torch.Tensor], width: int
+) -> torch.Tensor:
+    """Compute what makes shared values as large as the members' were, on average."""
     mean = sum(covariances, torch.zeros_like(covariances[0])) / len(covariances)
     members = mean.diagonal().sum() / (len(mean) / width)
     made = torch.einsum("ij,jk,ik->", shared, mean, shared)

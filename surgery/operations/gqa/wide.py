@@ -22,8 +22,8 @@ from surgery.verify.equivalence import Tensors, make_site_tensors
 _REWRITE = "calibrating"
 
 
-def wide_tensors(model: PreTrainedModel, site: Site, merge: SiteMerge) -> Tensors:
-    """The block's tensors with `merge` done and its heads spread out again; local names.
+def make_wide_tensors(model: PreTrainedModel, site: Site, merge: SiteMerge) -> Tensors:
+    """Make the block's tensors with `merge` done and its heads spread out again; local names.
 
     Differentiable in the merge's tensors.
     """
@@ -32,26 +32,29 @@ def wide_tensors(model: PreTrainedModel, site: Site, merge: SiteMerge) -> Tensor
     specs = make_rewrite_specs(site, rewrite, merge.query, merge.kv)
     named = {spec.name: given[role] for role, spec in specs.items()}
 
-    def inputs(edit: TensorEdit) -> list[torch.Tensor]:
+    def get_inputs(edit: TensorEdit) -> list[torch.Tensor]:
         return [named[spec.name] for spec in edit.resolved]
 
-    return _tensors(
-        model, site, regroup(site, "calibration", merge.query, merge.kv, Merging(), rewrite), inputs
+    return _make_tensors(
+        model,
+        site,
+        regroup(site, "calibration", merge.query, merge.kv, Merging(), rewrite),
+        get_inputs,
     )[1]
 
 
-def moved_tensors(model: PreTrainedModel, site: Site, query: Parts, kv: Parts) -> Tensors:
-    """The block's tensors with its heads in another order, as many as before."""
-    return _tensors(model, site, regroup(site, "calibration", query, kv, Merging()))[0]
+def make_moved_tensors(model: PreTrainedModel, site: Site, query: Parts, kv: Parts) -> Tensors:
+    """Make the block's tensors with its heads in another order, as many as before."""
+    return _make_tensors(model, site, regroup(site, "calibration", query, kv, Merging()))[0]
 
 
-def _tensors(
+def _make_tensors(
     model: PreTrainedModel,
     site: Site,
     change: SiteChange,
     inputs: Callable[[TensorEdit], list[torch.Tensor]] = lambda _: [],
 ) -> tuple[Tensors, Tensors]:
-    """What a change makes of the block's tensors, and the same spread out; local names."""
+    """Make the block's tensors after a change, and the same spread out; local names."""
     block = model.get_submodule(site.block)
     new, wide = make_site_tensors(block, site, change.edits, inputs)
     prefix = f"{site.block}." if site.block else ""
@@ -60,20 +63,20 @@ def _tensors(
 
 
 def set_wide(model: PreTrainedModel, site: Site, merge: SiteMerge) -> dict[str, nn.Parameter]:
-    """Let `model`, its own tensors only, compute what `merge` makes; returns what was there."""
-    return _set(model, site, wide_tensors(model, site, merge))
+    """Let `model`, its own tensors only, compute the result of `merge`; return the old ones."""
+    return _set_tensors(model, site, make_wide_tensors(model, site, merge))
 
 
 def set_plain(
     model: PreTrainedModel, site: Site, query: Parts, kv: Parts, merging: Merging
 ) -> dict[str, nn.Parameter]:
-    """The same for a merge without coefficients."""
-    return _set(
-        model, site, _tensors(model, site, regroup(site, "calibration", query, kv, merging))[1]
+    """Do the same for a merge without coefficients."""
+    return _set_tensors(
+        model, site, _make_tensors(model, site, regroup(site, "calibration", query, kv, merging))[1]
     )
 
 
-def _set(model: PreTrainedModel, site: Site, made: Tensors) -> dict[str, nn.Parameter]:
+def _set_tensors(model: PreTrainedModel, site: Site, made: Tensors) -> dict[str, nn.Parameter]:
     block = model.get_submodule(site.block)
     before = {name: block.get_parameter(name) for name in made}
     for name, tensor in made.items():
@@ -81,10 +84,10 @@ def _set(model: PreTrainedModel, site: Site, made: Tensors) -> dict[str, nn.Para
     return before
 
 
-def output_with(
+def compute_output(
     model: PreTrainedModel, site: Site, tensors: Tensors, args: Any, kwargs: Any
 ) -> torch.Tensor:
-    """What the site's output projection puts out when its block runs with other tensors."""
+    """Compute the output of the site's output projection with other tensors in its block."""
     block = model.get_submodule(site.block)
     path = site.output.path[len(site.block) :].lstrip(".")
     with capturing_output(block, path) as found:

@@ -19,7 +19,7 @@ def choose_closing(
     closed: Mapping[int, Sequence[int]],
     share: float,
 ) -> tuple[Heads, Heads]:
-    """All heads that are closed after a round, those in `closed` included; and all that will be.
+    """Choose all heads that are closed after a round, `closed` included; and all that will be.
 
     What is to go at last is chosen anew by these scores, closed heads first. Of that, the cheapest
     of all layers are closed now, until it is `share` of it, to the nearest: always what is cut at
@@ -29,9 +29,9 @@ def choose_closing(
         sites: that may lose heads.
 
     Raises:
-        ConfigError: as many cannot go.
+        ConfigError: so many heads cannot be removed.
     """
-    scores = _closed_first(scores, sites, closed)
+    scores = _rank_closed_first(scores, sites, closed)
     going = operation.choose(sites, scores)
     staying = {
         site.layer: [head for head in range(site.q_heads) if head not in going[site.layer]]
@@ -47,14 +47,14 @@ def choose_closing(
         empty=True,
         prefix=f"attention.{operation.name}",
     )
-    return _some(choose_heads(sites, scores, now, staying)), _some(going)
+    return _drop_empty(choose_heads(sites, scores, now, staying)), _drop_empty(going)
 
 
-def _some(heads: Heads) -> Heads:
+def _drop_empty(heads: Heads) -> Heads:
     return {layer: found for layer, found in heads.items() if found}
 
 
-def _closed_first(
+def _rank_closed_first(
     scores: HeadScores, sites: Sequence[Site], closed: Mapping[int, Sequence[int]]
 ) -> HeadScores:
     heads = groups = None

@@ -23,14 +23,14 @@ def check_cut(
 ) -> None:
     """Raises: ConfigError, where these heads cannot be cut. The model is not changed."""
     # A plan needs projections that hold their own weights.
-    if not any(hasattr(module, "parameter_holder") for module in model.modules()):
+    if not any(hasattr(module, "get_parameter_holder") for module in model.modules()):
         make_plan(model, [name_closed(model, sites, operation, closed)], native=native)
 
 
 def name_closed(
     model: PreTrainedModel, sites: Sequence[Site], operation: PruneOptions, closed: Heads
 ) -> PruneOptions:
-    """The operation that removes closed heads from this very model.
+    """Make the operation that removes closed heads from this very model.
 
     Args:
         sites: of the model, by the numbers that `closed` goes by. A fresh look numbers them from
@@ -40,6 +40,6 @@ def name_closed(
     path = {site.layer: site.path for site in sites}
     number = {site.path: site.layer for site in find_sites(model).sites}
     heads = {number[path[layer]]: list(going) for layer, going in closed.items()}
-    decided = operation.decided(heads)
+    decided = operation.adopt_decision(heads)
     assert isinstance(decided, PruneOptions)
     return replace(decided, layers=None)

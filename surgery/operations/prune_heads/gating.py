@@ -24,13 +24,13 @@ from surgery.models.sites import Site
 from surgery.operations.prune_heads.closing import choose_closing
 from surgery.operations.prune_heads.cut import check_cut
 from surgery.operations.prune_heads.options import PruneOptions, Schedule
-from surgery.operations.prune_heads.schedule import PruningSchedule, refuse_strategy
+from surgery.operations.prune_heads.schedule import PruningSchedule, make_strategy_error
 from surgery.plan.layers import select_sites
 
 
 @dataclass(frozen=True)
-class Closed:
-    """What one round did.
+class ClosingRound:
+    """The heads that one round closed.
 
     Attributes:
         step: from which on the gates of `heads` are 0.
@@ -74,7 +74,7 @@ class GatedPruning:
         self.sites = tuple(sites)
         self.task = task
         self.rounds = 0
-        self.events: list[Closed] = []
+        self.events: list[ClosingRound] = []
         self._scorer = scorer
         self._schedule: PruningSchedule | None = None
         self._gate = 1.0
@@ -96,12 +96,12 @@ class GatedPruning:
         return 1 - (1 - self._gate) * sum(map(len, self.chosen.values())) / total
 
     def attach(self, model: PreTrainedModel) -> None:
-        """Gate this model. Harmless if it is gated already."""
+        """Gate this model. Does nothing if it is gated already."""
         if self._gates is None or self._gates.model is not model:
             self.detach()
             self._gates = Gates(model, self.sites)
             self._gates.open()
-        self._set()
+        self._set_gates()
 
     def detach(self) -> None:
         """Leave the model as it is without gates."""
@@ -110,54 +110,54 @@ class GatedPruning:
         self._gates = None
 
     def follow(self, trainer: pl.Trainer) -> None:
-        """Bring the gates to where they are at the trainer's step, measuring where a round is due.
+        """Set the gates for the trainer's step, and score heads where a round is due.
 
         Raises:
             ConfigError: a schedule that this training cannot keep, or heads that cannot go.
         """
-        schedule, step = self._scheduled(trainer), trainer.global_step
-        due = schedule.due(step)
+        schedule, step = self._get_schedule(trainer), trainer.global_step
+        due = schedule.count_due_rounds(step)
         if due > self.rounds:
             found = self._decide(trainer, due / schedule.rounds) if trainer.is_global_zero else None
             found = trainer.strategy.broadcast(found)
             assert found is not None
-            self._take(schedule, step, due, found)
-        self._gate = schedule.gate(step)
-        self._set()
+            self._record_round(schedule, step, due, found)
+        self._gate = schedule.compute_gate(step)
+        self._set_gates()
 
-    def _scheduled(self, trainer: pl.Trainer) -> PruningSchedule:
+    def _get_schedule(self, trainer: pl.Trainer) -> PruningSchedule:
         if self._schedule is None:
             if isinstance(
                 trainer.strategy, (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy)
             ):
-                raise refuse_strategy(self.operation, type(trainer.strategy).__name__)
+                raise make_strategy_error(self.operation, type(trainer.strategy).__name__)
             steps = trainer.estimated_stepping_batches
             if steps == float("inf"):
                 raise ConfigError(
                     "trainer.max_steps",
-                    "has to be known where heads are closed on a schedule",
+                    "must be set where heads are closed on a schedule",
                     given=trainer.max_steps,
                     valid="a number of steps",
                 )
-            self._schedule = PruningSchedule.of(self.operation, int(steps))
+            self._schedule = PruningSchedule.from_operation(self.operation, int(steps))
         return self._schedule
 
     def finish(self, trainer: pl.Trainer) -> Heads:
-        """Let the model go, once all heads are closed; the heads, layer → query heads.
+        """Remove the gates once all heads are closed; return the heads, layer → query heads.
 
         Raises:
             SurgeryError: training ended before.
         """
-        schedule, step = self._scheduled(trainer), trainer.global_step
+        schedule, step = self._get_schedule(trainer), trainer.global_step
         if not schedule.is_over(step):
             raise SurgeryError(
                 f"training ended at step {step}, before all heads were closed (step "
-                f"{schedule.end}): resume it, or lower {self.operation.key('until')}"
+                f"{schedule.end}): resume it, or lower {self.operation.get_key('until')}"
             )
         self.detach()
         return self.chosen
 
-    def metrics(self) -> dict[str, float]:
+    def get_metrics(self) -> dict[str, float]:
         return {"train/open_heads": self.open_share}
 
     def _decide(self, trainer: pl.Trainer, share: float) -> Heads:
@@ -165,28 +165,28 @@ class GatedPruning:
         model, estimator = self._gates.model, self.operation.estimator
         assert isinstance(model, PreTrainedModel)
         assert estimator is not None
-        sites = select_sites(self.sites, self.operation.layers, self.operation.key("layers"))
+        sites = select_sites(self.sites, self.operation.layers, self.operation.get_key("layers"))
         with isolate_rng(include_cuda=torch.cuda.is_available()), freezing(model):
             torch.manual_seed(self.options["seed"])
-            scorer = self._scorer or self._scores_on(trainer)
+            scorer = self._scorer or self._make_scorer(trainer)
             table = scorer(model, sites, estimator, self.operation.unit)
         scores = HeadScores.from_table(table, sites)
         found, going = choose_closing(self.operation, sites, scores, self.chosen, share)
         check_cut(model, self.sites, self.operation, going, native=bool(self.options["native"]))
         return found
 
-    def _scores_on(self, trainer: pl.Trainer) -> Scorer:
+    def _make_scorer(self, trainer: pl.Trainer) -> Scorer:
         cfg = self.options["importance"]
         data: Any = getattr(trainer, "datamodule", None)
         if not hasattr(data, "draw_importance_batches"):
             raise ConfigError(
-                self.operation.key("schedule"),
-                "scores heads on batches, and this training has no TextData to take them from",
+                self.operation.get_key("schedule"),
+                "scores heads on batches, and this training has no TextData that gives them",
                 valid="trainer.fit(…, datamodule=), or a scorer",
             )
         batches: list[Batch] = data.draw_importance_batches(cfg["windows"], cfg["batch_size"])
 
-        def scored(
+        def score(
             model: PreTrainedModel, sites: Sequence[Site], estimator: str, unit: str
         ) -> ScoreTable:
             return score_heads(
@@ -201,25 +201,27 @@ class GatedPruning:
                 memory_rows=cfg["memory_windows"],
             )
 
-        return scored
+        return score
 
-    def _take(self, schedule: PruningSchedule, step: int, rounds: int, found: Heads) -> None:
+    def _record_round(
+        self, schedule: PruningSchedule, step: int, rounds: int, found: Heads
+    ) -> None:
         before = self.chosen
         new = {
             layer: [head for head in heads if head not in before.get(layer, ())]
             for layer, heads in found.items()
         }
         new = {layer: heads for layer, heads in new.items() if heads}
-        closed = schedule.closes_at(step)
+        closed = schedule.find_closing_step(step)
         if new:
-            self.events.append(Closed(closed, new))
+            self.events.append(ClosingRound(closed, new))
         self.rounds = rounds
-        said = "; ".join(f"layer {n}: {', '.join(map(str, heads))}" for n, heads in new.items())
+        listed = "; ".join(f"layer {n}: {', '.join(map(str, heads))}" for n, heads in new.items())
         when = "closed" if closed == step else f"closing until step {closed}"
-        say(f"  step {step}: heads {when}: {said or 'none'}")
+        say(f"  step {step}: heads {when}: {listed or 'none'}")
 
-    def _set(self) -> None:
-        """Gates of what is chosen; sites that lose nothing are not touched at all."""
+    def _set_gates(self) -> None:
+        """Set the gates of the chosen heads; sites that lose nothing are not touched."""
         if self._gates is None:
             return
         device = next(self._gates.model.parameters()).device
@@ -232,7 +234,7 @@ class GatedPruning:
         self._gates.gates = gates
 
     def to_json(self) -> dict[str, Any]:
-        """What was done, for a summary."""
+        """Say what was done, for a summary."""
         operation = self.operation
         return {
             "schedule": operation.schedule.value,
@@ -242,7 +244,7 @@ class GatedPruning:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain data, for checkpoints."""
+        """Make plain data for checkpoints."""
         return {
             "rounds": self.rounds,
             "gate": self._gate,
@@ -255,7 +257,7 @@ class GatedPruning:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.rounds, self._gate = int(state["rounds"]), float(state["gate"])
         self.events = [
-            Closed(int(event["step"]), {int(k): list(v) for k, v in event["closed"].items()})
+            ClosingRound(int(event["step"]), {int(k): list(v) for k, v in event["closed"].items()})
             for event in state["events"]
         ]
-        self._set()
+        self._set_gates()

@@ -35,9 +35,9 @@ class PruneHeads(PruneOptions):
     def calibrate(self, case: Any) -> tuple[PruneOptions, Resolution]:
         return resolve_pruning(self, case)
 
-    def uncalibratable(self, path: str, why: str) -> ConfigError:
+    def explain_calibration_error(self, path: str, why: str) -> ConfigError:
         return ConfigError(
-            self.key("refit"), f"{path} cannot be calibrated: {why}", given=True, valid="false"
+            self.get_key("refit"), f"{path} cannot be calibrated: {why}", given=True, valid="false"
         )
 
     def check_run(self, run: Any) -> None:
@@ -56,12 +56,12 @@ class PruneHeads(PruneOptions):
 
         return GatedPruning(self, sites, options, task, scorer)
 
-    def decided(self, decision: Mapping[int, Sequence[int]]) -> PruneOptions:
+    def adopt_decision(self, decision: Mapping[int, Sequence[int]]) -> PruneOptions:
         """The same with these heads to remove, layer → query heads, and nothing left open."""
         given = {layer: list(numbers) for layer, numbers in decision.items()}
         return PruneHeads(heads=given, layers=self.layers, remove_attention=self.remove_attention)
 
-    def decided_on(
+    def adopt_decision_on(
         self, sites: Sequence[Site], model: PreTrainedModel, decision: Mapping[int, Sequence[int]]
     ) -> PruneOptions:
         closed = {layer: list(heads) for layer, heads in decision.items()}
@@ -73,11 +73,11 @@ class PruneHeads(PruneOptions):
             check_removal(model, plan.removed, probe)
 
     def plan(self, draft: Draft) -> None:
-        sites = select_sites(draft.sites, self.layers, self.key("layers"), draft.removed)
+        sites = select_sites(draft.sites, self.layers, self.get_key("layers"), draft.removed)
         self._check_cut(sites)
         self._check_native(draft, sites)
-        removed = self._removed(draft, sites)
-        self._open(draft, removed)
+        removed = self._choose_removed(draft, sites)
+        self._add_open_decisions(draft, removed)
         emptied = []
         for site in sites:
             going = removed.get(site.layer, [])
@@ -89,13 +89,13 @@ class PruneHeads(PruneOptions):
                 continue
             self._check_norm(site)
             self._check_blocks(site, going)
-            draft.change([self._change(draft, site, going)])
-        self._note(draft, sites, removed)
+            draft.add_changes([self._make_change(draft, site, going)])
+        self._add_notes(draft, sites, removed)
         if emptied:
             draft.add_step("remove_attention", {"sites": emptied}, recorded=True)
             draft.removed |= set(emptied)
 
-    def _removed(self, draft: Draft, sites: Sequence[Site]) -> dict[int, list[int]]:
+    def _choose_removed(self, draft: Draft, sites: Sequence[Site]) -> dict[int, list[int]]:
         if draft.resolution is None:
             return self.choose(sites, layers=len(draft.sites))
         removed = {}
@@ -106,7 +106,7 @@ class PruneHeads(PruneOptions):
                 removed[site.layer] = [h for h in range(site.q_heads) if h not in left]
         return removed
 
-    def _open(self, draft: Draft, removed: Mapping[int, Sequence[int]]) -> None:
+    def _add_open_decisions(self, draft: Draft, removed: Mapping[int, Sequence[int]]) -> None:
         if draft.resolution is not None or not any(removed.values()):
             return
         if self.deferred:
@@ -123,20 +123,20 @@ class PruneHeads(PruneOptions):
         if self.refit:
             draft.open_decisions.append("prune_heads: the output projections that are refitted")
 
-    def _note(
+    def _add_notes(
         self, draft: Draft, sites: Sequence[Site], removed: Mapping[int, Sequence[int]]
     ) -> None:
         if self.heads is not None:
             return
         total, gone = sum(site.q_heads for site in sites), sum(map(len, removed.values()))
         if self.amount is not None:
-            asked, said = self.amount * total, f"amount={self.amount:g}"
+            wanted, option = self.amount * total, f"amount={self.amount:g}"
         else:
-            asked = (self.count or 0) * (1 if self.together else len(sites))
-            said = f"count={self.count}"
-        if abs(asked - gone) > 1e-6:
+            wanted = (self.count or 0) * (1 if self.together else len(sites))
+            option = f"count={self.count}"
+        if abs(wanted - gone) > 1e-6:
             draft.notes.append(
-                f"prune_heads: {gone} of {total} heads go ({gone / total:.1%}) for {said}"
+                f"prune_heads: {gone} of {total} heads go ({gone / total:.1%}) for {option}"
             )
         if self.uniform and sites:
             left = sites[0].q_heads - len(removed.get(sites[0].layer, []))
@@ -154,8 +154,8 @@ class PruneHeads(PruneOptions):
     def _check_cut(self, sites: Sequence[Site]) -> None:
         if self.cut is Cut.queries and all(site.group_size == 1 for site in sites):
             raise ConfigError(
-                self.key("cut"),
-                "every KV head has one query head, which cannot go without it",
+                self.get_key("cut"),
+                "every KV head has one query head, and the two are removed together",
                 given=self.cut.value,
                 valid=Cut.groups.value,
             )
@@ -164,9 +164,9 @@ class PruneHeads(PruneOptions):
         open_counts = self.estimator is not None and self.together and not self.uniform
         if draft.context.native and open_counts and len(sites) > 1:
             raise ConfigError(
-                self.key("scope"),
-                "may leave layers with different numbers of heads, which no "
-                "config of the architecture can say",
+                self.get_key("scope"),
+                "may leave layers with different numbers of heads, which no config of the "
+                "architecture can say",
                 given=self.scope.value,
                 valid="layer, uniform: true, or another export.format",
             )
@@ -174,14 +174,14 @@ class PruneHeads(PruneOptions):
     def _check_emptied(self, site: Site) -> None:
         if not self.remove_attention:
             raise ConfigError(
-                self.key("heads"),
+                self.get_key("heads"),
                 f"all {site.q_heads} heads of {site.path} would go",
                 given=f"{site.q_heads} heads",
-                valid=f"at most {site.q_heads - 1}, or {self.key('remove_attention')}=true",
+                valid=f"at most {site.q_heads - 1}, or {self.get_key('remove_attention')}=true",
             )
         if site.block != site.path:
             raise ConfigError(
-                self.key("remove_attention"),
+                self.get_key("remove_attention"),
                 f"{site.path} has no output projection of its own, so it cannot be removed",
                 valid=f"at most {site.q_heads - 1} of its heads removed",
             )
@@ -201,20 +201,20 @@ class PruneHeads(PruneOptions):
         if packing is None or packing.grouped or (site.q_heads - len(going)) % packing.blocks == 0:
             return
         raise ConfigError(
-            self.key("heads"),
+            self.get_key("heads"),
             f"{site.path} lays out its heads in {packing.blocks} equal blocks",
             given=f"{site.q_heads - len(going)} heads left",
             valid=f"a multiple of {packing.blocks}",
         )
 
-    def _change(self, draft: Draft, site: Site, going: Sequence[int]) -> Any:
+    def _make_change(self, draft: Draft, site: Site, going: Sequence[int]) -> Any:
         size = site.group_size
         left = [head for head in range(site.q_heads) if head not in set(going)]
         groups = sorted({head // size for head in left})
         members = {group: sum(head // size == group for head in left) for group in groups}
         if len(set(members.values())) > 1:
             raise ConfigError(
-                self.key("heads"),
+                self.get_key("heads"),
                 f"leaves the KV heads of {site.path} with unequal shares of query heads",
                 given=list(going),
                 valid=f"whole groups of {size} neighbours, or as many heads of each group",

@@ -17,7 +17,7 @@ from surgery.plan.layers import LAYERS_HELP
 from surgery.plan.operation import Operation
 
 _FILE = 'a JSON file: {"scores": [[one number per head] per layer]}'
-# Those that say how heads are chosen, and are of no use where `heads` says which.
+# Options that say how heads are chosen. They have no effect where `heads` names the heads.
 _CHOOSING = ("scores", "estimator", "scope", "cut", "uniform", "protect", "schedule")
 
 
@@ -26,7 +26,7 @@ Scope = Enum("Scope", {"layer": "layer", "global": "global"})
 
 
 class Cut(Enum):
-    """What goes at once where query heads share KV heads."""
+    """What is removed together where query heads share KV heads."""
 
     groups = "groups"
     queries = "queries"
@@ -132,13 +132,13 @@ class PruneOptions(Operation):
     def choose_by(self, sites: Sequence[Site], scores: HeadScores) -> dict[int, list[int]] | None:
         if self.heads is not None:
             return None
-        mine = [s for s in sites if self.layers is None or s.layer in self.layers]
-        return replace(self, scores=None).choose(mine, scores)
+        chosen_sites = [s for s in sites if self.layers is None or s.layer in self.layers]
+        return replace(self, scores=None).choose(chosen_sites, scores)
 
     def choose(
         self, sites: Sequence[Site], scores: HeadScores | None = None, *, layers: int | None = None
     ) -> dict[int, list[int]]:
-        """The heads to remove of the chosen `sites`: layer → query heads, ascending.
+        """Choose the heads to remove of the chosen `sites`: layer → query heads, ascending.
 
         Args:
             scores: of these sites, for an estimator; a file's are read here.
@@ -148,10 +148,10 @@ class PruneOptions(Operation):
             ConfigError: these heads cannot go.
         """
         if self.heads is not None:
-            return parse_head_lists(self.heads, sites, self.key("heads"))
+            return parse_head_lists(self.heads, sites, self.get_key("heads"))
         if self.scores is not None:
             scores = read_scores(
-                self.scores, sites, self.key("scores"), unit=self.unit, layers=layers
+                self.scores, sites, self.get_key("scores"), unit=self.unit, layers=layers
             )
         wanted = HeadCut(
             self.amount,
@@ -161,13 +161,14 @@ class PruneOptions(Operation):
             by_group=self.cut is Cut.groups,
             empty=self.remove_attention,
             prefix=f"attention.{self.name}",
+            allow_empty=f"{self.get_key('remove_attention')}=true",
         )
-        protected = parse_head_lists(self.protect or [], sites, self.key("protect"))
-        return choose_heads(sites, scores or _even(sites), wanted, protected)
+        protected = parse_head_lists(self.protect or [], sites, self.get_key("protect"))
+        return choose_heads(sites, scores or _make_even_scores(sites), wanted, protected)
 
 
-def _even(sites: Sequence[Site]) -> HeadScores:
-    """Under which every layer loses as many, from its first on: what a plan assumes meanwhile."""
+def _make_even_scores(sites: Sequence[Site]) -> HeadScores:
+    """Make scores by which every layer loses as many, its first heads first."""
     return HeadScores(
         {site.layer: [head % site.group_size for head in range(site.q_heads)] for site in sites},
         {site.layer: list(range(site.kv_heads)) for site in sites},
@@ -186,7 +187,7 @@ def _check(spec: PruneOptions) -> None:
         )
     if spec.estimator is not None and spec.estimator not in ESTIMATORS:
         raise ConfigError(
-            spec.key("estimator"),
+            spec.get_key("estimator"),
             "there is no such estimator",
             given=spec.estimator,
             valid=ESTIMATORS,
@@ -197,7 +198,7 @@ def _check(spec: PruneOptions) -> None:
         _check_scored(spec, given[0])
     if spec.uniform and spec.remove_attention:
         raise ConfigError(
-            spec.key("uniform"),
+            spec.get_key("uniform"),
             "a layer that loses its attention has no heads, and the others keep some",
             given=True,
             valid="false, or remove_attention: false",
@@ -211,8 +212,8 @@ def _refuse_choosing(spec: PruneOptions) -> None:
         if value != default:
             plain = getattr(default, "value", default)
             raise ConfigError(
-                spec.key(name),
-                f"{'are' if name == 'scores' else 'is'} of no use where `heads` says which",
+                spec.get_key(name),
+                f"{'have' if name == 'scores' else 'has'} no effect where `heads` names the heads",
                 given=getattr(value, "value", value),
                 valid={None: "null", False: "false"}.get(plain, plain),
             )
@@ -221,14 +222,14 @@ def _refuse_choosing(spec: PruneOptions) -> None:
 def _check_scored(spec: PruneOptions, way: str) -> None:
     if spec.scores is None and spec.estimator is None:
         raise ConfigError(
-            spec.key("scores"),
+            spec.get_key("scores"),
             f"`{way}` needs a score for every head",
-            valid=f"{_FILE}, or {spec.key('estimator')}: one of {', '.join(ESTIMATORS)}",
+            valid=f"{_FILE}, or {spec.get_key('estimator')}: one of {', '.join(ESTIMATORS)}",
         )
     if spec.scores is not None and spec.estimator is not None:
         raise ConfigError(
-            spec.key("estimator"),
-            "is of no use beside `scores`, which are measured already",
+            spec.get_key("estimator"),
+            "has no effect beside `scores`, which are measured already",
             given=spec.estimator,
             valid="null",
         )
@@ -240,15 +241,15 @@ def _check_schedule(spec: PruneOptions) -> None:
     schedule = f"schedule: {spec.schedule.value}"
     if spec.estimator is None:
         raise ConfigError(
-            spec.key("estimator"),
+            spec.get_key("estimator"),
             f"`{schedule}` scores heads while it trains",
             given="null",
             valid=ESTIMATORS,
         )
     if spec.refit:
         raise ConfigError(
-            spec.key("refit"),
-            f"is made before training, and heads go in the course of it under `{schedule}`",
+            spec.get_key("refit"),
+            f"takes place before training, and `{schedule}` removes heads during training",
             given=True,
             valid="false, or schedule: one_shot",
         )

@@ -49,7 +49,7 @@ def refit_sites(
     batches: Sequence[Batch],
     options: Calibration,
 ) -> dict[str, Refit]:
-    """Site path → its output projection, for every site that loses some of its heads.
+    """Solve the output projection of every site that loses some of its heads: path → result.
 
     Args:
         model: with all its heads, whose outputs are aimed at; not changed.
@@ -71,52 +71,54 @@ def refit_sites(
                 continue
             text = SiteBatches(model, work, site, batches, 0)
             steps.describe(f"refit, layer {site.layer}")
-            found[site.path] = _refit(text, left[site.path], options.ridge, steps.advance)
-            _set(work, site, left[site.path], found[site.path])
+            found[site.path] = _refit_site(text, left[site.path], options.ridge, steps.advance)
+            _set_output(work, site, left[site.path], found[site.path])
     return found
 
 
-def _refit(
+def _refit_site(
     text: SiteBatches, heads: Sequence[int], ridge: float, advance: Callable[[], None]
 ) -> Refit:
     site = text.site
-    solved = solve_output(text, ridge, advance, _columns(site, heads))
+    solved = solve_output(text, ridge, advance, _list_columns(site, heads))
     tensors = {"output": solved.weight.float()}
     if solved.bias is not None:
         tensors["output_bias"] = solved.bias.float()
     figures = {
-        "output_error_cut": _share(solved.before, solved.size),
-        "output_error_refit": _share(solved.after, solved.size),
+        "output_error_cut": _compute_share(solved.before, solved.size),
+        "output_error_refit": _compute_share(solved.after, solved.size),
     }
     return Refit({role: t.cpu() for role, t in to_plan_layout(site, tensors).items()}, figures)
 
 
-def _share(error: float, size: float) -> float:
+def _compute_share(error: float, size: float) -> float:
     return math.sqrt(max(0.0, error) / size) if size else 0.0
 
 
-def _columns(site: Site, heads: Sequence[int]) -> torch.Tensor:
-    """Features of the output projection's input that belong to `heads`."""
+def _list_columns(site: Site, heads: Sequence[int]) -> torch.Tensor:
+    """List the features of the output projection's input that belong to `heads`."""
     unit = site.output.unit
     columns = [head * unit + n for head in heads for n in range(unit)]
     return torch.tensor(columns, dtype=torch.long)
 
 
 def _silence(work: PreTrainedModel, site: Site, heads: Sequence[int]) -> None:
-    """In `work` nothing is read of the site's other heads."""
+    """Let `work` read nothing of the site's other heads."""
     name = f"{site.output.path}.weight"
     weight = work.get_parameter(name)
-    axis, columns = (0 if site.output.transposed else 1), _columns(site, heads).to(weight.device)
+    axis = 0 if site.output.transposed else 1
+    columns = _list_columns(site, heads).to(weight.device)
     made = torch.zeros_like(weight)
     made.index_copy_(axis, columns, weight.index_select(axis, columns))
     put_parameter(work, name, nn.Parameter(made, requires_grad=False))
 
 
-def _set(work: PreTrainedModel, site: Site, heads: Sequence[int], refit: Refit) -> None:
+def _set_output(work: PreTrainedModel, site: Site, heads: Sequence[int], refit: Refit) -> None:
     """Let `work` compute what the pruned site will."""
     name = f"{site.output.path}.weight"
     weight = work.get_parameter(name)
-    axis, columns = (0 if site.output.transposed else 1), _columns(site, heads).to(weight.device)
+    axis = 0 if site.output.transposed else 1
+    columns = _list_columns(site, heads).to(weight.device)
     given = refit.tensors["output"].to(device=weight.device, dtype=weight.dtype)
     put_parameter(
         work, name, nn.Parameter(weight.index_copy(axis, columns, given), requires_grad=False)

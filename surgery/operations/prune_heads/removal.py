@@ -38,12 +38,12 @@ class RemovedAttention(nn.Module):
     ) -> tuple[torch.Tensor, None]:
         store = next((v for v in (*args, *options.values()) if isinstance(v, Cache)), None)
         if store is not None and self.layer_idx is not None:
-            _count(store, hidden_states, self.layer_idx)
+            _count_tokens(store, hidden_states, self.layer_idx)
         silence = torch.zeros_like(hidden_states)
         return (silence + self.bias if isinstance(self.bias, nn.Parameter) else silence), None
 
 
-class _Counting:
+class _TokenCounter:
     """A cache layer that knows how many tokens it has seen, though it keeps nothing of them."""
 
     def get_seq_length(self) -> int:
@@ -51,11 +51,11 @@ class _Counting:
 
 
 @cache
-def _counting(kind: type) -> type:
-    return type(kind.__name__, (_Counting, kind), {})
+def _make_counting_class(kind: type) -> type:
+    return type(kind.__name__, (_TokenCounter, kind), {})
 
 
-def _count(store: Cache, hidden_states: torch.Tensor, layer: int) -> None:
+def _count_tokens(store: Cache, hidden_states: torch.Tensor, layer: int) -> None:
     """Cache keys and values of no width, as many as there are tokens."""
     store = getattr(store, "self_attention_cache", store)
     batch, length, _ = hidden_states.shape
@@ -64,7 +64,7 @@ def _count(store: Cache, hidden_states: torch.Tensor, layer: int) -> None:
     held = store.layers[layer]
     # It takes tensors without elements for no tokens.
     if isinstance(held, DynamicLayer) and length > 0 and held.get_seq_length() == 0:
-        counting: Any = object.__new__(_counting(type(held)))
+        counting: Any = object.__new__(_make_counting_class(type(held)))
         vars(counting).update(vars(held))
         store.layers[layer] = counting
 
@@ -82,7 +82,7 @@ def remove_attention_(model: PreTrainedModel, sites: Sequence[str]) -> None:
             continue
         if path not in found or found[path].block != path:
             raise PlanError(f"{path} has no output projection of its own, so it cannot be removed")
-        _put(model, path, _removed(model, found[path]))
+        _put_module(model, path, _make_removed(model, found[path]))
 
 
 def check_removal(
@@ -101,10 +101,10 @@ def check_removal(
     model.eval()
     try:
         with torch.no_grad():
-            with _silenced(model, sites):
-                expected = _output(model, inputs)
-            with _taken_out(model, sites):
-                actual = _output(model, inputs)
+            with _silencing(model, sites):
+                expected = _compute_output(model, inputs)
+            with _removing(model, sites):
+                actual = _compute_output(model, inputs)
     except FAULTS as error:
         raise PlanError(
             f"the model cannot be run without {names}: {get_first_line(error)}"
@@ -122,38 +122,38 @@ def check_removal(
         )
 
 
-def _removed(model: PreTrainedModel, site: Site) -> RemovedAttention:
+def _make_removed(model: PreTrainedModel, site: Site) -> RemovedAttention:
     module, output = model.get_submodule(site.path), model.get_submodule(site.output.path)
     layer = getattr(module, "layer_idx", None) if site.cached else None
     removed = RemovedAttention(getattr(output, "bias", None), layer)
     return removed.train(module.training)
 
 
-def _put(model: nn.Module, path: str, module: nn.Module) -> None:
+def _put_module(model: nn.Module, path: str, module: nn.Module) -> None:
     parent, _, name = path.rpartition(".")
     setattr(model.get_submodule(parent), name, module)
 
 
-def _output(model: nn.Module, inputs: Mapping[str, Any]) -> torch.Tensor:
+def _compute_output(model: nn.Module, inputs: Mapping[str, Any]) -> torch.Tensor:
     output = model(**inputs)
     values = output.values() if isinstance(output, Mapping) else output
     return next(v for v in values if isinstance(v, torch.Tensor) and v.is_floating_point())
 
 
 @contextmanager
-def _taken_out(model: PreTrainedModel, sites: Sequence[Site]) -> Iterator[None]:
+def _removing(model: PreTrainedModel, sites: Sequence[Site]) -> Iterator[None]:
     before = {site.path: model.get_submodule(site.path) for site in sites}
     try:
         for site in sites:
-            _put(model, site.path, _removed(model, site))
+            _put_module(model, site.path, _make_removed(model, site))
         yield
     finally:
         for path, module in before.items():
-            _put(model, path, module)
+            _put_module(model, path, module)
 
 
 @contextmanager
-def _silenced(model: PreTrainedModel, sites: Sequence[Site]) -> Iterator[None]:
+def _silencing(model: PreTrainedModel, sites: Sequence[Site]) -> Iterator[None]:
     def silence(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         return torch.zeros_like(args[0]), *args[1:]
 

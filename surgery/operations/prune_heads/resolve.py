@@ -19,7 +19,7 @@ from surgery.operations.prune_heads.refit import refit_sites
 from surgery.plan.resolution import Resolution, SiteResolution
 from surgery.transforms.head_edits import keep_heads
 
-# These look at no loss.
+# These measure no loss.
 _WITHOUT_LABELS = ("output_norm", "random")
 
 
@@ -28,7 +28,7 @@ def resolve_pruning(operation: PruneOptions, case: Case) -> tuple[PruneOptions, 
     sites = [s for s in case.sites if operation.layers is None or s.layer in operation.layers]
     scores, table = None, None
     if operation.estimator is not None:
-        table = _table(operation, sites, case)
+        table = _make_table(operation, sites, case)
         scores = HeadScores.from_table(table, sites)
         _refuse_nan(operation, sites, scores)
     # Some layers may be gone: a file was compared with all of them when the plan was made.
@@ -38,21 +38,21 @@ def resolve_pruning(operation: PruneOptions, case: Case) -> tuple[PruneOptions, 
         gone = removed.get(site.layer, [])
         left = [head for head in range(site.q_heads) if head not in gone]
         groups = sorted({head // site.group_size for head in left})
-        figures = {"removed": gone, **_figures(operation, table, site)}
+        figures = {"removed": gone, **_collect_figures(operation, table, site)}
         found[site.path] = SiteResolution(keep_heads(left), keep_heads(groups), {}, figures)
     if operation.refit:
-        found = _refitted(case, sites, found)
+        found = _refit_outputs(case, sites, found)
     return operation, found
 
 
-def _table(operation: PruneOptions, sites: Sequence[Site], case: Case) -> ScoreTable:
+def _make_table(operation: PruneOptions, sites: Sequence[Site], case: Case) -> ScoreTable:
     estimator = operation.estimator
     assert estimator is not None
     if case.scorer is not None:
         return case.scorer(case.model, sites, estimator, operation.unit)
     if estimator not in _WITHOUT_LABELS and any("labels" not in one for one in case.batches):
         raise ConfigError(
-            operation.key("estimator"),
+            operation.get_key("estimator"),
             "measures a loss, and the calibration data has no labels",
             given=estimator,
             valid=f"batches with `labels`, or {' or '.join(_WITHOUT_LABELS)}",
@@ -63,13 +63,13 @@ def _table(operation: PruneOptions, sites: Sequence[Site], case: Case) -> ScoreT
         estimator,
         sites=sites,
         units=(operation.unit,),
-        task=_task(type(case.model).__name__),
+        task=_read_task(type(case.model).__name__),
         seed=case.options.seed,
     )
 
 
-def _task(name: str) -> Task:
-    """What a model was made to predict, by its class."""
+def _read_task(name: str) -> Task:
+    """Find what a model was made to predict, by its class."""
     if name.endswith("ForMaskedLM"):
         return Task.masked_lm
     if name.endswith("ForSequenceClassification"):
@@ -82,13 +82,15 @@ def _refuse_nan(operation: PruneOptions, sites: Sequence[Site], scores: HeadScor
         for rows in (scores.heads, scores.groups):
             if rows is not None and not all(is_score(score) for score in rows[site.layer]):
                 raise ConfigError(
-                    operation.key("estimator"),
+                    operation.get_key("estimator"),
                     f"gives heads of {site.path} no finite score",
                     given=operation.estimator,
                 )
 
 
-def _figures(operation: PruneOptions, table: ScoreTable | None, site: Site) -> dict[str, Any]:
+def _collect_figures(
+    operation: PruneOptions, table: ScoreTable | None, site: Site
+) -> dict[str, Any]:
     if table is None:
         return {}
     (of_site,) = (one for one in table.get_scores(operation.unit) if one.site == site.path)
@@ -100,7 +102,7 @@ def _figures(operation: PruneOptions, table: ScoreTable | None, site: Site) -> d
     }
 
 
-def _refitted(
+def _refit_outputs(
     case: Case, sites: Sequence[Site], found: Mapping[str, SiteResolution]
 ) -> dict[str, SiteResolution]:
     left = {path: [head for (head,) in one.query] for path, one in found.items()}

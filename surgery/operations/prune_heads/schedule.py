@@ -28,8 +28,8 @@ class PruningSchedule:
     end: int
 
     @classmethod
-    def of(cls, operation: PruneOptions, total: int) -> PruningSchedule:
-        """The schedule of `attention.prune_heads` in a training of `total` steps.
+    def from_operation(cls, operation: PruneOptions, total: int) -> PruningSchedule:
+        """Make the schedule of `attention.prune_heads` in a training of `total` steps.
 
         Raises:
             ConfigError: there are more rounds than steps.
@@ -38,29 +38,29 @@ class PruningSchedule:
         rounds = operation.rounds if operation.schedule is Schedule.iterative else 1
         if rounds > end:
             raise ConfigError(
-                operation.key("rounds"),
+                operation.get_key("rounds"),
                 f"more rounds than steps: {operation.until:g} of {total} training steps",
                 given=rounds,
                 valid=f"1 to {end}",
             )
         return cls(operation.schedule, rounds, end)
 
-    def due(self, step: int) -> int:
-        """How many rounds have taken place when `step` begins, its own included."""
+    def count_due_rounds(self, step: int) -> int:
+        """Count the rounds that have taken place when `step` begins, its own included."""
         return sum(number * self.end // self.rounds <= step for number in range(self.rounds))
 
-    def gate(self, step: int) -> float:
-        """Of a head that was chosen, at `step`."""
+    def compute_gate(self, step: int) -> float:
+        """Compute the gate at `step` of a head that was chosen."""
         if self.kind is Schedule.iterative:
             return 0.0
         return max(0.0, 1 - step / self.end) ** 3
 
     def is_over(self, step: int) -> bool:
         """Whether every head that is to go is closed before `step`."""
-        return self.due(step) == self.rounds and self.gate(step) == 0
+        return self.count_due_rounds(step) == self.rounds and self.compute_gate(step) == 0
 
-    def closes_at(self, step: int) -> int:
-        """From which step on the gates of heads that are chosen at `step` are 0."""
+    def find_closing_step(self, step: int) -> int:
+        """Find the step from which on the gates of heads chosen at `step` are 0."""
         return step if self.kind is Schedule.iterative else max(step, self.end)
 
 
@@ -69,9 +69,9 @@ def check_schedule(operation: PruneOptions, run: Any) -> None:
 
     Raises:
         ConfigError: no training, a strategy that shards the model, more rounds than steps, or
-            `optim.parameters` that only the cut could tell.
+            `optim.parameters` that are known only after the cut.
     """
-    key = operation.key("schedule")
+    key = operation.get_key("schedule")
     if Stage.operate in run.stages and Stage.train not in run.stages:
         raise ConfigError(
             "stages",
@@ -83,10 +83,10 @@ def check_schedule(operation: PruneOptions, run: Any) -> None:
         return
     strategy = str(run.trainer.get("strategy"))
     if strategy.startswith(("fsdp", "deepspeed")):
-        raise refuse_strategy(operation, strategy)
+        raise make_strategy_error(operation, strategy)
     steps = run.trainer.get("max_steps")
     if isinstance(steps, int) and steps > 0:
-        PruningSchedule.of(operation, steps)
+        PruningSchedule.from_operation(operation, steps)
     if run.optim.parameters is Trained.changed:
         raise ConfigError(
             "optim.parameters",
@@ -96,12 +96,13 @@ def check_schedule(operation: PruneOptions, run: Any) -> None:
         )
 
 
-def refuse_strategy(operation: PruneOptions, strategy: str) -> ConfigError:
-    """Of one that shards the model."""
+def make_strategy_error(operation: PruneOptions, strategy: str) -> ConfigError:
+    """Make the error for a strategy that shards the model."""
+    key = operation.get_key("schedule")
     return ConfigError(
         "trainer.strategy",
-        f"shards the model, and {operation.key('schedule')}={operation.schedule.value} scores the "
-        "heads of a whole one while it trains",
+        f"shards the model, and {key}={operation.schedule.value} scores the heads of a whole one "
+        "while it trains",
         given=strategy,
-        valid=f"ddp, auto, or {operation.key('schedule')}=one_shot",
+        valid=f"ddp, auto, or {key}=one_shot",
     )

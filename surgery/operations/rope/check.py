@@ -30,11 +30,11 @@ from surgery.models.sites import Site
 from surgery.operations.rope.frequencies import (
     FAULTS,
     KEY,
-    compare,
-    kinds,
-    parameters_of,
-    rotations_at,
-    sentence,
+    check_frequencies,
+    compute_rotations,
+    format_error,
+    get_parameters,
+    list_kinds,
 )
 from surgery.plan.operation import Draft
 from surgery.verify.reach import Reach, probe_reach
@@ -46,8 +46,8 @@ ROTARY_FIRST = (
 
 
 def _check_strays(reference: PreTrainedModel, config: PreTrainedConfig) -> None:
-    """Some architectures build rotations per layer, each from a config that no one else sees."""
-    known = {id(held) for held in _tree(reference.config)}
+    """Refuse an architecture with rotations per layer, each from a config of its own."""
+    known = {id(held) for held in _iterate_configs(reference.config)}
     stray = next(
         (p for p, m in find_rotaries(reference).items() if id(m.config) not in known), None
     )
@@ -59,17 +59,17 @@ def _check_strays(reference: PreTrainedModel, config: PreTrainedConfig) -> None:
         )
 
 
-def _tree(config: PreTrainedConfig) -> Iterator[PreTrainedConfig]:
+def _iterate_configs(config: PreTrainedConfig) -> Iterator[PreTrainedConfig]:
     yield config
     for value in vars(config).values():
         if isinstance(value, PreTrainedConfig):
-            yield from _tree(value)
+            yield from _iterate_configs(value)
 
 
 def check_everywhere(
     draft: Draft, prefix: str, patch: Mapping[str, Any], sites: Sequence[Site]
 ) -> None:
-    """Whether a model with the patched config has the positions that the patch says.
+    """Check that a model with the patched config has the positions of the patch.
 
     Args:
         prefix: the part of the config whose positions change.
@@ -80,22 +80,24 @@ def check_everywhere(
         ConfigError: it has not; the key and what is valid are named.
     """
     config = draft.config
-    before = _reference(draft, {})
+    before = _get_reference(draft, {})
     old = find_rotaries(before, get_config_part(before.config, prefix))
     if not old:
-        raise ConfigError(KEY, _no_rotary(config), given=config.model_type, valid=ROTARY_FIRST)
+        raise ConfigError(
+            KEY, _explain_no_rotary(config), given=config.model_type, valid=ROTARY_FIRST
+        )
     _check_strays(before, config)
     _check_saved(config, patch, prefix)
-    after = _reference(draft, patch)
+    after = _get_reference(draft, patch)
     new = find_rotaries(after, get_config_part(after.config, prefix))
     for path in old:
-        compare(old[path], new[path])
+        check_frequencies(old[path], new[path])
     paths = [site.path for site in sites]
     could, can = probe_reach(before, paths), probe_reach(after, paths)
     _check_used(could, config)
     for path, reach in can.items():
         if reach.fault and not (path in could and could[path].fault):
-            parameters = _flat(get_config_part(after.config, prefix))
+            parameters = _get_flat_parameters(get_config_part(after.config, prefix))
             partial = "partial_rotary_factor" in parameters
             raise ConfigError(
                 f"{KEY}.partial_rotary_factor" if partial else f"{KEY}.type",
@@ -110,23 +112,25 @@ def check_everywhere(
         _check_shapes(before, after, prefix)
 
 
-def says_nope(draft: Draft, prefix: str, patch: Mapping[str, Any], sites: Sequence[Site]) -> bool:
+def can_say_nope(
+    draft: Draft, prefix: str, patch: Mapping[str, Any], sites: Sequence[Site]
+) -> bool:
     """Whether the architecture honours a patch that should leave every head unrotated (NoPE)."""
     try:
         check_everywhere(draft, prefix, patch, sites)
     except ConfigError:
         return False
-    before, after = _reference(draft, {}), _reference(draft, patch)
-    for old, new in _pairs(before, after, prefix):
-        for kind in kinds(new):
-            changed = parameters_of(old.config, kind) != parameters_of(new.config, kind)
-            if changed and not _is_identity(rotations_at(new, kind)):
+    before, after = _get_reference(draft, {}), _get_reference(draft, patch)
+    for old, new in _iterate_pairs(before, after, prefix):
+        for kind in list_kinds(new):
+            changed = get_parameters(old.config, kind) != get_parameters(new.config, kind)
+            if changed and not _is_identity(compute_rotations(new, kind)):
                 return False
     return True
 
 
-def site_layer_type(draft: Draft, prefix: str, site: Site) -> str | None:
-    """Under which key of `rope_parameters` a block's positions stand; ``None`` for no key.
+def find_site_layer_type(draft: Draft, prefix: str, site: Site) -> str | None:
+    """Find the key of `rope_parameters` with a block's positions; ``None`` for no key.
 
     Raises:
         ConfigError: the block has none there.
@@ -142,7 +146,7 @@ def site_layer_type(draft: Draft, prefix: str, site: Site) -> str | None:
 def check_sites(
     draft: Draft, sites: Sequence[Site], parameters: Mapping[str, Mapping[str, Any] | None]
 ) -> None:
-    """Whether single blocks can be given positions of their own.
+    """Check that single blocks can be given positions of their own.
 
     Args:
         parameters: by module path, flat `rope_parameters`; ``None`` for NoPE.
@@ -150,7 +154,7 @@ def check_sites(
     Raises:
         ConfigError: they cannot; the key and the block are named.
     """
-    reference = _reference(draft, {})
+    reference = _get_reference(draft, {})
     paths = [site.path for site in sites]
     reached = probe_reach(reference, paths)
     for site in sites:
@@ -177,7 +181,7 @@ def check_sites(
         _check_own(reference, site, block, wanted)
 
 
-def _reference(draft: Draft, patch: Mapping[str, Any]) -> PreTrainedModel:
+def _get_reference(draft: Draft, patch: Mapping[str, Any]) -> PreTrainedModel:
     try:
         return draft.references.get({**draft.patch, **patch})
     except ConfigError as error:
@@ -185,14 +189,14 @@ def _reference(draft: Draft, patch: Mapping[str, Any]) -> PreTrainedModel:
 
 
 def _check_saved(config: PreTrainedConfig, patch: Mapping[str, Any], prefix: str) -> None:
-    """Whether the config says the same after it was written and read; Phi-3 renames a type."""
+    """Check that the config is the same after it was written and read; Phi-3 renames a type."""
     changed = copy.deepcopy(config)
     try:
         apply_patch(changed, patch)
     except FAULTS:
         return  # refused in the architecture's own words, when a model is built from it
     wanted = get_config_part(changed, prefix)
-    rope_type = _flat(wanted)["rope_type"]
+    rope_type = _get_flat_parameters(wanted)["rope_type"]
     try:
         read = get_config_part(type(changed).from_dict(changed.to_dict()), prefix)
         same = read.rope_parameters == wanted.rope_parameters
@@ -204,10 +208,10 @@ def _check_saved(config: PreTrainedConfig, patch: Mapping[str, Any], prefix: str
         )
 
 
-def _pairs(
+def _iterate_pairs(
     before: PreTrainedModel, after: PreTrainedModel, prefix: str
 ) -> Iterator[tuple[RotaryModule, RotaryModule]]:
-    """The rotary modules of two reference models, with numbers in them."""
+    """Yield the rotary modules of two reference models, with numbers in them."""
     old, new = (
         find_rotaries(reference, get_config_part(reference.config, prefix))
         for reference in (before, after)
@@ -217,10 +221,10 @@ def _pairs(
 
 
 def _check_shapes(before: PreTrainedModel, after: PreTrainedModel, prefix: str) -> None:
-    """Where no block could be run, what they are given must at least look as before."""
-    for old, new in _pairs(before, after, prefix):
-        for kind in kinds(new):
-            was, width = (rotations_at(module, kind)[0].shape[-1] for module in (old, new))
+    """Check that rotations keep their width, where no block could be run."""
+    for old, new in _iterate_pairs(before, after, prefix):
+        for kind in list_kinds(new):
+            was, width = (compute_rotations(module, kind)[0].shape[-1] for module in (old, new))
             if was != width:
                 raise ConfigError(
                     f"{KEY}.partial_rotary_factor",
@@ -241,9 +245,9 @@ def _check_own(
         kind = find_layer_type(rotary.config, block)
         changed = replace_parameters(rotary.config, kind, parameters)
         own, old = build_rotary(rotary, changed), build_rotary(rotary, rotary.config)
-        new_shape, shape = (rotations_at(module, kind)[0].shape for module in (own, old))
+        new_shape, shape = (compute_rotations(module, kind)[0].shape for module in (own, old))
     except FAULTS as error:
-        raise ConfigError(f"{KEY}.type", f"{site.path}: {sentence(error)}") from None
+        raise ConfigError(f"{KEY}.type", f"{site.path}: {format_error(error)}") from None
     if new_shape != shape:
         raise ConfigError(
             f"{KEY}.partial_rotary_factor",
@@ -251,12 +255,14 @@ def _check_own(
             given=parameters.get("partial_rotary_factor"),
             valid="layers null, or type proportional",
         )
-    compare(old, own)
+    check_frequencies(old, own)
 
 
 def _check_used(reached: Mapping[str, Reach], config: PreTrainedConfig) -> None:
     if reached and not any(reach.fault or reach.rotations for reach in reached.values()):
-        raise ConfigError(KEY, _no_rotary(config), given=config.model_type, valid=ROTARY_FIRST)
+        raise ConfigError(
+            KEY, _explain_no_rotary(config), given=config.model_type, valid=ROTARY_FIRST
+        )
 
 
 def _check_signature(path: str, block: nn.Module) -> None:
@@ -268,16 +274,16 @@ def _check_signature(path: str, block: nn.Module) -> None:
         )
 
 
-def _no_rotary(config: PreTrainedConfig) -> str:
+def _explain_no_rotary(config: PreTrainedConfig) -> str:
     return (
         f"{config.model_type} models have no rotary embedding that reads rope_parameters; "
         "this operation changes positions of a model that has one"
     )
 
 
-def _flat(config: PreTrainedConfig) -> dict[str, Any]:
+def _get_flat_parameters(config: PreTrainedConfig) -> dict[str, Any]:
     nested = list_nested_types(config)
-    return parameters_of(config, nested[0] if nested else None)
+    return get_parameters(config, nested[0] if nested else None)
 
 
 def _is_identity(rotations: Any) -> bool:

@@ -34,8 +34,8 @@ FAULTS = (
 _TOLERANCE = 1e-6
 
 
-def compare(old: RotaryModule, new: RotaryModule) -> None:
-    """Whether a rotary module computes what its config's type defines.
+def check_frequencies(old: RotaryModule, new: RotaryModule) -> None:
+    """Check that a rotary module computes what its config's type defines.
 
     Args:
         old: the module before its config was changed.
@@ -43,36 +43,36 @@ def compare(old: RotaryModule, new: RotaryModule) -> None:
     Raises:
         ConfigError: it does not, or cannot.
     """
-    for kind in kinds(new):
-        parameters = parameters_of(new.config, kind)
-        if kind is not None and parameters == parameters_of(old.config, kind):
+    for kind in list_kinds(new):
+        parameters = get_parameters(new.config, kind)
+        if kind is not None and parameters == get_parameters(old.config, kind):
             continue
         name, rope_type = type(new).__name__, parameters["rope_type"]
         try:
             fresh = build_rotary(new, new.config)
-            defined = _defined(new.config, kind)
+            defined = _compute_defined(new.config, kind)
         except FAULTS as error:
             raise ConfigError(
-                f"{KEY}.type", f"{name} cannot compute type {rope_type}: {sentence(error)}"
+                f"{KEY}.type", f"{name} cannot compute type {rope_type}: {format_error(error)}"
             ) from None
         # What an architecture computes differently from the start cannot be judged.
-        own_way = rope_type == "default" and not _equal(
-            get_frequencies(build_rotary(old, old.config), kind), _plain(old.config, kind)
+        own_way = rope_type == "default" and not _are_equal(
+            get_frequencies(build_rotary(old, old.config), kind), _compute_plain(old.config, kind)
         )
-        if not own_way and not _equal(get_frequencies(fresh, kind), defined):
-            raise _ignored(name, parameters)
+        if not own_way and not _are_equal(get_frequencies(fresh, kind), defined):
+            raise _make_ignored_error(name, parameters)
         if rope_type in ("dynamic", "longrope"):
             _check_grows(fresh, kind)
 
 
 def _check_grows(module: RotaryModule, kind: str | None) -> None:
-    """Whether a module whose frequencies depend on the length really looks at it."""
+    """Check that a module whose frequencies depend on the length really uses it."""
     config = module.config
-    parameters = parameters_of(config, kind)
+    parameters = get_parameters(config, kind)
     length = int(parameters.get("original_max_position_embeddings", config.max_position_embeddings))
-    rotations_at(module, kind, last=length + 15)
-    wanted = _defined(config, kind, length + 16)
-    if not _equal(get_frequencies(module, kind), wanted):
+    compute_rotations(module, kind, last=length + 15)
+    wanted = _compute_defined(config, kind, length + 16)
+    if not _are_equal(get_frequencies(module, kind), wanted):
         raise ConfigError(
             f"{KEY}.type",
             f"{type(module).__name__} never looks at the length, so type "
@@ -82,7 +82,7 @@ def _check_grows(module: RotaryModule, kind: str | None) -> None:
         )
 
 
-def _ignored(name: str, parameters: Mapping[str, Any]) -> ConfigError:
+def _make_ignored_error(name: str, parameters: Mapping[str, Any]) -> ConfigError:
     rope_type, partial = parameters["rope_type"], parameters.get("partial_rotary_factor")
     if partial is not None and rope_type == "default":
         return ConfigError(
@@ -98,19 +98,19 @@ def _ignored(name: str, parameters: Mapping[str, Any]) -> ConfigError:
     )
 
 
-def kinds(module: RotaryModule) -> list[str | None]:
-    """The layer types for which a rotary module computes; one ``None`` where it knows no types."""
+def list_kinds(module: RotaryModule) -> list[str | None]:
+    """List the layer types a rotary module computes for; one ``None`` where it has no types."""
     nested = list_nested_types(module.config)
     return [kind for kind in nested if hasattr(module, f"{kind}_inv_freq")] if nested else [None]
 
 
-def _defined(
+def _compute_defined(
     config: PreTrainedConfig, kind: str | None, length: int | None = None
 ) -> tuple[torch.Tensor, float]:
-    """What transformers defines for the type in `config`."""
-    rope_type = parameters_of(config, kind)["rope_type"]
+    """Compute what transformers defines for the type in `config`."""
+    rope_type = get_parameters(config, kind)["rope_type"]
     if rope_type == "default":
-        return _plain(config, kind)
+        return _compute_plain(config, kind)
     function = ROPE_INIT_FUNCTIONS[rope_type]
     inverse, scaling = function(
         copy.deepcopy(config), torch.device("cpu"), seq_len=length, layer_type=kind
@@ -118,34 +118,36 @@ def _defined(
     return inverse, float(scaling)
 
 
-def _plain(config: PreTrainedConfig, kind: str | None) -> tuple[torch.Tensor, float]:
-    """Unscaled RoPE: θ^(-2i/d) for the i-th pair of d rotated dimensions."""
-    parameters = parameters_of(config, kind)
+def _compute_plain(config: PreTrainedConfig, kind: str | None) -> tuple[torch.Tensor, float]:
+    """Compute unscaled RoPE: θ^(-2i/d) for the i-th pair of d rotated dimensions."""
+    parameters = get_parameters(config, kind)
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     width = int(width * parameters.get("partial_rotary_factor", 1.0))
     steps = torch.arange(0, width, 2, dtype=torch.float) / width
     return 1.0 / parameters["rope_theta"] ** steps, 1.0
 
 
-def parameters_of(config: PreTrainedConfig, kind: str | None) -> dict[str, Any]:
-    """The flat `rope_parameters` of a layer type, or of all layers."""
+def get_parameters(config: PreTrainedConfig, kind: str | None) -> dict[str, Any]:
+    """Get the flat `rope_parameters` of a layer type, or of all layers."""
     parameters = config.rope_parameters
     return dict(parameters if kind is None else parameters[kind] or {})
 
 
-def _equal(a: tuple[torch.Tensor, float], b: tuple[torch.Tensor, float]) -> bool:
+def _are_equal(a: tuple[torch.Tensor, float], b: tuple[torch.Tensor, float]) -> bool:
     if a[0].shape != b[0].shape or abs(a[1] - b[1]) > _TOLERANCE:
         return False
     return torch.allclose(a[0].float(), b[0].float(), rtol=1e-5, atol=0.0)
 
 
-def rotations_at(module: RotaryModule, kind: str | None, last: int = 7) -> tuple[torch.Tensor, ...]:
-    """Cos and sin [1, 8, …] of the eight positions up to `last`, or the one complex tensor."""
+def compute_rotations(
+    module: RotaryModule, kind: str | None, last: int = 7
+) -> tuple[torch.Tensor, ...]:
+    """Compute cos and sin [1, 8, …] of the eight positions up to `last`, or one complex tensor."""
     ids = torch.arange(last - 7, last + 1)[None]
     given = compute_rotation(module, torch.zeros(1), ids, kind)
     return (given,) if isinstance(given, torch.Tensor) else tuple(given)
 
 
-def sentence(error: BaseException) -> str:
-    """An error of somebody else's code on one line."""
+def format_error(error: BaseException) -> str:
+    """Format an error of other code on one line."""
     return f"{type(error).__name__} {' '.join(str(error).split())}"

@@ -61,7 +61,7 @@ NOPE = {"rope_type": "proportional", "partial_rotary_factor": 0.0}
 
 
 def check_options(kind: RopeType, given: Mapping[str, Any], key: str) -> None:
-    """Refuse what a type lacks, has no use for, or cannot have as a value.
+    """Refuse an option that a type lacks or does not use, or a value it cannot have.
 
     Args:
         given: options that are not ``None``, by name.
@@ -72,17 +72,21 @@ def check_options(kind: RopeType, given: Mapping[str, Any], key: str) -> None:
     """
     needed, possible = _OPTIONS[kind]
     for name in sorted(needed - set(given)):
-        raise ConfigError(f"{key}.{name}", f"type {kind.value} needs it", valid=_valid(name))
+        raise ConfigError(
+            f"{key}.{name}", f"type {kind.value} needs it", valid=_describe_valid(name)
+        )
     for name in sorted(set(given) & set(OPTIONS) - needed - possible):
         raise ConfigError(
             f"{key}.{name}",
-            f"type {kind.value} has no use for it",
+            f"type {kind.value} does not use it",
             given=given[name],
             valid=f"null; {kind.value} has {', '.join(sorted(needed | possible)) or 'no options'}",
         )
     for name, value in given.items():
         if not _fits(kind, name, value):
-            raise ConfigError(f"{key}.{name}", "cannot be", given=value, valid=_valid(name))
+            raise ConfigError(
+                f"{key}.{name}", "is not a valid value", given=value, valid=_describe_valid(name)
+            )
     _check_order(kind, given, key)
 
 
@@ -113,7 +117,7 @@ def _check_order(kind: RopeType, given: Mapping[str, Any], key: str) -> None:
     if "mscale" in given and "attention_factor" in given:
         raise ConfigError(
             f"{key}.attention_factor",
-            "says what mscale would compute",
+            "sets what mscale computes",
             given=given["attention_factor"],
             valid="one of the two",
         )
@@ -139,7 +143,7 @@ def _fits(kind: RopeType, name: str, value: Any) -> bool:
     return isinstance(value, bool) or not isinstance(value, (int, float)) or value > 0
 
 
-def _valid(name: str) -> str:
+def _describe_valid(name: str) -> str:
     special = {
         "factor": "a number above 1",
         "partial_rotary_factor": "above 0, at most 1 (for no rotation at all: type none)",
@@ -150,10 +154,10 @@ def _valid(name: str) -> str:
     return special.get(name, "a positive number")
 
 
-def rope_parameters(
+def make_rope_parameters(
     kind: RopeType, given: Mapping[str, Any], current: Mapping[str, Any], original: int | None
 ) -> dict[str, Any]:
-    """What a config's `rope_parameters` become.
+    """Make the new `rope_parameters` of a config.
 
     Args:
         given: options that are not ``None``.

@@ -12,10 +12,10 @@ MAX = "max_position_embeddings"
 ORIGINAL = "original_max_position_embeddings"
 
 
-def original_length(
+def find_original_length(
     config: Any, current: Mapping[str, Any], stated: int | None, key: str
 ) -> int | None:
-    """Positions before any scaling; ``None`` where the config says none.
+    """Find the positions before any scaling; ``None`` where the config has none.
 
     Args:
         config: the part of the model's config that holds `max_position_embeddings`.
@@ -36,7 +36,7 @@ def original_length(
         if held is not None and stated != held:
             raise ConfigError(
                 f"{key}.{ORIGINAL}",
-                "the model's config says otherwise",
+                "the model's config holds another length",
                 given=stated,
                 valid=f"null, or {held}",
             )
@@ -51,7 +51,7 @@ def original_length(
     return maximum if held is None else held
 
 
-def new_maximum(
+def choose_maximum(
     kind: RopeType,
     given: Mapping[str, Any],
     original: int | None,
@@ -59,7 +59,7 @@ def new_maximum(
     held: bool,
     key: str,
 ) -> int | None:
-    """The result's `max_position_embeddings`; ``None`` for a model whose config has none.
+    """Choose the result's `max_position_embeddings`; ``None`` where the config has none.
 
     Args:
         given: options that are not ``None``.

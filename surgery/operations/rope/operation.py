@@ -15,19 +15,19 @@ from surgery.models.rotary import list_nested_types
 from surgery.models.sites import Site
 from surgery.operations.rope.check import (
     ROTARY_FIRST,
+    can_say_nope,
     check_everywhere,
     check_sites,
-    says_nope,
-    site_layer_type,
+    find_site_layer_type,
 )
 from surgery.operations.rope.kinds import (
     HOLDS_ORIGINAL,
     RopeType,
     check_options,
-    rope_parameters,
+    make_rope_parameters,
 )
-from surgery.operations.rope.lengths import MAX, ORIGINAL, new_maximum, original_length
-from surgery.operations.rope.site_rope import has_site_rope, site_rope
+from surgery.operations.rope.lengths import MAX, ORIGINAL, choose_maximum, find_original_length
+from surgery.operations.rope.site_rope import has_site_rope, set_site_rope_
 from surgery.plan.layers import LAYERS_HELP, select_sites
 from surgery.plan.operation import Draft, Operation, StepFunction
 
@@ -62,7 +62,7 @@ class Rope(Operation):
     """
 
     name = "rope"
-    steps: ClassVar[Mapping[str, StepFunction]] = {"site_rope": site_rope}
+    steps: ClassVar[Mapping[str, StepFunction]] = {"site_rope": set_site_rope_}
 
     type: RopeType = option(RopeType.default)
     theta: float | None = option(
@@ -111,24 +111,26 @@ class Rope(Operation):
     layers: list[int] | None = option(None, LAYERS_HELP)
 
     def plan(self, draft: Draft) -> None:
-        check_options(self.type, self._given(), f"attention.{self.name}")
-        sites = select_sites(draft.sites, self.layers, self.key("layers"), draft.removed)
+        check_options(self.type, self._list_given(), f"attention.{self.name}")
+        sites = select_sites(draft.sites, self.layers, self.get_key("layers"), draft.removed)
         if self.layers is not None and self.layer_type is not None:
             raise ConfigError(
-                self.key("layer_type"),
-                "layers already says which",
+                self.get_key("layer_type"),
+                "has no effect where `layers` names the layers",
                 given=self.layer_type,
                 valid="null, or layers null",
             )
         for prefix in sorted({site.config_prefix for site in sites}):
-            mine = [site for site in sites if site.config_prefix == prefix]
-            self._one_config(draft, prefix, mine, whole=self._all(draft, prefix, mine))
+            config_sites = [site for site in sites if site.config_prefix == prefix]
+            self._plan_config(
+                draft, prefix, config_sites, whole=self._covers_all(draft, prefix, config_sites)
+            )
 
-    def _all(self, draft: Draft, prefix: str, sites: Sequence[Site]) -> bool:
+    def _covers_all(self, draft: Draft, prefix: str, sites: Sequence[Site]) -> bool:
         kept = [site for site in draft.sites if site.path not in draft.removed]
         return len(sites) == sum(site.config_prefix == prefix for site in kept)
 
-    def _given(self) -> dict[str, Any]:
+    def _list_given(self) -> dict[str, Any]:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {
             name: value
@@ -136,7 +138,9 @@ class Rope(Operation):
             if value is not None and name not in ("type", "layers", "layer_type")
         }
 
-    def _one_config(self, draft: Draft, prefix: str, sites: Sequence[Site], *, whole: bool) -> None:
+    def _plan_config(
+        self, draft: Draft, prefix: str, sites: Sequence[Site], *, whole: bool
+    ) -> None:
         config = get_config_part(draft.config, prefix)
         if not getattr(config, "rope_parameters", None) or getattr(config, "alibi", False):
             raise ConfigError(
@@ -147,21 +151,21 @@ class Rope(Operation):
                 valid=ROTARY_FIRST,
             )
         if not whole:
-            self._apart(draft, prefix, sites)
+            self._plan_sites(draft, prefix, sites)
             return
-        patch = self._patch(config, prefix)
+        patch = self._make_patch(config, prefix)
         if not patch:
             draft.notes.append(f"{self.name}: the model has these positions already")
             return
-        if self.type is RopeType.none and not says_nope(draft, prefix, patch, sites):
+        if self.type is RopeType.none and not can_say_nope(draft, prefix, patch, sites):
             if self.layer_type is not None:
                 raise ConfigError(
-                    self.key("layer_type"),
+                    self.get_key("layer_type"),
                     f"a {config.model_type} config cannot say type none",
                     given=self.layer_type,
                     valid="null, and layers by number",
                 )
-            self._apart(draft, prefix, sites)
+            self._plan_sites(draft, prefix, sites)
             return
         if self.type is not RopeType.none:
             check_everywhere(draft, prefix, patch, sites)
@@ -170,18 +174,20 @@ class Rope(Operation):
             draft.set_config(key, value)
         if self.layer_type is None:
             for site in sites:
-                draft.tell(site.path, "positions", self._short(self.type.value, self.factor))
+                draft.set_cell(
+                    site.path, "positions", self._format_kind(self.type.value, self.factor)
+                )
 
     @classmethod
     def verify(cls, model: PreTrainedModel, plan: Any, probe: Mapping[str, Any] | None) -> None:
         patch = plan.config_patch
         changed = [s for s in plan.before if f"{s.config_prefix}rope_parameters" in patch]
-        own = _own_positions(model, changed)
+        own = _find_own_positions(model, changed)
         if own:
             raise PlanError(own)
 
     def _refuse_own(self, draft: Draft, sites: Sequence[Site]) -> None:
-        own = _own_positions(draft.model, sites)
+        own = _find_own_positions(draft.model, sites)
         if own:
             raise ConfigError(
                 f"attention.{self.name}",
@@ -191,36 +197,36 @@ class Rope(Operation):
             )
 
     @staticmethod
-    def _short(kind: str | None, factor: float | None) -> str:
+    def _format_kind(kind: str | None, factor: float | None) -> str:
         if kind is None or kind == "none":
             return "none"
         return kind if factor is None else f"{kind} \N{MULTIPLICATION SIGN}{factor:g}"
 
-    def _patch(self, config: Any, prefix: str) -> dict[str, Any]:
-        """Dotted config keys of a whole model that change, and their values."""
+    def _make_patch(self, config: Any, prefix: str) -> dict[str, Any]:
+        """Make the dotted config keys of a whole model that change, and their values."""
         before = config.rope_parameters
         nested = list_nested_types(config)
         if nested:
             parameters: dict[str, Any] = dict(before)
-            changed = self._chosen_types(before, nested)
+            changed = self._choose_types(before, nested)
             for kind in changed:
-                parameters[kind] = self._parameters(config, before[kind], where=kind)
+                parameters[kind] = self._make_parameters(config, before[kind], where=kind)
             first = before[changed[0]]
         else:
             if self.layer_type is not None:
                 raise ConfigError(
-                    self.key("layer_type"),
+                    self.get_key("layer_type"),
                     "all layers of this model share their positions",
                     given=self.layer_type,
                     valid="null",
                 )
-            parameters, first = self._parameters(config, before), before
+            parameters, first = self._make_parameters(config, before), before
         patch: dict[str, Any] = {"rope_parameters": parameters}
-        original = self._original(config, first)
+        original = self._find_original(config, first)
         maximum = getattr(config, MAX, None)
-        patch[MAX] = new_maximum(
+        patch[MAX] = choose_maximum(
             self.type,
-            self._given(),
+            self._list_given(),
             original,
             maximum,
             first.get(ORIGINAL) is not None,
@@ -229,46 +235,46 @@ class Rope(Operation):
         if self.type in HOLDS_ORIGINAL and getattr(config, ORIGINAL, None) is not None:
             patch[ORIGINAL] = original  # where a config has it, it overrides the one held
         if self.type in _STRICT and getattr(config, "head_dim", 0) is None:
-            patch["head_dim"] = _head_dim(config)  # their formulas do not derive it
+            patch["head_dim"] = _get_head_dim(config)  # their formulas do not derive it
         return {
             f"{prefix}{name}": value
             for name, value in patch.items()
             if value != getattr(config, name, None)
         }
 
-    def _chosen_types(self, before: Mapping[str, Any], nested: Sequence[str]) -> list[str]:
+    def _choose_types(self, before: Mapping[str, Any], nested: Sequence[str]) -> list[str]:
         rotating = [kind for kind in nested if before[kind] is not None]
         if self.layer_type is None:
             return rotating
         if self.layer_type not in rotating:
             raise ConfigError(
-                self.key("layer_type"),
+                self.get_key("layer_type"),
                 "the model has no positions for such layers",
                 given=self.layer_type,
                 valid=rotating,
             )
         return [self.layer_type]
 
-    def _parameters(
+    def _make_parameters(
         self, config: Any, current: Mapping[str, Any], where: str | None = None
     ) -> dict[str, Any]:
         if where is not None and self.truncate is not None:
             raise ConfigError(
-                self.key("truncate"),
+                self.get_key("truncate"),
                 "transformers does not look for it where positions differ by layer type",
                 given=self.truncate,
                 valid="null",
             )
         original = None
         if self.type in HOLDS_ORIGINAL:
-            original = self._original(config, current)
+            original = self._find_original(config, current)
         if self.type is not RopeType.none:
             self._check_width(config, current)
-        return rope_parameters(self.type, self._given(), current, original)
+        return make_rope_parameters(self.type, self._list_given(), current, original)
 
     def _check_width(self, config: Any, current: Mapping[str, Any]) -> None:
-        """Rotated dimensions come in pairs, and LongRoPE has a number for each pair."""
-        head_dim = _head_dim(config)
+        """Check that rotated dimensions come in pairs, with a LongRoPE number for each pair."""
+        head_dim = _get_head_dim(config)
         share = self.partial_rotary_factor
         if share is None:
             share = 1.0
@@ -277,15 +283,15 @@ class Rope(Operation):
         width = head_dim if self.type is RopeType.proportional else int(head_dim * share)
         if width % 2 or (self.type is RopeType.proportional and int(share * head_dim // 2) == 0):
             raise ConfigError(
-                self.key("partial_rotary_factor"),
+                self.get_key("partial_rotary_factor"),
                 f"{int(head_dim * share)} of a head's {head_dim} dimensions would rotate",
                 given=share,
                 valid="what makes it an even number, 2 or more",
             )
         if self.type is RopeType.dynamic and width < 4:
             raise ConfigError(
-                self.key("type"),
-                f"dynamic cannot do with {width} rotated dimensions per head",
+                self.get_key("type"),
+                f"dynamic needs more than {width} rotated dimensions per head",
                 given=self.type.value,
                 valid="linear, yarn, llama3",
             )
@@ -293,26 +299,26 @@ class Rope(Operation):
             factors = getattr(self, name)
             if factors is not None and len(factors) != width // 2:
                 raise ConfigError(
-                    self.key(name),
+                    self.get_key(name),
                     "needs a number for each rotated pair of dimensions",
                     given=f"{len(factors)} numbers",
                     valid=f"{width // 2} numbers",
                 )
 
-    def _original(self, config: Any, current: Mapping[str, Any]) -> int | None:
+    def _find_original(self, config: Any, current: Mapping[str, Any]) -> int | None:
         stated = self.original_max_position_embeddings
-        return original_length(config, current, stated, f"attention.{self.name}")
+        return find_original_length(config, current, stated, f"attention.{self.name}")
 
-    def _apart(self, draft: Draft, prefix: str, sites: Sequence[Site]) -> None:
-        """Positions of single layers, which no config says."""
+    def _plan_sites(self, draft: Draft, prefix: str, sites: Sequence[Site]) -> None:
+        """Plan positions of single layers, which no config says."""
         config = get_config_part(draft.config, prefix)
         own: dict[str, Any] = {}
         for site in sites:
             own[site.path] = None
             if self.type is not RopeType.none:
-                kind = site_layer_type(draft, prefix, site)
+                kind = find_site_layer_type(draft, prefix, site)
                 current = config.rope_parameters if kind is None else config.rope_parameters[kind]
-                own[site.path] = self._parameters(config, current, where=kind)
+                own[site.path] = self._make_parameters(config, current, where=kind)
                 self._check_lengths(config, current)
         check_sites(draft, sites, own)
         if self.max_position_embeddings is not None:
@@ -320,13 +326,15 @@ class Rope(Operation):
         draft.add_step("site_rope", {"sites": own}, recorded=True)
         for path, parameters in own.items():
             held = parameters or {}
-            draft.tell(path, "positions", self._short(held.get("rope_type"), held.get("factor")))
+            draft.set_cell(
+                path, "positions", self._format_kind(held.get("rope_type"), held.get("factor"))
+            )
 
     def _check_lengths(self, config: Any, current: Mapping[str, Any]) -> None:
-        """The config's maximum is the other layers' too, so here it only changes when stated."""
-        original, maximum = self._original(config, current), getattr(config, MAX, None)
+        """Check lengths; the config's maximum is for all layers, so it changes only when stated."""
+        original, maximum = self._find_original(config, current), getattr(config, MAX, None)
         key = f"attention.{self.name}"
-        new_maximum(self.type, self._given(), original, maximum, False, key)
+        choose_maximum(self.type, self._list_given(), original, maximum, False, key)
         if self.type is RopeType.dynamic and original != maximum:
             raise ConfigError(
                 f"{key}.layers",
@@ -336,14 +344,16 @@ class Rope(Operation):
             )
 
 
-def _own_positions(model: PreTrainedModel, sites: Sequence[Site]) -> str:
-    """What stands in the way of changing the positions of all `sites` at once; "" if nothing."""
+def _find_own_positions(model: PreTrainedModel, sites: Sequence[Site]) -> str:
+    """Find why the positions of all `sites` cannot be changed at once; "" if they can."""
     own = [site.path for site in sites if has_site_rope(model.get_submodule(site.path))]
     if not own:
         return ""
-    return f"{', '.join(own)}: these have positions of their own, which this would not change"
+    return (
+        f"{', '.join(own)}: these blocks have positions of their own, which this would not change"
+    )
 
 
-def _head_dim(config: Any) -> int:
+def _get_head_dim(config: Any) -> int:
     stated = getattr(config, "head_dim", None)
     return int(stated or config.hidden_size // config.num_attention_heads)

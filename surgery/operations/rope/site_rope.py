@@ -1,4 +1,4 @@
-"""Positions of single attention blocks, where the model's config has one word for all of them.
+"""Positions of single attention blocks, where the model's config has one entry for all of them.
 
 A hook hands a block other rotations than the model computed. The block itself is not changed, so
 caches, masks and kernels work as before; keys are cached rotated by what the block was given.
@@ -34,7 +34,7 @@ class SiteRope:
         path: of the block, for messages.
         forward: the block's parameter names, in order.
         rotary: computes the rotations, always in fp32; ``None`` for no rotation at all (NoPE).
-        layer_type: what `rotary` must be told, where it serves several.
+        layer_type: the type given to `rotary`, where it serves several.
     """
 
     def __init__(
@@ -48,39 +48,42 @@ class SiteRope:
     def __call__(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        given = self._argument(EMBEDDINGS, args, kwargs)
+        given = self._get_argument(EMBEDDINGS, args, kwargs)
         if given is None:
             raise PlanError(f"{self.path} was given no {EMBEDDINGS} to replace")
-        new = _identity(given) if self.rotary is None else self._rotations(given, args, kwargs)
+        if self.rotary is None:
+            new = _make_identity(given)
+        else:
+            new = self._compute_rotations(given, args, kwargs)
         if EMBEDDINGS in kwargs:
             return args, kwargs | {EMBEDDINGS: new}
         index = self.forward.index(EMBEDDINGS)
         return (*args[:index], new, *args[index + 1 :]), kwargs
 
-    def _argument(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _get_argument(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if name in kwargs or name not in self.forward:
             return kwargs.get(name)
         index = self.forward.index(name)
         return args[index] if index < len(args) else None
 
-    def _rotations(self, given: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        ids = self._argument(IDS, args, kwargs)
+    def _compute_rotations(self, given: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        ids = self._get_argument(IDS, args, kwargs)
         if ids is None:
             raise PlanError(f"no {IDS} reach {self.path}, so it cannot compute rotations")
-        like = _first(given)
+        like = _get_first(given)
         assert self.rotary is not None
         if not like.is_meta:
             self.rotary.to(like.device)
         new = compute_rotation(self.rotary, like, ids, self.layer_type)
-        if _first(new).shape != like.shape:
+        if _get_first(new).shape != like.shape:
             raise PlanError(
-                f"{self.path}: rotations of shape {tuple(_first(new).shape)} where the model has "
-                f"{tuple(like.shape)}"
+                f"{self.path}: rotations of shape {tuple(_get_first(new).shape)} where the model "
+                f"has {tuple(like.shape)}"
             )
         return new
 
 
-def site_rope(model: PreTrainedModel, sites: Mapping[str, Mapping[str, Any] | None]) -> None:
+def set_site_rope_(model: PreTrainedModel, sites: Mapping[str, Mapping[str, Any] | None]) -> None:
     """Give attention blocks positions of their own, replacing those they may have.
 
     Args:
@@ -90,7 +93,7 @@ def site_rope(model: PreTrainedModel, sites: Mapping[str, Mapping[str, Any] | No
         PlanError: a block takes no rotations from outside, or the model does not say which module
             computes them.
     """
-    built = {path: _hook(model, path, parameters) for path, parameters in sites.items()}
+    built = {path: _make_hook(model, path, parameters) for path, parameters in sites.items()}
     for path, hook in built.items():
         unset_site_rope_(model, path)
         model.get_submodule(path).register_forward_pre_hook(hook, with_kwargs=True)
@@ -110,7 +113,7 @@ def has_site_rope(module: nn.Module) -> bool:
     return any(isinstance(hook, SiteRope) for hook in module._forward_pre_hooks.values())
 
 
-def _hook(model: PreTrainedModel, path: str, parameters: Mapping[str, Any] | None) -> SiteRope:
+def _make_hook(model: PreTrainedModel, path: str, parameters: Mapping[str, Any] | None) -> SiteRope:
     try:
         block = model.get_submodule(path)
     except AttributeError:
@@ -131,8 +134,8 @@ def _hook(model: PreTrainedModel, path: str, parameters: Mapping[str, Any] | Non
     return SiteRope(path, forward, own, layer_type)
 
 
-def _identity(given: Any) -> Any:
-    """Rotations by nothing: cos 1 and sin 0, or complex ones."""
+def _make_identity(given: Any) -> Any:
+    """Make rotations by nothing: cos 1 and sin 0, or complex ones."""
     if isinstance(given, torch.Tensor):
         if given.is_complex():
             return torch.ones_like(given)
@@ -141,7 +144,7 @@ def _identity(given: Any) -> Any:
     raise PlanError(f"rotations of an unknown form: {type(given).__name__}")
 
 
-def _first(rotations: Any) -> torch.Tensor:
+def _get_first(rotations: Any) -> torch.Tensor:
     tensor = rotations if isinstance(rotations, torch.Tensor) else rotations[0]
     assert isinstance(tensor, torch.Tensor)
     return tensor

@@ -199,7 +199,7 @@ def test_groups_are_of_the_heads_that_attend_alike_and_gqa_takes_them(tmp_path: 
         assert groups["2"][str(layer)] == expected
     (tmp_path / "groups.json").write_text(json.dumps(groups))
     operation = GQA(kv_heads=2, groups=str(tmp_path / "groups.json"))
-    assert operation.given_groups(sites[1], 2) == tuple(map(tuple, groups["2"]["1"]))
+    assert operation.get_groups(sites[1], 2) == tuple(map(tuple, groups["2"]["1"]))
 
 
 def test_kv_heads_are_as_far_apart_as_the_queries_that_read_them() -> None:

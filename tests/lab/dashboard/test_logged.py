@@ -14,7 +14,7 @@ import pytest
 import wandb
 
 from surgery.lab.dashboard import names
-from surgery.training.identity import fingerprint
+from surgery.training.identity import compute_fingerprint
 from tests.lab.dashboard import reading
 
 ROOT = Path(__file__).parents[3]
@@ -175,7 +175,7 @@ def test_lineage_leads_from_the_original_to_the_export(healed: tuple[Path, Recor
     assert plan["metadata"]["made_from"] == links[:1]
     assert export["metadata"]["made_from"] == links
     assert set(export["files"]) == {"export.json"}  # no weights unless asked for
-    assert export["metadata"]["fingerprint"] == fingerprint(folder / "export")
+    assert export["metadata"]["fingerprint"] == compute_fingerprint(folder / "export")
     assert export["metadata"]["format"] == "native"
     sent = Path(plan["files"]["plan.json"]).read_text()
     assert sent == (folder / "plan.json").read_text()

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from surgery.operations.gqa.keys import KeyMoments
-from surgery.operations.gqa.planes import Planes, half_split, interleaved
+from surgery.operations.gqa.planes import Planes, make_half_split, make_interleaved
 
 F64 = torch.float64
 
@@ -39,7 +39,7 @@ def features(heads: int, size: int, rank: int, seed: int, tokens: int = 200) -> 
 def moments_of(layout: Planes, keys: Tensor, queries: Tensor) -> KeyMoments:
     """By the definitions, from samples."""
     count, heads, _ = keys.shape
-    planes = layout.complex_part(keys)
+    planes = layout.to_complex(keys)
     free = list(layout.free)
     rest = keys[..., free]
     rest = (rest - rest.mean(0)).flatten(1)
@@ -47,7 +47,7 @@ def moments_of(layout: Planes, keys: Tensor, queries: Tensor) -> KeyMoments:
     return KeyMoments(
         layout=layout,
         planes=torch.einsum("thp,tgp->phg", planes, planes.conj()) / count,
-        power=layout.complex_part(queries).abs().pow(2).mean(0).mT.contiguous(),
+        power=layout.to_complex(queries).abs().pow(2).mean(0).mT.contiguous(),
         free=rest.mT @ rest / count,
         metric=torch.stack([read[:, h].mT @ read[:, h] / count for h in range(heads)]),
     )
@@ -60,7 +60,7 @@ def drawn(draw: st.DrawFn, max_heads: int = 4) -> Drawn:
     if planes + free == 0:
         planes = 1
     size, rotated = 2 * planes + free, 2 * planes
-    layout = draw(st.sampled_from([half_split, interleaved]))(size, rotated)
+    layout = draw(st.sampled_from([make_half_split, make_interleaved]))(size, rotated)
     seed = draw(st.integers(0, 999))
     rank = draw(st.integers(1, heads * size + 2))  # often too few for full rank
     keys = features(heads, size, rank, seed)

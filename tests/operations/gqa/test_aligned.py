@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from surgery.operations.gqa.aligned import aligned_keys, procrustes, renormalised
-from surgery.operations.gqa.planes import half_split
+from surgery.operations.gqa.aligned import align_keys, compute_renorm_factor, solve_procrustes
+from surgery.operations.gqa.planes import make_half_split
 from tests.operations.gqa.drawing import F64, Drawn, drawn, features, moments_of
 
 
@@ -25,7 +25,7 @@ def test_turns_are_orthogonal_and_bring_members_together(
 ) -> None:
     samples = features(members, size, rank, seed)
     stacked = samples.flatten(1)
-    turns = procrustes(stacked.mT @ stacked / len(samples), members)
+    turns = solve_procrustes(stacked.mT @ stacked / len(samples), members)
     eye = torch.eye(size, dtype=F64)
     for turn in turns:
         torch.testing.assert_close(turn @ turn.mT, eye, rtol=0, atol=1e-9)
@@ -38,7 +38,7 @@ def test_members_that_are_turned_copies_meet_exactly() -> None:
     hidden = torch.linalg.qr(torch.randn(3, 4, 4, generator=generator, dtype=F64)).Q
     samples = torch.stack([base @ turn.mT for turn in hidden], dim=1)
     stacked = samples.flatten(1)
-    turns = procrustes(stacked.mT @ stacked, 3)
+    turns = solve_procrustes(stacked.mT @ stacked, 3)
     assert spread(samples, turns) < 1e-18 * float(samples.pow(2).sum()) + 1e-12
 
 
@@ -46,7 +46,7 @@ def test_members_that_are_turned_copies_meet_exactly() -> None:
 @given(drawn())
 def test_keys_come_nearer_to_their_mean(case: Drawn) -> None:
     group, size = list(range(case.keys.shape[1])), case.layout.size
-    found = aligned_keys(case.moments, group)
+    found = align_keys(case.moments, group)
     turns = [len(group) * block for block in found.key.split(size, dim=1)]
     centred = case.keys.clone()
     free = list(case.layout.free)
@@ -58,14 +58,14 @@ def test_keys_come_nearer_to_their_mean(case: Drawn) -> None:
 
 
 def test_a_plane_is_turned_by_the_angle_between_its_members() -> None:
-    layout = half_split(4, 4)
+    layout = make_half_split(4, 4)
     one = features(1, 4, 4, 0)
     two = one.clone()
     angle = torch.tensor([0.5, -1.2], dtype=F64)
-    z = layout.complex_part(one) * torch.polar(torch.ones(2, dtype=F64), angle)
+    z = layout.to_complex(one) * torch.polar(torch.ones(2, dtype=F64), angle)
     two[..., :2], two[..., 2:] = z.real, z.imag
     keys = torch.cat([one, two], dim=1)
-    found = aligned_keys(moments_of(layout, keys, keys), [0, 1])
+    found = align_keys(moments_of(layout, keys, keys), [0, 1])
     turned = [keys[:, m] @ found.query[m].mT for m in (0, 1)]
     torch.testing.assert_close(turned[0], turned[1], rtol=0, atol=1e-9)
 
@@ -74,7 +74,7 @@ def test_renormalising_restores_the_mean_size() -> None:
     generator = torch.Generator().manual_seed(0)
     sources = list(torch.randn(4, 3, 5, generator=generator))
     pooled = torch.stack(sources).mean(0)
-    factor = renormalised(pooled, sources)
+    factor = compute_renorm_factor(pooled, sources)
     expected = torch.stack([source.norm() for source in sources]).mean()
     torch.testing.assert_close((pooled * factor).norm(), expected)
-    assert renormalised(torch.zeros(3, 5), sources).isfinite()
+    assert compute_renorm_factor(torch.zeros(3, 5), sources).isfinite()

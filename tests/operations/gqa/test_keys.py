@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from surgery.operations.gqa.aligned import aligned_keys
-from surgery.operations.gqa.keys import KeyMoments, SharedKeys, group_loss, shared_keys
-from surgery.operations.gqa.planes import half_split, interleaved
+from surgery.operations.gqa.aligned import align_keys
+from surgery.operations.gqa.keys import KeyMoments, SharedKeys, compute_group_loss, share_keys
+from surgery.operations.gqa.planes import make_half_split, make_interleaved
 from tests.operations.gqa.drawing import F64, Drawn, drawn, features, moments_of, rotations
 
 
@@ -88,17 +88,17 @@ def best_queries(moments: KeyMoments, group: list[int], keys: Tensor) -> list[Te
 
 
 def scale(moments: KeyMoments) -> float:
-    return max(moments.total(), 1e-12)
+    return max(moments.compute_total(), 1e-12)
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(drawn())
 def test_the_loss_it_tells_is_the_loss_there_is(case: Drawn) -> None:
     group = list(range(case.keys.shape[1]))
-    found = shared_keys(case.moments, group)
+    found = share_keys(case.moments, group)
     actual = lost(case.moments, group, found.key, found.query)
     assert actual == pytest.approx(found.loss, abs=1e-6 * scale(case.moments))
-    assert group_loss(case.moments, group) == pytest.approx(
+    assert compute_group_loss(case.moments, group) == pytest.approx(
         found.loss, abs=1e-9 * scale(case.moments)
     )
 
@@ -107,8 +107,8 @@ def test_the_loss_it_tells_is_the_loss_there_is(case: Drawn) -> None:
 @given(drawn())
 def test_aligned_and_mean_keys_lose_no_less_whatever_their_queries(case: Drawn) -> None:
     group, size = list(range(case.keys.shape[1])), case.layout.size
-    optimal = shared_keys(case.moments, group).loss
-    aligned = aligned_keys(case.moments, group)
+    optimal = share_keys(case.moments, group).loss
+    aligned = align_keys(case.moments, group)
     eye = torch.eye(size, dtype=F64)
     mean = SharedKeys(torch.cat([eye] * len(group), dim=1) / len(group), [eye] * len(group), 0.0)
     for other in (aligned, mean):
@@ -122,7 +122,7 @@ def test_aligned_and_mean_keys_lose_no_less_whatever_their_queries(case: Drawn) 
 @given(drawn(), st.integers(0, 99))
 def test_no_step_away_loses_less(case: Drawn, seed: int) -> None:
     group = list(range(case.keys.shape[1]))
-    found = shared_keys(case.moments, group)
+    found = share_keys(case.moments, group)
     layout = case.layout
     generator = torch.Generator().manual_seed(seed)
     for size in (0.3, 0.01):
@@ -131,7 +131,7 @@ def test_no_step_away_loses_less(case: Drawn, seed: int) -> None:
         )
         width = len(layout.free)
         free = torch.randn(width, len(group) * width, generator=generator, dtype=F64)
-        step = layout.dense(factors, free)
+        step = layout.to_dense(factors, free)
         keys = found.key + size * step * found.key.norm() / step.norm()
         other = lost(case.moments, group, keys, best_queries(case.moments, group, keys))
         assert other >= found.loss - 1e-6 * scale(case.moments)
@@ -143,7 +143,7 @@ def test_everything_is_finite_and_commutes_with_positions(case: Drawn) -> None:
     group, size = list(range(case.keys.shape[1])), case.layout.size
     angles = torch.tensor([[0.3 + plane for plane in range(len(case.layout.pairs))]], dtype=F64)
     (turned,) = rotations(case.layout, angles)
-    for found in (shared_keys(case.moments, group), aligned_keys(case.moments, group)):
+    for found in (share_keys(case.moments, group), align_keys(case.moments, group)):
         for block in (*found.key.split(size, dim=1), *found.query):
             assert block.isfinite().all()
             # The free block is turned by nothing, and nothing leaks between it and the planes.
@@ -154,16 +154,18 @@ def test_everything_is_finite_and_commutes_with_positions(case: Drawn) -> None:
 @given(drawn())
 def test_a_head_by_itself_keeps_every_logit(case: Drawn) -> None:
     for head in range(case.keys.shape[1]):
-        found = shared_keys(case.moments, [head])
+        found = share_keys(case.moments, [head])
         assert found.loss <= 1e-9 * scale(case.moments)
         assert lost(case.moments, [head], found.key, found.query) <= 1e-8 * scale(case.moments)
 
 
-@pytest.mark.parametrize("layout", [half_split(6, 6), interleaved(6, 4), half_split(6, 0)])
+@pytest.mark.parametrize(
+    "layout", [make_half_split(6, 6), make_interleaved(6, 4), make_half_split(6, 0)]
+)
 def test_the_order_of_the_members_does_not_matter(layout: object) -> None:
     keys, queries = features(4, 6, 20, 1), features(4, 6, 12, 2)
     moments = moments_of(layout, keys, queries)  # type: ignore[arg-type]
-    losses = [shared_keys(moments, group).loss for group in ([0, 1, 2], [2, 0, 1])]
+    losses = [share_keys(moments, group).loss for group in ([0, 1, 2], [2, 0, 1])]
     assert losses[0] == pytest.approx(losses[1], rel=1e-9)
     assert losses[0] > 0
 
@@ -173,7 +175,7 @@ def test_the_order_of_the_members_does_not_matter(layout: object) -> None:
 def test_keys_stay_as_large_as_they_were(case: Drawn) -> None:
     """So that queries do, and half precision serves both."""
     group = list(range(case.keys.shape[1]))
-    found = shared_keys(case.moments, group)
+    found = share_keys(case.moments, group)
     covariance = dense_covariance(case.moments, group)
     source = float(covariance.trace()) / len(group)
     made = float(torch.trace(found.key @ covariance @ found.key.mT))

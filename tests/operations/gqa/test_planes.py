@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from surgery.operations.gqa.planes import Planes, find_planes, half_split, interleaved
+from surgery.operations.gqa.planes import Planes, find_planes, make_half_split, make_interleaved
 from tests.operations.gqa.drawing import F64, rotations
 
 EPS = torch.finfo(torch.float32).eps
@@ -27,7 +27,7 @@ def turned(layout: Planes, factor: float = 1.0, seed: int = 0) -> tuple[torch.Te
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(
-    st.sampled_from([half_split, interleaved]),
+    st.sampled_from([make_half_split, make_interleaved]),
     st.integers(0, 5),
     st.integers(0, 5),
     st.sampled_from([1.0, 1.2, 0.7]),
@@ -46,12 +46,12 @@ def test_layouts_are_recognised(
 
 
 def test_two_features_are_one_plane_either_way() -> None:
-    assert half_split(4, 2) == interleaved(4, 2)
+    assert make_half_split(4, 2) == make_interleaved(4, 2)
 
 
 @pytest.mark.parametrize("what", ["noise", "scaled", "mixed", "one plane stretched", "shifted"])
 def test_what_is_no_rotation_is_not_taken_for_one(what: str) -> None:
-    layout = half_split(8, 8)
+    layout = make_half_split(8, 8)
     before, after = turned(layout)
     if what == "noise":
         after = torch.randn(after.shape, generator=torch.Generator().manual_seed(1))
@@ -66,7 +66,7 @@ def test_what_is_no_rotation_is_not_taken_for_one(what: str) -> None:
     assert find_planes(before, after, 16 * EPS) is None
 
 
-@pytest.mark.parametrize("kind", [half_split, interleaved])
+@pytest.mark.parametrize("kind", [make_half_split, make_interleaved])
 def test_half_precision_tells_them_apart_too(kind: object) -> None:
     layout = kind(16, 16)  # type: ignore[operator]
     before, after = turned(layout)
@@ -76,13 +76,13 @@ def test_half_precision_tells_them_apart_too(kind: object) -> None:
 
 
 def test_dense_maps_do_what_their_complex_factors_say() -> None:
-    layout = interleaved(7, 4)
+    layout = make_interleaved(7, 4)
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(3, 2, 7, generator=generator, dtype=F64)
     factors = torch.randn(2, 2, generator=generator, dtype=torch.complex128)
     free = torch.randn(3, 6, generator=generator, dtype=F64)
-    made = features.flatten(1) @ layout.dense(factors, free).mT
-    expected = torch.einsum("fm,tmf->tf", factors, layout.complex_part(features))
-    torch.testing.assert_close(layout.complex_part(made), expected)
+    made = features.flatten(1) @ layout.to_dense(factors, free).mT
+    expected = torch.einsum("fm,tmf->tf", factors, layout.to_complex(features))
+    torch.testing.assert_close(layout.to_complex(made), expected)
     torch.testing.assert_close(made[:, 4:], features[..., 4:].flatten(1) @ free.mT)
     assert layout.size == 7

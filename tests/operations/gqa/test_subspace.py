@@ -10,15 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from surgery.operations.gqa.aligned import aligned_values
+from surgery.operations.gqa.aligned import align_values
 from surgery.operations.gqa.subspace import (
     NOISE,
-    least_lost,
-    readers,
-    shared_subspace,
-    top_subspace,
+    compute_least_loss,
+    find_shared_subspace,
+    find_top_subspace,
+    solve_readers,
 )
-from surgery.operations.gqa.values import shared_values
+from surgery.operations.gqa.values import share_values
 from tests.operations.gqa.drawing import F64
 
 
@@ -60,14 +60,14 @@ def test_the_top_subspace_loses_the_eigenvalues_below_it(case: tuple[int, ...]) 
     size = width + extra
     c = covariance(size, rank, seed)
     (target,) = matrices(1, size, size, seed + 1)
-    shared = top_subspace(target.mT @ target, c, width)
+    shared = find_top_subspace(target.mT @ target, c, width)
     # Any map loses what the best approximation of that rank loses (Eckart-Young), or more.
     values = torch.linalg.eigvalsh(target @ c @ target.mT).clamp_min(0)
     whole = float(values.sum())
     assert lost(shared, [c], [target]) == pytest.approx(
         float(values[:-width].sum()), abs=1e-7 * whole
     )
-    assert least_lost(target, c, width) == pytest.approx(
+    assert compute_least_loss(target, c, width) == pytest.approx(
         float(values[:-width].sum()), abs=1e-9 * whole
     )
 
@@ -82,22 +82,24 @@ def test_rounds_never_lose_more_and_end_where_no_small_step_helps(
     covariances = [covariance(size, rank, seed + h) for h in range(heads)]
     targets = matrices(heads, width + 1, size, seed + 50)
     whole = size_of(covariances, targets)
-    losses = [shared_subspace(covariances, targets, width, rounds, 0.0)[2] for rounds in range(6)]
+    losses = [
+        find_shared_subspace(covariances, targets, width, rounds, 0.0)[2] for rounds in range(6)
+    ]
     for before, after in pairwise(losses):
         assert after <= before + 1e-9
-    shared, found, share = shared_subspace(covariances, targets, width, 10, 0.0)
+    shared, found, share = find_shared_subspace(covariances, targets, width, 10, 0.0)
     assert share * whole == pytest.approx(lost(shared, covariances, targets), abs=1e-6 * whole)
     assert -1e-9 <= share <= 1 + 1e-9
     assert all(one.isfinite().all() for one in (shared, *found))
     mean = sum(covariances) / heads  # type: ignore[arg-type]
-    start = top_subspace(sum(t.mT @ t for t in targets), mean, width)  # type: ignore[arg-type]
+    start = find_top_subspace(sum(t.mT @ t for t in targets), mean, width)  # type: ignore[arg-type]
     assert share * whole <= lost(start, covariances, targets) + 1e-6 * whole
 
 
 def test_gradient_steps_from_there_gain_next_to_nothing() -> None:
     covariances = [covariance(8, 8, h) for h in range(4)]
     targets = matrices(4, 4, 8, 9)
-    shared, _, _ = shared_subspace(covariances, targets, 3, rounds=200, noise=0.0)
+    shared, _, _ = find_shared_subspace(covariances, targets, 3, rounds=200, noise=0.0)
     reached = lost(shared, covariances, targets)
     moving = shared.clone().requires_grad_()
     optimizer = torch.optim.Adam([moving], lr=1e-3)
@@ -117,7 +119,7 @@ def test_readers_are_least_squares() -> None:
     generator = torch.Generator().manual_seed(0)
     samples = torch.randn(300, 6, generator=generator, dtype=F64)
     shared, target = matrices(1, 2, 6, 1)[0], matrices(1, 4, 6, 2)[0]
-    (found,) = readers(shared, [samples.mT @ samples / 300], [target])
+    (found,) = solve_readers(shared, [samples.mT @ samples / 300], [target])
     expected = torch.linalg.lstsq(samples @ shared.mT, samples @ target.mT).solution.mT
     torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-9)
 
@@ -156,7 +158,7 @@ def test_shared_values_tell_their_loss_and_lose_no_more_than_aligned_or_mean_one
 ) -> None:
     attended, outputs, member_of = case
     members = max(member_of.values()) + 1
-    found = shared_values(attended, outputs, member_of, members, noise=0.0)
+    found = share_values(attended, outputs, member_of, members, noise=0.0)
     assert found.value.isfinite().all()
     assert all(one.isfinite().all() for one in found.output.values())
     width = found.value.shape[0]
@@ -165,7 +167,7 @@ def test_shared_values_tell_their_loss_and_lose_no_more_than_aligned_or_mean_one
     )
     optimal = value_loss(case, found.value, found.output)
     assert optimal == pytest.approx(found.loss * whole, abs=1e-6 * whole)
-    aligned = aligned_values(sum(attended.values()) / len(attended), members)  # type: ignore[arg-type]
+    aligned = align_values(sum(attended.values()) / len(attended), members)  # type: ignore[arg-type]
     turned = {h: o @ aligned.turns[member_of[h]].mT for h, o in outputs.items()}
     eye = torch.eye(width, dtype=F64)
     mean = torch.cat([eye] * members, dim=1) / members
@@ -179,7 +181,7 @@ def test_shared_values_tell_their_loss_and_lose_no_more_than_aligned_or_mean_one
 def test_neither_do_they_under_the_noise_that_they_are_found_under(case: tuple) -> None:
     attended, outputs, member_of = case
     members = max(member_of.values()) + 1
-    found = shared_values(attended, outputs, member_of, members)
+    found = share_values(attended, outputs, member_of, members)
     mean = torch.stack(list(attended.values())).mean(0)
     noise = NOISE * mean.diagonal().max() * torch.eye(len(mean), dtype=F64)
     noisy = {head: c + noise for head, c in attended.items()}, outputs, member_of
@@ -187,7 +189,7 @@ def test_neither_do_they_under_the_noise_that_they_are_found_under(case: tuple) 
     whole = value_loss(
         noisy, torch.zeros_like(found.value), {h: torch.zeros_like(o) for h, o in outputs.items()}
     )
-    aligned = aligned_values(mean, members)
+    aligned = align_values(mean, members)
     turned = {h: o @ aligned.turns[member_of[h]].mT for h, o in outputs.items()}
     pooled = torch.cat([torch.eye(width, dtype=F64)] * members, dim=1) / members
     lost = found.loss * whole
@@ -198,7 +200,7 @@ def test_neither_do_they_under_the_noise_that_they_are_found_under(case: tuple) 
 def test_values_stay_as_large_as_they_were() -> None:
     attended = {h: covariance(8, 8, h) for h in range(2)}
     outputs = dict(enumerate(matrices(2, 6, 4, 3)))
-    found = shared_values(attended, outputs, {0: 0, 1: 1}, 2, noise=0.0)
+    found = share_values(attended, outputs, {0: 0, 1: 1}, 2, noise=0.0)
     mean = (attended[0] + attended[1]) / 2
     made = float(torch.trace(found.value @ mean @ found.value.mT))
     assert made == pytest.approx(float(mean.trace()) / 2, rel=1e-6)
@@ -207,7 +209,7 @@ def test_values_stay_as_large_as_they_were() -> None:
 def test_everything_zero_is_no_accident() -> None:
     zero = torch.zeros(4, 4, dtype=F64)
     outputs = {h: torch.ones(6, 2, dtype=F64) for h in range(2)}
-    found = shared_values({0: zero, 1: zero}, outputs, {0: 0, 1: 1}, 2)
+    found = share_values({0: zero, 1: zero}, outputs, {0: 0, 1: 1}, 2)
     assert found.loss == pytest.approx(0, abs=1e-9)
     assert found.value.isfinite().all()
     assert all(one.isfinite().all() for one in found.output.values())
@@ -224,7 +226,7 @@ def test_features_that_hardly_vary_are_not_blown_up() -> None:
         rounded = rounded + 1e-7 * torch.randn(rounded.shape, generator=generator, dtype=F64)
         attended[head] = rounded.mT @ rounded / 500
     outputs = dict(enumerate(matrices(4, 32, 16, 1)))
-    found = shared_values(attended, outputs, {h: h for h in range(4)}, 4, noise=0.0)
+    found = share_values(attended, outputs, {h: h for h in range(4)}, 4, noise=0.0)
     assert float(found.value.abs().max()) < 100
     assert max(float(one.abs().max()) for one in found.output.values()) < 100
     assert 0 < found.loss < 1

@@ -26,8 +26,8 @@ class Temperature(Operation):
     layers: list[int] | None = option(None, "layer numbers from 0; null for all")
 
     def plan(self, draft: Draft) -> None:
-        for site in select_sites(draft.sites, self.layers, self.key("layers"), draft.removed):
-            scaling = draft.value(site.path, "scaling")
+        for site in select_sites(draft.sites, self.layers, self.get_key("layers"), draft.removed):
+            scaling = draft.get_value(site.path, "scaling")
             if not isinstance(scaling, float):
                 raise ConfigError(
                     f"attention.{self.name}",
@@ -35,4 +35,4 @@ class Temperature(Operation):
                     valid="a model whose attention has the attribute `scaling`",
                 )
             draft.set_attribute(site.path, "scaling", scaling / self.value)
-            draft.tell(site.path, "temperature", f"{self.value:g}")
+            draft.set_cell(site.path, "temperature", f"{self.value:g}")
