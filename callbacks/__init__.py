@@ -1,4 +1,4 @@
-"""Lightning callbacks that watch heads. They never change the model."""
+"""Lightning callbacks that observe heads. They never change the model."""
 
 from .attention_statistics import AttentionStatistics
 from .head_alarms import HeadAlarms

@@ -1,4 +1,4 @@
-"""What each head's attention looks like, while it trains."""
+"""Statistics of each head's attention during training."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from .head_monitor import HeadMonitor
 class AttentionStatistics(HeadMonitor):
     """Entropy, largest logit, and where the attention of each query head goes.
 
-    The metrics and their definitions are `surgery.observe.statistics.STATISTICS`: exact on
-    sampled query rows. Queries that the batch's `attention_mask` marks as padding do not count.
-    What asks for the same token needs `input_ids` in the batch, and is null without.
+    `surgery.observe.statistics.STATISTICS` defines the metrics. They are exact on sampled query
+    rows. Queries that the batch's `attention_mask` marks as padding do not count. Metrics about
+    equal tokens need `input_ids` in the batch, and are null without it.
 
     Args:
         every_n_steps, heatmap_every_n_steps: see `HeadMonitor`.
         rows: query rows drawn per step (the same for all layers); ``None`` or ``"all"`` for all.
-        seed: of the draw; with the step, decides the rows.
-        metrics: those wanted; ``None`` for all.
+        seed: together with the step, decides the rows.
+        metrics: names of metrics; ``None`` for all.
 
     Raises:
-        ConfigError: options that cannot be.
+        ConfigError: an option is invalid.
     """
 
     name = "attention_statistics"
@@ -47,7 +47,7 @@ class AttentionStatistics(HeadMonitor):
         seed: int = 0,
         metrics: Sequence[str] | None = None,
     ) -> None:
-        self.metrics = self._chosen(metrics)
+        self.metrics = self._choose_metrics(metrics)
         super().__init__(every_n_steps, heatmap_every_n_steps)
         rows = None if rows == "all" else rows
         if rows is not None and (type(rows) is not int or rows < 1):
@@ -61,7 +61,7 @@ class AttentionStatistics(HeadMonitor):
         self._row_seed = seed
         self._rows: dict[tuple[int, torch.device], torch.Tensor] = {}
 
-    def _chosen(self, metrics: Sequence[str] | None) -> tuple[str, ...]:
+    def _choose_metrics(self, metrics: Sequence[str] | None) -> tuple[str, ...]:
         if metrics is None:
             return STATISTICS
         unknown = (
@@ -83,7 +83,7 @@ class AttentionStatistics(HeadMonitor):
     def on_before_backward(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: torch.Tensor
     ) -> None:
-        if self._tap is not None:  # under gradient checkpointing, backward runs attention again
+        if self._tap is not None:  # with gradient checkpointing, backward runs attention again
             self._tap.pause()
 
     def observe(self, call: AttentionCall) -> None:

@@ -1,4 +1,4 @@
-"""Says which heads go wrong while they train, and ends the training if that is wanted."""
+"""Report heads that go wrong during training, and stop the training if wanted."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pytorch_lightning.loggers import WandbLogger
 from surgery.console import say
 from surgery.errors import ConfigError
 
-from .head_conditions import CONDITIONS, REMEMBERED, Judged, conditions
+from .head_conditions import CONDITIONS, REMEMBERED, HeadCondition, find_conditions
 from .head_monitor import HeadMonitor, Observation
 
 ACTIONS = ("log", "alert", "stop")
@@ -20,7 +20,7 @@ LISTED = 8
 
 
 class Alarm(TypedDict):
-    """One head in one condition, from the step on at which it was noticed."""
+    """One head in a bad condition, and the step at which it was noticed."""
 
     alarm: str
     step: int
@@ -31,25 +31,24 @@ class Alarm(TypedDict):
 
 
 class HeadAlarms(Callback):
-    """Reads what the monitors observed, and speaks up for heads that stay in a bad condition.
+    """Reads what the monitors observed, and raises alarms for heads that stay in a bad condition.
 
-    A head alarms once, and again only after it has recovered in between. All ranks of a run read
-    the same figures, and so stop at the same step. Logs `alarms/<kind>`, the number of heads in
+    A head raises an alarm once, and again only after it has recovered. All ranks of a run read the
+    same figures, and so stop at the same step. It logs `alarms/<kind>`: the number of heads in
     that condition.
 
     Args:
-        collapse: `normalized_entropy` at or below this share of what it was at most.
-        uniform: `normalized_entropy` at or above it.
-        logits: `max_logit` at or above it.
-        dead: `output_norm` at or below this share of what it was at most, or of the layer's median.
-            ``None`` in place of any of these four: no such alarm.
-        patience: consecutive observations in that condition before a head alarms.
-        warmup_steps: what is observed before this step is neither judged nor remembered.
-        action: log: a line on the console | alert: that, and an alert by W&B | stop: that, and the
-            training ends.
+        collapse: `normalized_entropy` is at or below this fraction of its highest value so far.
+        uniform: `normalized_entropy` is at or above this value.
+        logits: `max_logit` is at or above this value.
+        dead: `output_norm` is at or below this fraction of its highest value so far, or of the
+            layer's median. ``None`` for any of these four: no such alarm.
+        patience: consecutive observations in that condition before an alarm.
+        warmup_steps: observations before this step are ignored.
+        action: log: print a line | alert: also send a W&B alert | stop: also end the training.
 
     Raises:
-        ConfigError: options that cannot be.
+        ConfigError: an option is invalid.
     """
 
     name = "head_alarms"
@@ -80,12 +79,12 @@ class HeadAlarms(Callback):
             top = float("inf") if kind == "logits" else 1.0
             number = isinstance(threshold, int | float) and not isinstance(threshold, bool)
             if threshold is not None and not (number and 0 <= threshold <= top):
-                valid = "a number from 0" if kind == "logits" else "a number from 0 to 1"
+                valid = "0 or more" if kind == "logits" else "in [0, 1]"
                 raise ConfigError(
                     f"{self.name}.{kind}",
-                    "is no threshold",
+                    f"must be {valid}",
                     given=threshold,
-                    valid=f"{valid}, or null for no such alarm",
+                    valid=f"a number {valid}, or null for no such alarm",
                 )
         for option, least in (("patience", 1), ("warmup_steps", 0)):
             value = getattr(self, option)
@@ -97,18 +96,18 @@ class HeadAlarms(Callback):
                 )
         if self.action not in ACTIONS:
             raise ConfigError(
-                f"{self.name}.action", "is no action", given=self.action, valid=ACTIONS
+                f"{self.name}.action", "unknown action", given=self.action, valid=ACTIONS
             )
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        observed = {name for monitor in _monitors(trainer) for name in monitor.metrics}
+        observed = {name for monitor in _find_monitors(trainer) for name in monitor.metrics}
         blind = [
             f"{kind} ({metric})"
             for kind, metric in CONDITIONS.items()
             if self.thresholds[kind] is not None and metric not in observed
         ]
         if blind:
-            say(f"{self.name}: nothing observes what these would read: {', '.join(blind)}")
+            say(f"{self.name}: no monitor observes the metrics of: {', '.join(blind)}")
         if self.action == "alert" and not any(isinstance(x, WandbLogger) for x in trainer.loggers):
             say(f"{self.name}: action=alert needs logger=wandb; alarms are only printed")
 
@@ -120,35 +119,36 @@ class HeadAlarms(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        for monitor in _monitors(trainer):
+        for monitor in _find_monitors(trainer):
             fresh = monitor.observations[self._judged.get(monitor.name, 0) :]
             self._judged[monitor.name] = len(monitor.observations)
-            for seen in fresh:
-                if seen["step"] >= self.warmup_steps:
-                    self._judge(trainer, seen)
+            for observation in fresh:
+                if observation["step"] >= self.warmup_steps:
+                    self._judge(trainer, observation)
 
-    def _judge(self, trainer: pl.Trainer, seen: Observation) -> None:
-        for metric in set(REMEMBERED) & seen["metrics"].keys():
-            now, before = seen["metrics"][metric], self._highest.get(metric)
+    def _judge(self, trainer: pl.Trainer, observation: Observation) -> None:
+        for metric in set(REMEMBERED) & observation["metrics"].keys():
+            now, before = observation["metrics"][metric], self._highest.get(metric)
             known = before is not None and before.shape == now.shape
             self._highest[metric] = torch.fmax(before, now) if known else now  # type: ignore[arg-type]
         counts = {}
-        for kind, judged in conditions(seen, self.thresholds, self._highest).items():
-            fresh = self._remember(kind, judged)
+        conditions = find_conditions(observation, self.thresholds, self._highest)
+        for kind, condition in conditions.items():
+            fresh = self._remember(kind, condition)
             counts[f"alarms/{kind}"] = float(self._alarmed[kind].sum())
             if fresh.any():
-                self._raise(trainer, kind, seen, judged, fresh)
+                self._raise(trainer, kind, observation, condition, fresh)
         for logger in trainer.loggers if counts else ():
-            logger.log_metrics(counts, step=seen["step"])
+            logger.log_metrics(counts, step=observation["step"])
 
-    def _remember(self, kind: str, judged: Judged) -> torch.Tensor:
-        """Which heads alarm now: bool [heads of all layers]."""
+    def _remember(self, kind: str, condition: HeadCondition) -> torch.Tensor:
+        """Count the observations in a condition; return the heads with a new alarm, bool."""
         streak = self._streaks.get(kind)
-        if streak is None or streak.shape != judged.bad.shape:
-            streak = torch.zeros(judged.bad.shape, dtype=torch.long)
-            self._alarmed[kind] = torch.zeros_like(judged.bad)
-        # What was not observed is neither worse nor better than before.
-        streak = torch.where(judged.known, torch.where(judged.bad, streak + 1, 0), streak)
+        if streak is None or streak.shape != condition.bad.shape:
+            streak = torch.zeros(condition.bad.shape, dtype=torch.long)
+            self._alarmed[kind] = torch.zeros_like(condition.bad)
+        # Heads that were not observed keep their count.
+        streak = torch.where(condition.known, torch.where(condition.bad, streak + 1, 0), streak)
         self._streaks[kind] = streak
         now = streak >= self.patience
         fresh = now & ~self._alarmed[kind]
@@ -156,23 +156,29 @@ class HeadAlarms(Callback):
         return fresh
 
     def _raise(
-        self, trainer: pl.Trainer, kind: str, seen: Observation, judged: Judged, fresh: torch.Tensor
+        self,
+        trainer: pl.Trainer,
+        kind: str,
+        observation: Observation,
+        condition: HeadCondition,
+        fresh: torch.Tensor,
     ) -> None:
-        step, places = seen["step"], [(i, h) for i, n in enumerate(seen["heads"]) for h in range(n)]
-        value = judged.value.nan_to_num()  # JSON knows no infinity
-        raised = [
+        step = observation["step"]
+        places = [(i, h) for i, count in enumerate(observation["heads"]) for h in range(count)]
+        value = condition.value.nan_to_num()  # JSON has no infinity
+        alarms = [
             Alarm(
                 alarm=kind,
                 step=step,
                 layer=places[index][0],
                 head=places[index][1],
                 value=value[index].item(),
-                threshold=judged.threshold[index].item(),
+                threshold=condition.threshold[index].item(),
             )
             for index in fresh.nonzero().flatten().tolist()
         ]
-        self.alarms += raised
-        text = _sentence(kind, raised)
+        self.alarms += alarms
+        text = _format_alarms(kind, alarms)
         say(f"{self.name}: step {step}: {text}")
         if self.action != "log" and trainer.is_global_zero:
             for logger in trainer.loggers:
@@ -199,14 +205,14 @@ class HeadAlarms(Callback):
         self._highest = dict(state_dict["highest"])
 
 
-def _monitors(trainer: pl.Trainer) -> list[HeadMonitor]:
+def _find_monitors(trainer: pl.Trainer) -> list[HeadMonitor]:
     return [c for c in trainer.callbacks if isinstance(c, HeadMonitor)]  # type: ignore[attr-defined]
 
 
-def _sentence(kind: str, raised: list[Alarm]) -> str:
-    shown = ", ".join(f"{a['layer']}.{a['head']} ({a['value']:.3g})" for a in raised[:LISTED])
-    more = f" and {len(raised) - LISTED} more" if len(raised) > LISTED else ""
-    limits = sorted({f"{a['threshold']:.3g}" for a in raised}, key=float)
+def _format_alarms(kind: str, alarms: list[Alarm]) -> str:
+    shown = ", ".join(f"{a['layer']}.{a['head']} ({a['value']:.3g})" for a in alarms[:LISTED])
+    more = f" and {len(alarms) - LISTED} more" if len(alarms) > LISTED else ""
+    limits = sorted({f"{a['threshold']:.3g}" for a in alarms}, key=float)
     limit = limits[0] if len(limits) == 1 else f"{limits[0]} to {limits[-1]}"
-    heads = "1 head" if len(raised) == 1 else f"{len(raised)} heads"
+    heads = "1 head" if len(alarms) == 1 else f"{len(alarms)} heads"
     return f"{kind}: {CONDITIONS[kind]} past {limit} in {heads} (layer.head): {shown}{more}"

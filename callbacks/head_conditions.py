@@ -1,4 +1,4 @@
-"""Conditions that no head should stay in, and which heads are in them at one observation."""
+"""Bad conditions of heads, and which heads are in them at one observation."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 from .head_monitor import Observation
 
-# Kind of alarm → the metric it reads.
+# Kind of alarm → the metric that it reads.
 CONDITIONS = {
     "collapse": "normalized_entropy",
     "uniform": "normalized_entropy",
@@ -21,11 +21,14 @@ REMEMBERED = ("normalized_entropy", "output_norm")
 
 
 @dataclass(frozen=True)
-class Judged:
-    """All heads at one observation, layer by layer: [sum of heads] each.
+class HeadCondition:
+    """One condition of all heads at one observation, layer by layer: [sum of heads] each.
 
     Attributes:
-        known: whether a head was observed at all.
+        value: the value of the metric.
+        threshold: the limit for this value.
+        bad: whether the value is past the limit.
+        known: whether the head was observed.
     """
 
     value: torch.Tensor
@@ -34,29 +37,32 @@ class Judged:
     known: torch.Tensor
 
 
-def conditions(
-    seen: Observation, thresholds: Mapping[str, float | None], highest: Mapping[str, torch.Tensor]
-) -> dict[str, Judged]:
-    """Kind → the heads, for each kind that has a threshold and was observed.
+def find_conditions(
+    observation: Observation,
+    thresholds: Mapping[str, float | None],
+    highest: Mapping[str, torch.Tensor],
+) -> dict[str, HeadCondition]:
+    """Find the condition of all heads, for each kind that has a threshold and was observed.
 
     Args:
-        highest: of each metric in `REMEMBERED`, the largest of each head so far, this observation
+        highest: metric of `REMEMBERED` → the largest value of each head so far, this observation
             included: [sum of heads].
     """
-    found = {}
+    conditions = {}
     for kind, metric in CONDITIONS.items():
-        limit, value = thresholds[kind], seen["metrics"].get(metric)
+        limit, value = thresholds[kind], observation["metrics"].get(metric)
         if limit is None or value is None:
             continue
         threshold = torch.full_like(value, limit)
         if kind == "collapse":
             threshold *= highest[metric]
         if kind == "dead":
-            threshold *= torch.fmax(highest[metric], _median_of_layer(value, seen["heads"]))
+            medians = _compute_layer_medians(value, observation["heads"])
+            threshold *= torch.fmax(highest[metric], medians)
         bad = value >= threshold if kind in ("uniform", "logits") else value <= threshold
-        found[kind] = Judged(value, threshold, bad, ~value.isnan())
-    return found
+        conditions[kind] = HeadCondition(value, threshold, bad, ~value.isnan())
+    return conditions
 
 
-def _median_of_layer(value: torch.Tensor, heads: list[int]) -> torch.Tensor:
+def _compute_layer_medians(value: torch.Tensor, heads: list[int]) -> torch.Tensor:
     return torch.cat([layer.nanmedian().expand(len(layer)) for layer in value.split(heads)])

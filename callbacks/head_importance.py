@@ -1,4 +1,4 @@
-"""How much the loss hangs on each head, from the training backward pass itself."""
+"""The importance of each head for the loss, from the backward pass of training."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class HeadImportance(HeadMonitor):
     """Gate-gradient importance of each query head (Michel et al. 2019, arXiv:1905.10650, eq. 2).
 
     With a gate ξ_h = 1 on head h's output o_h (its slice of the output projection's input),
-    ∂L/∂ξ_h = Σ o_h · ∂L/∂o_h; the importance is the mean over examples of its absolute value, in
-    nats. An example is a row of the batch. The loss of a batch is a mean, so each example's share
-    of it is scaled back by their number, and by gradient accumulation and loss scaling where they
-    are on; where the mean is over tokens, a longer example weighs more. Gradients that never
-    reach a layer (all below it is frozen) leave it without a figure.
+    ∂L/∂ξ_h = Σ o_h · ∂L/∂o_h. The importance is the mean of its absolute value over examples, in
+    nats. An example is a row of the batch. The loss of a batch is a mean, so gradients are
+    multiplied by the number of examples, and scaling by gradient accumulation and by the loss
+    scaler is undone. If the mean is over tokens, a longer example weighs more. A layer that no
+    gradient reaches (everything below it is frozen) has no value.
 
     Args:
         every_n_steps, heatmap_every_n_steps: see `HeadMonitor`.
@@ -48,13 +48,13 @@ class HeadImportance(HeadMonitor):
         if not output.requires_grad:
             return
         scale = self._scale * output.shape[0]
-        # The hook lives on `output`: were it to hold `output` (or the call) too, the graph of the
-        # whole step would wait for the garbage collector.
+        # The hook must not hold `output` (or the call), to which it belongs: this cycle would keep
+        # the graph of the whole step until garbage collection.
         site, value = call.site, output.detach()
 
-        def take(gradient: torch.Tensor) -> None:
+        def add_importance(gradient: torch.Tensor) -> None:
             gate = (value.float() * gradient.float()).sum((1, 3))
             examples = torch.tensor(float(gate.shape[0]), device=gate.device)
             self._sums.add(site, {"head_importance": (scale * gate.abs().sum(0), examples)})
 
-        output.register_hook(take)
+        output.register_hook(add_importance)

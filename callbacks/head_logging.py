@@ -1,8 +1,8 @@
-"""Sending per-head figures to whatever loggers a run has, without a chart per head.
+"""Log figures of heads to all loggers of a run, without a chart per head.
 
-A 32×32 model has a thousand heads: as scalars they freeze a dashboard. So: one scalar per metric
-over all heads, a few metrics per layer as well, all heads as one picture now and then, and every
-figure in one table at the end.
+A 32×32 model has a thousand heads, and as many scalars would freeze a dashboard. So there is one
+scalar per metric over all heads, a few metrics per layer, sometimes a picture of all heads, and a
+table with every figure at the end.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 
-from .head_picture import heatmap
+from .head_picture import draw_heatmap
 
 _OF_HEADS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "mean": torch.mean,
@@ -26,39 +26,39 @@ _OF_HEADS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 
 @dataclass(frozen=True)
 class HeadGrid:
-    """One metric of all heads at one step; layers may differ in their number of heads."""
+    """One metric of all heads at one step; layers may have different numbers of heads."""
 
     metric: str
     step: int
     layers: list[torch.Tensor]
 
-    def array(self) -> np.ndarray:
-        """[layers, most heads], NaN where a layer has no such head."""
+    def to_array(self) -> np.ndarray:
+        """Make an array [layers, most heads]; NaN where a layer has no such head."""
         width = max(len(layer) for layer in self.layers)
         grid = np.full((len(self.layers), width), np.nan)
         for index, layer in enumerate(self.layers):
             grid[index, : len(layer)] = layer.numpy()
         return grid
 
-    def scalars(self, overall: str, by_layer: Iterable[str]) -> dict[str, float]:
-        """`<metric>/<overall>` over all heads, and `<metric>/layer_NN/<each of by_layer>`.
+    def to_scalars(self, overall: str, by_layer: Iterable[str]) -> dict[str, float]:
+        """Make `<metric>/<overall>` over all heads, and `<metric>/layer_NN/<each of by_layer>`.
 
-        Where nothing was seen there is no scalar.
+        There is no scalar where nothing was observed.
 
         Args:
             overall, by_layer: mean, min or max.
         """
         scalars = {}
-        seen = torch.cat(self.layers)
-        seen = seen[~seen.isnan()]
-        if len(seen):
-            scalars[f"{self.metric}/{overall}"] = _OF_HEADS[overall](seen).item()
+        observed = torch.cat(self.layers)
+        observed = observed[~observed.isnan()]
+        if len(observed):
+            scalars[f"{self.metric}/{overall}"] = _OF_HEADS[overall](observed).item()
         for index, layer in enumerate(self.layers):
-            seen = layer[~layer.isnan()]
-            if len(seen):
+            observed = layer[~layer.isnan()]
+            if len(observed):
                 for name in by_layer:
                     key = f"{self.metric}/layer_{index:02d}/{name}"
-                    scalars[key] = _OF_HEADS[name](seen).item()
+                    scalars[key] = _OF_HEADS[name](observed).item()
         return scalars
 
 
@@ -68,18 +68,18 @@ def log_scalars(trainer: pl.Trainer, scalars: dict[str, float], step: int) -> No
 
 
 def log_heatmap(trainer: pl.Trainer, grid: HeadGrid) -> None:
-    """The picture, to the loggers that take pictures; its title says the step.
+    """Log a picture to the loggers that accept pictures; its title has the step.
 
-    None of a metric of which nothing was seen.
+    There is no picture of a metric that was not observed.
     """
-    takers = [x for x in trainer.loggers if isinstance(x, WandbLogger | TensorBoardLogger)]
-    if not takers or torch.cat(grid.layers).isnan().all():
+    loggers = [x for x in trainer.loggers if isinstance(x, WandbLogger | TensorBoardLogger)]
+    if not loggers or torch.cat(grid.layers).isnan().all():
         return
     key = f"{grid.metric}/heads"
-    picture = heatmap(grid.array(), f"{grid.metric.replace('_', ' ')}, step {grid.step}")
-    for logger in takers:
+    picture = draw_heatmap(grid.to_array(), f"{grid.metric.replace('_', ' ')}, step {grid.step}")
+    for logger in loggers:
         if isinstance(logger, WandbLogger):
-            # Lightning makes this step a value, `trainer/global_step`, as it does for scalars.
+            # Lightning logs this step as `trainer/global_step`, as it does for scalars.
             logger.log_image(key, [picture], step=grid.step, caption=[f"step {grid.step}"])
         else:
             pixels = np.asarray(picture)

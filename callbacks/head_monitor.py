@@ -1,4 +1,4 @@
-"""What all head monitors share: when to look, how to add up, where to send it."""
+"""The base of all head monitors: when to observe, what to sum, where to log."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from .head_logging import HeadGrid, log_heatmap, log_scalars
 
 
 class Observation(TypedDict):
-    """What was seen at one step.
+    """What was observed at one step.
 
     Attributes:
-        heads: heads of each layer.
-        metrics: metric → the figures of all heads, layer by layer: [sum of `heads`]. One tensor,
-            since a long run's checkpoint holds thousands. NaN: nothing to be seen there.
+        heads: number of heads of each layer.
+        metrics: metric → the values of all heads, layer by layer: [sum of `heads`]. This is one
+            tensor, since the checkpoint of a long run holds thousands. NaN: not observed.
     """
 
     step: int
@@ -36,18 +36,19 @@ class Observation(TypedDict):
 
 
 class HeadMonitor(Callback):
-    """Observes every `every_n_steps`-th optimizer step, the first included.
+    """Observes every `every_n_steps`-th optimizer step, starting with the first.
 
-    Subclasses name their `metrics` and say how one attention call adds to them.
+    Subclasses name their `metrics` and define how an attention call adds to them.
 
     Attributes:
-        metrics: each is one scalar over all heads and one picture, and a column of the table.
-        maxima: those whose figure is a largest one, and that over all heads their largest.
-        roots: those whose figure is the root of a mean.
-        by_layer: metric → what of it is a scalar per layer as well: mean, min, max.
+        metrics: names; each is one scalar over all heads, one picture and a column of the table.
+        maxima: metrics whose value is a maximum, over rows and over heads.
+        roots: metrics whose value is the square root of a mean.
+        by_layer: metric → its scalars per layer: mean, min, max.
+        blind: end of the message if nothing was observed.
 
     Args:
-        every_n_steps: cadence of observation; between two observed steps nothing is in the way.
+        every_n_steps: cadence of observation; steps in between are not slowed down.
         heatmap_every_n_steps: cadence of the [layers × heads] picture; a multiple of the above.
     """
 
@@ -56,7 +57,7 @@ class HeadMonitor(Callback):
     maxima: Collection[str] = ()
     roots: Collection[str] = ()
     by_layer: Mapping[str, tuple[str, ...]] = MappingProxyType({})
-    blind: str = "nothing could be seen of it"
+    blind: str = "nothing was observed"
 
     def __init__(self, every_n_steps: int, heatmap_every_n_steps: int) -> None:
         if not isinstance(every_n_steps, int) or every_n_steps < 1:
@@ -90,16 +91,16 @@ class HeadMonitor(Callback):
         """Called once per observed batch, before the forward pass."""
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        model = watched_model(pl_module)
+        model = find_watched_model(pl_module)
         self._model = model
-        self._tap = Tap(model, self._see)
+        self._tap = Tap(model, self._observe_call)
         self._order = {path: index for index, (path, _) in enumerate(model.named_modules())}
         self._sums.clear()
         self._step = None
 
-    def _see(self, call: AttentionCall) -> None:
-        # A block that is seen has its line, even if nothing can be said of it: layers keep their
-        # numbers where the lower ones are frozen.
+    def _observe_call(self, call: AttentionCall) -> None:
+        # Every observed block has a row, even without a value: so layers keep their numbers if
+        # lower ones are frozen.
         self._sums.start(call.site, call.query.shape[1], call.query.device)
         self.observe(call)
 
@@ -112,7 +113,7 @@ class HeadMonitor(Callback):
         assert self._tap is not None
         self._step = step
         self.start_step(trainer, batch, step)
-        self._tap.open(*_query_masks(batch), *_tokens(batch, self._model))
+        self._tap.open(*_get_query_masks(batch), *_get_tokens(batch, self._model))
 
     def on_train_batch_end(
         self,
@@ -137,7 +138,7 @@ class HeadMonitor(Callback):
             self._tap.close()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self._tap is not None:  # an epoch that was cut short has no end of its last batch
+        if self._tap is not None:  # the last batch of an epoch that was cut short does not end
             self._tap.close()
 
     def _flush(self, trainer: pl.Trainer) -> None:
@@ -162,17 +163,18 @@ class HeadMonitor(Callback):
         if trainer.is_global_zero:
             self._log(trainer, self.observations[-1])
 
-    def _log(self, trainer: pl.Trainer, seen: Observation) -> None:
+    def _log(self, trainer: pl.Trainer, observation: Observation) -> None:
+        step, heads = observation["step"], observation["heads"]
         grids = [
-            HeadGrid(name, seen["step"], list(figures.split(seen["heads"])))
-            for name, figures in seen["metrics"].items()
+            HeadGrid(name, step, list(figures.split(heads)))
+            for name, figures in observation["metrics"].items()
         ]
         scalars: dict[str, float] = {}
         for grid in grids:
             overall = "max" if grid.metric in self.maxima else "mean"
-            scalars |= grid.scalars(overall, self.by_layer.get(grid.metric, ()))
-        log_scalars(trainer, scalars, seen["step"])
-        if seen["step"] % self.heatmap_every_n_steps == 0:
+            scalars |= grid.to_scalars(overall, self.by_layer.get(grid.metric, ()))
+        log_scalars(trainer, scalars, step)
+        if step % self.heatmap_every_n_steps == 0:
             for grid in grids:
                 log_heatmap(trainer, grid)
 
@@ -183,40 +185,42 @@ class HeadMonitor(Callback):
         self.observations = list(state_dict["observations"])
 
 
-def watched_model(pl_module: torch.nn.Module) -> PreTrainedModel:
-    """The transformers model that a LightningModule trains: the first it holds that is not frozen.
+def find_watched_model(pl_module: torch.nn.Module) -> PreTrainedModel:
+    """Find the transformers model that a LightningModule trains: the first that is not frozen.
 
     Raises:
         TapError: there is none.
     """
-    held = [module for module in pl_module.modules() if isinstance(module, PreTrainedModel)]
-    if not held:
+    models = [module for module in pl_module.modules() if isinstance(module, PreTrainedModel)]
+    if not models:
         raise TapError(f"{type(pl_module).__name__} holds no transformers model to watch")
-    trained = (m for m in held if any(p.requires_grad for p in m.parameters()))
-    return next(trained, held[0])
+    trained = (m for m in models if any(p.requires_grad for p in m.parameters()))
+    return next(trained, models[0])
 
 
-def _query_masks(batch: Any) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """Which queries of the model, and of its decoder if that is apart, are real."""
+def _get_query_masks(batch: Any) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Get the masks of real queries, of the model and of its decoder (if it is separate)."""
     if not isinstance(batch, Mapping):
         return None, None
     decoder = batch.get("decoder_attention_mask")
     if decoder is None and batch.get("labels") is not None:
         decoder = batch["labels"] != IGNORED
-    return _rows_only(batch.get("attention_mask")), _rows_only(decoder)
+    return _keep_row_mask(batch.get("attention_mask")), _keep_row_mask(decoder)
 
 
-def _tokens(batch: Any, model: PreTrainedModel) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """Ids of the tokens that the model, and its decoder if that is apart, will see."""
+def _get_tokens(
+    batch: Any, model: PreTrainedModel
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Get the token ids of the model and of its decoder (if it is separate)."""
     if not isinstance(batch, Mapping):
         return None, None
     decoder = batch.get("decoder_input_ids")
-    shifted = getattr(model, "prepare_decoder_input_ids_from_labels", None)
-    if decoder is None and batch.get("labels") is not None and shifted is not None:
-        decoder = shifted(labels=batch["labels"])
+    shift = getattr(model, "prepare_decoder_input_ids_from_labels", None)
+    if decoder is None and batch.get("labels") is not None and shift is not None:
+        decoder = shift(labels=batch["labels"])
     return batch.get("input_ids"), decoder
 
 
-def _rows_only(mask: torch.Tensor | None) -> torch.Tensor | None:
-    # A mask of more dimensions says who sees whom, not who is real.
+def _keep_row_mask(mask: torch.Tensor | None) -> torch.Tensor | None:
+    # A mask with more dimensions says which query sees which key, not which tokens are real.
     return mask if mask is not None and mask.ndim == 2 else None

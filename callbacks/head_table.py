@@ -1,4 +1,4 @@
-"""One long table of everything the head monitors saw."""
+"""One long table of everything that the head monitors observed."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ KEYS = ["step", "layer", "head"]
 
 
 class HeadTable(Callback):
-    """At the end of training: `heads.parquet` in the run directory, and in a W&B artifact.
+    """Writes `heads.parquet` at the end of training, into the run directory and a W&B artifact.
 
-    The artifact holds a W&B table as well, as long as W&B takes one of this length.
-    Columns: step, layer, head, then one per metric of the monitors that ran. A metric that was
-    not observed at a step is null there.
+    The artifact also has a W&B table, if W&B accepts one of this length. Columns: step, layer,
+    head, then one per metric of the monitors that ran. A metric that was not observed at a step is
+    null there.
     """
 
     FILE = "heads.parquet"
@@ -32,7 +32,7 @@ class HeadTable(Callback):
         if not trainer.is_global_zero:
             return
         monitors = [c for c in trainer.callbacks if isinstance(c, HeadMonitor)]  # type: ignore[attr-defined]
-        table = joined(monitors)
+        table = join_observations(monitors)
         if table.num_rows == 0:
             return
         file = Path(trainer.default_root_dir) / self.FILE
@@ -43,9 +43,9 @@ class HeadTable(Callback):
                 _log_artifact(logger, table, file)
 
 
-def joined(monitors: list[HeadMonitor]) -> pa.Table:
-    """The monitors' observations as one table, a line per step, layer and head."""
-    tables = [_long(monitor) for monitor in monitors if monitor.observations]
+def join_observations(monitors: list[HeadMonitor]) -> pa.Table:
+    """Join the observations of all monitors: one row per step, layer and head."""
+    tables = [_make_long_table(monitor) for monitor in monitors if monitor.observations]
     if not tables:
         return pa.table({name: pa.array([], pa.int64()) for name in KEYS})
     table = tables[0]
@@ -54,15 +54,16 @@ def joined(monitors: list[HeadMonitor]) -> pa.Table:
     return table.sort_by([(key, "ascending") for key in KEYS])
 
 
-def _long(monitor: HeadMonitor) -> pa.Table:
+def _make_long_table(monitor: HeadMonitor) -> pa.Table:
     steps, layers, heads = [], [], []
-    for seen in monitor.observations:
-        steps.append(np.full(sum(seen["heads"]), seen["step"]))
-        layers.append(np.repeat(np.arange(len(seen["heads"])), seen["heads"]))
-        heads += [np.arange(count) for count in seen["heads"]]
+    for observation in monitor.observations:
+        counts = observation["heads"]
+        steps.append(np.full(sum(counts), observation["step"]))
+        layers.append(np.repeat(np.arange(len(counts)), counts))
+        heads += [np.arange(count) for count in counts]
     columns = dict(zip(KEYS, map(np.concatenate, (steps, layers, heads)), strict=True))
     for name in monitor.metrics:
-        figures = torch.cat([seen["metrics"][name] for seen in monitor.observations])
+        figures = torch.cat([one["metrics"][name] for one in monitor.observations])
         columns[name] = pa.array(figures.numpy(), from_pandas=True)  # NaN becomes null
     return pa.table(columns)
 
@@ -71,7 +72,7 @@ def _log_artifact(logger: WandbLogger, table: pa.Table, file: Path) -> None:
     run = logger.experiment
     artifact = wandb.Artifact(f"heads-{run.id}", type="head-metrics")
     artifact.add_file(str(file))
-    if table.num_rows <= wandb.Table.MAX_ARTIFACT_ROWS:  # a longer one would be cut off
+    if table.num_rows <= wandb.Table.MAX_ARTIFACT_ROWS:  # W&B would cut off a longer table
         columns = table.to_pydict()
         data = [list(row) for row in zip(*columns.values(), strict=True)]
         artifact.add(wandb.Table(columns=list(columns), data=data), "heads")

@@ -24,7 +24,7 @@ from typing import Any
 from benchmarks.importance.grid import ESTIMATORS, ORIGINAL, PRUNE, REFERENCE, SCORE, Cell
 from benchmarks.importance.ranks import overlap, spread
 from benchmarks.shared.weights import check_weights
-from surgery.lab.tasks.agreement import spearman
+from surgery.lab.tasks.agreement import compute_spearman
 
 Record = Mapping[str, Any]
 Spread = dict[str, float] | None
@@ -90,7 +90,7 @@ def foresight(cases: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         ]
         found[run] = {
             "pairs": len(pairs),
-            "spearman": spearman(*zip(*pairs, strict=True)) if len(pairs) > 2 else None,
+            "spearman": compute_spearman(*zip(*pairs, strict=True)) if len(pairs) > 2 else None,
         }
     return found
 
@@ -138,12 +138,12 @@ def _agreement(tables: Mapping[tuple[str, int], Any], name: str) -> dict[str, Sp
         if name != REFERENCE and (REFERENCE, seed) in tables
     ]
     return {
-        "all": spread(spearman(_flat(a), _flat(b)) for a, b in pairs),
+        "all": spread(compute_spearman(_flat(a), _flat(b)) for a, b in pairs),
         "within": spread(_within(a, b) for a, b in pairs),
         "top": spread(overlap(_flat(a), _flat(b), TOP) for a, b in pairs),
         "low": spread(overlap(_flat(a), _flat(b), TOP, lowest=True) for a, b in pairs),
         "again": spread(
-            spearman(_flat(tables[name, a]), _flat(tables[name, b]))
+            compute_spearman(_flat(tables[name, a]), _flat(tables[name, b]))
             for a, b in combinations(seeds, 2)
         ),
     }
@@ -153,7 +153,7 @@ def _within(a: Sequence[Sequence[float]], b: Sequence[Sequence[float]]) -> float
     layers = [
         found
         for one, other in zip(a, b, strict=True)
-        if len(one) > 2 and (found := spearman(one, other)) is not None
+        if len(one) > 2 and (found := compute_spearman(one, other)) is not None
     ]
     return sum(layers) / len(layers) if layers else None
 

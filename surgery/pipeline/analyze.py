@@ -11,39 +11,44 @@ from transformers import PreTrainedModel
 
 from surgery.config.schema import AnalysisConfig, Task
 from surgery.console import say, show
+from surgery.data.collate import Batch
 from surgery.data.windows import find_special_tokens
 from surgery.files import write_json
 from surgery.lab.analysis.behaviour import observe_text
-from surgery.lab.analysis.clusters import clusters, tree, what_is_its_own
+from surgery.lab.analysis.clusters import (
+    build_tree,
+    find_clusters,
+    find_shared_groups,
+    score_redundancy,
+)
 from surgery.lab.analysis.draw_maps import draw_map
 from surgery.lab.analysis.draw_probes import draw_probes
 from surgery.lab.analysis.draw_roles import draw_roles
 from surgery.lab.analysis.draw_similarity import draw_similarity
-from surgery.lab.analysis.groups import shared_groups
 from surgery.lab.analysis.maps import (
     BEST,
     Head,
-    attention_maps,
-    best_heads,
     check_heads,
     check_maps,
-    parsed,
+    compute_maps,
+    parse_heads,
+    pick_best_heads,
 )
-from surgery.lab.analysis.probes import Judged, run_probes
-from surgery.lab.analysis.repeats import Repeats, observe_repeats, random_repeats
+from surgery.lab.analysis.probes import ProbeResult, run_probes
+from surgery.lab.analysis.repeats import Repeats, draw_repeats, observe_repeats
 from surgery.lab.analysis.result import (
     FORMAT,
-    beside_others,
-    heads_of,
-    in_short,
-    probes_json,
+    add_comparisons,
+    describe_heads,
+    probes_to_json,
     save_heads,
+    summarize,
 )
 from surgery.lab.analysis.roles import Thresholds
 from surgery.lab.analysis.similarity import Similarity, compare_heads
-from surgery.lab.analysis.sources import check_probes, probe_name, probe_texts
-from surgery.lab.analysis.table import probes_table, roles_table
-from surgery.lab.analysis.watch import Batch, self_attention, unmasked
+from surgery.lab.analysis.sources import check_probes, make_probe_texts, name_probe
+from surgery.lab.analysis.table import make_probes_table, make_roles_table
+from surgery.lab.analysis.watch import find_self_attention, unmask
 from surgery.models.sites import Site
 from surgery.pipeline.files import (
     ANALYSIS,
@@ -63,7 +68,7 @@ def check_analysis(cfg: AnalysisConfig, skeleton: PreTrainedModel) -> None:
     Raises:
         ConfigError: the stage cannot be run like this on the model.
     """
-    sites = self_attention(skeleton)
+    sites = find_self_attention(skeleton)
     check_probes(cfg.probes)
     check_maps(cfg.maps.heads, cfg.maps.texts)
     check_heads(cfg.maps.heads, sites)
@@ -80,16 +85,16 @@ def analyze(session: Session) -> None:
     folder.mkdir(exist_ok=True)
     thresholds = Thresholds(**vars(cfg.thresholds))
     batches = _pick_batches(session)
-    sites = self_attention(model)
+    sites = find_self_attention(model)
     behaviour = observe_text(model, batches, sites, cfg.rows, run.seed)
     sites = _keep_observed(sites, behaviour)
     repeats = observe_repeats(model, _draw_repeats(session, batches), sites)
     judged = _run_probes(session, sites)
     similarity = compare_heads(model, batches, sites, cfg.rows, run.seed)
-    links = tree(similarity.divergence)
-    families = clusters(links, cfg.cluster_distance)
-    heads = heads_of(sites, behaviour, repeats, judged, thresholds)
-    heads = beside_others(heads, similarity, families)
+    links = build_tree(similarity.divergence)
+    families = find_clusters(links, cfg.cluster_distance)
+    heads = describe_heads(sites, behaviour, repeats, judged, thresholds)
+    heads = add_comparisons(heads, similarity, families)
     result = {
         "format": FORMAT,
         "model": session.source.name,
@@ -98,16 +103,16 @@ def analyze(session: Session) -> None:
         "rows": behaviour[sites[0].path].rows,
         "thresholds": thresholds.to_json(),
         "heads": heads,
-        "probes": probes_json(judged),
+        "probes": probes_to_json(judged),
         "clusters": _describe_clusters(similarity, links.tolist(), families, cfg.cluster_distance),
     }
     files = _write_tables(session, result, similarity, sites, len(batches), folder)
     files += _draw(result, similarity, links, folder)
     files += _draw_maps(session, sites, heads, folder)
-    session.results.analysis = in_short(result, [f"{ANALYSIS}/{name}" for name in files])
-    show(roles_table(result))
+    session.results.analysis = summarize(result, [f"{ANALYSIS}/{name}" for name in files])
+    show(make_roles_table(result))
     if judged:
-        show(probes_table(result))
+        show(make_probes_table(result))
     say(f"  analysis of {len(heads)} heads: {ANALYSIS}/ ({', '.join(files)})")
 
 
@@ -120,7 +125,7 @@ def _write_tables(
     folder: Path,
 ) -> list[str]:
     save_heads(result, folder / f"{HEADS}.json")
-    what_is_its_own(
+    score_redundancy(
         similarity,
         sites,
         model=session.source.name,
@@ -129,7 +134,7 @@ def _write_tables(
         seed=session.run.seed,
     ).save(folder / f"{REDUNDANCY}.json")
     files = [f"{name}{end}" for name in (HEADS, REDUNDANCY) for end in (".json", ".parquet")]
-    groups = shared_groups(similarity, sites)
+    groups = find_shared_groups(similarity, sites)
     if groups:
         write_json(folder / GROUPS, groups)
         files.append(GROUPS)
@@ -150,7 +155,7 @@ def _pick_batches(session: Session) -> list[Batch]:
     cfg = session.run.analysis
     batches = session.data.draw_importance_batches(cfg.windows, cfg.batch_size)
     masked = session.run.model.task is Task.masked_lm
-    return [unmasked(batch) if masked else batch for batch in batches]
+    return [unmask(batch) if masked else batch for batch in batches]
 
 
 def _keep_observed(sites: Sequence[Site], behaviour: Mapping[str, Any]) -> list[Site]:
@@ -174,7 +179,7 @@ def _draw_repeats(session: Session, batches: Sequence[Batch]) -> Repeats:
     vocabulary = vocabulary[~torch.isin(vocabulary, special)]
     before, after = _find_frame(session)
     room = (run.data.seq_len - len(before) - len(after)) // 2
-    return random_repeats(
+    return draw_repeats(
         vocabulary,
         cfg.repeats,
         min(cfg.repeat_length, room),
@@ -190,11 +195,11 @@ def _find_frame(session: Session) -> tuple[list[int], list[int]]:
     return before, [] if session.run.model.task is Task.causal_lm else after
 
 
-def _run_probes(session: Session, sites: Sequence[Site]) -> dict[str, Judged]:
+def _run_probes(session: Session, sites: Sequence[Site]) -> dict[str, ProbeResult]:
     cfg, run = session.run.analysis, session.run
-    found: dict[str, Judged] = {}
+    found: dict[str, ProbeResult] = {}
     for probe in cfg.probes:
-        texts = probe_texts(
+        texts = make_probe_texts(
             probe,
             session.tokenizer,
             count=cfg.probe_texts,
@@ -202,7 +207,7 @@ def _run_probes(session: Session, sites: Sequence[Site]) -> dict[str, Judged]:
             seed=run.seed,
             val_fraction=run.data.val_fraction,
         )
-        name = probe_name(probe)
+        name = name_probe(probe)
         judged, few = run_probes(session.load_model(), texts, sites, name)
         found |= {f"{name}:{relation}": one for relation, one in judged.items()}
         if few:
@@ -236,11 +241,11 @@ def _draw_maps(
     roles = {(head["layer"], head["head"]): head["role"] for head in heads}
     if cfg.heads == BEST:
         scores = {(h["layer"], h["head"]): h["scores"].get(h["role"]) or 0.0 for h in heads}
-        chosen = best_heads(roles, scores)
+        chosen = pick_best_heads(roles, scores)
     else:
-        chosen = parsed(cfg.heads)
+        chosen = parse_heads(cfg.heads)
     files = []
-    for found in attention_maps(
+    for found in compute_maps(
         session.load_model(),
         session.tokenizer,
         sites,

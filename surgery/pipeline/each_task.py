@@ -15,7 +15,7 @@ from surgery.config.schema import DataConfig, RunConfig, TaskMode
 from surgery.console import print_heading, say
 from surgery.files import write_text
 from surgery.lab.tasks import OutputProjections
-from surgery.lab.tasks.declare import BASE, ORIGINAL, of_task
+from surgery.lab.tasks.declare import BASE, ORIGINAL, naming_task
 from surgery.models.source import ModelSource
 from surgery.pipeline.files import CONFIG, EXPORT, PROJECTIONS, TASK_RUNS
 from surgery.pipeline.prepare import prepare
@@ -56,7 +56,7 @@ def prepare_each(
         callbacks = _move_paths(run.callbacks, str(run_dir), str(folder))
         own = {"data": _to_plain(cfg), "tasks": _to_plain(none), "callbacks": callbacks}
         part = replace(run, data=cfg, tasks=none, callbacks=callbacks, run_dir=str(folder))
-        with of_task(name):
+        with naming_task(name):
             own = settings | own | {"run_dir": str(folder)}
             parts[name] = prepare(part, folder, own, operations, {})
     first = next(iter(parts.values())).prepared
@@ -96,12 +96,12 @@ def _measure_losses(
     runs: TaskRuns, models: Iterator[tuple[str, str, PreTrainedModel]]
 ) -> dict[str, dict[str, float]]:
     """Measure model → task → held-out loss, for `models` of (name, label, model)."""
-    from surgery.lab.tasks.losses import task_losses  # seconds, for datasets and Lightning
+    from surgery.lab.tasks.losses import measure_task_losses  # seconds, for datasets and Lightning
 
     session = runs.session
     data = {name: part.data for name, part in runs.parts.items()}
     return {
-        name: task_losses(model.to(session.device), data, session.run, label)  # type: ignore[arg-type]
+        name: measure_task_losses(model.to(session.device), data, session.run, label)  # type: ignore[arg-type]
         for name, label, model in models
     }
 

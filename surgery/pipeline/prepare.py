@@ -13,7 +13,7 @@ import transformers
 from surgery.config.schema import DataConfig, Dtype, ExportFormat, RunConfig, Stage
 from surgery.console import is_terminal
 from surgery.errors import ConfigError
-from surgery.lab.tasks.declare import of_task
+from surgery.lab.tasks.declare import naming_task
 from surgery.models.sites import get_text_config
 from surgery.models.source import ModelSource
 from surgery.pipeline.check import check_calibrated, check_fit
@@ -156,7 +156,7 @@ def _read_tasks(session: Session, config: Any, tasks: Mapping[str, DataConfig]) 
 
     run = session.run
     for name, cfg in tasks.items():
-        with of_task(name):
+        with naming_task(name):
             check_fit(replace(run, data=cfg), config, session.whole_plan)
             data = TextData(cfg, session.tokenizer, run.model.task, run.seed)
             data.setup()

@@ -11,7 +11,7 @@ from surgery.lab.report.html import write_report
 from surgery.lab.report.picture import draw_result
 from surgery.lab.report.summary import FORMAT, MOMENTS, SUMMARY
 from surgery.lab.report.table import tabulate_result
-from surgery.lab.tasks.table import agreement_table, losses_table, warnings
+from surgery.lab.tasks.table import format_warnings, make_agreement_table, make_losses_table
 from surgery.pipeline.files import RESULT_PICTURE
 
 
@@ -23,10 +23,10 @@ def report(run_dir: Path) -> None:
         show(tabulate_result(summary))
     if summary.get("tasks"):
         if summary["tasks"].get("spearman"):
-            show(agreement_table(summary["tasks"]))
+            show(make_agreement_table(summary["tasks"]))
         if summary["tasks"]["losses"]:
-            show(losses_table(summary["tasks"]))
-        for warning in warnings(summary["tasks"]):
+            show(make_losses_table(summary["tasks"]))
+        for warning in format_warnings(summary["tasks"]):
             say(warning)
     path = write_report(run_dir)
     say(f"  {path}: {path.stat().st_size / 1e6:.2f} MB")

@@ -13,8 +13,8 @@ from surgery.data.module import TextData
 from surgery.importance.estimate import Scorer, score_heads
 from surgery.importance.table import GROUPS, HEADS, ScoreTable
 from surgery.lab.report.importance import draw_scores
-from surgery.lab.tasks import combined
-from surgery.lab.tasks.agreement import correlations
+from surgery.lab.tasks import combine_scores
+from surgery.lab.tasks.agreement import correlate_tasks
 from surgery.models.sites import Site
 from surgery.pipeline.files import IMPORTANCE, IMPORTANCE_PICTURE, name_scores
 from surgery.pipeline.session import Session
@@ -32,7 +32,7 @@ def make_scorer(session: Session) -> Scorer:
             model: PreTrainedModel, sites: Sequence[Site], estimator: str, unit: str
         ) -> ScoreTable:
             tables = score_tasks(session, model, sites, estimator, unit)
-            return combined(tables, run.tasks.combine, run.tasks.weights)
+            return combine_scores(tables, run.tasks.combine, run.tasks.weights)
 
         return score_together
     batches = _pick_batches(session, session.data)
@@ -83,7 +83,7 @@ def score_tasks(
         table = _score(session, batches, model, sites, estimator, unit, name)
         table.save(session.run_dir / f"{name_scores(name)}.json")
         session.results.scores[name_scores(name)] = tables[name] = table
-    session.results.tasks |= {"estimator": estimator, "spearman": correlations(tables)}
+    session.results.tasks |= {"estimator": estimator, "spearman": correlate_tasks(tables)}
     return tables
 
 

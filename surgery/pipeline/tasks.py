@@ -9,10 +9,10 @@ import torch
 from surgery.config.schema import TaskMode
 from surgery.console import say
 from surgery.files import write_json
-from surgery.lab.tasks.agreement import needed_by_one
+from surgery.lab.tasks.agreement import find_needed_by_one
 from surgery.lab.tasks.declare import NO_MASK
-from surgery.lab.tasks.losses import harm, task_losses
-from surgery.lab.tasks.masks import choose_mask, gates_of
+from surgery.lab.tasks.losses import find_harm, measure_task_losses
+from surgery.lab.tasks.masks import choose_mask, make_gates
 from surgery.lab.tasks.picture import draw_tasks
 from surgery.models.sites import find_sites
 from surgery.pipeline.files import TASKS, TASKS_PICTURE, name_scores
@@ -28,10 +28,10 @@ def compare_tasks(session: Session) -> None:
         tables = score_tasks(session, model, (), run.importance.estimator, "both")
     operations = session.prepared.operations
     masks = {name: choose_mask(operations, sites, table) for name, table in tables.items()}
-    losses = {NO_MASK: task_losses(model, data, run, NO_MASK)}
+    losses = {NO_MASK: measure_task_losses(model, data, run, NO_MASK)}
     for name, mask in masks.items():
-        with gates_of(model, sites, mask) as gates:
-            losses[name] = task_losses(model, data, run, f"mask for {name}")
+        with make_gates(model, sites, mask) as gates:
+            losses[name] = measure_task_losses(model, data, run, f"mask for {name}")
             gates.require_calls()
     session.results.tasks |= {
         "losses": losses,
@@ -39,16 +39,18 @@ def compare_tasks(session: Session) -> None:
             name: {str(layer): list(heads) for layer, heads in mask.items()}
             for name, mask in masks.items()
         },
-        "only": needed_by_one(masks, {site.layer: site.q_heads for site in sites}),
+        "only": find_needed_by_one(masks, {site.layer: site.q_heads for site in sites}),
         "limit": run.tasks.hurts,
-        "hurts": harm(losses, NO_MASK, run.tasks.hurts),
+        "hurts": find_harm(losses, NO_MASK, run.tasks.hurts),
     }
 
 
 def measure_tasks(session: Session, moment: str) -> None:
     """Measure the held-out loss of each task at this moment of the run."""
     label = moment.replace("_", " ")
-    losses = task_losses(session.load_model(), session.prepared.task_data, session.run, label)
+    losses = measure_task_losses(
+        session.load_model(), session.prepared.task_data, session.run, label
+    )
     session.results.tasks.setdefault("losses", {})[moment] = losses
 
 

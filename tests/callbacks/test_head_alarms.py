@@ -201,7 +201,7 @@ def test_it_says_what_it_cannot_read(tmp_path: Path, capsys: pytest.CaptureFixtu
     ]
     fit(OwnModule(tiny_model("llama")), [BATCH], watching, tmp_path)
     out = capsys.readouterr().out
-    assert "nothing observes what these would read: collapse (normalized_entropy), uniform" in out
+    assert "no monitor observes the metrics of: collapse (normalized_entropy), uniform" in out
     assert "dead" not in out
     assert "action=alert needs logger=wandb" in out
 

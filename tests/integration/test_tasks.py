@@ -19,8 +19,8 @@ from surgery.config.schema import Combine, Part
 from surgery.data.parts import extract_part
 from surgery.errors import SurgeryError
 from surgery.importance import ScoreTable
-from surgery.lab.tasks import OutputProjections, combined
-from surgery.lab.tasks.agreement import correlations
+from surgery.lab.tasks import OutputProjections, combine_scores
+from surgery.lab.tasks.agreement import correlate_tasks
 from surgery.models.source import make_byte_tokenizer
 from tests.tiny_models import tiny_model
 
@@ -104,7 +104,7 @@ def test_compare(tasks: Callable[..., Any], tmp_path: Path, here: Path) -> None:
     found = results(tmp_path)
     tables = {name: table_of(tmp_path, name) for name in TASKS}
     assert [table.data for table in tables.values()] == list(TASKS)
-    assert found["spearman"] == correlations(tables)
+    assert found["spearman"] == correlate_tasks(tables)
     for name, table in tables.items():  # one head of each layer's four is the default
         assert found["masks"][name] == {
             str(site.layer): [site.scores.index(min(site.scores))]
@@ -205,7 +205,7 @@ def test_one_mask(tasks: Callable[..., Any], tmp_path: Path, how: tuple[str, ...
     for moment, losses in found["losses"].items():
         assert losses["code"] == pytest.approx(summary[moment]["loss"], abs=1e-6)
     tables = {name: table_of(tmp_path, name) for name in TASKS}
-    table = combined(tables, Combine(found["combine"]), found["weights"])
+    table = combine_scores(tables, Combine(found["combine"]), found["weights"])
     assert ScoreTable.from_json(json.loads((tmp_path / "importance.json").read_text())) == table
     sites = summary["calibration"]["operations"][0]["sites"]
     for site in table.get_scores("groups"):

@@ -1,4 +1,4 @@
-"""How heads attend in real text: the tap's statistics, and where their highest weights lie."""
+"""Observe how heads attend in real text: statistics, and the offsets of their highest weights."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
-from surgery.lab.analysis.pattern import Pattern, pattern
-from surgery.lab.analysis.watch import Batch, passes
+from surgery.data.collate import Batch
+from surgery.lab.analysis.watch import Pattern, compute_pattern, run_passes
 from surgery.models.sites import Site
 from surgery.observe import AttentionCall
 from surgery.observe.head_sums import HeadSums
@@ -22,21 +22,22 @@ from surgery.observe.statistics import (
     compute_head_statistics,
 )
 
-# An offset counts where this share of the rows reaches so far; else few rows decide.
+# An offset counts if at least this fraction of the rows reaches it; else a few rows would decide.
 REACHED = 0.5
 
 
 @dataclass(frozen=True)
 class Behaviour:
-    """One site.
+    """How the heads of one site attend.
 
     Attributes:
-        statistics: of `surgery.observe.statistics`, a number per head; ``None`` where no row
-            had it.
-        shares: per head, of the rows that reach so far, how many have their highest weight at
-            its best offset. Offsets that fewer than half of all rows reach are left out.
-        offsets: which one that is.
-        rows: query rows that were looked at.
+        statistics: name of `surgery.observe.statistics` → a number per head; ``None`` where no row
+            counts.
+        shares: per head, the fraction of rows with their highest weight at the head's best offset,
+            of the rows that reach this offset. Offsets that fewer than half of all rows reach are
+            left out.
+        offsets: the best offset of each head.
+        rows: number of query rows.
     """
 
     statistics: dict[str, list[float | None]]
@@ -46,38 +47,39 @@ class Behaviour:
 
 
 class _Offsets:
-    """Where highest weights lie, as sums over rows, by distance from the query."""
+    """Counts the rows whose highest weight lies at each distance from the query."""
 
     def __init__(self, heads: int) -> None:
         self.rows = 0
         self._heads = heads
         self._most: dict[int, torch.Tensor] = {}
-        # How often a row sees that far.
+        # How many rows see a key at this offset.
         self._seen: dict[int, float] = {}
 
-    def add(self, seen: Pattern) -> None:
-        self.rows += int(seen.weight.sum())
-        highest = seen.keys.argmax(-1) - seen.rows
-        offset = torch.arange(seen.keys.shape[-1], device=seen.rows.device) - seen.rows[:, None]
+    def add(self, pattern: Pattern) -> None:
+        self.rows += int(pattern.weight.sum())
+        highest = pattern.keys.argmax(-1) - pattern.rows
+        keys = torch.arange(pattern.keys.shape[-1], device=pattern.rows.device)
+        offset = keys - pattern.rows[:, None]
         least, count = int(offset.min()), int(offset.max() - offset.min()) + 1
         heads = highest.shape[1]
         lines = (highest - least) + count * torch.arange(heads, device=offset.device)[:, None]
-        weight = seen.weight[:, None].expand_as(lines)
+        weight = pattern.weight[:, None].expand_as(lines)
         most = torch.bincount(lines.flatten(), weight.flatten().double(), heads * count)
-        reach = seen.visible * seen.weight[..., None]
+        reach = pattern.visible * pattern.weight[..., None]
         reached = torch.bincount(
             (offset - least).expand_as(reach).flatten(), reach.flatten().double(), count
         )
-        for number, (found, there) in enumerate(
+        for number, (hits, rows) in enumerate(
             zip(most.view(heads, count).T.cpu(), reached.tolist(), strict=True)
         ):
-            if there:
+            if rows:
                 key = least + number
-                self._most[key] = self._most.get(key, 0.0) + found
-                self._seen[key] = self._seen.get(key, 0.0) + there
+                self._most[key] = self._most.get(key, 0.0) + hits
+                self._seen[key] = self._seen.get(key, 0.0) + rows
 
-    def best(self) -> tuple[list[float], list[int]]:
-        offsets = [k for k, there in self._seen.items() if there >= REACHED * self.rows]
+    def find_best(self) -> tuple[list[float], list[int]]:
+        offsets = [k for k, rows in self._seen.items() if rows >= REACHED * self.rows]
         if not offsets:
             return [0.0] * self._heads, [0] * self._heads
         shares = torch.stack([self._most[k] / self._seen[k] for k in offsets])
@@ -92,36 +94,37 @@ def observe_text(
     rows: int | None,
     seed: int,
 ) -> dict[str, Behaviour]:
-    """Site path → how its heads attend in `batches`, on `rows` query rows of each window.
+    """Observe how heads attend in `batches`, on `rows` query rows of each window.
 
-    A site that took no part is left out.
+    Returns:
+        Site path → behaviour; sites that were not used are left out.
     """
     sums = HeadSums(STATISTICS, MAXIMA, ROOTS)
-    found: dict[str, _Offsets] = {}
+    offsets_by_site: dict[str, _Offsets] = {}
     generator = torch.Generator().manual_seed(seed)
-    drawn: dict[int, torch.Tensor] = {}  # the same rows in every layer of a pass
+    drawn: dict[int, torch.Tensor] = {}  # length → rows, the same in every layer of a pass
 
-    def seen(site: Site, call: AttentionCall) -> None:
+    def observe(site: Site, call: AttentionCall) -> None:
         length = call.query.shape[2]
         if length not in drawn:
             drawn[length] = sample_rows(length, rows, generator)
         sums.add(site.path, compute_head_statistics(call, drawn[length]))
-        offsets = found.setdefault(site.path, _Offsets(site.q_heads))
+        offsets = offsets_by_site.setdefault(site.path, _Offsets(site.q_heads))
         for block in drawn[length].split(BLOCK_ROWS):
-            offsets.add(pattern(call, block))
+            offsets.add(compute_pattern(call, block))
 
-    for _ in passes(model, batches, sites, seen, "analysis, text"):
+    for _ in run_passes(model, batches, sites, observe, "analysis, text"):
         drawn.clear()
     figures = sums.summarize()
     return {
         path: Behaviour(
-            {name: _known(values) for name, values in figures[path].items()},
-            *offsets.best(),
+            {name: _to_numbers(values) for name, values in figures[path].items()},
+            *offsets.find_best(),
             offsets.rows,
         )
-        for path, offsets in found.items()
+        for path, offsets in offsets_by_site.items()
     }
 
 
-def _known(values: torch.Tensor) -> list[float | None]:
+def _to_numbers(values: torch.Tensor) -> list[float | None]:
     return [value if value == value else None for value in values.tolist()]

@@ -1,8 +1,8 @@
-"""Universal Dependencies: sentences of a CoNLL-U file with their relations.
+"""Read Universal Dependencies: the sentences of a CoNLL-U file with their relations.
 
-https://universaldependencies.org/format.html. Read are the columns ID, FORM, HEAD, DEPREL and, of
-MISC, SpaceAfter. Subtypes of relations (``nsubj:pass``) count as the relation; the root hangs on
-nothing and is no pair.
+https://universaldependencies.org/format.html. The columns ID, FORM, HEAD, DEPREL are used, and
+SpaceAfter of MISC. Subtypes of relations (``nsubj:pass``) count as the relation. The root has no
+head, so it makes no pair.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from surgery.errors import ConfigError
-from surgery.lab.analysis.relations import Related
+from surgery.lab.analysis.spans import RelatedText
 
 KEY = "analysis.probes"
 _COLUMNS = 10
@@ -20,11 +20,11 @@ _WORD, _RANGE, _EMPTY = re.compile(r"[1-9]\d*"), re.compile(r"(\d+)-(\d+)"), re.
 _Line = tuple[int, list[str]]
 
 
-def read_conllu(path: Path) -> list[Related]:
-    """Every sentence, in order.
+def read_conllu(path: Path) -> list[RelatedText]:
+    """Read every sentence of a file, in order.
 
     Raises:
-        ConfigError: a file that cannot be read, holds no sentence, or breaks the format; with the
+        ConfigError: the file cannot be read, has no sentences, or breaks the format; with the
             number of the line.
     """
     try:
@@ -32,14 +32,14 @@ def read_conllu(path: Path) -> list[Related]:
     except OSError as error:
         raise ConfigError(KEY, f"cannot be read: {error.strerror}", given=str(path)) from None
     except UnicodeDecodeError:
-        raise ConfigError(KEY, "is no UTF-8 text", given=str(path)) from None
-    found = [_sentence(lines, path) for lines in _blocks(text, path)]
-    if not found:
-        raise ConfigError(KEY, "holds no sentence", given=str(path), valid="a CoNLL-U file")
-    return found
+        raise ConfigError(KEY, "is not UTF-8 text", given=str(path)) from None
+    sentences = [_parse_sentence(lines, path) for lines in _split_blocks(text, path)]
+    if not sentences:
+        raise ConfigError(KEY, "has no sentences", given=str(path), valid="a CoNLL-U file")
+    return sentences
 
 
-def _blocks(text: str, path: Path) -> Iterator[list[_Line]]:
+def _split_blocks(text: str, path: Path) -> Iterator[list[_Line]]:
     block: list[_Line] = []
     for number, line in enumerate(text.split("\n"), start=1):
         line = line.removesuffix("\r")
@@ -50,52 +50,55 @@ def _blocks(text: str, path: Path) -> Iterator[list[_Line]]:
         elif not line.startswith("#"):
             columns = line.split("\t")
             if len(columns) != _COLUMNS:
-                raise _broken(path, number, f"has {len(columns)} columns, not {_COLUMNS}")
+                raise _make_error(path, number, f"has {len(columns)} columns, not {_COLUMNS}")
             block.append((number, columns))
     if block:
         yield block
 
 
-def _sentence(lines: list[_Line], path: Path) -> Related:
-    found = Related("", [])
-    until = 0  # the last word that lies inside a multi-word token
+def _parse_sentence(lines: list[_Line], path: Path) -> RelatedText:
+    sentence = RelatedText("", [])
+    until = 0  # the last word inside a multi-word token
     heads: list[tuple[int, str, str]] = []
     for number, columns in lines:
         name, form = columns[0], columns[1]
-        if _EMPTY.fullmatch(name):  # of enhanced dependencies: no word of the text
+        if _EMPTY.fullmatch(name):  # an empty node of enhanced dependencies is not in the text
             continue
         span = _RANGE.fullmatch(name)
         if span:
             first, until = int(span[1]), int(span[2])
-            if first != len(found.words) + 1 or until < first:
-                raise _broken(path, number, f"has the ID {name} after word {len(found.words)}")
-            inside = _append(found, form, columns)
+            if first != len(sentence.words) + 1 or until < first:
+                problem = f"has the ID {name} after word {len(sentence.words)}"
+                raise _make_error(path, number, problem)
+            inside = _append_form(sentence, form, columns)
             continue
-        if not _WORD.fullmatch(name) or int(name) != len(found.words) + 1:
-            raise _broken(path, number, f"has the ID {name} after word {len(found.words)}")
-        found.words.append(inside if int(name) <= until else _append(found, form, columns))
+        if not _WORD.fullmatch(name) or int(name) != len(sentence.words) + 1:
+            raise _make_error(path, number, f"has the ID {name} after word {len(sentence.words)}")
+        own = inside if int(name) <= until else _append_form(sentence, form, columns)
+        sentence.words.append(own)
         heads.append((number, columns[6], columns[7]))
-    if until > len(found.words):
-        raise _broken(path, lines[-1][0], f"ends before word {until} of a multi-word token")
+    count = len(sentence.words)
+    if until > count:
+        raise _make_error(path, lines[-1][0], f"ends before word {until} of a multi-word token")
     for dependent, (number, head, label) in enumerate(heads):
-        if not re.fullmatch(r"\d+", head) or int(head) > len(found.words):
-            raise _broken(path, number, f"has the HEAD {head} in {len(found.words)} words")
+        if not re.fullmatch(r"\d+", head) or int(head) > count:
+            raise _make_error(path, number, f"has the HEAD {head} in {count} words")
         if int(head) > 0:
-            found.relate(label.partition(":")[0], dependent, int(head) - 1)
-    found.text = found.text.rstrip(" ")
-    return found
+            sentence.relate(label.partition(":")[0], dependent, int(head) - 1)
+    sentence.text = sentence.text.rstrip(" ")
+    return sentence
 
 
-def _append(found: Related, form: str, columns: list[str]) -> tuple[int, int]:
-    start = len(found.text)
-    found.text += form
-    span = (start, len(found.text))
+def _append_form(sentence: RelatedText, form: str, columns: list[str]) -> tuple[int, int]:
+    start = len(sentence.text)
+    sentence.text += form
+    span = (start, len(sentence.text))
     if "SpaceAfter=No" not in columns[9].split("|"):
-        found.text += " "
+        sentence.text += " "
     return span
 
 
-def _broken(path: Path, number: int, problem: str) -> ConfigError:
+def _make_error(path: Path, number: int, problem: str) -> ConfigError:
     return ConfigError(
         KEY,
         f"line {number} {problem}",

@@ -7,21 +7,21 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from surgery.lab.analysis.draw_roles import role_name
+from surgery.lab.analysis.draw_roles import format_role
 from surgery.lab.analysis.maps import Map
 
 
-def draw_map(found: Map, role: str, path: Path) -> None:
-    """Queries downwards, keys across; a row sums to 1."""
-    count = len(found.tokens)
+def draw_map(attention: Map, role: str, path: Path) -> None:
+    """Draw queries downwards and keys across; each row sums to 1."""
+    count = len(attention.tokens)
     side = min(11.0, 1.6 + 0.19 * count)
     figure = Figure(figsize=(side + 0.9, side), dpi=140)
     figure.set_layout_engine("constrained")
     axes = figure.subplots()
-    image = axes.imshow(found.p.numpy(), cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
-    names = [_plain(token) for token in found.tokens]
+    image = axes.imshow(attention.p.numpy(), cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+    names = [_escape(token) for token in attention.tokens]
     size = max(4.5, min(8.0, 340 / count))
-    # Byte tokens are narrow enough to stand upright.
+    # Byte tokens are so narrow that they need no rotation.
     upright = max(map(len, names)) <= 2
     axes.set_xticks(
         range(count), names, fontsize=size, rotation=0 if upright else 90, family="monospace"
@@ -34,8 +34,8 @@ def draw_map(found: Map, role: str, path: Path) -> None:
     axes.grid(which="minor", color="#f2f2ee", linewidth=0.5)
     axes.tick_params(which="minor", length=0)
     axes.spines[:].set_visible(False)
-    layer, head = found.head
-    name = f"layer {layer}, head {head}" + (f": {role_name(role)}" if role else "")
+    layer, head = attention.head
+    name = f"layer {layer}, head {head}" + (f": {format_role(role)}" if role else "")
     axes.set_title(name, fontsize=10, loc="left")
     axes.set_ylabel("from", fontsize=9)
     axes.set_xlabel("to", fontsize=9)
@@ -45,6 +45,6 @@ def draw_map(found: Map, role: str, path: Path) -> None:
     figure.savefig(path)
 
 
-def _plain(token: str) -> str:
-    """matplotlib reads what stands between two dollar signs as mathematics."""
+def _escape(token: str) -> str:
+    """Escape dollar signs: matplotlib reads text between two of them as mathematics."""
     return token.replace("$", r"\$")

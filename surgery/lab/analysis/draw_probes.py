@@ -9,13 +9,13 @@ from typing import Any
 from matplotlib.figure import Figure
 
 _HEAD, _OFFSET = "#d55e00", "#8a8a80"
-# Relations that are drawn; more could not be read.
+# Relations that are drawn; more would be unreadable.
 MOST = 40
 
 
 def draw_probes(result: Mapping[str, Any], path: Path) -> None:
-    """Of what `heads.json` holds; relations that gain most above. Others stay in the file."""
-    lines = sorted(result["probes"].items(), key=lambda line: _gain(line[1]))[-MOST:]
+    """Draw the probes of `heads.json`: the relations with the largest gain, the best on top."""
+    lines = sorted(result["probes"].items(), key=lambda line: _compute_gain(line[1]))[-MOST:]
     figure = Figure(figsize=(7.6, 1.15 + 0.3 * len(lines)), dpi=150)
     figure.set_layout_engine("constrained")
     axes = figure.subplots()
@@ -54,5 +54,5 @@ def draw_probes(result: Mapping[str, Any], path: Path) -> None:
     figure.savefig(path)
 
 
-def _gain(probe: Mapping[str, Any]) -> float:
+def _compute_gain(probe: Mapping[str, Any]) -> float:
     return float(probe["best"]["accuracy"] - probe["offset"]["accuracy"])

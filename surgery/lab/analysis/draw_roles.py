@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 
 from surgery.lab.analysis.roles import MIXED, ROLES
 
-# Told apart by people who see colours in other ways too (after Okabe and Ito); and by letters.
+# Colours that colour-blind people can tell apart (after Okabe and Ito), and letters besides.
 COLOURS = {
     "induction": "#d55e00",
     "duplicate_token": "#e69f00",
@@ -40,12 +40,12 @@ _DARK = ("induction", "previous_token", "first_token")
 LETTERED = 40
 
 
-def role_name(role: str) -> str:
+def format_role(role: str) -> str:
     return role.replace("_", " ")
 
 
 def draw_roles(result: Mapping[str, Any], path: Path) -> None:
-    """Of what `heads.json` holds. A positional head shows its offset."""
+    """Draw the roles of `heads.json`. A positional head shows its offset."""
     heads = result["heads"]
     layers = sorted({head["layer"] for head in heads})
     row_of = {layer: row for row, layer in enumerate(layers)}
@@ -56,7 +56,7 @@ def draw_roles(result: Mapping[str, Any], path: Path) -> None:
     figure.set_layout_engine("constrained")
     axes = figure.subplots()
     for head in heads:
-        _cell(axes, head, row_of[head["layer"]], lettered=widest <= LETTERED, size=cell)
+        _draw_cell(axes, head, row_of[head["layer"]], lettered=widest <= LETTERED, size=cell)
     axes.set_xlim(-0.55, widest - 0.45)
     axes.set_ylim(len(layers) - 0.45, -0.55)
     axes.set_aspect("equal")
@@ -69,10 +69,12 @@ def draw_roles(result: Mapping[str, Any], path: Path) -> None:
         axes.set_yticks(range(len(layers)), [str(layer) for layer in layers])
     axes.tick_params(labelsize=8, length=0)
     axes.spines[:].set_visible(False)
-    axes.set_title(f"What each head does: {_short(str(result['model']))}", fontsize=10, loc="left")
+    axes.set_title(
+        f"What each head does: {_shorten(str(result['model']))}", fontsize=10, loc="left"
+    )
     counts = Counter(head["role"] for head in heads)
     patches = [
-        Patch(color=COLOURS[role], label=f"{_mark(role)}{role_name(role)}  {counts[role]}")
+        Patch(color=COLOURS[role], label=f"{_format_mark(role)}{format_role(role)}  {counts[role]}")
         for role in (*ROLES, MIXED)
         if counts[role]
     ]
@@ -87,7 +89,9 @@ def draw_roles(result: Mapping[str, Any], path: Path) -> None:
     figure.savefig(path, bbox_inches="tight", pad_inches=0.15)  # the label of an equal axis is cut
 
 
-def _cell(axes: Axes, head: Mapping[str, Any], row: int, *, lettered: bool, size: float) -> None:
+def _draw_cell(
+    axes: Axes, head: Mapping[str, Any], row: int, *, lettered: bool, size: float
+) -> None:
     role, column = head["role"], head["head"]
     box = FancyBboxPatch(
         (column - 0.41, row - 0.41),
@@ -107,9 +111,9 @@ def _cell(axes: Axes, head: Mapping[str, Any], row: int, *, lettered: bool, size
         )
 
 
-def _mark(role: str) -> str:
+def _format_mark(role: str) -> str:
     return f"{LETTERS[role]}  " if LETTERS[role] else ("±k  " if role == "positional" else "")
 
 
-def _short(name: str) -> str:
+def _shorten(name: str) -> str:
     return name if len(name) <= 40 else f"…{name[-39:]}"

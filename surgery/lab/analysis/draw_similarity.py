@@ -1,4 +1,4 @@
-"""`similarity.png`: the heads' family tree, both similarities in its order, and redundancy."""
+"""`similarity.png`: the family tree of the heads, two similarities in its order, redundancy."""
 
 from __future__ import annotations
 
@@ -24,32 +24,32 @@ LABELLED = 64
 def draw_similarity(
     result: Mapping[str, Any], similarity: Similarity, links: np.ndarray, path: Path
 ) -> None:
-    """Dendrogram and divergences, cosines in the same order, and redundancy by layer and head."""
+    """Draw dendrogram, divergences, cosines in the same order, and redundancy by layer and head."""
     labels = [f"{layer}.{head}" for layer, head in similarity.heads]
     tall = min(6.6, max(4.2, 0.125 * len(labels)))
     figure = Figure(figsize=(2.6 * tall + 2.2, tall + 0.6), dpi=140)
     figure.set_layout_engine("constrained")
     tree, js, cosine, own = figure.subplots(1, 4, width_ratios=[0.42, 1, 1, 0.72])
-    order = _tree(tree, links, float(result["clusters"]["distance"]))
+    order = _draw_tree(tree, links, float(result["clusters"]["distance"]))
     sorted_labels = [labels[leaf] for leaf in order]
     roles = [head["role"] for head in result["heads"]]
     grid = similarity.divergence.numpy()[np.ix_(order, order)]
-    _matrix(figure, js, grid, "magma_r", (0, 1), sorted_labels)
+    _draw_matrix(figure, js, grid, "magma_r", (0, 1), sorted_labels)
     js.set_title("divergence of patterns (bits)", fontsize=10)
     signed = similarity.cosine.numpy()[np.ix_(order, order)]
-    _matrix(figure, cosine, signed, "RdBu_r", (-1, 1), sorted_labels)
+    _draw_matrix(figure, cosine, signed, "RdBu_r", (-1, 1), sorted_labels)
     cosine.set_title("cosine of outputs", fontsize=10)
     if len(labels) <= LABELLED:
         for axes in (js, cosine):
             for tick, leaf in zip(axes.get_yticklabels(), order, strict=True):
-                tick.set_color(_readable(COLOURS[roles[leaf]]))
-    _redundancy(figure, own, result)
+                tick.set_color(_choose_text_colour(COLOURS[roles[leaf]]))
+    _draw_redundancy(figure, own, result)
     figure.savefig(path)
 
 
-def _tree(axes: Axes, links: np.ndarray, distance: float) -> list[int]:
+def _draw_tree(axes: Axes, links: np.ndarray, distance: float) -> list[int]:
     set_link_color_palette(_BRANCHES)
-    drawn = dendrogram(
+    plot = dendrogram(
         links,
         ax=axes,
         orientation="left",
@@ -64,10 +64,10 @@ def _tree(axes: Axes, links: np.ndarray, distance: float) -> list[int]:
     axes.invert_yaxis()
     axes.tick_params(labelsize=7)
     axes.spines[["top", "left", "right"]].set_visible(False)
-    return [int(leaf) for leaf in drawn["leaves"]]
+    return [int(leaf) for leaf in plot["leaves"]]
 
 
-def _matrix(
+def _draw_matrix(
     figure: Figure,
     axes: Axes,
     grid: np.ndarray,
@@ -89,7 +89,7 @@ def _matrix(
     axes.spines[:].set_visible(False)
 
 
-def _redundancy(figure: Figure, axes: Axes, result: Mapping[str, Any]) -> None:
+def _draw_redundancy(figure: Figure, axes: Axes, result: Mapping[str, Any]) -> None:
     heads = result["heads"]
     layers = sorted({head["layer"] for head in heads})
     grid = np.full((len(layers), max(head["head"] for head in heads) + 1), np.nan)
@@ -110,6 +110,6 @@ def _redundancy(figure: Figure, axes: Axes, result: Mapping[str, Any]) -> None:
     axes.spines[:].set_visible(False)
 
 
-def _readable(colour: str) -> str:
-    """Light fills are no colours for letters."""
+def _choose_text_colour(colour: str) -> str:
+    """Choose a readable colour for text: grey in place of a light fill."""
     return "#555555" if colour in (COLOURS["mixed"], COLOURS["broadcast"]) else colour

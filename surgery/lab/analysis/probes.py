@@ -1,8 +1,8 @@
-"""Does a head look where a relation says? Accuracy per relation, against the best fixed offset.
+"""Probes: does a head look where a relation points? Accuracy against the best fixed offset.
 
-After Clark et al. 2019 (arXiv:1906.04341, section 4). A word's attention is the mean over its
-tokens, what it gives to another word the sum over that one's tokens. A head is right where, of all
-words but the word itself, it attends most to the one that the relation names.
+After Clark et al. 2019 (arXiv:1906.04341, section 4). The attention of a word is the mean over its
+tokens; the attention to a word is the sum over its tokens. A head is right if, of all other words,
+it attends most to the one that the relation points to.
 """
 
 from __future__ import annotations
@@ -14,35 +14,34 @@ from dataclasses import dataclass, field
 import torch
 from transformers import PreTrainedModel
 
-from surgery.lab.analysis.pattern import pattern
 from surgery.lab.analysis.spans import ProbeText
-from surgery.lab.analysis.watch import passes
+from surgery.lab.analysis.watch import compute_pattern, run_passes
 from surgery.models.sites import Site
 from surgery.observe import AttentionCall
 
-# Query rows that lie in memory at once, in one layer.
+# Query rows that are in memory at once, in one layer.
 ROWS = 256
-# Relations with fewer pairs than this in either half are not judged.
+# Relations with fewer pairs than this in one of the halves are skipped.
 FEWEST = 20
 REVERSED = " (reversed)"
 
 
 @dataclass(frozen=True)
-class Judged:
-    """One relation in one direction.
+class ProbeResult:
+    """The result for one relation in one direction.
 
-    The texts fall into two halves, by turns. The best head and the best offset are chosen on the
-    first and judged on the second, so that the best of many is not flattered.
+    The texts are divided into two halves, in turns. The best head and the best offset are chosen
+    on the first half and judged on the second, so that the best of many does not profit from luck.
 
     Attributes:
-        source: what the texts are.
-        pairs, judged: of both halves, of the second.
+        source: name of the texts.
+        pairs, judged: number of pairs in both halves, and in the second.
         accuracy: (layer, head) → accuracy on the second half.
         margin: (layer, head) → accuracy above the offset that was best on the other half; the
-            lower of the two halves.
-        best: the head, by the first half.
-        offset: in words, by the first half.
-        offset_accuracy: on the second half.
+            lower value of the two halves.
+        best: the best head of the first half.
+        offset: the best offset of the first half, in words.
+        offset_accuracy: accuracy of this offset on the second half.
     """
 
     source: str
@@ -61,103 +60,105 @@ class _Half:
     offsets: Counter[int] = field(default_factory=Counter)
 
 
-def word_attention(
+def compute_word_attention(
     rows: torch.Tensor, row_words: torch.Tensor, key_words: torch.Tensor, words: int
 ) -> torch.Tensor:
-    """Attention from words to words, [H, words, words]: means over rows of sums over keys.
+    """Compute attention from words to words [H, words, words]: means over rows, sums over keys.
 
     Args:
         rows: [H, R, S], attention of some tokens.
-        row_words, key_words: [R] and [S], the word of each; -1: none.
+        row_words, key_words: [R] and [S], the word of each token; -1: none.
     """
     heads = len(rows)
     to_words = rows.new_zeros(heads, rows.shape[1], words + 1)
     to_words.index_add_(2, key_words % (words + 1), rows)  # -1 becomes the last, which is dropped
-    found = rows.new_zeros(heads, words + 1, words)
-    found.index_add_(1, row_words % (words + 1), to_words[..., :words])
+    from_words = rows.new_zeros(heads, words + 1, words)
+    from_words.index_add_(1, row_words % (words + 1), to_words[..., :words])
     counts = torch.bincount(row_words % (words + 1), minlength=words + 1).clamp(min=1)
-    return (found / counts[:, None])[:, :words]
+    return (from_words / counts[:, None])[:, :words]
 
 
 def looks_ahead(model: PreTrainedModel, text: ProbeText, sites: Sequence[Site]) -> bool:
-    """Whether tokens see later ones."""
-    found: list[bool] = []
+    """Whether tokens see later tokens."""
+    answers: list[bool] = []
 
-    def seen(_: Site, call: AttentionCall) -> None:
-        if not found:
-            found.append(bool(pattern(call, torch.tensor([0])).visible[..., 1:].any()))
+    def observe(_: Site, call: AttentionCall) -> None:
+        if not answers:
+            visible = compute_pattern(call, torch.tensor([0])).visible
+            answers.append(bool(visible[..., 1:].any()))
 
-    for _ in passes(model, [{"input_ids": text.input_ids[None]}], sites, seen, "analysis, a look"):
+    batch = {"input_ids": text.input_ids[None]}
+    for _ in run_passes(model, [batch], sites, observe, "analysis, direction"):
         pass
-    return found[0]
+    return answers[0]
 
 
 def run_probes(
     model: PreTrainedModel, texts: Sequence[ProbeText], sites: Sequence[Site], source: str
-) -> tuple[dict[str, Judged], list[str]]:
-    """Judge every relation of `texts`, from dependent to head and the other way round.
+) -> tuple[dict[str, ProbeResult], list[str]]:
+    """Judge every relation of `texts`, from dependent to head and from head to dependent.
 
-    One text is looked at at a time, and of it only the rows of words that are asked about. Where
-    tokens do not see later ones, a pair counts in the direction that looks back.
+    Texts run one at a time, and only the rows of words with a relation are used. If tokens do not
+    see later tokens, a pair counts only in the direction that looks back.
 
     Returns:
-        By name, the other direction as ``name (reversed)``; and the names of those that have too
-        few pairs to be judged.
+        Name → result, with ``name (reversed)`` for the other direction; and the names of the
+        relations that have too few pairs.
     """
     texts = [text for text in texts if text.pairs]
     if not texts:
         return {}, []
     ahead = looks_ahead(model, texts[0], sites)
     halves: dict[str, tuple[_Half, _Half]] = {}
-    asked: dict[str, torch.Tensor] = {}
+    pairs_of_text: dict[str, torch.Tensor] = {}
     turn = 0
 
-    def seen(site: Site, call: AttentionCall) -> None:
-        guess = _guesses(call, texts[turn].units, asked)
-        for name, pairs in asked.items():
+    def observe(site: Site, call: AttentionCall) -> None:
+        guess = _find_guesses(call, texts[turn].units, pairs_of_text)
+        for name, pairs in pairs_of_text.items():
             hits = (guess[:, pairs[:, 0]] == pairs[:, 1]).sum(1)
             half = halves[name][turn % 2].hits
             half[site.layer] = half.get(site.layer, torch.zeros(site.q_heads)) + hits
 
-    def ask() -> None:
-        asked.clear()
-        asked.update(_directions(texts[turn], ahead))
-        for name, pairs in asked.items():
+    def start_text() -> None:
+        pairs_of_text.clear()
+        pairs_of_text.update(_select_directions(texts[turn], ahead))
+        for name, pairs in pairs_of_text.items():
             half = halves.setdefault(name, (_Half(), _Half()))[turn % 2]
             half.offsets.update((pairs[:, 1] - pairs[:, 0]).tolist())
 
-    ask()
+    start_text()
     batches = [{"input_ids": text.input_ids[None]} for text in texts]
-    for _ in passes(model, batches, sites, seen, f"analysis, probes of {source}"):
+    for _ in run_passes(model, batches, sites, observe, f"analysis, probes of {source}"):
         turn += 1
         if turn < len(texts):
-            ask()
+            start_text()
     enough = {
         name: pair
         for name, pair in halves.items()
         if min(half.offsets.total() for half in pair) >= FEWEST
     }
-    judged = {name: _judged(pair, source) for name, pair in enough.items()}
-    return judged, sorted(set(halves) - set(enough))
+    results = {name: _judge(pair, source) for name, pair in enough.items()}
+    return results, sorted(set(halves) - set(enough))
 
 
-def _directions(text: ProbeText, ahead: bool) -> dict[str, torch.Tensor]:
-    found = {}
+def _select_directions(text: ProbeText, ahead: bool) -> dict[str, torch.Tensor]:
+    selected = {}
     for name, pairs in text.pairs.items():
-        for key, way in ((name, pairs), (name + REVERSED, pairs.flip(1))):
-            seen = way if ahead else way[way[:, 1] < way[:, 0]]
-            if len(seen):
-                found[key] = seen
-    return found
+        for key, directed in ((name, pairs), (name + REVERSED, pairs.flip(1))):
+            visible = directed if ahead else directed[directed[:, 1] < directed[:, 0]]
+            if len(visible):
+                selected[key] = visible
+    return selected
 
 
-def _guesses(
-    call: AttentionCall, units: torch.Tensor, asked: Mapping[str, torch.Tensor]
+def _find_guesses(
+    call: AttentionCall, units: torch.Tensor, pairs_of_text: Mapping[str, torch.Tensor]
 ) -> torch.Tensor:
-    """[H, words], the word that each asked-for word attends to most."""
+    """Find the word that each word with a relation attends to most: [H, words]."""
     words = int(units.max()) + 1
-    sources = torch.zeros(words + 1, dtype=torch.bool)  # the last is that of no word
-    for pairs in asked.values():
+    sources = torch.zeros(words + 1, dtype=torch.bool)  # the last entry is for "no word"
+    for pairs in pairs_of_text.values():
         sources[pairs[:, 0]] = True
     rows = torch.nonzero(sources[units]).flatten()
     device = call.query.device
@@ -165,21 +166,23 @@ def _guesses(
     sizes = torch.bincount(units[rows], minlength=words).clamp(min=1).to(device)
     for part in rows.split(ROWS):
         own = units[part].to(device)
-        means = word_attention(pattern(call, part).keys[0], own, units.to(device), words)
-        # Of these rows alone; a word may lie in two parts.
+        means = compute_word_attention(
+            compute_pattern(call, part).keys[0], own, units.to(device), words
+        )
+        # These are means over this part only, and a word may lie in two parts.
         share = torch.bincount(own, minlength=words) / sizes
         total += means * share[:, None]
     total.diagonal(dim1=1, dim2=2).fill_(-1)
     return total.argmax(-1).cpu()
 
 
-def _judged(halves: tuple[_Half, _Half], source: str) -> Judged:
-    accuracies = [_accuracies(half) for half in halves]
+def _judge(halves: tuple[_Half, _Half], source: str) -> ProbeResult:
+    accuracies = [_compute_accuracies(half) for half in halves]
     offsets = [half.offsets.most_common(1)[0][0] for half in halves]
-    # Each offset on the half that did not choose it.
+    # Each offset is judged on the half that did not choose it.
     baselines = [halves[n].offsets[offsets[1 - n]] / halves[n].offsets.total() for n in range(2)]
     best = max(accuracies[0], key=lambda head: accuracies[0][head])
-    return Judged(
+    return ProbeResult(
         source,
         sum(half.offsets.total() for half in halves),
         halves[1].offsets.total(),
@@ -191,7 +194,7 @@ def _judged(halves: tuple[_Half, _Half], source: str) -> Judged:
     )
 
 
-def _accuracies(half: _Half) -> dict[tuple[int, int], float]:
+def _compute_accuracies(half: _Half) -> dict[tuple[int, int], float]:
     count = half.offsets.total()
     return {
         (layer, head): float(hits) / count

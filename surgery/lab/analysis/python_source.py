@@ -1,4 +1,4 @@
-"""Python source as words, by `tokenize`, and the relations between them."""
+"""Split Python source into words with `tokenize`, and find the relations between them."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import warnings
 from bisect import bisect_left
 
 from surgery.lab.analysis.bindings import Bindings
-from surgery.lab.analysis.relations import Related
+from surgery.lab.analysis.spans import RelatedText
 
-# How words hang together, dependent → head.
+# The relations between words, dependent → head.
 RELATIONS = {
-    "name": "a name → where it was last bound in the same scope",
+    "name": "a name → its last binding in the same scope",
     "call": "the bracket that ends a call → the name that is called",
     "argument": "the first word of an argument → the name that is called",
-    "bracket": "a closing bracket → the one that it closes",
+    "bracket": "a closing bracket → its opening bracket",
     "attribute": "the name of an attribute → the name that it belongs to",
     "branch": "elif, else, except, finally → the if, for, while, try that they belong to",
     "return": "return → the def that it returns from",
@@ -25,34 +25,35 @@ _CLOSING = {")": "(", "]": "[", "}": "{"}
 _OPENERS = ("if", "for", "while", "try")
 _BRANCHES = ("elif", "else", "except", "finally")
 _UNREADABLE = (SyntaxError, ValueError, RecursionError, MemoryError, tokenize.TokenError)
-# Strings in pieces, from Python 3.12 on.
+# From Python 3.12 on, formatted strings are several tokens.
 _STRING_STARTS = {getattr(tokenize, name, -1) for name in ("FSTRING_START", "TSTRING_START")}
 _STRING_ENDS = {getattr(tokenize, name, -1) for name in ("FSTRING_END", "TSTRING_END")}
 
 
-def python_relations(source: str) -> Related | None:
-    """Names, keywords, numbers and operators as words, and what of `RELATIONS` holds among them.
+def find_python_relations(source: str) -> RelatedText | None:
+    """Find the words of a source (names, keywords, numbers, operators) and their `RELATIONS`.
 
-    Strings and comments are no words. ``None`` for what this Python cannot parse.
+    Strings and comments are not words. The result is ``None`` if this Python cannot parse the
+    source.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of escapes that some Python will refuse
+            warnings.simplefilter("ignore")  # escapes that a later Python will refuse
             source = source.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
             syntax = ast.parse(source)
         words = _Words(source)
     except _UNREADABLE:
         return None
-    found = Related(source, words.spans)
-    _brackets_and_branches(words, found)
-    _Tree(words, found).visit(syntax)
-    for use, binding in Bindings(words.named, words.at).of(syntax):
-        found.relate("name", use, binding)
-    return found
+    text = RelatedText(source, words.spans)
+    _relate_brackets_and_branches(words, text)
+    _Tree(words, text).visit(syntax)
+    for use, binding in Bindings(words.find_named, words.find_at).find_pairs(syntax):
+        text.relate("name", use, binding)
+    return text
 
 
 class _Words:
-    """The words of a source, found by their places; a place is (line from 1, bytes)."""
+    """The words of a source, which can be found by their places: (line from 1, bytes)."""
 
     def __init__(self, source: str) -> None:
         self.spans: list[tuple[int, int]] = []
@@ -68,8 +69,8 @@ class _Words:
         for token in tokenize.generate_tokens(io.StringIO(source).readline):
             inside += (token.type in _STRING_STARTS) - (token.type in _STRING_ENDS)
             if inside or token.type not in (tokenize.NAME, tokenize.NUMBER, tokenize.OP):
-                stands = inside or token.type == tokenize.STRING
-                first = token.type == tokenize.NEWLINE or (first and not stands)
+                is_string = inside or token.type == tokenize.STRING
+                first = token.type == tokenize.NEWLINE or (first and not is_string)
                 continue
             number, column = token.start
             at = starts[number - 1] + column
@@ -80,57 +81,57 @@ class _Words:
             self._places.append((number, len(lines[number - 1][:column].encode())))
             first = False
 
-    def exactly(self, node: ast.AST) -> int | None:
-        """The word that a node begins with; ``None`` where it begins with a string."""
+    def find_exactly(self, node: ast.AST) -> int | None:
+        """Find the word at the start of a node; ``None`` if the node starts with a string."""
         place = (node.lineno, node.col_offset)  # type: ignore[attr-defined]
-        number = self.at(*place)
+        number = self.find_at(*place)
         return number if number < len(self.texts) and self._places[number] == place else None
 
-    def at(self, line: int | None, column: int | None) -> int:
-        """The first word at that place or after it."""
+    def find_at(self, line: int | None, column: int | None) -> int:
+        """Find the first word at a place or after it."""
         return bisect_left(self._places, (line or 0, column or 0))
 
-    def named(self, start: int, text: str) -> int | None:
-        """The first word from number `start` on that reads `text`."""
+    def find_named(self, start: int, text: str) -> int | None:
+        """Find the first word `text` from number `start` on."""
         for number in range(start, min(start + 64, len(self.texts))):
             if self.texts[number] == text:
                 return number
         return None
 
 
-def _brackets_and_branches(words: _Words, found: Related) -> None:
+def _relate_brackets_and_branches(words: _Words, text: RelatedText) -> None:
     open_brackets: list[int] = []
     openers: dict[int, int] = {}  # column → the keyword that began the statement
-    for number, text in enumerate(words.texts):
-        if text in _CLOSING.values():
+    for number, word in enumerate(words.texts):
+        if word in _CLOSING.values():
             open_brackets.append(number)
-        elif text in _CLOSING and open_brackets:
-            found.relate("bracket", number, open_brackets.pop())
+        elif word in _CLOSING and open_brackets:
+            text.relate("bracket", number, open_brackets.pop())
         if words.first[number]:
             column = words.columns[number]
-            openers = {at: word for at, word in openers.items() if at <= column}
-            if text in _OPENERS:
+            openers = {at: opener for at, opener in openers.items() if at <= column}
+            if word in _OPENERS:
                 openers[column] = number
-            elif text in _BRANCHES and column in openers:
-                found.relate("branch", number, openers[column])
+            elif word in _BRANCHES and column in openers:
+                text.relate("branch", number, openers[column])
             else:
                 openers.pop(column, None)
 
 
 class _Tree(ast.NodeVisitor):
-    """Relations that the syntax tree knows: calls, arguments, attributes, returns."""
+    """Finds the relations in the syntax tree: calls, arguments, attributes, returns."""
 
-    def __init__(self, words: _Words, found: Related) -> None:
-        self.words, self.found = words, found
+    def __init__(self, words: _Words, text: RelatedText) -> None:
+        self.words, self.text = words, text
         self._functions: list[int] = []
 
     def visit_JoinedStr(self, node: ast.JoinedStr) -> None:
-        """Places inside formatted strings are not to be trusted before Python 3.12."""
+        """Skip formatted strings: positions in them are wrong before Python 3.12."""
 
     visit_TemplateStr = visit_JoinedStr  # noqa: N815  (named by ast)
 
     def visit_FunctionDef(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> None:
-        word = self.words.named(self.words.at(node.lineno, node.col_offset), "def")
+        word = self.words.find_named(self.words.find_at(node.lineno, node.col_offset), "def")
         for outer in (*node.decorator_list, node.args, *([node.returns] if node.returns else [])):
             self.visit(outer)
         if word is not None:
@@ -144,36 +145,36 @@ class _Tree(ast.NodeVisitor):
 
     def visit_Return(self, node: ast.Return) -> None:
         if self._functions:
-            at = self.words.exactly(node)
+            at = self.words.find_exactly(node)
             if at is not None:
-                self.found.relate("return", at, self._functions[-1])
+                self.text.relate("return", at, self._functions[-1])
         self.generic_visit(node)
 
     def visit_Call(self, node: ast.Call) -> None:
-        callee = self._name(node.func)
+        callee = self._find_name(node.func)
         if callee is not None:
-            last = self.words.at(node.end_lineno, (node.end_col_offset or 1) - 1)
-            self.found.relate("call", last, callee)
+            last = self.words.find_at(node.end_lineno, (node.end_col_offset or 1) - 1)
+            self.text.relate("call", last, callee)
             for argument in (*node.args, *node.keywords):
-                at = self.words.exactly(argument)
-                # The one generator of `f(x for x in y)` begins with the bracket of the call.
+                at = self.words.find_exactly(argument)
+                # The generator in `f(x for x in y)` starts at the bracket of the call.
                 if at is not None and not isinstance(argument, ast.GeneratorExp):
-                    self.found.relate("argument", at, callee)
+                    self.text.relate("argument", at, callee)
         self.generic_visit(node)
 
     def visit_Attribute(self, node: ast.Attribute) -> None:
-        base, own = self._name(node.value), self._name(node)
+        base, own = self._find_name(node.value), self._find_name(node)
         if base is not None and own is not None:
-            self.found.relate("attribute", own, base)
+            self.text.relate("attribute", own, base)
         self.generic_visit(node)
 
-    def _name(self, node: ast.expr) -> int | None:
-        """The word that names what an expression is of: of ``a.b(c)[d]`` it is ``b``."""
+    def _find_name(self, node: ast.expr) -> int | None:
+        """Find the word that names the object of an expression: ``b`` in ``a.b(c)[d]``."""
         while isinstance(node, (ast.Call, ast.Subscript)):
             node = node.func if isinstance(node, ast.Call) else node.value
         if isinstance(node, ast.Name):
-            return self.words.at(node.lineno, node.col_offset)
+            return self.words.find_at(node.lineno, node.col_offset)
         if isinstance(node, ast.Attribute):
-            after = self.words.at(node.value.end_lineno, node.value.end_col_offset)
-            return self.words.named(after, node.attr)
+            after = self.words.find_at(node.value.end_lineno, node.value.end_col_offset)
+            return self.words.find_named(after, node.attr)
         return None

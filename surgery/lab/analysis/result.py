@@ -1,4 +1,4 @@
-"""What was found of every head, as `heads.json`, as parquet, and in short."""
+"""The result for every head: `heads.json`, the same as parquet, and a summary."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import torch
 
 from surgery.files import write_json
 from surgery.lab.analysis.behaviour import Behaviour
-from surgery.lab.analysis.clusters import nearest, redundancies
-from surgery.lab.analysis.probes import Judged
-from surgery.lab.analysis.roles import MIXED, ROLES, Thresholds, role_of
+from surgery.lab.analysis.clusters import compute_redundancies, find_nearest
+from surgery.lab.analysis.probes import ProbeResult
+from surgery.lab.analysis.roles import MIXED, ROLES, Thresholds, choose_role
 from surgery.lab.analysis.similarity import Similarity
 from surgery.models.sites import Site
 
@@ -23,51 +23,51 @@ FORMAT = 1
 _LONG = 6  # digits after the point
 
 
-def heads_of(
+def describe_heads(
     sites: Sequence[Site],
     behaviour: Mapping[str, Behaviour],
     repeats: Mapping[str, Mapping[str, Sequence[float | None]]],
-    judged: Mapping[str, Judged],
+    probes: Mapping[str, ProbeResult],
     thresholds: Thresholds,
 ) -> list[dict[str, Any]]:
-    """One entry per head, site after site: what it does, by itself; see docs/analysis.md."""
-    found: list[dict[str, Any]] = []
+    """Describe every head by itself, one entry per head, site after site; see docs/analysis.md."""
+    entries: list[dict[str, Any]] = []
     for site in sites:
-        seen = behaviour[site.path]
+        of_site = behaviour[site.path]
         for head in range(site.q_heads):
             here = (site.layer, head)
-            margins = {n: one.margin[here] for n, one in judged.items() if here in one.margin}
+            margins = {n: probe.margin[here] for n, probe in probes.items() if here in probe.margin}
             relation = max(margins, key=margins.__getitem__, default=None)
             scores = {
                 **{name: row[head] for name, row in repeats.get(site.path, {}).items()},
-                "previous_token": seen.statistics["previous_token"][head],
-                "positional": seen.shares[head],
+                "previous_token": of_site.statistics["previous_token"][head],
+                "positional": of_site.shares[head],
                 "syntactic": None if relation is None else margins[relation],
-                "first_token": seen.statistics["first_token"][head],
-                "broadcast": seen.statistics["normalized_entropy"][head],
+                "first_token": of_site.statistics["first_token"][head],
+                "broadcast": of_site.statistics["normalized_entropy"][head],
             }
-            found.append(
+            entries.append(
                 {
                     "layer": site.layer,
                     "head": head,
                     "kv_head": head // site.group_size,
-                    "role": role_of(scores, thresholds),
+                    "role": choose_role(scores, thresholds),
                     "scores": {role: scores.get(role) for role in ROLES},
-                    "offset": seen.offsets[head],
+                    "offset": of_site.offsets[head],
                     "relation": relation,
-                    "statistics": {name: row[head] for name, row in seen.statistics.items()},
-                    "probes": {name: one.accuracy.get(here) for name, one in judged.items()},
+                    "statistics": {name: row[head] for name, row in of_site.statistics.items()},
+                    "probes": {name: probe.accuracy.get(here) for name, probe in probes.items()},
                 }
             )
-    return found
+    return entries
 
 
-def beside_others(
+def add_comparisons(
     heads: Sequence[Mapping[str, Any]], similarity: Similarity, families: Sequence[int]
 ) -> list[dict[str, Any]]:
-    """The same heads, with how they compare: `redundancy`, `nearest`, `cluster`, and their size."""
+    """Add to each head how it compares: `redundancy`, `nearest`, `cluster`, and its size."""
     sizes = similarity.gram.diagonal().clamp(min=0).sqrt().tolist()
-    shares, others = redundancies(similarity).tolist(), nearest(similarity.divergence)
+    shares, others = compute_redundancies(similarity).tolist(), find_nearest(similarity.divergence)
     return [
         {
             **head,
@@ -80,7 +80,7 @@ def beside_others(
     ]
 
 
-def probes_json(judged: Mapping[str, Judged]) -> dict[str, Any]:
+def probes_to_json(probes: Mapping[str, ProbeResult]) -> dict[str, Any]:
     return {
         name: {
             "source": one.source,
@@ -89,18 +89,18 @@ def probes_json(judged: Mapping[str, Judged]) -> dict[str, Any]:
             "best": {"layer": one.best[0], "head": one.best[1], "accuracy": one.accuracy[one.best]},
             "offset": {"offset": one.offset, "accuracy": one.offset_accuracy},
         }
-        for name, one in judged.items()
+        for name, one in probes.items()
     }
 
 
 def save_heads(result: Mapping[str, Any], path: Path) -> None:
-    """`path` (.json), and a line per head in its parquet twin."""
-    write_json(path, rounded(result))
+    """Write the result to `path` (.json), and a row per head to the same name with .parquet."""
+    write_json(path, round_numbers(result))
     pq.write_table(to_arrow(result["heads"]), path.with_suffix(".parquet"))
 
 
 def to_arrow(heads: Sequence[Mapping[str, Any]]) -> pa.Table:
-    """Columns: those of a head, ``score_ROLE``, each statistic, ``probe_RELATION``."""
+    """Make a table of the heads with ``score_ROLE``, each statistic, and ``probe_RELATION``."""
     lines = []
     for head in heads:
         near = head["nearest"]
@@ -129,8 +129,8 @@ def to_arrow(heads: Sequence[Mapping[str, Any]]) -> pa.Table:
     return pa.Table.from_pylist(lines)
 
 
-def in_short(result: Mapping[str, Any], files: Sequence[str]) -> dict[str, Any]:
-    """What `summary.json` says of it."""
+def summarize(result: Mapping[str, Any], files: Sequence[str]) -> dict[str, Any]:
+    """Summarize the result for `summary.json`."""
     roles = Counter(head["role"] for head in result["heads"])
     return {
         "roles": {role: roles[role] for role in (*ROLES, MIXED) if roles[role]},
@@ -148,12 +148,12 @@ def in_short(result: Mapping[str, Any], files: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def rounded(value: Any) -> Any:
-    """The same with numbers cut to what can be meant; what is no number becomes ``None``."""
+def round_numbers(value: Any) -> Any:
+    """Round all numbers in a value; NaN and infinity become ``None``."""
     if isinstance(value, Mapping):
-        return {key: rounded(one) for key, one in value.items()}
+        return {key: round_numbers(one) for key, one in value.items()}
     if isinstance(value, (list, tuple)):
-        return [rounded(one) for one in value]
+        return [round_numbers(one) for one in value]
     if isinstance(value, float):
         return round(value, _LONG) if value == value and abs(value) != torch.inf else None
     return value

@@ -1,4 +1,4 @@
-"""Where probes take their texts from: the standard library's source, or CoNLL-U files."""
+"""The texts of probes: source code of the standard library, or CoNLL-U files."""
 
 from __future__ import annotations
 
@@ -14,20 +14,24 @@ from surgery.data.stdlib import read_stdlib
 from surgery.data.windows import find_special_tokens
 from surgery.errors import ConfigError
 from surgery.lab.analysis.conllu import KEY, read_conllu
-from surgery.lab.analysis.python_source import python_relations
-from surgery.lab.analysis.spans import ProbeText, probe_text
+from surgery.lab.analysis.python_source import find_python_relations
+from surgery.lab.analysis.spans import ProbeText, make_probe_text
 
 PYTHON = "python"
 
 
 def check_probes(probes: Sequence[str]) -> None:
-    """Raises: ConfigError, for a probe that is neither ``python`` nor a file that can be read."""
-    names = [probe_name(probe) for probe in probes]
+    """Check the probes.
+
+    Raises:
+        ConfigError: a probe is neither ``python`` nor a readable file, or two have the same name.
+    """
+    names = [name_probe(probe) for probe in probes]
     for probe, name in zip(probes, names, strict=True):
         if names.count(name) > 1:
             raise ConfigError(
                 KEY,
-                "two probes have one name",
+                "two probes have the same name",
                 given=list(probes),
                 valid="files with different names",
             )
@@ -42,12 +46,12 @@ def check_probes(probes: Sequence[str]) -> None:
             read_conllu(Path(probe).expanduser())
 
 
-def probe_name(probe: str) -> str:
-    """What its relations are named after: ``python``, or the file."""
+def name_probe(probe: str) -> str:
+    """Name a probe for its relations: ``python``, or the name of the file."""
     return probe if probe == PYTHON else Path(probe).stem
 
 
-def probe_texts(
+def make_probe_texts(
     probe: str,
     tokenizer: PreTrainedTokenizerBase,
     *,
@@ -56,13 +60,14 @@ def probe_texts(
     seed: int,
     val_fraction: float,
 ) -> list[ProbeText]:
-    """At most `count` windows of source code, or sentences, drawn by the seed.
+    """Make at most `count` windows of source code, or sentences, drawn by the seed.
 
-    Of the standard library, files that training reads (see `data.val_fraction`), a window of each.
-    Sentences of more than `seq_len` tokens are left out, which is said.
+    Source code is one window of each file of the standard library that training may read (see
+    `data.val_fraction`). Sentences of more than `seq_len` tokens are left out, and a printed line
+    says so.
 
     Raises:
-        ConfigError: a tokenizer that does not say where its tokens lie, or a broken file.
+        ConfigError: the tokenizer does not give the positions of its tokens, or a file is broken.
     """
     framing = find_special_tokens(tokenizer)
     room = seq_len - len(framing[0]) - len(framing[1])
@@ -70,11 +75,12 @@ def probe_texts(
     if probe != PYTHON:
         sentences = read_conllu(Path(probe).expanduser())
         rng.shuffle(sentences)
-        made = [probe_text(one, tokenizer, room, framing) for one in sentences[:count]]
-        found = [text for text in made if text is not None]
-        if len(found) < len(made):
-            say(f"  {len(made) - len(found)} sentences are longer than {seq_len} tokens: left out")
-        return found
+        drawn = [make_probe_text(one, tokenizer, room, framing) for one in sentences[:count]]
+        fitting = [text for text in drawn if text is not None]
+        if len(fitting) < len(drawn):
+            left_out = len(drawn) - len(fitting)
+            say(f"  {left_out} sentences are longer than {seq_len} tokens: left out")
+        return fitting
     files = {
         path: text for path, text in read_stdlib().items() if not is_held_out(path, val_fraction)
     }
@@ -85,8 +91,10 @@ def probe_texts(
         for path in paths:
             if len(texts) == count:
                 break
-            related = python_relations(files[path])
-            text = None if related is None else probe_text(related, tokenizer, room, framing, rng)
+            related = find_python_relations(files[path])
+            text = (
+                None if related is None else make_probe_text(related, tokenizer, room, framing, rng)
+            )
             if text is not None and text.pairs:
                 texts.append(text)
                 steps.advance()

@@ -1,10 +1,10 @@
-"""Words to tokens: which tokens of a window make up which word."""
+"""Texts with words and relations, and which tokens of a window belong to which word."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -12,17 +12,36 @@ from transformers import ByT5Tokenizer, PreTrainedTokenizerBase
 
 from surgery.data.windows import encode
 from surgery.errors import ConfigError
-from surgery.lab.analysis.relations import Related
+
+
+@dataclass
+class RelatedText:
+    """A text, or a part of one, with words and relations between them.
+
+    Attributes:
+        text: the text for a tokenizer.
+        words: character span [start, end) of each word, ascending; two words of one contraction
+            may have the same span.
+        pairs: relation → (dependent, head), numbers of words.
+    """
+
+    text: str
+    words: list[tuple[int, int]]
+    pairs: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
+
+    def relate(self, relation: str, dependent: int, head: int) -> None:
+        if dependent != head:
+            self.pairs.setdefault(relation, []).append((dependent, head))
 
 
 @dataclass(frozen=True)
 class ProbeText:
-    """One pass of a model, with words on its tokens.
+    """The input of one pass, with the words of its tokens.
 
     Attributes:
         input_ids: [N].
-        units: [N], the word that each token belongs to, numbered from 0 in reading order; -1 for
-            none. Words that share a token count as one.
+        units: [N], the word of each token, numbered from 0 in reading order; -1 for none. Words
+            that share a token count as one.
         pairs: relation → [P, 2], (dependent, head) by word.
     """
 
@@ -31,11 +50,13 @@ class ProbeText:
     pairs: Mapping[str, torch.Tensor]
 
 
-def token_spans(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[np.ndarray, np.ndarray]:
-    """Token ids [N] without special tokens, and the characters [N, 2] that each stands for.
+def find_token_spans(
+    tokenizer: PreTrainedTokenizerBase, text: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Find token ids [N] without special tokens, and the character span [N, 2] of each token.
 
     Raises:
-        ConfigError: a tokenizer that does not say so.
+        ConfigError: the tokenizer does not give spans.
     """
     if type(tokenizer) is ByT5Tokenizer:
         sizes = [len(letter.encode()) for letter in text]
@@ -44,23 +65,23 @@ def token_spans(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[np.ndarr
     if not tokenizer.is_fast:
         raise ConfigError(
             "analysis.probes",
-            "this tokenizer does not say which characters a token stands for",
+            "this tokenizer does not give the characters of its tokens",
             given=type(tokenizer).__name__,
             valid="a fast tokenizer, or analysis.probes=[]",
         )
-    made = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    spans = np.asarray(made["offset_mapping"], dtype=np.int64).reshape(-1, 2)
-    return np.asarray(made["input_ids"], dtype=np.int64), spans
+    output = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    spans = np.asarray(output["offset_mapping"], dtype=np.int64).reshape(-1, 2)
+    return np.asarray(output["input_ids"], dtype=np.int64), spans
 
 
-def units_of(
+def assign_units(
     words: Sequence[tuple[int, int]], spans: np.ndarray
 ) -> tuple[np.ndarray, list[int | None]]:
-    """Unit of each token [N] (-1: none), and of each word (``None``: it has no token here).
+    """Assign a unit to each token [N] (-1: none), and to each word (``None``: it has no token).
 
     Args:
-        words: character spans, by their starts.
-        spans: [N, 2], of the tokens.
+        words: character spans, sorted by their starts.
+        spans: [N, 2], character spans of the tokens.
     """
     units = np.full(len(spans), -1, dtype=np.int64)
     of_words: list[int | None] = []
@@ -71,31 +92,31 @@ def units_of(
         if first >= last:
             of_words.append(None)
             continue
-        taken = units[first:last]
-        held = taken[taken >= 0]
-        unit = int(held[0]) if len(held) else count
+        assigned = units[first:last]
+        assigned = assigned[assigned >= 0]
+        unit = int(assigned[0]) if len(assigned) else count
         count = max(count, unit + 1)
         units[first:last] = unit
         of_words.append(unit)
     return units, of_words
 
 
-def probe_text(
-    related: Related,
+def make_probe_text(
+    related: RelatedText,
     tokenizer: PreTrainedTokenizerBase,
     room: int,
     frame: tuple[Sequence[int], Sequence[int]],
     rng: random.Random | None = None,
 ) -> ProbeText | None:
-    """At most `room` tokens of a text; ``None`` where it is longer and there is no `rng` to cut it.
+    """Make the input for a text of at most `room` tokens; ``None`` if it is longer without `rng`.
 
-    Words that the cut goes through are none, and pairs need both of theirs.
+    Words at a cut are left out, and so are pairs with such a word.
 
     Args:
         frame: special tokens before and after.
-        rng: draws where a longer text is cut out.
+        rng: draws the part that is cut from a longer text.
     """
-    ids, spans = token_spans(tokenizer, related.text)
+    ids, spans = find_token_spans(tokenizer, related.text)
     if len(ids) > room:
         if rng is None:
             return None
@@ -105,12 +126,12 @@ def probe_text(
         return None
     begin, end = int(spans[0, 0]), int(spans[-1, 1])
     inside = [number for number, (a, b) in enumerate(related.words) if begin <= a and b <= end]
-    units, of_words = units_of([related.words[number] for number in inside], spans)
+    units, of_words = assign_units([related.words[number] for number in inside], spans)
     unit = dict(zip(inside, of_words, strict=True))
     pairs = {}
-    for relation, found in related.pairs.items():
-        kept = [(unit.get(a), unit.get(b)) for a, b in found]
-        whole = [pair for pair in kept if None not in pair and pair[0] != pair[1]]
+    for relation, by_word in related.pairs.items():
+        by_unit = [(unit.get(a), unit.get(b)) for a, b in by_word]
+        whole = [pair for pair in by_unit if None not in pair and pair[0] != pair[1]]
         if whole:
             pairs[relation] = torch.tensor(whole)
     before, after = (np.asarray(list(part), dtype=np.int64) for part in frame)

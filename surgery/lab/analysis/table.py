@@ -1,4 +1,4 @@
-"""What was found of the heads, for a terminal."""
+"""Tables of the result for a terminal."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ NAMED = 8
 PROBES = 16
 
 
-def roles_table(result: Mapping[str, Any]) -> Table:
-    """Per role how many heads, and which, the clearest first."""
+def make_roles_table(result: Mapping[str, Any]) -> Table:
+    """Make a table with the number of heads per role, and their names, the clearest first."""
     table = Table(title=f"What the heads of {result['model']} do", title_justify="left")
     for column, justify in (("role", "left"), ("heads", "right"), ("layer.head (score)", "left")):
         table.add_column(column, justify=justify)  # type: ignore[arg-type]
     for role in (*ROLES, MIXED):
-        found = [head for head in result["heads"] if head["role"] == role]
-        found.sort(key=lambda head: -(head["scores"].get(role) or 0.0))
-        if found:
-            names = [_named(head, role) for head in found[:NAMED]]
-            more = [f"+{len(found) - NAMED}"] if len(found) > NAMED else []
-            table.add_row(role.replace("_", " "), str(len(found)), ", ".join(names + more))
+        heads = [head for head in result["heads"] if head["role"] == role]
+        heads.sort(key=lambda head: -(head["scores"].get(role) or 0.0))
+        if heads:
+            names = [_format_head(head, role) for head in heads[:NAMED]]
+            more = [f"+{len(heads) - NAMED}"] if len(heads) > NAMED else []
+            table.add_row(role.replace("_", " "), str(len(heads)), ", ".join(names + more))
     return table
 
 
-def _named(head: Mapping[str, Any], role: str) -> str:
+def _format_head(head: Mapping[str, Any], role: str) -> str:
     name = f"{head['layer']}.{head['head']}"
     if role == MIXED:
         return name
@@ -41,8 +41,8 @@ def _named(head: Mapping[str, Any], role: str) -> str:
     return f"{name} ({what})"
 
 
-def probes_table(result: Mapping[str, Any]) -> Table:
-    """Per relation the best head and the best offset; those that gain most first."""
+def make_probes_table(result: Mapping[str, Any]) -> Table:
+    """Make a table with the best head and offset per relation, the largest gain first."""
     table = Table(title="Relations: best head against best fixed offset", title_justify="left")
     table.add_column("relation")
     for column in ("pairs", "head", "accuracy", "offset", "its accuracy"):

@@ -1,1 +1,1 @@
-"""The W&B workspace, as code: what is logged (`names`) and how it is laid out (`workspace`)."""
+"""The W&B workspace as code: the names of what is logged, and the layout of the panels."""

@@ -13,7 +13,11 @@ COMMAND = "python -m surgery.lab.dashboard"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Raises: SystemExit, with status 2 for what the user can mend."""
+    """Run the command. What the user can fix ends it with status 2.
+
+    Raises:
+        SystemExit: with status 2.
+    """
     parser = argparse.ArgumentParser(prog=COMMAND, description="The W&B workspace of this project.")
     parser.add_argument("project", metavar="ENTITY/PROJECT", help="where the runs are")
     parser.add_argument("--name", help="of the workspace")
@@ -29,16 +33,17 @@ def run(where: str, name: str | None, *, print_only: bool) -> None:
     """Build the workspace, then print or save it.
 
     Raises:
-        ConfigError: no such place, no wandb-workspaces, no login, or W&B refuses.
+        ConfigError: `where` is invalid, wandb-workspaces is not installed, nobody is logged in, or
+            W&B refuses.
     """
     entity, _, project = where.partition("/")
     if not entity or not project or "/" in project:
         raise ConfigError(
-            "ENTITY/PROJECT", "names no project", given=where, valid="my-team/attention-surgery"
+            "ENTITY/PROJECT", "must name a project", given=where, valid="my-team/attention-surgery"
         )
     try:
         # Takes seconds, and is an extra.
-        from surgery.lab.dashboard.workspace import NAME, workspace
+        from surgery.lab.dashboard.workspace import NAME, build_workspace
     except ImportError as error:
         if (error.name or "").split(".")[0] != "wandb_workspaces":
             raise
@@ -51,20 +56,20 @@ def run(where: str, name: str | None, *, print_only: bool) -> None:
         raise ConfigError(
             COMMAND,
             "Weights & Biases is not logged in on this machine",
-            valid="`wandb login` (or WANDB_API_KEY) first, or --json to look at it here",
+            valid="`wandb login` (or WANDB_API_KEY) first, or --json to print it here",
         )
-    built = workspace(entity, project, name or NAME)
+    workspace = build_workspace(entity, project, name or NAME)
     if print_only:
-        print(built._to_model().model_dump_json(by_alias=True, exclude_none=True, indent=1))
+        print(workspace._to_model().model_dump_json(by_alias=True, exclude_none=True, indent=1))
         return
     import wandb  # takes seconds
 
     try:
-        built.save()
+        workspace.save()
     except (wandb.Error, OSError, ValueError) as error:
         text = " ".join(str(error).split()) or type(error).__name__
-        raise ConfigError(COMMAND, f"W&B did not take it: {text}", given=where) from None
-    say(f"saved: {built.url}")
+        raise ConfigError(COMMAND, f"W&B refused it: {text}", given=where) from None
+    say(f"saved: {workspace.url}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""The names under which a run logs its figures. Tests hold them against what runs really log.
+"""The names of the figures that a run logs. Tests compare them with what runs really log.
 
-The callbacks that log heads, the objectives and `surgery.lab.report.comparable` make these names;
-this is where a dashboard, a document and a test look them up.
+The callbacks that log heads, the objectives and `surgery.lab.report.comparable` log under these
+names; a dashboard, a document and a test look them up here.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ OPEN_HEADS = "train/open_heads"
 IMPORTANCE = "head_importance"
 ENTROPY = "attention_entropy"
 LOGIT = "max_logit"
-# Of every query head; see docs/outputs.md for units.
+# Statistics of every query head; see docs/outputs.md for units.
 STATISTICS = (
     ENTROPY,
     "normalized_entropy",
@@ -32,12 +32,12 @@ STATISTICS = (
     "output_norm",
 )
 HEADS = (IMPORTANCE, *STATISTICS)
-# These alone are logged per layer: a chart for each would be too many.
+# Only these are logged per layer: a chart for every statistic would be too many.
 PER_LAYER = {IMPORTANCE: ("mean", "min"), ENTROPY: ("mean", "min"), LOGIT: ("max",)}
 
 ALARMS = ("collapse", "uniform", "logits", "dead")
 
-# In the run's summary, once: what runs are compared by.
+# Once in the run's summary, to compare runs.
 LOSSES = ("result/loss_before", "result/loss_after_surgery", "result/loss_after_training")
 RESULT = (
     "result/loss",
@@ -56,36 +56,36 @@ RESULT = (
     "export",
 )
 
-# Once, where heads were scored, or several tasks compared.
+# Once, if heads were scored or several tasks compared.
 SCORE_TABLE = "score_table"
 SCORE_PICTURE = "head_scores"
 TASKS_PICTURE = "tasks"
 
 
-def over_heads(metric: str) -> str:
-    """The one scalar over all heads: the mean, or the largest logit."""
+def name_over_heads(metric: str) -> str:
+    """Name the scalar over all heads: the mean, or the largest logit."""
     return f"{metric}/{'max' if metric == LOGIT else 'mean'}"
 
 
-def heatmap(metric: str) -> str:
-    """[layers × heads] picture."""
+def name_heatmap(metric: str) -> str:
+    """Name the [layers × heads] picture."""
     return f"{metric}/heads"
 
 
-def of_layer(metric: str, layer: int, what: str) -> str:
-    """One scalar of one layer: `what` is one of ``PER_LAYER[metric]``."""
+def name_of_layer(metric: str, layer: int, what: str) -> str:
+    """Name a scalar of one layer: `what` is one of ``PER_LAYER[metric]``."""
     return f"{metric}/layer_{layer:02d}/{what}"
 
 
-def every_layer(metric: str, what: str) -> str:
-    """A regular expression for the same scalar of all layers."""
+def make_layer_pattern(metric: str, what: str) -> str:
+    """Make a regular expression for the same scalar of all layers."""
     return f"^{metric}/layer_[0-9]+/{what}$"
 
 
-def alarm(kind: str) -> str:
+def name_alarm(kind: str) -> str:
     return f"alarms/{kind}"
 
 
-def charts(layers: int) -> int:
-    """How many scalars a run of so many layers logs of its heads."""
+def count_charts(layers: int) -> int:
+    """Count the scalars of heads that a run with this number of layers logs."""
     return len(HEADS) + layers * sum(map(len, PER_LAYER.values()))

@@ -1,7 +1,7 @@
-"""The workspace: few panels, each of which takes all layers or all runs.
+"""The workspace: a few panels, each for all layers or all runs.
 
-A model of 32 layers of 32 heads has a thousand heads. They are in heatmaps and tables; the charts
-here go with the number of metrics, not with that of heads or layers.
+A model with 32 layers of 32 heads has a thousand heads. They are in heatmaps and tables; the
+number of charts here grows with the metrics, not with heads or layers.
 """
 
 from __future__ import annotations
@@ -38,31 +38,31 @@ ALARMS = {
 }
 
 
-def workspace(entity: str, project: str, name: str = NAME) -> ws.Workspace:
-    """Built here, without a network; `save()` needs a login."""
+def build_workspace(entity: str, project: str, name: str = NAME) -> ws.Workspace:
+    """Build the workspace without a network; its `save()` needs a login."""
     return ws.Workspace(
         entity=entity,
         project=project,
         name=name,
         sections=[
-            _result(),
-            _training(),
-            _alarms(),
-            _attention(),
-            _patterns(),
-            _importance(),
-            _heads(),
+            _build_result(),
+            _build_training(),
+            _build_alarms(),
+            _build_attention(),
+            _build_patterns(),
+            _build_importance(),
+            _build_heads(),
         ],
         settings=ws.WorkspaceSettings(x_axis=names.STEP, max_runs=20),
-        # The default, said: a panel per logged scalar is what this page is there to spare.
+        # W&B would add a panel per logged scalar.
         auto_generate_panels=False,
     )
 
 
-def _result() -> ws.Section:
+def _build_result() -> ws.Section:
     size, loss = "result/kv_bytes_per_token", "result/loss"
     columns = ["result/parameters", size, "result/loss_after_surgery", loss, "result/decode_ms"]
-    return _section(
+    return _make_section(
         "Result",
         wr.BarPlot(
             title="Loss before, after surgery, after healing (nats per token)",
@@ -82,35 +82,39 @@ def _result() -> ws.Section:
     )
 
 
-def _training() -> ws.Section:
-    return _section(
+def _build_training() -> ws.Section:
+    return _make_section(
         "Training",
-        _line("Objective", [names.LOSS]),
-        _line("Label loss on held-out windows", [names.HELD_OUT]),
-        _line("Its parts, when distilling", names.PARTS),
-        _line("Open heads (mean gate)", [names.OPEN_HEADS]),
-        _regex("Learning rate", "^lr-"),
+        _make_line("Objective", [names.LOSS]),
+        _make_line("Label loss on held-out windows", [names.HELD_OUT]),
+        _make_line("Its parts, when distilling", names.PARTS),
+        _make_line("Open heads (mean gate)", [names.OPEN_HEADS]),
+        _make_regex_line("Learning rate", "^lr-"),
         is_open=True,
     )
 
 
-def _alarms() -> ws.Section:
-    return _section(
-        "Alarms", *(_line(title, [names.alarm(kind)]) for kind, title in ALARMS.items())
+def _build_alarms() -> ws.Section:
+    return _make_section(
+        "Alarms", *(_make_line(title, [names.name_alarm(kind)]) for kind, title in ALARMS.items())
     )
 
 
-def _attention() -> ws.Section:
+def _build_attention() -> ws.Section:
     panels = [
-        _regex(f"{TITLES[metric]}, {what} of each layer", names.every_layer(metric, what))
+        _make_regex_line(
+            f"{TITLES[metric]}, {what} of each layer", names.make_layer_pattern(metric, what)
+        )
         for metric in (names.ENTROPY, names.LOGIT)
         for what in names.PER_LAYER[metric]
     ]
     over_all = [names.ENTROPY, "normalized_entropy", names.LOGIT, "saturation", "confidence"]
-    return _section("Heads: entropy and logits", *panels, *map(_over_heads, over_all))
+    return _make_section(
+        "Heads: entropy and logits", *panels, *map(_make_line_over_heads, over_all)
+    )
 
 
-def _patterns() -> ws.Section:
+def _build_patterns() -> ws.Section:
     shown = [
         "first_token",
         "previous_token",
@@ -120,23 +124,25 @@ def _patterns() -> ws.Section:
         "distance",
         "output_norm",
     ]
-    return _section("Heads: where they look", *map(_over_heads, shown))
+    return _make_section("Heads: where they look", *map(_make_line_over_heads, shown))
 
 
-def _importance() -> ws.Section:
+def _build_importance() -> ws.Section:
     metric = names.IMPORTANCE
     layers = [
-        _regex(f"{TITLES[metric]}, {what} of each layer", names.every_layer(metric, what))
+        _make_regex_line(
+            f"{TITLES[metric]}, {what} of each layer", names.make_layer_pattern(metric, what)
+        )
         for what in names.PER_LAYER[metric]
     ]
-    return _section("Importance", _over_heads(metric), *layers)
+    return _make_section("Importance", _make_line_over_heads(metric), *layers)
 
 
-def _heads() -> ws.Section:
+def _build_heads() -> ws.Section:
     maps = [
         wr.MediaBrowser(
             title=TITLES[metric],
-            media_keys=[names.heatmap(metric)],
+            media_keys=[names.name_heatmap(metric)],
             num_columns=1,
             gallery_axis="step",
         )
@@ -149,7 +155,7 @@ def _heads() -> ws.Section:
         chart_strings={"title": "Head scores by layer"},
     )
     once = [names.SCORE_PICTURE, names.TASKS_PICTURE]
-    return _section(
+    return _make_section(
         "Tables and heatmaps",
         *maps,
         wr.MediaBrowser(title="Head scores, tasks", media_keys=once, num_columns=1),
@@ -158,19 +164,19 @@ def _heads() -> ws.Section:
     )
 
 
-def _section(name: str, *panels: Any, is_open: bool = False) -> ws.Section:
+def _make_section(name: str, *panels: Any, is_open: bool = False) -> ws.Section:
     return ws.Section(name=name, panels=list(panels), is_open=is_open)
 
 
-def _line(title: str, metrics: Sequence[str]) -> wr.LinePlot:
+def _make_line(title: str, metrics: Sequence[str]) -> wr.LinePlot:
     return wr.LinePlot(title=title, x=names.STEP, y=list(metrics))
 
 
-def _over_heads(metric: str) -> wr.LinePlot:
+def _make_line_over_heads(metric: str) -> wr.LinePlot:
     what = "of all heads" if metric == names.LOGIT else "mean over heads"
-    return _line(f"{TITLES[metric]}, {what}", [names.over_heads(metric)])
+    return _make_line(f"{TITLES[metric]}, {what}", [names.name_over_heads(metric)])
 
 
-def _regex(title: str, pattern: str) -> wr.LinePlot:
-    """One panel with a line for each scalar that fits."""
+def _make_regex_line(title: str, pattern: str) -> wr.LinePlot:
+    """Make one panel with a line for each scalar that matches."""
     return wr.LinePlot(title=title, x=names.STEP, metric_regex=pattern)

@@ -1,11 +1,11 @@
-"""Several tasks and one model: which heads each needs, where they disagree, three ways out.
+"""Several tasks and one model: which heads each task needs, and what to do if they disagree.
 
 projections = OutputProjections(model)
 projections.add("code", "projections/code.safetensors")
 projections.use("code")
 """
 
-from surgery.lab.tasks.combine import combined
+from surgery.lab.tasks.combine import combine_scores
 from surgery.lab.tasks.projections import OutputProjections
 
-__all__ = ["OutputProjections", "combined"]
+__all__ = ["OutputProjections", "combine_scores"]

@@ -1,4 +1,4 @@
-"""The scores of several tasks made one, for a mask that all of them live under."""
+"""Combine the scores of several tasks into one table, for one mask for all of them."""
 
 from __future__ import annotations
 
@@ -10,38 +10,42 @@ from surgery.errors import SurgeryError
 from surgery.importance.table import ScoreTable, SiteScores
 
 
-def combined(
+def combine_scores(
     tables: Mapping[str, ScoreTable],
     how: Combine = Combine.worst,
     weights: Mapping[str, float] | None = None,
 ) -> ScoreTable:
-    """One table: what each head is worth to all tasks together.
+    """Combine the tables of several tasks into one.
 
-    Tasks differ in their losses and so in the size of their scores. Each is divided by the sum of
-    its absolute scores first, and what is combined are shares: a task whose scores are all
-    multiplied by one number changes nothing. worst: a head is worth what the task that needs it
-    most says (the maximum). weighted: the mean by `weights`, with errors as of independent tasks.
+    Tasks have different losses, and so scores of different size. Therefore the scores of each task
+    are first divided by the sum of their absolute values. worst: the score of a head is its
+    maximum over tasks. weighted: it is the mean with `weights`, with errors as of independent
+    tasks.
 
     Args:
-        tables: by task, of the same sites and units.
-        weights: task → weight, for ``weighted``; equal ones if ``None``.
+        tables: task → table; all of the same sites and units.
+        weights: task → weight, for ``weighted``; ``None``: all equal.
 
     Raises:
-        SurgeryError: no tables, tables of different heads, or weights of other tasks or of nothing.
+        SurgeryError: there are no tables, the tables have different heads, or the weights are
+            those of other tasks or all zero.
     """
     if not tables:
         raise SurgeryError("there are no score tables to combine")
-    given = dict.fromkeys(tables, 1.0) if weights is None else dict(weights)
-    if set(given) != set(tables) or not sum(given.values()) > 0 or min(given.values()) < 0:
-        raise SurgeryError(f"weights of {sorted(given)} for tables of {sorted(tables)}, or all 0")
-    share = [given[name] / sum(given.values()) for name in tables]
+    weight_of = dict.fromkeys(tables, 1.0) if weights is None else dict(weights)
+    total = sum(weight_of.values())
+    if set(weight_of) != set(tables) or not total > 0 or min(weight_of.values()) < 0:
+        raise SurgeryError(
+            f"weights of {sorted(weight_of)} for tables of {sorted(tables)}, or all 0"
+        )
+    share = [weight_of[name] / total for name in tables]
     every, first = list(tables.values()), next(iter(tables.values()))
-    what = {table.estimator for table in every}
+    estimators = {table.estimator for table in every}
     return ScoreTable(
-        estimator=f"{how.value} of {', '.join(sorted(what))}",
+        estimator=f"{how.value} of {', '.join(sorted(estimators))}",
         objective=first.objective,
-        heads=_sites([table.heads for table in every], how, share),
-        groups=_sites([table.groups for table in every], how, share),
+        heads=_combine_sites([table.heads for table in every], how, share),
+        groups=_combine_sites([table.groups for table in every], how, share),
         model=first.model,
         data=", ".join(tables),
         batches=sum(table.batches for table in every),
@@ -52,24 +56,24 @@ def combined(
     )
 
 
-def _sites(
+def _combine_sites(
     tables: Sequence[tuple[SiteScores, ...] | None], how: Combine, share: Sequence[float]
 ) -> tuple[SiteScores, ...] | None:
-    found = [table for table in tables if table is not None]
-    if not found:
+    present = [table for table in tables if table is not None]
+    if not present:
         return None
-    shapes = {tuple((one.layer, one.site, len(one.scores)) for one in table) for table in found}
-    if len(found) < len(tables) or len(shapes) > 1:
+    shapes = {tuple((one.layer, one.site, len(one.scores)) for one in table) for table in present}
+    if len(present) < len(tables) or len(shapes) > 1:
         raise SurgeryError("these score tables are of different heads")
-    sums = [sum(abs(score) for one in table for score in one.scores) for table in found]
+    sums = [sum(abs(score) for one in table for score in one.scores) for table in present]
     scale = [1 / total if total > 0 else 0.0 for total in sums]
     return tuple(
-        _site([table[place] for table in found], scale, how, share)
-        for place in range(len(found[0]))
+        _combine_site([table[place] for table in present], scale, how, share)
+        for place in range(len(present[0]))
     )
 
 
-def _site(
+def _combine_site(
     sites: Sequence[SiteScores], scale: Sequence[float], how: Combine, share: Sequence[float]
 ) -> SiteScores:
     scores, errors = [], []
@@ -77,9 +81,9 @@ def _site(
         values = [one.scores[head] * factor for one, factor in zip(sites, scale, strict=True)]
         spread = [one.errors[head] * factor for one, factor in zip(sites, scale, strict=True)]
         if how is Combine.worst:
-            needs = max(range(len(values)), key=values.__getitem__)
-            scores.append(values[needs])
-            errors.append(spread[needs])
+            most = max(range(len(values)), key=values.__getitem__)
+            scores.append(values[most])
+            errors.append(spread[most])
         else:
             scores.append(sum(w * value for w, value in zip(share, values, strict=True)))
             errors.append(math.hypot(*(w * e for w, e in zip(share, spread, strict=True))))

@@ -1,4 +1,4 @@
-"""The tasks that a config declares, and what of them makes no sense."""
+"""Parse and check the tasks that a config declares."""
 
 from __future__ import annotations
 
@@ -14,48 +14,48 @@ from surgery.config.validate import change_data, check_values
 from surgery.errors import ConfigError
 from surgery.plan.registry import list_operations, list_options
 
-# Modes that train a model per task, in runs of their own.
+# Modes that train a model per task, each in its own run.
 EACH = (TaskMode.prune_each, TaskMode.output_projections)
-# What the losses of tasks are listed under, beside the tasks' names.
+# Names of lists of losses, besides the names of tasks.
 NO_MASK, ORIGINAL, BASE = "no mask", "original", "base"
 _TAKEN = {ORIGINAL, BASE, "before", "after_surgery", "after_training"}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
-def declared(run: RunConfig) -> dict[str, DataConfig]:
-    """The data of each task: the run's own, with the keys of `tasks.data.NAME` changed.
+def parse_tasks(run: RunConfig) -> dict[str, DataConfig]:
+    """Parse the data of each task: the run's own data, with the keys of `tasks.data.NAME` changed.
 
     Raises:
-        ConfigError: a name that is none, or data that cannot be.
+        ConfigError: a name or the data is invalid.
     """
     from surgery.data.sources import check_source  # `datasets` takes seconds to import
 
-    found = {}
+    tasks = {}
     for name, changes in (run.tasks.data or {}).items():
         if not _NAME.fullmatch(str(name)) or name in _TAKEN:
             raise ConfigError(
                 "tasks.data",
-                "is no name for a task",
+                "is not a valid name for a task",
                 given=name,
-                valid=f"letters, digits, _ and -; none of {', '.join(sorted(_TAKEN))}",
+                valid=f"letters, digits, _ and -; but not {', '.join(sorted(_TAKEN))}",
             )
         if not isinstance(changes, Mapping):
             raise ConfigError(
                 f"tasks.data.{name}",
-                "a task is what differs in its data",
+                "must be the keys of data that differ for this task",
                 given=changes,
                 valid="keys of data, e.g. {part: code}",
             )
-        with of_task(str(name)):
-            found[str(name)] = change_data(run.data, changes)
-            check_values(replace(run, data=found[str(name)]))
-            check_source(found[str(name)])
-    return found
+        with naming_task(str(name)):
+            tasks[str(name)] = change_data(run.data, changes)
+            check_values(replace(run, data=tasks[str(name)]))
+            check_source(tasks[str(name)])
+    return tasks
 
 
 @contextmanager
-def of_task(name: str) -> Iterator[None]:
-    """Whatever is wrong with `data` is wrong with the data of this task."""
+def naming_task(name: str) -> Iterator[None]:
+    """Turn an error about `data` into one about the data of this task."""
     try:
         yield
     except ConfigError as error:
@@ -66,10 +66,10 @@ def of_task(name: str) -> Iterator[None]:
 
 
 def check_tasks(run: RunConfig, operations: Sequence[Any]) -> dict[str, DataConfig]:
-    """Refuse what cannot be done with the tasks; the data of each. Empty where there are none.
+    """Check the tasks, and return the data of each; empty if there are no tasks.
 
     Raises:
-        ConfigError: a mode without what it needs, or an option that it would not look at.
+        ConfigError: the mode lacks something that it needs, or an option has no effect.
     """
     tasks, mode = run.tasks, run.tasks.mode
     if not tasks.data:
@@ -85,21 +85,21 @@ def check_tasks(run: RunConfig, operations: Sequence[Any]) -> dict[str, DataConf
     if len(tasks.data) < 2:
         raise ConfigError(
             "tasks.data",
-            "one task alone has nothing to agree or disagree with",
+            "there must be at least two tasks",
             given=", ".join(map(str, tasks.data)),
             valid="two tasks or more",
         )
-    found = declared(run)
+    data_of_task = parse_tasks(run)
     _check_weights(run)
     if mode is TaskMode.compare:
-        _need(run, Stage.score, "tasks are compared by the scores of their heads")
+        _require_stage(run, Stage.score, "tasks are compared by the scores of their heads")
     elif mode is TaskMode.output_projections:
         _check_projections(run)
     else:
         _check_pruning(run, operations)
     if mode in EACH:
         _check_each(run)
-    return found
+    return data_of_task
 
 
 def _check_weights(run: RunConfig) -> None:
@@ -109,7 +109,7 @@ def _check_weights(run: RunConfig) -> None:
     if tasks.mode is not TaskMode.one_mask or tasks.combine is not Combine.weighted:
         raise ConfigError(
             key,
-            "are of no use here",
+            "have no effect here",
             given=dict(tasks.weights),
             valid="null, or tasks.mode=one_mask tasks.combine=weighted",
         )
@@ -118,20 +118,20 @@ def _check_weights(run: RunConfig) -> None:
             raise ConfigError(f"{key}.{name}", "there is no such task", valid=names)
         number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
         if not number or not 0 <= weight < math.inf:
-            raise ConfigError(f"{key}.{name}", "is no weight", given=weight, valid="0 or more")
+            raise ConfigError(f"{key}.{name}", "must be 0 or more", given=weight, valid="0 or more")
     for name in names:
         if name not in tasks.weights:
             raise ConfigError(f"{key}.{name}", "a value is required here", valid="0 or more")
     if not any(tasks.weights.values()):
-        raise ConfigError(key, "leave no task that counts", given=dict(tasks.weights))
+        raise ConfigError(key, "must not all be 0", given=dict(tasks.weights))
 
 
 def _check_pruning(run: RunConfig, operations: Sequence[Any]) -> None:
-    found = [operation for operation in operations if operation.scored_by is not None]
-    if not found:
+    pruning = [operation for operation in operations if operation.scored_by is not None]
+    if not pruning:
         raise ConfigError(
             "tasks.mode",
-            "needs heads that are pruned by an estimator",
+            "needs an operation that prunes heads by an estimator",
             given=run.tasks.mode.value,
             valid=[
                 f"attention=[{name}] with attention.{name}.estimator"
@@ -139,34 +139,34 @@ def _check_pruning(run: RunConfig, operations: Sequence[Any]) -> None:
                 if "estimator" in list_options(name)
             ],
         )
-    if not found[0].deferred:
-        _need(run, Stage.calibrate, "heads are chosen there")
-    _need(run, Stage.operate, "heads are pruned there")
+    if not pruning[0].deferred:
+        _require_stage(run, Stage.calibrate, "heads are chosen there")
+    _require_stage(run, Stage.operate, "heads are pruned there")
 
 
 def _check_projections(run: RunConfig) -> None:
     if run.attention:
         raise ConfigError(
             "attention",
-            "output projections are trained for the model as it is",
+            "output projections are trained for the unchanged model",
             given=", ".join(run.attention),
             valid="attention=[], and the export of an earlier run",
         )
     if run.optim.parameters is not Trained.output:
         raise ConfigError(
             "optim.parameters",
-            "only output projections are kept per task",
+            "must be output: only output projections are kept per task",
             given=run.optim.parameters.value,
             valid=Trained.output.value,
         )
-    _need(run, Stage.train, "each task trains its own")
+    _require_stage(run, Stage.train, "each task trains its own")
     if Stage.export in run.stages:
         raise ConfigError(
             "stages",
-            "there is nothing to export: the model stays as it is, and projections/ "
-            "holds what each task trained",
+            "there is nothing to export: the model does not change, and projections/ has what "
+            "each task trained",
             given="export",
-            valid="the stages without it",
+            valid="the stages without export",
         )
 
 
@@ -175,8 +175,8 @@ def _check_each(run: RunConfig) -> None:
     if run.model.scratch is not None:
         raise ConfigError(
             "model.scratch",
-            f"tasks.mode={mode} loads its model several times, and "
-            "random weights are others each time",
+            f"tasks.mode={mode} loads its model several times, and random weights would differ "
+            "each time",
             valid="a model.path",
         )
     if run.resume is not None:
@@ -194,7 +194,7 @@ def _check_each(run: RunConfig) -> None:
             )
 
 
-def _need(run: RunConfig, stage: Stage, why: str) -> None:
+def _require_stage(run: RunConfig, stage: Stage, why: str) -> None:
     if stage not in run.stages:
         raise ConfigError(
             "stages",

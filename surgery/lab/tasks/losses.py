@@ -1,4 +1,4 @@
-"""Held-out losses of several tasks under several models, masks or projections."""
+"""Held-out losses of several tasks with several models, masks or projections."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from surgery.config.schema import RunConfig
 from surgery.data.module import TextData
 from surgery.measure.loss import measure_held_out_loss
 
-# What it is under → task → nats per token.
+# Model, mask or projections → task → nats per token.
 Losses = Mapping[str, Mapping[str, float]]
 
 
-def task_losses(
+def measure_task_losses(
     model: PreTrainedModel, data: Mapping[str, TextData], run: RunConfig, label: str
 ) -> dict[str, float]:
-    """Held-out loss of each task, nats per token, on the same windows at every call."""
+    """Measure the held-out loss of each task in nats per token, on the same windows each time."""
     training = model.training
     model.eval()
     losses = {
@@ -31,11 +31,11 @@ def task_losses(
     return losses
 
 
-def harm(losses: Losses, without: str, limit: float) -> list[dict[str, Any]]:
-    """Masks that cost a task other than their own more than `limit` nats over no mask.
+def find_harm(losses: Losses, without: str, limit: float) -> list[dict[str, Any]]:
+    """Find masks that cost another task more than `limit` nats, compared with no mask.
 
     Args:
-        without: the key of `losses` under which no mask is.
+        without: the key of `losses` for no mask.
     """
     return [
         {"mask": mask, "task": task, "cost": loss - losses[without][task]}

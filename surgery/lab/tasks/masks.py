@@ -1,4 +1,4 @@
-"""The heads that a task could do without, and a model as it is without them."""
+"""Choose the heads that a task does not need, and run a model without them."""
 
 from __future__ import annotations
 
@@ -15,17 +15,20 @@ from surgery.lab.tasks.agreement import Mask
 from surgery.models.sites import Site
 from surgery.plan.operation import Operation
 
-# Of each layer's heads, where the run declares no pruning.
+# Fraction of each layer's heads, if the run declares no pruning.
 AMOUNT = 0.25
 
 
 def choose_mask(operations: Sequence[Operation], sites: Sequence[Site], table: ScoreTable) -> Mask:
-    """Layer → query heads that the run's own pruning would remove by these scores.
+    """Choose the heads that the run's own pruning would remove with these scores.
 
-    Where the run declares none, a quarter of each layer's heads.
+    If the run declares no pruning, it is a quarter of each layer's heads.
+
+    Returns:
+        Layer → query heads.
 
     Raises:
-        ConfigError: as many cannot go.
+        ConfigError: that many heads cannot be removed.
     """
     scores = HeadScores.from_table(table, sites)
     for operation in operations:
@@ -35,8 +38,8 @@ def choose_mask(operations: Sequence[Operation], sites: Sequence[Site], table: S
     return choose_heads(sites, scores, HeadCut(AMOUNT, None))
 
 
-def gates_of(model: nn.Module, sites: Sequence[Site], mask: Mask) -> Gates:
-    """Gates that, while open, make `model` compute what it would without the heads of `mask`."""
+def make_gates(model: nn.Module, sites: Sequence[Site], mask: Mask) -> Gates:
+    """Make gates with which `model` computes as if it did not have the heads of `mask`."""
     gates = {}
     for site in sites:
         gate = torch.ones(site.q_heads, device=next(model.parameters()).device)

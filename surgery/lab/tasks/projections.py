@@ -1,4 +1,4 @@
-"""Output projections of several tasks for one loaded model, and files that hold nothing else."""
+"""Output projections of several tasks for one loaded model, and the files that hold them."""
 
 from __future__ import annotations
 
@@ -17,35 +17,35 @@ from surgery.models.sites import find_sites
 
 FORMAT = "1"
 KIND = "output_projections"
-# How many values of each tensor a fingerprint looks at, evenly spaced.
+# Number of values of each tensor in a fingerprint, evenly spaced.
 SAMPLED = 4096
 
 
 class OutputProjections:
-    """Several sets of output projections for one model, of which one is in use.
+    """Several sets of output projections for one model. One set is in use.
 
-    A set is the weights and biases of all sites' output projections, by their names in the model.
-    Switching exchanges pointers: it copies nothing, and leaves the rest of the model alone, so the
-    model's own projections are back to the bit with ``use(None)``. What is in use holds for the
-    whole model: calls that need different sets at once need a model each.
+    A set holds the weights and biases of the output projections of all sites, by their names in
+    the model. To switch exchanges pointers: nothing is copied, the rest of the model stays as it
+    is, and ``use(None)`` brings back the model's own projections to the bit. The set in use is
+    that of the whole model: calls with different sets at the same time need a model each.
 
     Args:
-        model: the base, as it was loaded.
+        model: the base model, as it was loaded.
 
     Raises:
-        SurgeryError: the model has no attention, or some that is not understood.
+        SurgeryError: the model has no attention, or attention that is not understood.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
-        self._names = _tensor_names(model)
-        self._sets: dict[str | None, dict[str, torch.Tensor]] = {None: self._current()}
+        self._names = _list_tensor_names(model)
+        self._sets: dict[str | None, dict[str, torch.Tensor]] = {None: self._get_current()}
         self._used: str | None = None
-        self._identity = _identity(model, self._names)
+        self._identity = _compute_identity(model, self._names)
 
     @property
     def names(self) -> list[str]:
-        """The sets that can be used, in the order they came; the model's own is ``None``."""
+        """The sets that can be used, in the order in which they were added."""
         return [name for name in self._sets if name is not None]
 
     @property
@@ -53,16 +53,16 @@ class OutputProjections:
         return self._used
 
     def add(self, name: str, path: str | Path) -> None:
-        """Read a set that `save` wrote; it is not used yet.
+        """Read a set that `save` wrote, without using it yet.
 
         Raises:
-            SurgeryError: no such file, one of another base, or a name that is taken.
+            SurgeryError: the file is missing or made for another base, or the name is in use.
         """
         if not name or name in self._sets:
-            raise SurgeryError(f"there is a set of output projections named {name!r} already")
+            raise SurgeryError(f"there is already a set of output projections named {name!r}")
         about, tensors = _read(Path(path))
         if about.get("kind") != KIND or about.get("format") != FORMAT:
-            raise SurgeryError(f"{path} holds no output projections that this version reads")
+            raise SurgeryError(f"{path} has no output projections that this version can read")
         own = self._sets[None]
         wrong = {key: about.get(key) for key in self._identity} != self._identity
         shapes = {key: tensor.shape for key, tensor in tensors.items()}
@@ -76,78 +76,78 @@ class OutputProjections:
         self._sets[name] = tensors
 
     def use(self, name: str | None) -> None:
-        """Switch; ``None`` is the model's own.
+        """Switch to a set; ``None``: the model's own.
 
         Raises:
-            SurgeryError: no such set.
+            SurgeryError: there is no such set.
         """
         if name not in self._sets:
             valid = ", ".join(self.names) or "none were added"
             raise SurgeryError(f"no output projections named {name!r}: {valid}")
-        self._sets[self._used] = self._current()  # `model.to` may have moved or cast them
+        self._sets[self._used] = self._get_current()  # `model.to` may have moved or cast them
         parameters = dict(self.model.named_parameters(remove_duplicate=False))
         for key, tensor in self._sets[name].items():
-            now = parameters[key].data
-            parameters[key].data = tensor.to(device=now.device, dtype=now.dtype)
+            old = parameters[key].data
+            parameters[key].data = tensor.to(device=old.device, dtype=old.dtype)
         self._used = name
 
     def save(self, path: str | Path, model: PreTrainedModel, name: str = "") -> None:
-        """Write the output projections of `model`, which differs from the base in nothing else.
+        """Write the output projections of `model`, which must not differ in anything else.
 
         Args:
-            name: of the base, for messages.
+            name: name of the base, for messages.
 
         Raises:
-            SurgeryError: another model, or one of which other weights changed too.
+            SurgeryError: `model` is another model, or other weights changed too.
         """
-        if _tensor_names(model) != self._names:
+        if _list_tensor_names(model) != self._names:
             raise SurgeryError(f"this {type(model).__name__} is another model than the base")
-        if _identity(model, self._names)["rest"] != self._identity["rest"]:
+        if _compute_identity(model, self._names)["rest"] != self._identity["rest"]:
             raise SurgeryError(
-                "more than output projections differs from the base: a file with "
-                "them alone would not be this model"
+                "more than the output projections differs from the base, so a file with only "
+                "these would not be this model"
             )
         parameters = dict(model.named_parameters(remove_duplicate=False))
         tensors = {key: parameters[key].detach().cpu().contiguous().clone() for key in self._names}
         dtype = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
         about = {"kind": KIND, "format": FORMAT, "model": name, "dtype": dtype, **self._identity}
         path = Path(path)
-        draft = path.with_name(path.name + ".partial")
-        save_file(tensors, draft, metadata=about)
-        draft.replace(path)
+        partial = path.with_name(path.name + ".partial")
+        save_file(tensors, partial, metadata=about)
+        partial.replace(path)
 
-    def _current(self) -> dict[str, torch.Tensor]:
+    def _get_current(self) -> dict[str, torch.Tensor]:
         parameters = dict(self.model.named_parameters(remove_duplicate=False))
         return {key: parameters[key].data for key in self._names}
 
 
-def _tensor_names(model: PreTrainedModel) -> tuple[str, ...]:
-    """Weights and biases of the output projections of all sites, each once."""
+def _list_tensor_names(model: PreTrainedModel) -> tuple[str, ...]:
+    """List weights and biases of the output projections of all sites, each once."""
     anatomy = find_sites(model)
     if anatomy.unreadable or not anatomy.sites:
         block = next(iter(anatomy.unreadable), None)
         reason = f": {block.path}, {block.reason}" if block is not None else ""
         raise SurgeryError(f"attention of this {type(model).__name__} cannot be read{reason}")
-    found = {
+    names = {
         f"{path}.{name}": None
         for path in dict.fromkeys(site.output.path for site in anatomy.sites)
         for name, _ in model.get_submodule(path).named_parameters()
     }
-    return tuple(found)
+    return tuple(names)
 
 
-def _identity(model: nn.Module, names: tuple[str, ...]) -> dict[str, str]:
-    """Fingerprints of the output projections and of everything else."""
+def _compute_identity(model: nn.Module, names: tuple[str, ...]) -> dict[str, str]:
+    """Compute fingerprints of the output projections, and of everything else."""
     own = set(names)
     parameters = list(model.named_parameters(remove_duplicate=False))
     return {
-        "base": _fingerprint((k, p) for k, p in parameters if k in own),
-        "rest": _fingerprint((k, p) for k, p in parameters if k not in own),
+        "base": _compute_fingerprint((k, p) for k, p in parameters if k in own),
+        "rest": _compute_fingerprint((k, p) for k, p in parameters if k not in own),
     }
 
 
-def _fingerprint(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
-    """SHA-256 of names, shapes and evenly spaced values; cheap for any size of model."""
+def _compute_fingerprint(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
+    """Hash names, shapes and evenly spaced values (SHA-256); this is fast for any model."""
     digest = hashlib.sha256()
     for name, tensor in tensors:
         flat = tensor.detach().reshape(-1)
@@ -164,4 +164,4 @@ def _read(path: Path) -> tuple[Mapping[str, str], dict[str, torch.Tensor]]:
         with safe_open(path, "pt") as file:
             return file.metadata() or {}, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
-        raise SurgeryError(f"{path} is no safetensors file: {error}") from None
+        raise SurgeryError(f"{path} is not a safetensors file: {error}") from None

@@ -1,4 +1,4 @@
-"""What tasks make of each other, as the terminal shows it."""
+"""Tables of several tasks for a terminal."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _TITLES = {
 }
 
 
-def warnings(found: Mapping[str, Any]) -> list[str]:
-    """A line for every mask that costs another task more than `tasks.hurts`."""
+def format_warnings(found: Mapping[str, Any]) -> list[str]:
+    """Format a line for every mask that costs another task more than `tasks.hurts`."""
     return [
         f"WARNING: the mask for {harm['mask']} costs {harm['task']} {harm['cost']:.3f} nats per "
         f"token, more than tasks.hurts={found['limit']:g}"
@@ -26,8 +26,8 @@ def warnings(found: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def losses_table(found: Mapping[str, Any]) -> Table:
-    """A line per task, a column per mask, model, set of projections or moment."""
+def make_losses_table(found: Mapping[str, Any]) -> Table:
+    """Make a table with a row per task and a column per mask, model, projections or moment."""
     losses = found["losses"]
     table = Table(title=_TITLES[found["mode"]], title_justify="left")
     table.add_column("held-out text")
@@ -40,8 +40,8 @@ def losses_table(found: Mapping[str, Any]) -> Table:
     return table
 
 
-def agreement_table(found: Mapping[str, Any]) -> Table:
-    """Rank correlation between tasks, and how many heads each alone needs."""
+def make_agreement_table(found: Mapping[str, Any]) -> Table:
+    """Make a table of rank correlations between tasks, and how many heads only each one needs."""
     table = Table(title=f"Rank correlation of {found['estimator']} scores", title_justify="left")
     table.add_column("task")
     for name in found["names"]:

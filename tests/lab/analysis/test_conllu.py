@@ -64,7 +64,7 @@ GOOD = "1\tGo\tgo\tVERB\t_\t_\t0\troot\t_\t_\n"
         (GOOD + "2\taway\ta\tADV\t_\t_\t_\tadvmod\t_\t_\n", "line 2 has the HEAD _ in 2 words"),
         ("1-2\tGo\t_\t_\t_\t_\t_\t_\t_\t_\n" + GOOD, "line 2 ends before word 2"),
         ("2-3\tGo\t_\t_\t_\t_\t_\t_\t_\t_\n" + GOOD, "line 1 has the ID 2-3 after word 0"),
-        ("# only a comment\n\n", "holds no sentence"),
+        ("# only a comment\n\n", "has no sentences"),
     ],
 )
 def test_what_breaks_the_format_is_said_with_its_line(tmp_path: Path, text: str, said: str) -> None:
@@ -78,7 +78,7 @@ def test_what_breaks_the_format_is_said_with_its_line(tmp_path: Path, text: str,
 
 def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     (tmp_path / "latin").write_bytes(GOOD.replace("Go", "G\xe9").encode("latin-1"))
-    with pytest.raises(ConfigError, match="no UTF-8"):
+    with pytest.raises(ConfigError, match="not UTF-8"):
         read_conllu(tmp_path / "latin")
     with pytest.raises(ConfigError, match="cannot be read"):
         read_conllu(tmp_path / "nowhere")

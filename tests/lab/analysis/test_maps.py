@@ -8,12 +8,12 @@ import torch
 from surgery.errors import ConfigError
 from surgery.lab.analysis.maps import (
     LONGEST,
-    attention_maps,
-    best_heads,
     check_heads,
     check_maps,
+    compute_maps,
+    pick_best_heads,
 )
-from surgery.lab.analysis.watch import self_attention
+from surgery.lab.analysis.watch import find_self_attention
 from surgery.models.source import make_byte_tokenizer
 from tests.tiny_models import tiny_model
 
@@ -21,8 +21,8 @@ from tests.tiny_models import tiny_model
 def test_maps_are_the_models_own() -> None:
     model = tiny_model("llama", attention="eager", vocab_size=259).eval()
     tokenizer = make_byte_tokenizer()
-    found = attention_maps(
-        model, tokenizer, self_attention(model), [(1, 3), (0, 2)], ["a b\n", "é"], ([1], [])
+    found = compute_maps(
+        model, tokenizer, find_self_attention(model), [(1, 3), (0, 2)], ["a b\n", "é"], ([1], [])
     )
     assert {(one.head, one.text) for one in found} == {
         ((1, 3), 0),
@@ -43,15 +43,15 @@ def test_maps_are_the_models_own() -> None:
 
 def test_a_long_text_is_clipped_and_that_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     model = tiny_model("llama", vocab_size=259, max_position_embeddings=128).eval()
-    sites = self_attention(model)
-    (one,) = attention_maps(model, make_byte_tokenizer(), sites, [(0, 0)], ["x" * 100])
+    sites = find_self_attention(model)
+    (one,) = compute_maps(model, make_byte_tokenizer(), sites, [(0, 0)], ["x" * 100])
     assert one.p.shape == (LONGEST, LONGEST)
     assert f"its first {LONGEST} of 100 tokens" in capsys.readouterr().out
 
 
 def test_the_best_of_a_role_has_its_highest_score() -> None:
     roles = {(0, 0): "induction", (0, 1): "induction", (1, 0): "mixed"}
-    assert best_heads(roles, {(0, 0): 0.5, (0, 1): 0.8, (1, 0): 0.0}) == [(0, 1), (1, 0)]
+    assert pick_best_heads(roles, {(0, 0): 0.5, (0, 1): 0.8, (1, 0): 0.0}) == [(0, 1), (1, 0)]
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_what_is_no_map_is_refused(heads: object, texts: list[str], key: str) ->
 
 
 def test_heads_that_are_not_there_are_refused() -> None:
-    sites = self_attention(tiny_model("llama"))
+    sites = find_self_attention(tiny_model("llama"))
     check_heads(["0.0", "1.3"], sites)
     check_heads("best", sites)
     for head in ("0.4", "2.0"):

@@ -15,11 +15,10 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from surgery.data.sources import is_held_out
 from surgery.data.stdlib import read_stdlib
 from surgery.errors import ConfigError
-from surgery.lab.analysis.probes import REVERSED, run_probes, word_attention
-from surgery.lab.analysis.relations import Related
-from surgery.lab.analysis.sources import check_probes, probe_texts
-from surgery.lab.analysis.spans import ProbeText, probe_text, units_of
-from surgery.lab.analysis.watch import self_attention
+from surgery.lab.analysis.probes import REVERSED, compute_word_attention, run_probes
+from surgery.lab.analysis.sources import check_probes, make_probe_texts
+from surgery.lab.analysis.spans import ProbeText, RelatedText, assign_units, make_probe_text
+from surgery.lab.analysis.watch import find_self_attention
 from surgery.models.source import make_byte_tokenizer
 from tests.lab.analysis import handmade
 from tests.tiny_models import tiny_model
@@ -32,7 +31,7 @@ def wordpieces() -> PreTrainedTokenizerBase:
 def test_attention_from_a_word_is_a_mean_and_to_a_word_a_sum() -> None:
     """Three tokens of two words, and one of none: [CLS] play ##ing chess."""
     rows = torch.tensor([[[0.4, 0.3, 0.2, 0.1], [0.1, 0.2, 0.3, 0.4], [0.0, 0.5, 0.25, 0.25]]])
-    got = word_attention(rows, torch.tensor([0, 0, 1]), torch.tensor([-1, 0, 0, 1]), 2)
+    got = compute_word_attention(rows, torch.tensor([0, 0, 1]), torch.tensor([-1, 0, 0, 1]), 2)
     assert torch.allclose(got, torch.tensor([[[0.5, 0.25], [0.75, 0.25]]]))
 
 
@@ -47,7 +46,7 @@ def test_units_are_words_and_share_no_token(data: st.DataObject) -> None:
     spans = spans.reshape(-1, 2).numpy()
     edges = sorted(data.draw(st.sets(st.integers(0, 20), min_size=2, max_size=10)))
     words = [(a, b) for n, (a, b) in enumerate(pairwise(edges)) if n % 2 == 0]
-    units, of_words = units_of(words, spans)
+    units, of_words = assign_units(words, spans)
     touch = [[a < e and s < b for s, e in spans.tolist()] for a, b in words]
     for word, row in enumerate(touch):
         own = {int(units[n]) for n, meets in enumerate(row) if meets}
@@ -65,9 +64,11 @@ def test_units_are_words_and_share_no_token(data: st.DataObject) -> None:
 
 
 def test_words_are_found_on_wordpieces_and_on_bytes() -> None:
-    related = Related("Vámonos unbelievably", [(0, 7), (0, 7), (8, 20)], {"r": [(2, 0), (1, 0)]})
+    related = RelatedText(
+        "Vámonos unbelievably", [(0, 7), (0, 7), (8, 20)], {"r": [(2, 0), (1, 0)]}
+    )
     tokenizer = wordpieces()
-    made = probe_text(related, tokenizer, 30, ([101], [102]))
+    made = make_probe_text(related, tokenizer, 30, ([101], [102]))
     assert made is not None
     tokens = tokenizer.convert_ids_to_tokens(made.input_ids)
     assert (tokens[0], tokens[-1]) == ("[CLS]", "[SEP]")
@@ -78,17 +79,17 @@ def test_words_are_found_on_wordpieces_and_on_bytes() -> None:
     ]
     assert spelt == ["[CLS][SEP]", "vamonos", "unbelievably"]
     assert made.pairs["r"].tolist() == [[1, 0]]  # the two words of one contraction are no pair
-    plain = probe_text(related, make_byte_tokenizer(), 30, ([], []))
+    plain = make_probe_text(related, make_byte_tokenizer(), 30, ([], []))
     assert plain is not None
     assert plain.units.tolist() == [0] * 8 + [-1] + [1] * 12  # á is two bytes
 
 
 def test_a_window_is_cut_out_with_the_words_that_are_whole_in_it() -> None:
-    related = Related("ab cd ef gh", [(0, 2), (3, 5), (6, 8), (9, 11)], {"r": [(1, 0), (2, 1)]})
-    assert probe_text(related, make_byte_tokenizer(), 6, ([], [])) is None
+    related = RelatedText("ab cd ef gh", [(0, 2), (3, 5), (6, 8), (9, 11)], {"r": [(1, 0), (2, 1)]})
+    assert make_probe_text(related, make_byte_tokenizer(), 6, ([], [])) is None
     seen = set()
     for seed in range(40):
-        made = probe_text(related, make_byte_tokenizer(), 6, ([], []), random.Random(seed))
+        made = make_probe_text(related, make_byte_tokenizer(), 6, ([], []), random.Random(seed))
         assert made is not None
         text = bytes((made.input_ids - 3).tolist()).decode()
         assert text in related.text
@@ -142,7 +143,7 @@ def test_accuracies_are_those_of_whole_maps(name: str) -> None:
         pairs = torch.stack([torch.randperm(6, generator=generator)[:2] for _ in range(5)])
         ids = torch.randint(3, 64, (11,), generator=generator)
         texts.append(ProbeText(ids, units, {"r": pairs}))
-    got, few = run_probes(model, texts, self_attention(model), "test")
+    got, few = run_probes(model, texts, find_self_attention(model), "test")
     hits = brute_force(model, texts, ahead=name == "bert")
     assert set(got) == {"r", "r" + REVERSED}
     assert few == []
@@ -166,7 +167,7 @@ def test_a_head_that_follows_the_relation_is_best_and_the_offset_is_chosen_elsew
         ids[at], ids[at - back] = handmade.DEPENDENTS[n % 4], handmade.HEAD_WORDS[n % 3]
         texts.append(ProbeText(ids, torch.arange(20), {"seeks": torch.tensor([[at, at - back]])}))
     model = handmade.gpt2()
-    got, few = run_probes(model, texts, self_attention(model), "test")
+    got, few = run_probes(model, texts, find_self_attention(model), "test")
     judged = got["seeks"]
     assert (judged.best, judged.accuracy[1, 1]) == ((1, 1), 1.0)
     assert judged.offset in (-1, -2)
@@ -174,14 +175,14 @@ def test_a_head_that_follows_the_relation_is_best_and_the_offset_is_chosen_elsew
     assert judged.margin[1, 1] == 0.5
     assert judged.margin[0, 0] <= 0  # the head before looks one back, as the offset does
     assert few == []
-    assert run_probes(model, texts[:30], self_attention(model), "test")[1] == ["seeks"]
+    assert run_probes(model, texts[:30], find_self_attention(model), "test")[1] == ["seeks"]
 
 
 def test_texts_of_the_standard_library_are_those_that_training_reads() -> None:
-    made = probe_texts(
+    made = make_probe_texts(
         "python", make_byte_tokenizer(), count=6, seq_len=400, seed=1, val_fraction=0.3
     )
-    again = probe_texts(
+    again = make_probe_texts(
         "python", make_byte_tokenizer(), count=6, seq_len=400, seed=1, val_fraction=0.3
     )
     assert len(made) == 6
@@ -199,5 +200,5 @@ def test_probes_that_are_not_there_are_refused() -> None:
     check_probes(["python"])
     with pytest.raises(ConfigError, match="no such file"):
         check_probes(["python", "nowhere.conllu"])
-    with pytest.raises(ConfigError, match="one name"):
+    with pytest.raises(ConfigError, match="the same name"):
         check_probes(["a/x.conllu", "b/x.conllu"])

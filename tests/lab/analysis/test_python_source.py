@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from surgery.lab.analysis.python_source import RELATIONS, python_relations
+from surgery.lab.analysis.python_source import RELATIONS, find_python_relations
 
 
 def related(source: str) -> dict[str, list[tuple[str, str]]]:
     """Relation → (dependent, head), as ``word@line``, or ``word@line.n`` for the n-th there."""
-    found = python_relations(source)
+    found = find_python_relations(source)
     assert found is not None
 
     def shown(word: int) -> str:
@@ -133,21 +133,21 @@ def test_branches_belong_to_the_statement_in_their_column() -> None:
 
 
 def test_strings_and_comments_are_no_words() -> None:
-    found = python_relations('f(\'a(\', """b\nc)""", 1)  # d(\n')
+    found = find_python_relations('f(\'a(\', """b\nc)""", 1)  # d(\n')
     assert found is not None
     assert [found.text[a:b] for a, b in found.words] == ["f", "(", ",", ",", "1", ")"]
     assert found.pairs["argument"] == [(4, 0)]
 
 
 def test_what_is_no_python_is_none() -> None:
-    assert python_relations("def f(:\n") is None
-    assert python_relations("x = '\0'") is None
+    assert find_python_relations("def f(:\n") is None
+    assert find_python_relations("x = '\0'") is None
 
 
 def test_real_source_gives_every_relation_with_the_right_words() -> None:
     """The tool's own reading of a library file, checked against the text itself."""
     source = Path(ast.__file__).read_text(encoding="utf-8")
-    found = python_relations(source)
+    found = find_python_relations(source)
     assert found is not None
     assert set(found.pairs) == set(RELATIONS)
     word = [found.text[a:b] for a, b in found.words]

@@ -11,11 +11,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from surgery.errors import ConfigError, TapError
 from surgery.lab.analysis.behaviour import observe_text
 from surgery.lab.analysis.probes import run_probes
-from surgery.lab.analysis.repeats import observe_repeats, random_repeats
-from surgery.lab.analysis.result import heads_of
-from surgery.lab.analysis.roles import ROLES, Thresholds, role_of
+from surgery.lab.analysis.repeats import draw_repeats, observe_repeats
+from surgery.lab.analysis.result import describe_heads
+from surgery.lab.analysis.roles import ROLES, Thresholds, choose_role
 from surgery.lab.analysis.spans import ProbeText
-from surgery.lab.analysis.watch import self_attention
+from surgery.lab.analysis.watch import find_self_attention
 from tests.lab.analysis import handmade
 from tests.tiny_models import FIELDS, tiny_model
 
@@ -26,11 +26,11 @@ def found(
     text: torch.Tensor,
     probes: list[ProbeText] | None = None,
 ) -> dict[tuple[int, int], dict[str, Any]]:
-    sites = self_attention(model)
+    sites = find_self_attention(model)
     behaviour = observe_text(model, [{"input_ids": part} for part in text.split(4)], sites, None, 0)
-    repeats = observe_repeats(model, random_repeats(vocabulary, 8, 30, 4, 0), sites)
+    repeats = observe_repeats(model, draw_repeats(vocabulary, 8, 30, 4, 0), sites)
     judged = run_probes(model, probes, sites, "test")[0] if probes else {}
-    heads = heads_of(sites, behaviour, repeats, judged, Thresholds())
+    heads = describe_heads(sites, behaviour, repeats, judged, Thresholds())
     return {(head["layer"], head["head"]): head for head in heads}
 
 
@@ -92,7 +92,7 @@ def test_scores_are_those_of_the_explicit_map(name: str) -> None:
     if name == "bert":
         real[1, 9:] = 0
     batch = {"input_ids": text, "attention_mask": real}
-    sites = self_attention(model)
+    sites = find_self_attention(model)
     with torch.no_grad():
         maps = model(**batch, output_attentions=True).attentions
     seen = observe_text(model, [batch], sites, None, 0)
@@ -135,14 +135,14 @@ def test_the_first_role_that_passes_is_the_name(number: int) -> None:
     """In the documented order, at the threshold itself, and unmeasured scores pass nothing."""
     limits = Thresholds()
     scores = {role: getattr(limits, role) for role in ROLES[number:]}
-    assert role_of(scores, limits) == ROLES[number]
+    assert choose_role(scores, limits) == ROLES[number]
     below = {role: score - 1e-6 for role, score in scores.items()}
-    assert role_of({**below, **dict.fromkeys(ROLES[:number])}, limits) == "mixed"
+    assert choose_role({**below, **dict.fromkeys(ROLES[:number])}, limits) == "mixed"
 
 
 def test_repeats_hold_no_token_twice_and_no_other_token() -> None:
     vocabulary = torch.tensor([3, 4, 9, 9, 12, 30])
-    made = random_repeats(vocabulary, 5, 50, 2, 0, ((1,), (2,)))
+    made = draw_repeats(vocabulary, 5, 50, 2, 0, ((1,), (2,)))
     assert (made.before, made.length) == (1, 5)
     assert [len(batch["input_ids"]) for batch in made.batches] == [2, 2, 1]
     for batch in made.batches:
@@ -157,9 +157,9 @@ def test_repeats_hold_no_token_twice_and_no_other_token() -> None:
 def test_what_cannot_be_seen_is_refused() -> None:
     bloom = tiny_model("bloom", attention="eager")
     text = [{"input_ids": torch.randint(3, 64, (2, 8))}]
-    with pytest.raises(TapError, match="cannot be looked at"):
-        observe_text(bloom, text, self_attention(bloom), None, 0)
+    with pytest.raises(TapError, match="cannot be observed"):
+        observe_text(bloom, text, find_self_attention(bloom), None, 0)
     with pytest.raises(ConfigError, match="one stack"):
-        self_attention(tiny_model("t5"))
-    with pytest.raises(ConfigError, match="single head"):
-        self_attention(tiny_model("gpt2", n_layer=1, n_head=1))
+        find_self_attention(tiny_model("t5"))
+    with pytest.raises(ConfigError, match="only one head"):
+        find_self_attention(tiny_model("gpt2", n_layer=1, n_head=1))

@@ -16,16 +16,16 @@ from surgery.importance.capture import capture, find_stack
 from surgery.importance.score_file import read_scores
 from surgery.lab.analysis import similarity as module
 from surgery.lab.analysis.clusters import (
-    clusters,
-    nearest,
-    redundancies,
-    redundancy,
-    tree,
-    what_is_its_own,
+    build_tree,
+    compute_redundancies,
+    compute_redundancy,
+    find_clusters,
+    find_nearest,
+    find_shared_groups,
+    score_redundancy,
 )
-from surgery.lab.analysis.groups import shared_groups
-from surgery.lab.analysis.similarity import Similarity, compare_heads, divergences
-from surgery.lab.analysis.watch import self_attention
+from surgery.lab.analysis.similarity import Similarity, compare_heads, sum_divergences
+from surgery.lab.analysis.watch import find_self_attention
 from surgery.models.sites import find_sites
 from surgery.operations.gqa.operation import GQA
 from tests.lab.analysis import handmade
@@ -42,7 +42,7 @@ def test_divergences_are_scipys_in_blocks_of_any_size(
     p[0, :, 4:] = 0
     p[0, 0], p[0, 1] = torch.eye(9)[0], torch.eye(9)[3]  # nothing in common: one bit
     p = p / p.sum(-1, keepdim=True)
-    got = divergences(p)
+    got = sum_divergences(p)
     for a in range(6):
         for b in range(6):
             expected = sum(jensenshannon(p[r, a], p[r, b], base=2) ** 2 for r in range(5) if a != b)
@@ -57,7 +57,7 @@ def test_heads_of_a_model_are_compared_as_their_explicit_maps_and_outputs_say(na
     real = torch.ones_like(ids)
     real[1, 6:] = 0
     batch = {"input_ids": ids, "attention_mask": real}
-    sites = self_attention(model)
+    sites = find_self_attention(model)
     got = compare_heads(model, [batch], sites, None, 0)
     with torch.no_grad():
         maps = model(**batch, output_attentions=True).attentions
@@ -93,7 +93,7 @@ def test_heads_of_a_model_are_compared_as_their_explicit_maps_and_outputs_say(na
 def test_rows_can_be_fewer_and_are_then_the_same_for_all_heads() -> None:
     model = tiny_model("llama").eval()
     batches = [{"input_ids": tokens(2, 20, seed=n)} for n in range(3)]
-    sites = self_attention(model)
+    sites = find_self_attention(model)
     some = compare_heads(model, batches, sites, 4, 0)
     assert some.rows <= 3 * 2 * 4
     everything = compare_heads(model, batches, sites, None, 0)
@@ -110,7 +110,7 @@ def test_redundancy_is_the_share_that_least_squares_explains(
     outputs = np.random.default_rng(seed).normal(size=(heads, 30))
     if repeated:
         outputs[0] = -2 * outputs[1]
-    got = redundancy(torch.from_numpy(outputs @ outputs.T))
+    got = compute_redundancy(torch.from_numpy(outputs @ outputs.T))
     for head in range(heads):
         others = np.delete(outputs, head, axis=0).T
         fitted = others @ np.linalg.lstsq(others, outputs[head], rcond=None)[0]
@@ -133,16 +133,16 @@ def test_a_copied_head_is_redundant_nearest_to_its_copy_and_goes_first(tmp_path:
             block.c_attn.bias[own] = block.c_attn.bias[source]
     block.c_proj.weight[8:16] = block.c_proj.weight[0:8]
     block.c_proj.weight[16:24] = -block.c_proj.weight[0:8]
-    sites = self_attention(model)
+    sites = find_self_attention(model)
     batches = [{"input_ids": tokens(4, 20)}]
     got = compare_heads(model, batches, sites, None, 0)
-    assert redundancies(got)[4:7].tolist() == pytest.approx([1, 1, 1])
-    assert (redundancies(got)[[0, 1, 2, 3, 7]] < 0.9).all()
-    assert set(nearest(got.divergence)[4:7]) <= {4, 5, 6}
-    families = clusters(tree(got.divergence), 1e-4)
+    assert compute_redundancies(got)[4:7].tolist() == pytest.approx([1, 1, 1])
+    assert (compute_redundancies(got)[[0, 1, 2, 3, 7]] < 0.9).all()
+    assert set(find_nearest(got.divergence)[4:7]) <= {4, 5, 6}
+    families = find_clusters(build_tree(got.divergence), 1e-4)
     assert families[4] == families[5] == families[6]
     assert len(set(families)) == 6
-    table = what_is_its_own(got, sites, model="m", data="d", batches=1, seed=0)
+    table = score_redundancy(got, sites, model="m", data="d", batches=1, seed=0)
     table.save(tmp_path / "redundancy.json")
     read = read_scores(str(tmp_path / "redundancy.json"), find_sites(model).sites, "key")
     assert read.heads is not None
@@ -174,7 +174,7 @@ def test_families_are_merged_while_their_mean_divergence_is_small(
         if least > distance:
             break
         families[i] += families.pop(j)
-    got = clusters(tree(torch.from_numpy(table)), distance)
+    got = find_clusters(build_tree(torch.from_numpy(table)), distance)
     assert got[0] == 0
     assert sorted({tuple(n for n in range(heads) if got[n] == k) for k in got}) == sorted(
         tuple(sorted(family)) for family in families
@@ -184,9 +184,9 @@ def test_families_are_merged_while_their_mean_divergence_is_small(
 def test_groups_are_of_the_heads_that_attend_alike_and_gqa_takes_them(tmp_path: Path) -> None:
     """By brute force over the three partitions of four heads; as the operation reads them."""
     model = tiny_model("gpt2").eval()
-    sites = self_attention(model)
+    sites = find_self_attention(model)
     got = compare_heads(model, [{"input_ids": tokens(4, 20)}], sites, None, 0)
-    groups = shared_groups(got, sites)
+    groups = find_shared_groups(got, sites)
     assert set(groups) == {"2"}
     for layer in range(2):
         table = got.divergence[4 * layer :, 4 * layer :]
@@ -204,20 +204,22 @@ def test_groups_are_of_the_heads_that_attend_alike_and_gqa_takes_them(tmp_path: 
 
 def test_kv_heads_are_as_far_apart_as_the_queries_that_read_them() -> None:
     model = tiny_model("llama", num_attention_heads=8, num_key_value_heads=4, head_dim=4).eval()
-    sites = self_attention(model)
+    sites = find_self_attention(model)
     table = torch.ones(16, 16, dtype=torch.float64) - torch.eye(16, dtype=torch.float64)
     for a, b in ((0, 6), (1, 7), (0, 7), (1, 6)):  # queries of KV heads 0 and 3, in layer 0
         table[a, b] = table[b, a] = 0.5
     heads = tuple((layer, head) for layer in range(2) for head in range(8))
-    groups = shared_groups(Similarity(heads, table, torch.eye(16), 1), sites)
+    groups = find_shared_groups(Similarity(heads, table, torch.eye(16), 1), sites)
     assert groups["2"]["0"] == [[0, 3], [1, 2]]
 
 
 def test_built_heads_of_one_role_are_neighbours() -> None:
     model = handmade.gpt2()
-    got = compare_heads(model, [{"input_ids": handmade.text(4)}], self_attention(model), None, 0)
+    got = compare_heads(
+        model, [{"input_ids": handmade.text(4)}], find_self_attention(model), None, 0
+    )
     number = {head: n for n, head in enumerate(got.heads)}
-    near = nearest(got.divergence)
+    near = find_nearest(got.divergence)
     assert near[number[0, 3]] in (number[1, 1], number[1, 2])  # all near uniform in this text
     # The last token and the last but two have nothing in common, save where text begins.
     assert got.divergence[number[0, 0], number[0, 2]] > 0.95

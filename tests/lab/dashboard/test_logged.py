@@ -81,12 +81,14 @@ def expected() -> dict[str, list[int]]:
     steps = dict.fromkeys(training, EVERY) | {names.HELD_OUT: [1, 3]}
     for metric in names.HEADS:
         mine = metric == names.IMPORTANCE
-        steps[names.over_heads(metric)] = EVERY if mine else [0, 2, 4]
-        steps[names.heatmap(metric)] = [0, 2, 4] if mine else [0]
+        steps[names.name_over_heads(metric)] = EVERY if mine else [0, 2, 4]
+        steps[names.name_heatmap(metric)] = [0, 2, 4] if mine else [0]
     for metric, kinds in names.PER_LAYER.items():
-        for name in (names.of_layer(metric, n, w) for n in range(reading.LAYERS) for w in kinds):
-            steps[name] = steps[names.over_heads(metric)]
-    steps |= {names.alarm(kind): [0, 2, 4] for kind in names.ALARMS}
+        for name in (
+            names.name_of_layer(metric, n, w) for n in range(reading.LAYERS) for w in kinds
+        ):
+            steps[name] = steps[names.name_over_heads(metric)]
+    steps |= {names.name_alarm(kind): [0, 2, 4] for kind in names.ALARMS}
     once = [STEPS - 1]
     return steps | {names.SCORE_TABLE: once, names.SCORE_PICTURE: once}
 
@@ -108,7 +110,7 @@ def documented() -> list[str]:
 def test_every_name_is_there_with_its_steps(healed: tuple[Path, Records]) -> None:
     logged = reading.history(healed[1])
     assert logged == expected()
-    per_head = names.charts(reading.LAYERS)
+    per_head = names.count_charts(reading.LAYERS)
     assert (
         sum(name.split("/")[0] in names.HEADS and not name.endswith("/heads") for name in logged)
         == per_head
@@ -128,7 +130,7 @@ def test_the_docs_name_what_is_logged_and_nothing_else(healed: tuple[Path, Recor
 def test_every_logger_has_the_same_scalars(healed: tuple[Path, Records]) -> None:
     with (healed[0] / "metrics.csv").open() as file:
         columns = set(csv.DictReader(file).fieldnames or ())
-    pictures = {names.heatmap(metric) for metric in names.HEADS}
+    pictures = {names.name_heatmap(metric) for metric in names.HEADS}
     once = {names.SCORE_TABLE, names.SCORE_PICTURE}
     assert columns - {"step", "epoch"} == set(reading.history(healed[1])) - pictures - once
 

@@ -16,7 +16,7 @@ from wandb_workspaces.workspaces.internal import WorkspaceViewspec
 
 from surgery.lab.dashboard import names
 from surgery.lab.dashboard.__main__ import main
-from surgery.lab.dashboard.workspace import TITLES, workspace
+from surgery.lab.dashboard.workspace import TITLES, build_workspace
 from surgery.observe.statistics import STATISTICS
 
 
@@ -31,7 +31,7 @@ def nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def spec() -> dict[str, Any]:
     return json.loads(
-        workspace("me", "p")._to_model().model_dump_json(by_alias=True, exclude_none=True)
+        build_workspace("me", "p")._to_model().model_dump_json(by_alias=True, exclude_none=True)
     )
 
 
@@ -43,14 +43,14 @@ def panels(spec: dict[str, Any]) -> list[dict[str, Any]]:
 def scalars(layers: int) -> set[str]:
     """Everything that a run may log of its training and heads, but pictures and tables."""
     per_layer = {
-        names.of_layer(metric, layer, what)
+        names.name_of_layer(metric, layer, what)
         for metric, kinds in names.PER_LAYER.items()
         for what in kinds
         for layer in range(layers)
     }
-    over_heads = {names.over_heads(metric) for metric in names.HEADS}
+    over_heads = {names.name_over_heads(metric) for metric in names.HEADS}
     others = {names.LOSS, names.HELD_OUT, *names.PARTS, names.OPEN_HEADS, "lr-AdamW/pg1"}
-    return per_layer | over_heads | others | {names.alarm(kind) for kind in names.ALARMS}
+    return per_layer | over_heads | others | {names.name_alarm(kind) for kind in names.ALARMS}
 
 
 def strings(value: Any) -> Iterator[str]:
@@ -65,7 +65,7 @@ def strings(value: Any) -> Iterator[str]:
 
 
 def test_wandb_reads_it_back_as_it_was(spec: dict[str, Any]) -> None:
-    view = workspace("me", "p")._to_model()
+    view = build_workspace("me", "p")._to_model()
     again = ws.Workspace._from_model(view)._to_model()
     sections = view.spec.section.panel_bank_config.model_dump(exclude_none=True)
     assert again.spec.section.panel_bank_config.model_dump(exclude_none=True) == sections
@@ -96,14 +96,14 @@ def test_results_pictures_and_tables_have_a_panel(spec: dict[str, Any]) -> None:
     said |= {one.split(":", 1)[-1] for one in said}  # `summary:result/loss`
     wanted = {"result/loss", "result/gap_closed", "result/kv_bytes_per_token", *names.LOSSES}
     wanted |= {names.SCORE_TABLE, names.SCORE_PICTURE, names.TASKS_PICTURE}
-    wanted |= {names.heatmap(metric) for metric in names.HEADS}
+    wanted |= {names.name_heatmap(metric) for metric in names.HEADS}
     assert wanted <= said
     assert {one for one in said if one.startswith("result/")} <= set(names.RESULT)
 
 
 def test_a_thousand_heads_make_few_charts(spec: dict[str, Any]) -> None:
     heads = 32 * 32 * len(names.HEADS)
-    assert names.charts(layers=32) < 200 < heads
+    assert names.count_charts(layers=32) < 200 < heads
     assert len(panels(spec)) < 60
 
 
@@ -118,7 +118,11 @@ def test_json_needs_no_login(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.usefixtures("nobody")
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [(["me/p"], "wandb login"), (["me"], "ENTITY/PROJECT"), (["me/p/x", "--json"], "names no")],
+    [
+        (["me/p"], "wandb login"),
+        (["me"], "ENTITY/PROJECT"),
+        (["me/p/x", "--json"], "must name a project"),
+    ],
 )
 def test_what_cannot_be_is_one_message(
     capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
@@ -152,5 +156,5 @@ def test_names_are_those_of_the_statistics_and_of_the_alarms() -> None:
 def test_the_page_on_dashboards_names_every_result() -> None:
     page = (Path(__file__).parents[3] / "docs/dashboards.md").read_text(encoding="utf-8")
     assert set(re.findall(r"`(result/\w+)`", page)) | {"operations", "export"} == set(names.RESULT)
-    for section in workspace("me", "p").sections:
+    for section in build_workspace("me", "p").sections:
         assert f"| {section.name} |" in page

@@ -10,7 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from surgery.importance.table import ScoreTable, SiteScores
-from surgery.lab.tasks.agreement import correlations, needed_by_one, ranks, spearman
+from surgery.lab.tasks.agreement import (
+    compute_spearman,
+    correlate_tasks,
+    find_needed_by_one,
+    rank_values,
+)
 
 VALUES = st.lists(st.integers(-3, 3) | st.floats(-9, 9), min_size=2, max_size=12)
 
@@ -25,14 +30,14 @@ def slow_ranks(values: Sequence[float]) -> list[float]:
 
 @given(VALUES)
 def test_ranks_are_counted(values: list[float]) -> None:
-    assert ranks(values).tolist() == slow_ranks(values)
+    assert rank_values(values).tolist() == slow_ranks(values)
 
 
 @given(st.data())
 def test_is_pearsons_correlation_of_the_ranks(data: st.DataObject) -> None:
     first = data.draw(VALUES)
     second = data.draw(st.lists(st.integers(-3, 3), min_size=len(first), max_size=len(first)))
-    found = spearman(first, second)
+    found = compute_spearman(first, second)
     if len(set(first)) == 1 or len(set(second)) == 1:
         assert found is None
     else:
@@ -41,10 +46,10 @@ def test_is_pearsons_correlation_of_the_ranks(data: st.DataObject) -> None:
 
 
 def test_known_cases() -> None:
-    assert spearman([1, 2, 3, 4], [10, 20, 30, 1000]) == pytest.approx(1.0)
-    assert spearman([1, 2, 3, 4], [9, 4, 3, 1]) == pytest.approx(-1.0)
+    assert compute_spearman([1, 2, 3, 4], [10, 20, 30, 1000]) == pytest.approx(1.0)
+    assert compute_spearman([1, 2, 3, 4], [9, 4, 3, 1]) == pytest.approx(-1.0)
     # Without ties: 1 - 6 sum d^2 / (n (n^2 - 1)), here with d = (1, 1, 0, 0).
-    assert spearman([1, 2, 3, 4], [2, 1, 3, 4]) == pytest.approx(1 - 6 * 2 / 60)
+    assert compute_spearman([1, 2, 3, 4], [2, 1, 3, 4]) == pytest.approx(1 - 6 * 2 / 60)
 
 
 def table(*layers: Sequence[float]) -> ScoreTable:
@@ -57,7 +62,7 @@ def table(*layers: Sequence[float]) -> ScoreTable:
 
 def test_the_matrix_is_over_all_heads_of_all_layers() -> None:
     tables = {"a": table([1, 2], [3, 4, 5]), "b": table([5, 4], [3, 2, 1])}
-    matrix = correlations(tables | {"c": table([1, 1], [1, 1, 1])})
+    matrix = correlate_tasks(tables | {"c": table([1, 1], [1, 1, 1])})
     assert matrix[0][:2] == pytest.approx([1, -1])
     assert matrix[1][:2] == pytest.approx([-1, 1])
     assert matrix[2] == [None] * 3
@@ -66,7 +71,7 @@ def test_the_matrix_is_over_all_heads_of_all_layers() -> None:
 
 def test_what_one_alone_needs() -> None:
     masks = {"a": {0: [0, 1], 1: [2]}, "b": {0: [1, 2], 1: []}, "c": {0: [1, 2]}}
-    found = needed_by_one(masks, {0: 3, 1: 3})
+    found = find_needed_by_one(masks, {0: 3, 1: 3})
     assert found == {"a": [[0, 2]], "b": [], "c": []}
-    two = needed_by_one({"a": {0: [0]}, "b": {0: [1]}}, {0: 3})
+    two = find_needed_by_one({"a": {0: [0]}, "b": {0: [1]}}, {0: 3})
     assert two == {"a": [[0, 1]], "b": [[0, 0]]}

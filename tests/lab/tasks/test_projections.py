@@ -145,7 +145,7 @@ def test_more_than_output_projections_is_refused(tmp_path: Path) -> None:
     with torch.no_grad():
         copy.model.norm.weight[0] += 1
     projections = OutputProjections(base)
-    with pytest.raises(SurgeryError, match="more than output projections"):
+    with pytest.raises(SurgeryError, match="more than the output projections"):
         projections.save(tmp_path / "a.safetensors", copy)
     with pytest.raises(SurgeryError, match="another model"):
         projections.save(tmp_path / "a.safetensors", base_of("gpt2"))
@@ -158,14 +158,14 @@ def test_refusals_name_what_is_wrong(tmp_path: Path) -> None:
     with pytest.raises(SurgeryError, match="there is no file"):
         projections.add("a", tmp_path / "a.safetensors")
     (tmp_path / "text.safetensors").write_text("no tensors")
-    with pytest.raises(SurgeryError, match="no safetensors file"):
+    with pytest.raises(SurgeryError, match="not a safetensors file"):
         projections.add("a", tmp_path / "text.safetensors")
     save_file({"x": torch.zeros(1)}, tmp_path / "x.safetensors")
-    with pytest.raises(SurgeryError, match="holds no output projections"):
+    with pytest.raises(SurgeryError, match="has no output projections"):
         projections.add("a", tmp_path / "x.safetensors")
     projections.save(tmp_path / "a.safetensors", base)
     projections.add("a", tmp_path / "a.safetensors")
-    with pytest.raises(SurgeryError, match="named 'a' already"):
+    with pytest.raises(SurgeryError, match="already a set of output projections named 'a'"):
         projections.add("a", tmp_path / "a.safetensors")
     with pytest.raises(SurgeryError, match="no output projections named 'b': a"):
         projections.use("b")

@@ -10,7 +10,7 @@ import rich.table
 
 from surgery.lab.report.html.data import RunFiles
 from surgery.lab.report.quantities import NOTHING, format_duration, format_runs, format_signed
-from surgery.lab.tasks.table import agreement_table, losses_table
+from surgery.lab.tasks.table import make_agreement_table, make_losses_table
 
 ARROW = "\N{RIGHTWARDS ARROW}"
 # Groups of more source heads than this are counted, not listed.
@@ -141,8 +141,8 @@ def _share(value: float | None) -> Any:
 def tabulate_tasks(run: RunFiles) -> list[Table]:
     """The losses of every task under every mask, and how far tasks agree on their heads."""
     found = run.part("tasks")
-    shown = [losses_table(found)] if found.get("losses") else []
-    shown += [agreement_table(found)] if found.get("spearman") else []
+    shown = [make_losses_table(found)] if found.get("losses") else []
+    shown += [make_agreement_table(found)] if found.get("spearman") else []
     return list(map(convert_table, shown))
 
 
