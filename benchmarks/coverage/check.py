@@ -210,10 +210,12 @@ def check_window(case: Case) -> Outcome:
 def _window(case: Case) -> Outcome:
     original = case.model()
     model, plan = case.operated(sliding_window={"size": WINDOW})
-    with attention_within(original, WINDOW) as seen:
+    paths = [site.path for site in find_sites(original).sites if site.cached]
+    with attention_within(original, paths, WINDOW) as called:
         expected = case.logits(original)
-    if not seen["calls"]:
-        return Outcome(WRONG, "the oracle's attention was never called")
+    unseen = set(paths) - set(called)
+    if unseen:
+        return Outcome(WRONG, f"the oracle never saw {sorted(unseen)[0]}")
     return _compared(case, model, plan, expected, original)
 
 

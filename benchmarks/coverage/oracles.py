@@ -55,16 +55,19 @@ def first_heads_shared(
 
 
 @contextmanager
-def attention_within(model: PreTrainedModel, size: int) -> Iterator[dict[str, int]]:
-    """Every query sees itself and the `size` - 1 tokens before it, by the mask that is handed on.
+def attention_within(
+    model: PreTrainedModel, paths: Sequence[str], size: int
+) -> Iterator[list[str]]:
+    """In these blocks a query sees itself and the `size` - 1 tokens before it, by its mask.
 
     Only where masks are numbers that are added to scores, as eager attention has them.
 
     Yields:
-        "calls" → how often attention was called with such a mask.
+        The paths whose attention was called.
     """
+    wanted = {id(model.get_submodule(path)): path for path in paths}
+    called: list[str] = []
     untouched = AttentionInterface.get_interface
-    seen = {"calls": 0}
 
     def get(self: AttentionInterface, implementation: str, default: Callable[..., Any]) -> Any:
         attend = untouched(self, implementation, default)
@@ -74,21 +77,24 @@ def attention_within(model: PreTrainedModel, size: int) -> Iterator[dict[str, in
             query: Tensor,
             key: Tensor,
             value: Tensor,
-            mask: Tensor,
+            attention_mask: Tensor | None,
             *args: Any,
             **options: Any,
         ) -> Any:
-            places = torch.arange(key.shape[-2])
-            outside = places[None, :] <= places[: query.shape[-2], None] - size
-            mask = mask[..., : key.shape[-2]].masked_fill(outside, torch.finfo(mask.dtype).min)
-            seen["calls"] += 1
-            return attend(module, query, key, value, mask, *args, **options)
+            if id(module) in wanted:
+                called.append(wanted[id(module)])
+                assert attention_mask is not None
+                mask = attention_mask[..., : key.shape[-2]]
+                places = torch.arange(key.shape[-2])
+                outside = places[None, :] <= places[: query.shape[-2], None] - size
+                attention_mask = mask.masked_fill(outside, torch.finfo(mask.dtype).min)
+            return attend(module, query, key, value, attention_mask, *args, **options)
 
         return within
 
     AttentionInterface.get_interface = get  # type: ignore[method-assign]
     try:
-        yield seen
+        yield called
     finally:
         AttentionInterface.get_interface = untouched  # type: ignore[method-assign]
 

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from surgery.errors import ConfigError
 from surgery.models.attributes import Attributes
-from surgery.models.config import apply_patch, make_head_count_patch
+from surgery.models.config import apply_patch, get_key, make_head_count_patch
 from surgery.models.sites import Site
 
 Shapes = dict[str, tuple[int, ...]]
@@ -36,6 +36,17 @@ _REFUSALS = (
     StrictDataclassError,
 )
 _PLAIN = (bool, int, float, str, type(None))
+
+
+def _find_lost_key(config: PreTrainedConfig, patch: Mapping[str, Any]) -> str | None:
+    """Find a key of the patch that another value replaces once the config is saved and read."""
+    read = type(config).from_dict(config.to_dict())
+    for key in patch:
+        value = get_key(config, key)
+        # Nested values may be completed as they are read.
+        if not isinstance(value, Mapping) and get_key(read, key) != value:
+            return key
+    return None
 
 
 class ReferenceModels:
@@ -69,7 +80,13 @@ class ReferenceModels:
         config._attn_implementation = "eager"  # the model never runs; others may need a GPU
         try:
             apply_patch(config, patch)
-            type(config).from_dict(config.to_dict())  # a saved config must be readable
+            lost = _find_lost_key(config, patch)
+            if lost is not None:
+                return ConfigError(
+                    "attention",
+                    f"a {config.model_type} config does not keep {lost}={patch[lost]} when it is "
+                    "saved and read again",
+                )
             with torch.device("meta"):
                 return type(self._model)(config).eval()
         except _REFUSALS as error:

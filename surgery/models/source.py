@@ -203,11 +203,13 @@ class ModelSource:
                     attn_implementation=implementation,
                 )
         except (ValueError, ImportError) as error:
+            others = [name for name in ("eager", "sdpa") if name != implementation]
             raise ConfigError(
                 "model.attn_implementation",
                 _format_error(error),
                 given=implementation,
-                valid="eager, sdpa, or another one that this model and machine have; null: any",
+                valid=f"{', '.join(others)}, or another one that this model and machine have; "
+                "null: any",
             ) from None
 
     def _check_files(self, where: Path) -> None:

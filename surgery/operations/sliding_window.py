@@ -64,7 +64,7 @@ class SlidingWindow(Operation):
     layers: list[int] | None = option(None, LAYERS_HELP)
 
     def choose_conversion(self, model: PreTrainedModel) -> Conversion | None:
-        if self.size is None or self.layers is not None or _has_windows(model.config):
+        if self.size is None or self.layers is not None or _has_key(model.config.get_text_config()):
             return None
         for target, obstacle in list_targets(model.config).items():
             if not obstacle and hasattr(CONFIG_MAPPING[target](), SIZE):
@@ -107,7 +107,7 @@ class SlidingWindow(Operation):
         """Make the dotted config keys that change, and their values."""
         config = get_config_part(draft.config, prefix)
         sizes = sorted({size for size in wanted.values() if size is not None})
-        if not hasattr(config, SIZE):
+        if not _has_key(config):
             self._refuse_config(draft, config)
         if len(sizes) > 1:
             raise ConfigError(
@@ -117,11 +117,11 @@ class SlidingWindow(Operation):
                 valid="null for all, or the size that the other layers have",
             )
         changed: dict[str, Any] = {SIZE: sizes[0] if sizes else None}
+        if hasattr(config, USED):
+            changed[USED] = bool(sizes)
         types = getattr(config, TYPES, None)
         if types:
             changed[TYPES] = self._choose_types(draft, config, sites, wanted)
-            if hasattr(config, USED):
-                changed[USED] = bool(sizes)
             if not sizes:  # the layer types say it, and some configs take no null
                 del changed[SIZE]
         elif len(set(wanted.values())) > 1:
@@ -234,7 +234,10 @@ class SlidingWindow(Operation):
         windowed = [site for site in plan.after if site.window is not None]
         sizes = {f"{site.config_prefix}{SIZE}" for site in (*plan.before, *plan.after)}
         short = {**window_patch, **dict.fromkeys((k for k in sizes if windowed), _TRIED)}
-        wide = {key: _WIDE for key in sizes if get_key(model.config, key) is not None}
+        wide: dict[str, Any] = {
+            key: _WIDE for key in sizes if get_key(model.config, key) is not None
+        }
+        wide |= {key: True for key, value in window_patch.items() if key.endswith(USED) and value}
         try:
             with evaluating(model), _using_eager(model), torch.no_grad():
                 actual = _compute_logits(model, short, [], probe)
@@ -251,8 +254,12 @@ class SlidingWindow(Operation):
             )
 
 
-def _has_windows(config: Any) -> bool:
-    return hasattr(config.get_text_config(), SIZE)
+def _has_key(config: Any) -> bool:
+    """Whether one key says the window; transformers raises where it is different in each layer."""
+    try:
+        return hasattr(config, SIZE)
+    except RuntimeError:
+        return False
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -123,6 +124,21 @@ def test_it_is_the_model_under_a_band_mask(case: str, padded: bool) -> None:
         with torch.no_grad():
             before = original(**inputs, use_cache=False).logits
         assert (actual - before)[real].abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_read_again_it_is_the_same(case: str, tmp_path: Path) -> None:
+    name, options, _ = CASES[case]
+    model = make_model(name).float()
+    model = apply_(model, plan_window(model, **options)).eval()
+    model.save_pretrained(tmp_path)
+    read = type(model).from_pretrained(tmp_path, attn_implementation="eager").eval()
+    for key in ("sliding_window", "layer_types"):
+        assert getattr(read.config, key, None) == getattr(model.config, key, None)
+    inputs = feed(padded=False)
+    with torch.no_grad():
+        logits = [each(**inputs, use_cache=False).logits for each in (model, read)]
+    assert (logits[0] - logits[1]).abs().max() <= EAGER
 
 
 @pytest.mark.parametrize("case", CASES)
