@@ -177,7 +177,7 @@ def test_attention_past_the_interface(name: str) -> None:
     sizes = {"n_embd": 64, "n_layer": 2, "n_head": 8, "n_positions": 64, "rotary_dim": 4}
     config = AutoConfig.for_model(name, **(_BASE | sizes))
     model = randomised(AutoModelForCausalLM.from_config(config), 0, torch.float32)
-    with pytest.raises(ConfigError, match="attends in its own way"):
+    with pytest.raises(ConfigError, match="has its own attention code"):
         plan_for(model, kv_heads=2, merge="optimal")
 
 

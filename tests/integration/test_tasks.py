@@ -224,5 +224,5 @@ def test_a_task_that_cannot_be_leaves_nothing(tasks: Callable[..., Any], tmp_pat
         "stages=[plan,score]", "+tasks.data.prose.seq_len=4096", f"hydra.run.dir={tmp_path / 'run'}"
     )
     assert outcome.code == 2
-    assert outcome.err.startswith("error: tasks.data.prose.seq_len: is longer")
+    assert outcome.err.startswith("error: tasks.data.prose.seq_len: is more")
     assert not (tmp_path / "run").exists()
