@@ -8,6 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# How long an example takes says how busy the machine is.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 # Read once, when huggingface_hub is imported: later it would still try, for a minute each time.
 os.environ["HF_HUB_OFFLINE"] = "1"
