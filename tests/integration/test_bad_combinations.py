@@ -264,7 +264,9 @@ TABLE_OF_ROWS = {
     # prune_heads: score tables
     "scores missing": _prune("count=2 scores={root}/no", TABLE, "cannot be read: No such", "/", ""),
     "scores not JSON": _prune("count=2 scores={not_json}", TABLE, "is not valid JSON", "/", JSON),
-    "scores no table": _prune("count=2 scores={no_table}", TABLE, "is not a score table", "/", JSON),
+    "scores no table": _prune(
+        "count=2 scores={no_table}", TABLE, "is not a score table", "/", JSON
+    ),
     "scores, other layers": _prune(
         "count=2 scores={three_layers}", TABLE, "is for 3 layers; the model has 2", "/", JSON
     ),
@@ -304,7 +306,9 @@ TABLE_OF_ROWS = {
     ),
     "factor infinite": _rope("rope_linear", "factor=inf", "factor", "finite", "inf", "at least 1"),
     "factor missing": _rope("rope_yarn", "factor=null", "factor", "yarn needs it", "", "a number"),
-    "factor without scaling": _rope("rope", "factor=2", "factor", "does not use it", "2.0", "null; default"),
+    "factor without scaling": _rope(
+        "rope", "factor=2", "factor", "does not use it", "2.0", "null; default"
+    ),
     "YaRN's bounds for linear": _rope(
         "rope_linear", "beta_fast=16", "beta_fast", "does not use it", "16.0", "null; linear has"
     ),
@@ -474,7 +478,7 @@ TABLE_OF_ROWS = {
         "rehouse,fuse_qkv",
         f"{INTO}=mistral {FUSE}.keep=true",
         f"{FUSE}.keep",
-        "a MistralForCausalLM keeps",
+        "a MistralForCausalLM has separate projections",
         "True",
         "false, or",
     ),
