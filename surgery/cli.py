@@ -32,10 +32,10 @@ def main() -> None:
         composed = True
         try:
             check_config(cfg)
-            # Takes seconds, so it comes after the check: most mistakes are answered at once.
+            refuse_doubles(_list_chosen("attention"))
+            # Takes seconds, so it comes after the checks: most mistakes are answered at once.
             from surgery.pipeline.run import execute
 
-            refuse_doubles(_chosen("attention"))
             execute(cfg)
         except (SurgeryError, OmegaConfBaseException) as error:
             _forget(Path(HydraConfig.get().runtime.output_dir))
@@ -53,8 +53,8 @@ def main() -> None:
         refuse(ConfigError("hydra.run.dir", f"cannot be made: {error.strerror}", given=where))
 
 
-def _chosen(group: str) -> list[str]:
-    """What was chosen of a config group of which several can be, in order; Hydra does not say."""
+def _list_chosen(group: str) -> list[str]:
+    """List what was chosen, in order, of a config group that allows several choices."""
     overrides, loader = HydraConfig.get().overrides, GlobalHydra.instance().config_loader()
     try:
         defaults = loader.compute_defaults_list(

@@ -9,6 +9,12 @@ from typing import Any, NoReturn
 EXIT_USER_ERROR = 2
 
 
+def get_first_line(error: BaseException) -> str:
+    """Return the first line of an error's text."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
 class SurgeryError(Exception):
     """Something the user asked for cannot be done; the text says what and why."""
 

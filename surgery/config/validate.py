@@ -13,7 +13,6 @@ from omegaconf.errors import (
     InterpolationResolutionError,
     MissingMandatoryValue,
     OmegaConfBaseException,
-    ValidationError,
 )
 
 from surgery.config.options import check_ranges, get_valid
@@ -80,8 +79,6 @@ def _explain(error: OmegaConfBaseException) -> ConfigError:
         return ConfigError(key, "a value is required here")
     if isinstance(error, InterpolationResolutionError):
         return ConfigError(key, f"the reference cannot be resolved: {first}")
-    if isinstance(error, ValidationError):
-        return ConfigError(key, first)
     return ConfigError(key, first)
 
 

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from surgery.errors import PlanError
+from surgery.errors import ConfigError, PlanError
 from surgery.models.config import apply_patch, get_config_part, list_config_prefixes
-from surgery.models.reference import ReferenceModels
+from surgery.models.reference import ReferenceModels, find_differing_attributes
 from surgery.models.rotary import build_rotary, find_rotaries
 
 # What a rebuilt module keeps: its hooks, and accelerate's.
@@ -32,7 +32,11 @@ def patch_config_(model: PreTrainedModel, patch: Mapping[str, Any]) -> None:
     """
     if not patch:
         return
-    before, old_reference = copy.deepcopy(model.config), ReferenceModels(model).get({})
+    references, before = ReferenceModels(model), copy.deepcopy(model.config)
+    try:
+        old_reference, new_reference = references.get({}), references.get(patch)
+    except ConfigError as error:
+        raise PlanError(error.problem) from error
     apply_patch(model.config, patch)
     places = {id(get_config_part(model.config, p)): p for p in list_config_prefixes(model.config)}
     for path, module in find_rotaries(model).items():
@@ -48,7 +52,7 @@ def patch_config_(model: PreTrainedModel, patch: Mapping[str, Any]) -> None:
             raise PlanError(f"{path} cannot be built from the config: {error}") from error
         if _differ(old, new):
             _replace_state(module, new.to(next(module.buffers()).device))
-    for path, fresh in _find_other_kinds(old_reference, ReferenceModels(model).get({})):
+    for path, fresh in _find_other_kinds(old_reference, new_reference):
         _replace(model, path, fresh)
 
 
@@ -58,17 +62,7 @@ def _differ(old: nn.Module, new: nn.Module) -> bool:
         return True
     if any(not torch.equal(tensor, buffers[1][name]) for name, tensor in buffers[0].items()):
         return True
-    return bool(_get_plain_state(old) != _get_plain_state(new))
-
-
-def _get_plain_state(module: nn.Module) -> dict[str, Any]:
-    return {name: value for name, value in vars(module).items() if _is_plain(value)}
-
-
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, dict):  # what Gemma 3 holds by layer type
-        return all(_is_plain(held) for held in value.values())
-    return isinstance(value, (bool, int, float, str, type(None)))
+    return bool(find_differing_attributes(old, new))
 
 
 def _replace_state(module: nn.Module, fresh: nn.Module) -> None:

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from surgery.errors import PlanError
 from surgery.execute.config import patch_config_
 from surgery.models.attributes import merge_attributes, set_attributes
+from surgery.models.config import get_key
 from surgery.models.convert import convert_model
 from surgery.models.copies import is_on_meta
 from surgery.models.sites import Site, find_sites
@@ -61,7 +62,7 @@ def apply_(
     if getattr(model, _MARK, None) == mark:
         return model
     if sites != plan.source:
-        if plan.changes and sites == _number_sites(plan.after):
+        if sites == _number_sites(plan.after) and _holds_patch(model, plan):
             return model
         raise PlanError(
             f"this {type(model).__name__} is not the model the plan was made for "
@@ -88,8 +89,7 @@ def apply_(
     attributes = merge_attributes(plan.attributes, plan.head_attributes)
     set_attributes(model, attributes)
     patch_config_(model, {**plan.head_patch, **plan.config_patch})
-    transient = {name for name, operation in operations.items() if operation.transient}
-    _perform(model, [step for step in plan.steps if step.operation not in transient])
+    _perform(model, [s for s in plan.steps if not get_operation(s.operation).transient])
     if find_sites(model).sites != _number_sites(plan.after):
         raise PlanError("the operated model is not what the plan predicted")
     if plan.export.format == "record":
@@ -97,7 +97,7 @@ def apply_(
     else:
         forget_record(model)
     # Undone when the model is saved, so they are not in the record.
-    _perform(model, [step for step in plan.steps if step.operation in transient])
+    apply_transient_(model, plan)
     setattr(model, _MARK, mark)
     return model
 
@@ -105,6 +105,17 @@ def apply_(
 def apply_transient_(model: PreTrainedModel, plan: Plan) -> None:
     """Do what a plan does only for the run, on a model on which the rest of it is done."""
     _perform(model, [s for s in plan.steps if get_operation(s.operation).transient])
+
+
+def _holds_patch(model: PreTrainedModel, plan: Plan) -> bool:
+    """Whether the config says what the plan's result says; nested values may say more."""
+    for key, value in {**plan.head_patch, **plan.config_patch}.items():
+        held = get_key(model.config, key)
+        if isinstance(value, Mapping) and isinstance(held, Mapping):
+            held = {name: held.get(name) for name in value}
+        if held != value:
+            return False
+    return True
 
 
 def _perform(model: PreTrainedModel, steps: Sequence[Step]) -> None:

@@ -71,12 +71,6 @@ def find_dropout_attributes(model: nn.Module, site: Site) -> list[tuple[str, str
     return attributes
 
 
-def get_dropout(block: nn.Module, holder: Holder) -> float:
-    """Return the probability that a holder holds."""
-    value = getattr(block.get_submodule(holder.path), holder.name)
-    return float(value.p if isinstance(value, _DropoutNd) else value)
-
-
 def _list_attribute_names(module: nn.Module) -> list[str]:
     return [name for name in (*module._modules, *vars(module)) if _holds(module, name)]
 

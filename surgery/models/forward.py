@@ -41,6 +41,29 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
+@contextmanager
+def using_implementation(model: nn.Module, implementation: str) -> Iterator[None]:
+    """Use another backend in all parts of the model, and restore the old one after the block."""
+    backends: dict[int, tuple[PreTrainedConfig, str | None]] = {}
+    for module in model.modules():
+        for config in _list_configs(getattr(module, "config", None)):
+            backends.setdefault(id(config), (config, config._attn_implementation))
+    try:
+        for config, _ in backends.values():
+            config._attn_implementation = implementation
+        yield
+    finally:
+        for config, before in backends.values():  # a config first: setting it also sets its parts
+            config._attn_implementation = before
+
+
+def _list_configs(config: Any) -> Iterator[PreTrainedConfig]:
+    if isinstance(config, PreTrainedConfig):
+        yield config
+        for name in config.sub_configs:
+            yield from _list_configs(getattr(config, name, None))
+
+
 def make_probe_inputs(
     model: PreTrainedModel, *, cross: bool = False, mask: bool = False
 ) -> dict[str, Any]:

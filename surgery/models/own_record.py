@@ -12,20 +12,20 @@ def is_own_record(stored: Any) -> bool:
     return _get(stored, "quant_method") == METHOD
 
 
+def find_record(config: Any) -> Any:
+    """Find the record in a model's config; ``None`` if it has none."""
+    stored = getattr(config, "quantization_config", None)
+    return stored if is_own_record(stored) else None
+
+
 def read_recorded_attributes(config: Any) -> dict[str, dict[str, Any]]:
     """Read module path → attribute → value from the record in a model's config."""
-    stored = getattr(config, "quantization_config", None)
-    if stored is None or not is_own_record(stored):
-        return {}
-    return dict(_get(stored, "attributes") or {})
+    return dict(_get(find_record(config), "attributes") or {})
 
 
 def read_recorded_steps(config: Any) -> list[list[Any]]:
     """Read [kind, arguments] of every step from the record in a model's config."""
-    stored = getattr(config, "quantization_config", None)
-    if stored is None or not is_own_record(stored):
-        return []
-    return list(_get(stored, "steps") or [])
+    return list(_get(find_record(config), "steps") or [])
 
 
 def _get(stored: Any, name: str) -> Any:

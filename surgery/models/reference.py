@@ -104,11 +104,11 @@ class ReferenceModels:
             return None
         try:
             reference = self.get(patch)
-            module = reference.get_submodule(new.path)
+            reference.get_submodule(new.path)
         except (ConfigError, AttributeError):
             return None
         # Its attributes are useful only if its projections are the planned ones.
-        return reference if _projections_fit(new, reference) and module is not None else None
+        return reference if _projections_fit(new, reference) else None
 
     def find_attributes(self, patch: Mapping[str, Any]) -> Attributes:
         """Find module path → attribute → value that change with a patched config.
@@ -138,26 +138,16 @@ def _format_refusal(error: BaseException) -> str:
 
 
 def _projections_fit(site: Site, reference: PreTrainedModel) -> bool:
+    wanted: Shapes = {}
     for role in ("query", "key", "value", "output"):
         projection = site.get_projection(role)
-        try:
-            weight = reference.get_parameter(f"{projection.path}.weight")
-        except AttributeError:
-            return False
         shape = (projection.out_features, projection.in_features)
-        if tuple(weight.shape) != (shape[::-1] if projection.transposed else shape):
-            return False
+        wanted[f"{projection.path}.weight"] = shape[::-1] if projection.transposed else shape
     for norm in (site.q_norm, site.k_norm):
         if norm is not None:
-            for tensor in norm.tensors:
-                try:
-                    if tuple(reference.get_parameter(f"{norm.path}.{tensor}").shape) != (
-                        norm.size,
-                    ):
-                        return False
-                except AttributeError:
-                    return False
-    return True
+            wanted |= {f"{norm.path}.{tensor}": (norm.size,) for tensor in norm.tensors}
+    shapes = get_shapes(reference)
+    return all(shapes.get(name) == shape for name, shape in wanted.items())
 
 
 def find_config_differences(

@@ -30,7 +30,7 @@ from transformers.quantizers.auto import AutoHfQuantizer
 from surgery.config.schema import Dtype, ModelConfig, Task
 from surgery.console import say
 from surgery.errors import ConfigError
-from surgery.models.own_record import is_own_record
+from surgery.models.own_record import find_record
 
 EMBEDDED = "embedded"
 BYTES = "bytes"
@@ -334,8 +334,8 @@ def _rebuild_recorded(model: PreTrainedModel) -> None:
     Raises:
         PlanError: the record does not fit the model.
     """
-    stored = getattr(model.config, "quantization_config", None)
-    if stored is not None and is_own_record(stored):
+    stored = find_record(model.config)
+    if stored is not None:
         reader: Any = AutoHfQuantizer.from_config(stored)
         reader.validate_environment()
         reader._process_model_before_weight_loading(model)

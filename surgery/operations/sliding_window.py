@@ -7,8 +7,7 @@ code: the mask functions and the cache that a model of the changed config uses.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,11 +17,11 @@ from torch import nn
 from transformers import CONFIG_MAPPING, PreTrainedModel
 
 from surgery.config.options import Range, option
-from surgery.errors import ConfigError, PlanError
-from surgery.models.attributes import setting_attributes
+from surgery.errors import ConfigError, PlanError, get_first_line
+from surgery.models.attributes import Attributes, setting_attributes
 from surgery.models.config import get_config_part, get_key, patching_config
 from surgery.models.convert import list_targets
-from surgery.models.forward import evaluating
+from surgery.models.forward import evaluating, make_probe_inputs, using_implementation
 from surgery.models.reference import ReferenceModels
 from surgery.models.rotary import list_nested_types
 from surgery.models.sites import Site, find_sites
@@ -33,7 +32,6 @@ from surgery.verify.equivalence import (
     FAULTS,
     choose_tolerance,
     compute_relative_distance,
-    get_first_line,
 )
 from surgery.verify.masks import count_visible_keys
 from surgery.verify.reach import probe_reach
@@ -41,7 +39,7 @@ from surgery.verify.reach import probe_reach
 FULL, SLIDING = "full_attention", "sliding_attention"
 SIZE, TYPES, USED = "sliding_window", "layer_types", "use_sliding_window"
 # Of the check on a live model: any size shows whether a layer has a window.
-_TRIED, _TOKENS, _WIDE = 4, 12, 4096
+_TRIED, _WIDE = 4, 4096
 
 
 @dataclass
@@ -86,11 +84,10 @@ class SlidingWindow(Operation):
             draft.notes.append(f"{self.name}: the model has this window already")
             return
         patch: dict[str, Any] = {}
+        chosen = {site.path for site in sites}
+        left = [s for s in draft.sites if s.cached and s.path not in draft.removed]
         for prefix in sorted({site.config_prefix for site in sites}):
-            config_sites = [
-                site for site in draft.sites if site.config_prefix == prefix and site.cached
-            ]
-            chosen = {site.path for site in sites}
+            config_sites = [site for site in left if site.config_prefix == prefix]
             wanted = {s.path: self.size if s.path in chosen else s.window for s in config_sites}
             patch |= self._make_patch(draft, prefix, config_sites, wanted)
         self._check(draft, sites, patch)
@@ -231,7 +228,14 @@ class SlidingWindow(Operation):
         }
         if not window_patch:
             return
-        windowed = [site for site in plan.after if site.window is not None]
+        references = ReferenceModels(model)
+        # Of the model as it is now: blocks whose attention is removed later still attend.
+        known = {site.path for site in plan.before}
+        windowed = [
+            site.path
+            for site in find_sites(references.get(window_patch)).sites
+            if site.window is not None and site.path in known
+        ]
         sizes = {f"{site.config_prefix}{SIZE}" for site in (*plan.before, *plan.after)}
         short = {**window_patch, **dict.fromkeys((k for k in sizes if windowed), _TRIED)}
         wide: dict[str, Any] = {
@@ -239,9 +243,10 @@ class SlidingWindow(Operation):
         }
         wide |= {key: True for key, value in window_patch.items() if key.endswith(USED) and value}
         try:
-            with evaluating(model), _using_eager(model), torch.no_grad():
-                actual = _compute_logits(model, short, [], probe)
-                expected = _compute_logits(model, wide, [site.path for site in windowed], probe)
+            with evaluating(model), using_implementation(model, "eager"), torch.no_grad():
+                actual = _compute_logits(model, references.find_attributes(short), short, [], probe)
+                attributes = references.find_attributes(wide)
+                expected = _compute_logits(model, attributes, wide, windowed, probe)
         except FAULTS as error:
             raise PlanError(
                 f"the window cannot be tried on the model: {get_first_line(error)}"
@@ -262,40 +267,22 @@ def _has_key(config: Any) -> bool:
         return False
 
 
-@contextmanager
-def _using_eager(model: PreTrainedModel) -> Iterator[None]:
-    """Use attention whose masks are numbers that can be added to."""
-    held = {id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)}
-    before = {key: config._attn_implementation for key, config in held.items()}
-    try:
-        for config in held.values():
-            config._attn_implementation = "eager"
-        yield
-    finally:
-        for key, config in held.items():
-            config._attn_implementation = before[key]
-
-
 def _compute_logits(
     model: PreTrainedModel,
+    attributes: Attributes,
     patch: Mapping[str, Any],
     masked: Sequence[str],
     probe: Mapping[str, Any] | None,
 ) -> torch.Tensor:
     """Compute logits under a patched config, some blocks under a band of `_TRIED` tokens."""
-    attributes = ReferenceModels(model).find_attributes(patch)
-    tokens = torch.arange(3, 3 + _TOKENS, device=model.device)[None]
-    vocabulary = int(
-        get_key(model.config, "vocab_size") or model.config.get_text_config().vocab_size
-    )
-    inputs = dict(probe or {"input_ids": tokens % vocabulary})
+    inputs = {**(probe or make_probe_inputs(model)), "use_cache": False}
     handles = [
         model.get_submodule(path).register_forward_pre_hook(_add_band, with_kwargs=True)
         for path in masked
     ]
     try:
         with patching_config(model.config, patch), setting_attributes(model, attributes):
-            return model(**inputs, use_cache=False).logits.double()
+            return model(**inputs).logits.double()
     finally:
         for handle in handles:
             handle.remove()

@@ -16,6 +16,7 @@ from surgery.models.reference import (
     find_differing_attributes,
     find_first_difference,
     get_shapes,
+    to_plain,
 )
 from surgery.models.sites import Site, find_sites
 from surgery.plan.operation import Step
@@ -46,7 +47,7 @@ def decide_export(
     served = find_runtimes(
         name,
         native=native,
-        explicit_head_dim=_has_explicit_head_dim(reference, after),
+        explicit_head_dim=_has_explicit_head_dim(after),
         grouped=any(site.group_size > 1 for site in after),
         rope_types=_find_rope_types(reference),
         windowed=_has_short_window(reference, after),
@@ -99,12 +100,11 @@ def _find_obstacle(
     references: ReferenceModels,
 ) -> str | None:
     """Find why the architecture's own config cannot describe the result; ``None`` if it can."""
-    kind = references.get({}).config.model_type
-    config = references.get({}).config
+    original = references.get({})
+    config, kind = original.config, original.config.model_type
     recorded = [step.operation for step in steps if step.recorded]
-    recorded += [
-        kind for kind, _ in read_recorded_steps(config)
-    ]  # from earlier operations on this model
+    # And those of earlier operations on this model.
+    recorded += [step for step, _ in read_recorded_steps(config)]
     if recorded:
         return f"a {kind} config cannot say what {recorded[0]} did"
     earlier = read_recorded_attributes(config)
@@ -127,10 +127,10 @@ def _find_obstacle(
     except ConfigError as error:
         return error.problem
     other = find_first_difference(shapes, get_shapes(reference))
-    if other is None and find_sites(reference).sites == tuple(after):
-        other = _find_other_attribute(attributes, references.get({}), reference)
     if other is None and find_sites(reference).sites != tuple(after):
-        other = "its head counts"
+        other = "its attention sites"
+    elif other is None:
+        other = _find_other_attribute(attributes, original, reference)
     return other and f"a {kind} config does not say the result: a fresh model differs in {other}"
 
 
@@ -144,13 +144,12 @@ def _find_other_attribute(
         )
         for name, value in values.items():
             held = vars(reference.get_submodule(path)).get(name)
-            plain = list(held) if isinstance(held, tuple) else held
-            if plain != value and differing.get(name) != value:
+            if to_plain(held) != value and differing.get(name) != value:
                 return f"{path}.{name}"
     return None
 
 
-def _has_explicit_head_dim(reference: PreTrainedModel, sites: Sequence[Site]) -> bool:
+def _has_explicit_head_dim(sites: Sequence[Site]) -> bool:
     return any(site.q_heads * site.head_dim != site.hidden_size for site in sites)
 
 

@@ -185,10 +185,13 @@ def check_order(operations: Sequence[Operation]) -> None:
     valid = [*first, *(n for n in names if n not in (*first, *last)), *last]
     if valid != names:
         moved = first[0] if first and names[0] != first[0] else last[0]
+        deferred = [operation.name for operation in operations if operation.deferred]
         why = (
             "must come first: the other operations are planned on its result"
             if moved in first
             else "must come last: it is performed after training"
+            if moved in deferred
+            else "must come last"
         )
         raise ConfigError(f"attention.{moved}", why, given=given, valid=", ".join(valid))
 

@@ -8,8 +8,8 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from surgery.models.own_record import is_own_record, read_recorded_attributes, read_recorded_steps
-from surgery.models.reference import ReferenceModels, get_shapes
+from surgery.models.own_record import find_record, read_recorded_attributes, read_recorded_steps
+from surgery.models.reference import ReferenceModels, get_shapes, to_plain
 from surgery.plan.operation import Step
 from surgery.record.config import RecordConfig
 
@@ -40,8 +40,7 @@ def write_record(
             for name in values:
                 value = vars(module).get(name)
                 if name not in fresh or fresh[name] != value:
-                    plain = list(value) if isinstance(value, tuple) else value
-                    recorded.setdefault(path, {})[name] = plain
+                    recorded.setdefault(path, {})[name] = to_plain(value)
     done = [list(step) for step in read_recorded_steps(model.config)]
     done += [[s.kind, dict(s.arguments)] for s in steps if [s.kind, dict(s.arguments)] not in done]
     model.config.quantization_config = RecordConfig(
@@ -58,6 +57,5 @@ def _get_module(model: PreTrainedModel, path: str) -> nn.Module | None:
 
 def forget_record(model: PreTrainedModel) -> None:
     """Remove the record from `model.config`, whose other keys now describe everything."""
-    stored = getattr(model.config, "quantization_config", None)
-    if stored is not None and is_own_record(stored):
+    if find_record(model.config) is not None:
         del model.config.quantization_config

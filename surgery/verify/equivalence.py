@@ -18,7 +18,7 @@ from torch import nn
 from torch.func import functional_call
 from transformers import Cache, PreTrainedModel
 
-from surgery.errors import PlanError
+from surgery.errors import PlanError, get_first_line
 from surgery.models.attributes import setting_attributes
 from surgery.models.config import patching_config
 from surgery.models.forward import evaluating, make_probe_inputs
@@ -73,7 +73,7 @@ def check_equivalence(
     Raises:
         PlanError: a changed site computes something else, or did not run.
     """
-    edits = group_edits_by_site(plan)
+    edits = group_edits_by_site(plan.changes)
     sites = {site.path: site for site in plan.before if site.path in edits}
     differences: dict[str, float] = {}
 
@@ -148,10 +148,10 @@ def _run_whole(
         functional_call(model, tensors, kwargs=dict(inputs), strict=False)
 
 
-def group_edits_by_site(plan: PlannedChanges) -> dict[str, list[TensorEdit]]:
+def group_edits_by_site(changes: Sequence[SiteChange]) -> dict[str, list[TensorEdit]]:
     """Group tensor edits by the path of their site, in order."""
     edits: dict[str, list[TensorEdit]] = {}
-    for change in plan.changes:
+    for change in changes:
         edits.setdefault(change.before.path, []).extend(change.edits)
     return edits
 
@@ -251,12 +251,6 @@ def make_site_tensors(
         {name[len(prefix) :]: tensor for name, tensor in new.items()},
         {name[len(prefix) :]: tensor for name, tensor in old.items()},
     )
-
-
-def get_first_line(error: BaseException) -> str:
-    """Return the first line of an error's text."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
 
 
 def compute_relative_distance(changed: torch.Tensor, expected: torch.Tensor) -> float:

@@ -17,11 +17,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
+from transformers import AttentionInterface, PreTrainedModel
 
 from surgery.console import say
-from surgery.errors import SurgeryError
-from surgery.models.forward import evaluating, get_forward_options
+from surgery.errors import SurgeryError, get_first_line
+from surgery.models.forward import evaluating, get_forward_options, using_implementation
 from surgery.models.share_kv import get_eager_implementation
 from surgery.verify.excerpt import Excerpt, cut_excerpt
 
@@ -90,14 +90,14 @@ def _compare(model: PreTrainedModel, part: Excerpt, tolerance: float | None) -> 
     rounding = 0.0
     try:
         reference = get_eager_implementation(model)
-        with _using_implementation(model, reference):
+        with using_implementation(model, reference):
             eager, _ = _compute_logits(model, part, reference)
             measured = _compute_distance(chosen, eager, part.real)
             if tolerance is None and measured > allowed:
                 exact, _ = _compute_logits(model, part, reference, wider=True)
                 rounding = _compute_distance(eager, exact, part.real)
     except (RuntimeError, ValueError, TypeError, AttributeError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = get_first_line(error)
         say(f"{title}: not compared, because eager cannot run this model ({reason})")
         return
     allowed = max(allowed, ROUNDING_FACTOR * rounding)
@@ -207,29 +207,6 @@ def _attend_widened(
             module, query.to(wide), key.to(wide), value.to(wide), *args, **options
         )
     return output.to(dtype), *rest
-
-
-@contextmanager
-def _using_implementation(model: nn.Module, implementation: str) -> Iterator[None]:
-    """Use another backend in all parts of the model, and restore the old one after the block."""
-    backends: dict[int, tuple[PreTrainedConfig, str | None]] = {}
-    for module in model.modules():
-        for config in _list_configs(getattr(module, "config", None)):
-            backends.setdefault(id(config), (config, config._attn_implementation))
-    try:
-        for config, _ in backends.values():
-            config._attn_implementation = implementation
-        yield
-    finally:
-        for config, before in backends.values():  # a config first: setting it also sets its parts
-            config._attn_implementation = before
-
-
-def _list_configs(config: Any) -> Iterator[PreTrainedConfig]:
-    if isinstance(config, PreTrainedConfig):
-        yield config
-        for name in config.sub_configs:
-            yield from _list_configs(getattr(config, name, None))
 
 
 @contextmanager

@@ -14,16 +14,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from surgery.verify.equivalence import FAULTS
+
 LENGTH = 4
-_FAULTS = (
-    ValueError,
-    TypeError,
-    RuntimeError,
-    AttributeError,
-    IndexError,
-    KeyError,
-    NotImplementedError,
-)
 
 
 @dataclass(frozen=True)
@@ -69,7 +62,7 @@ def probe_reach(model: PreTrainedModel, paths: Sequence[str]) -> dict[str, Reach
         # A finished mask, since to make one needs values.
         mask = torch.zeros(1, 1, LENGTH, LENGTH, device="meta")
         model(input_ids=ids, attention_mask=mask)
-    except _FAULTS:
+    except FAULTS:
         pass
     finally:
         for handle in handles:
@@ -95,7 +88,7 @@ def _run(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Re
             output = module.forward(**given)
             first = output[0] if isinstance(output, tuple) else output
             grads = torch.autograd.grad(first.sum(), leaves, allow_unused=True) if leaves else ()
-    except _FAULTS as error:
+    except FAULTS as error:
         return Reach(False, position_ids, " ".join(str(error).split()))
     return Reach(any(grad is not None for grad in grads), position_ids)
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from surgery.errors import ConfigError
+from surgery.errors import ConfigError, get_first_line
 from surgery.models.attributes import Attributes, set_attributes
 from surgery.models.config import make_head_count_patch, patching_config
 from surgery.models.copies import make_meta_copy
@@ -21,7 +21,7 @@ from surgery.models.sites import Site
 from surgery.transforms.edits import SiteChange, TensorEdit
 from surgery.verify.equivalence import (
     FAULTS,
-    get_first_line,
+    group_edits_by_site,
     make_site_tensors,
     run_block,
     setting_block_attributes,
@@ -82,9 +82,7 @@ def try_sites(
         not at all (``None``).
     """
     copied = make_meta_copy(model)
-    edits: dict[str, list[TensorEdit]] = {}
-    for change in changes:
-        edits.setdefault(change.before.path, []).extend(change.edits)
+    edits = group_edits_by_site(changes)
     first: dict[str, Site] = {}
     alike = {
         site.path: first.setdefault(_describe_block(copied, site, edits[site.path]), site)

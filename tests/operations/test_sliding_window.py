@@ -252,3 +252,59 @@ def test_a_model_that_does_not_follow_its_config_is_left_alone() -> None:
     with pytest.raises(PlanError, match="not the model under a mask that hides the same keys"):
         apply_(model, plan)
     assert model.config.sliding_window is None
+
+
+REMOVED = {"heads": {1: "all"}, "remove_attention": True}
+
+
+@pytest.mark.parametrize(
+    "attention",
+    [
+        {"prune_heads": REMOVED, "sliding_window": {"size": WINDOW}},
+        {"sliding_window": {"size": WINDOW}, "prune_heads": REMOVED},
+    ],
+    ids=["removed before", "removed after"],
+)
+def test_beside_a_layer_without_attention(attention: dict[str, Any]) -> None:
+    original = make_model("mistral")
+    first, second = (site.path for site in find_sites(original).sites)
+    inputs = feed(padded=False)
+    model = copy.deepcopy(original)
+    model = apply_(model, make_plan(model, parse_operations(attention)))
+    with torch.no_grad():
+        actual = model(**inputs, use_cache=False).logits
+
+    def silence(module: nn.Module, args: Any, output: Any) -> Any:
+        return torch.zeros_like(output[0]), *output[1:]
+
+    handle = original.get_submodule(second).register_forward_hook(silence)
+    expected = logits_under(original, {first: WINDOW, second: None}, inputs)
+    handle.remove()
+    assert (actual - expected).abs().max() <= EAGER
+
+
+@pytest.mark.parametrize("name", ["mistral", "llama"])
+def test_a_result_that_is_read_again_is_left_as_it_is(name: str, tmp_path: Path) -> None:
+    model = make_model(name)
+    plan = plan_window(model)
+    apply_(model, plan).save_pretrained(tmp_path)
+    read = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float64)
+    before = copy.deepcopy(read.state_dict())
+    assert apply_(read, plan) is read
+    assert all(torch.equal(before[name], value) for name, value in read.state_dict().items())
+
+
+def test_another_model_with_the_same_window_is_not_the_result() -> None:
+    attention = {"sliding_window": {"size": WINDOW}, "rope": {"type": "linear", "factor": 2.0}}
+    model = make_model("mistral")
+    plan = make_plan(model, parse_operations(attention))
+    other = apply_(copy.deepcopy(model), plan_window(model))
+    with pytest.raises(PlanError, match="not the model the plan was made for"):
+        apply_(other, plan)
+
+
+def test_a_probe_may_say_what_the_check_says_too() -> None:
+    model = make_model("mistral")
+    probe = {"input_ids": feed(padded=False)["input_ids"], "use_cache": True}
+    apply_(model, plan_window(model), probe=probe)
+    assert model.config.sliding_window == WINDOW

@@ -40,11 +40,11 @@ def read_site(
             f"its output projection is not recognised (found {_join_names(children)})"
         )
 
-    head_dim = _find_head_dim(config, module, query, output)
+    head_dim = _find_head_dim(config, module, output)
     if query.packing is None:
-        sizes = _count_separate_heads(head_dim, query, key, value, output, module)
+        sizes = _count_separate_heads(head_dim, query, key, value, output)
     else:
-        sizes = _count_packed_heads(head_dim, query, output, module)
+        sizes = _count_packed_heads(head_dim, query, output)
     q_heads, kv_heads, value_dim = sizes
     if q_heads % kv_heads:
         raise NotASiteError(f"{q_heads} query heads cannot share {kv_heads} KV heads evenly")
@@ -123,9 +123,7 @@ def _read_projection(path: str, name: str, module: nn.Module) -> Projection:
     return Projection(f"{path}.{name}", int(sizes[0] or 0), int(sizes[1] or 0), bias, unit=0)
 
 
-def _find_head_dim(
-    config: PreTrainedConfig, module: nn.Module, query: Projection, output: Projection
-) -> int:
+def _find_head_dim(config: PreTrainedConfig, module: nn.Module, output: Projection) -> int:
     stated = next((v for n in names.HEAD_DIMS if (v := _get_size(module, n))), None)
     if stated is None:
         heads = next((v for n in names.Q_HEADS if (v := _get_size(module, n))), None)
@@ -149,7 +147,6 @@ def _count_separate_heads(
     key: Projection,
     value: Projection,
     output: Projection,
-    module: nn.Module,
 ) -> tuple[int, int, int]:
     if key.out_features % head_dim:
         raise NotASiteError("its keys are not a whole number of heads")
@@ -169,7 +166,7 @@ def _count_separate_heads(
 
 
 def _count_packed_heads(
-    head_dim: int, fused: Projection, output: Projection, module: nn.Module
+    head_dim: int, fused: Projection, output: Projection
 ) -> tuple[int, int, int]:
     if output.in_features % head_dim:
         raise NotASiteError("the input of its output projection is not a whole number of heads")

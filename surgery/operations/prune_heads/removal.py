@@ -13,10 +13,10 @@ from torch import nn
 from transformers import Cache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
-from surgery.errors import PlanError
+from surgery.errors import PlanError, get_first_line
 from surgery.models.forward import make_probe_inputs
 from surgery.models.sites import Site, find_sites
-from surgery.verify.equivalence import FAULTS, get_first_line
+from surgery.verify.equivalence import FAULTS
 
 
 class RemovedAttention(nn.Module):
