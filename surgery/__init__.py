@@ -20,9 +20,10 @@ if TYPE_CHECKING:
     from surgery.models.sites import Anatomy, Site, find_sites
     from surgery.observe import AttentionCall, Tap
     from surgery.operations.fuse_qkv.projections import unfuse_qkv_
+    from surgery.plan.draft import Draft
     from surgery.plan.layers import select_sites
     from surgery.plan.make import make_plan
-    from surgery.plan.operation import Draft, Operation
+    from surgery.plan.operation import Operation
     from surgery.plan.plan import Plan
     from surgery.plan.registry import parse_operations
     from surgery.plan.store import load_plan, save_plan
@@ -32,7 +33,7 @@ _HOMES = {
     "AttentionCall": "surgery.observe",
     "Calibration": "surgery.calibration",
     "ConfigError": "surgery.errors",
-    "Draft": "surgery.plan.operation",
+    "Draft": "surgery.plan.draft",
     "Operation": "surgery.plan.operation",
     "Plan": "surgery.plan.plan",
     "PlanError": "surgery.errors",

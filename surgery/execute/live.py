@@ -18,7 +18,7 @@ from surgery.models.config import get_key
 from surgery.models.convert import convert_model
 from surgery.models.copies import is_on_meta
 from surgery.models.sites import Site, find_sites
-from surgery.plan.operation import Step
+from surgery.plan.draft import Step
 from surgery.plan.plan import Plan
 from surgery.plan.registry import get_operation, is_step, run_step
 from surgery.record.write import forget_record, write_record

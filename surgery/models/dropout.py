@@ -88,7 +88,7 @@ def _never_drops(module: nn.Module) -> bool:
 
 
 class HasReferences(Protocol):
-    """A model with its reference models, such as a `surgery.plan.operation.Draft`."""
+    """A model with its reference models, such as a `surgery.plan.draft.Draft`."""
 
     @property
     def model(self) -> PreTrainedModel: ...

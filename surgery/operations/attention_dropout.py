@@ -14,8 +14,9 @@ from surgery.models.dropout import (
     find_governing_keys,
     reads_config,
 )
+from surgery.plan.draft import Draft
 from surgery.plan.layers import LAYERS_HELP, select_sites
-from surgery.plan.operation import Draft, Operation
+from surgery.plan.operation import Operation
 
 
 @dataclass

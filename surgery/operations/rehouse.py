@@ -16,7 +16,8 @@ from transformers import PreTrainedModel
 from surgery.config.options import Range, option
 from surgery.errors import ConfigError, ConversionError
 from surgery.models.convert import TARGETS
-from surgery.plan.operation import Conversion, Draft, Operation, Position
+from surgery.plan.draft import Draft
+from surgery.plan.operation import Conversion, Operation, Position
 
 _THETA = 10000.0
 _TARGET = "starcoder2"  # the same blocks as GPT-2's and OPT's, and rotary

@@ -25,8 +25,9 @@ from surgery.models.forward import evaluating, make_probe_inputs, using_implemen
 from surgery.models.reference import ReferenceModels
 from surgery.models.rotary import list_nested_types
 from surgery.models.sites import Site, find_sites
+from surgery.plan.draft import Draft
 from surgery.plan.layers import LAYERS_HELP, select_sites
-from surgery.plan.operation import Conversion, Draft, Operation
+from surgery.plan.operation import Conversion, Operation
 from surgery.plan.plan import Plan
 from surgery.verify.equivalence import (
     FAULTS,

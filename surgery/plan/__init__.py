@@ -1,1 +1,1 @@
-"""The plan: operations and anatomy, resolved into ordered edits before any weight is read."""
+"""The plan: operations resolved into ordered edits, before any weight is read."""

@@ -19,7 +19,7 @@ from surgery.models.reference import (
     to_plain,
 )
 from surgery.models.sites import Site, find_sites
-from surgery.plan.operation import Step
+from surgery.plan.draft import Step
 from surgery.plan.plan import Export
 from surgery.plan.runtimes import find_runtimes
 

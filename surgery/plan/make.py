@@ -20,17 +20,9 @@ from surgery.models.own_record import is_own_record
 from surgery.models.reference import ReferenceModels
 from surgery.models.sites import Anatomy, Site, find_sites, get_text_config
 from surgery.plan.digest import hash_tensor
+from surgery.plan.draft import Draft, PlanContext, Step
 from surgery.plan.export import can_config_say, decide_export
-from surgery.plan.operation import (
-    SHARE_KV,
-    Conversion,
-    Draft,
-    Operation,
-    Outcome,
-    PlanContext,
-    Position,
-    Step,
-)
+from surgery.plan.operation import SHARE_KV, Conversion, Operation, Outcome, Position
 from surgery.plan.plan import Plan
 from surgery.plan.resolution import Resolution
 from surgery.plan.sizes import count_sizes

@@ -10,7 +10,8 @@ import torch
 
 from surgery.errors import PlanError
 from surgery.models.sites import Block, Site
-from surgery.plan.operation import SHARE_KV, Step
+from surgery.plan.draft import Step
+from surgery.plan.operation import SHARE_KV
 from surgery.plan.resolution import Resolution
 from surgery.plan.sizes import Sizes
 from surgery.transforms.edits import SiteChange, TensorEdit

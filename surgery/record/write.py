@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from surgery.models.own_record import find_record, read_recorded_attributes, read_recorded_steps
 from surgery.models.reference import ReferenceModels, get_shapes, to_plain
-from surgery.plan.operation import Step
+from surgery.plan.draft import Step
 from surgery.record.config import RecordConfig
 
 

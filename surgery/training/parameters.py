@@ -8,7 +8,7 @@ from torch import nn
 
 from surgery.config.schema import Trained
 from surgery.errors import ConfigError
-from surgery.plan.operation import Step
+from surgery.plan.draft import Step
 from surgery.plan.plan import Plan
 from surgery.plan.registry import get_operation
 

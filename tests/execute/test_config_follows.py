@@ -22,8 +22,9 @@ from surgery.models.config import get_key, list_config_prefixes
 from surgery.models.reference import ReferenceModels
 from surgery.models.sites import find_sites
 from surgery.plan import registry
+from surgery.plan.draft import Draft
 from surgery.plan.make import make_plan
-from surgery.plan.operation import Draft, Operation
+from surgery.plan.operation import Operation
 
 TYPES = zoo.model_types("causal-lm")
 # Key → what it is changed to, where a config has it and takes it.

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from surgery.errors import PlanError
 from surgery.execute.live import apply_
 from surgery.models.sites import find_sites
-from surgery.plan.operation import Step
+from surgery.plan.draft import Step
 from surgery.plan.plan import Plan
 from tests.families import family, logits, skeleton
 from tests.operations.reference import gqa_plan

@@ -7,8 +7,9 @@ from transformers import PreTrainedModel
 from surgery.execute.config import patch_config_
 from surgery.models.attributes import set_attributes
 from surgery.models.sites import find_sites
+from surgery.plan.draft import Draft, PlanContext
 from surgery.plan.make import _draft_plan
-from surgery.plan.operation import Draft, Operation, PlanContext
+from surgery.plan.operation import Operation
 from surgery.plan.registry import run_step
 
 

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from surgery.models.config import apply_patch
 from surgery.models.sites import find_sites
-from surgery.plan.operation import Draft
+from surgery.plan.draft import Draft
 from surgery.plan.registry import parse_operations
 from tests.families import skeleton
 from tests.operations.drafts import drafted, performed

@@ -11,7 +11,7 @@ from surgery.errors import ConfigError
 from surgery.models.convert import convert_model
 from surgery.models.sites import find_sites
 from surgery.operations.fuse_qkv.projections import is_fused, unfuse_qkv_
-from surgery.plan.operation import Draft
+from surgery.plan.draft import Draft
 from surgery.plan.registry import parse_operations, run_step
 from tests.families import SEPARATE, family, logits, skeleton
 from tests.models.convert.moving import model_of

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from enum import Enum
 
 from surgery.config.options import POSITIVE, option
-from surgery.plan.operation import Draft, Operation
+from surgery.plan.draft import Draft
+from surgery.plan.operation import Operation
 
 
 class Side(Enum):

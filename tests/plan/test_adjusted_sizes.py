@@ -7,8 +7,9 @@ from pathlib import Path
 
 from surgery.config.schema import MeasureConfig, Task
 from surgery.measure.measure import measure_model
+from surgery.plan.draft import Draft
 from surgery.plan.make import make_plan
-from surgery.plan.operation import Draft, Operation
+from surgery.plan.operation import Operation
 from surgery.plan.sizes import Sizes
 from tests.data.making import VOCAB, documents, text_data, write_texts
 from tests.tiny_models import tiny_model

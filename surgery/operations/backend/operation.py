@@ -20,7 +20,8 @@ from surgery.operations.backend.available import (
     list_available,
 )
 from surgery.operations.backend.switch import set_backend
-from surgery.plan.operation import Draft, Operation, StepFunction
+from surgery.plan.draft import Draft
+from surgery.plan.operation import Operation, StepFunction
 
 
 @dataclass

@@ -12,8 +12,9 @@ from surgery.config.options import option
 from surgery.errors import ConfigError
 from surgery.models.sites import Site
 from surgery.operations.fuse_qkv.projections import ROLES, fuse_qkv_, unfuse_qkv_
+from surgery.plan.draft import Draft, Step
 from surgery.plan.layers import LAYERS_HELP, select_sites
-from surgery.plan.operation import Draft, Operation, Step, StepFunction
+from surgery.plan.operation import Operation, StepFunction
 
 
 @dataclass

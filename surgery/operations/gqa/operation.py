@@ -10,7 +10,8 @@ from surgery.errors import ConfigError
 from surgery.models.sites import Site
 from surgery.operations.gqa.options import GQAOptions, Grouping, Merge, split_evenly
 from surgery.operations.gqa.resolve import resolve_gqa
-from surgery.plan.operation import Alternative, Draft
+from surgery.plan.draft import Draft
+from surgery.plan.operation import Alternative
 from surgery.plan.resolution import Resolution, SiteResolution
 from surgery.transforms.head_edits import (
     Merging,

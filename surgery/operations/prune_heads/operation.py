@@ -15,8 +15,9 @@ from surgery.operations.prune_heads.options import Cut, PruneOptions
 from surgery.operations.prune_heads.removal import check_removal, remove_attention_
 from surgery.operations.prune_heads.resolve import resolve_pruning
 from surgery.operations.prune_heads.schedule import check_schedule
+from surgery.plan.draft import Draft
 from surgery.plan.layers import select_sites
-from surgery.plan.operation import Draft, StepFunction, TrainingDecision
+from surgery.plan.operation import StepFunction, TrainingDecision
 from surgery.plan.plan import Plan
 from surgery.plan.resolution import Resolution
 from surgery.transforms.head_edits import Merging, Rewrite, keep_heads, make_rewrite_specs, regroup

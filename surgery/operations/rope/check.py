@@ -36,7 +36,7 @@ from surgery.operations.rope.frequencies import (
     get_parameters,
     list_kinds,
 )
-from surgery.plan.operation import Draft
+from surgery.plan.draft import Draft
 from surgery.verify.reach import Reach, probe_reach
 
 # What a model without rotary positions can do.

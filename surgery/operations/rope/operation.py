@@ -28,8 +28,9 @@ from surgery.operations.rope.kinds import (
 )
 from surgery.operations.rope.lengths import MAX, ORIGINAL, choose_maximum, find_original_length
 from surgery.operations.rope.site_rope import has_site_rope, set_site_rope_
+from surgery.plan.draft import Draft
 from surgery.plan.layers import LAYERS_HELP, select_sites
-from surgery.plan.operation import Draft, Operation, StepFunction
+from surgery.plan.operation import Operation, StepFunction
 
 # Types for which transformers reads `head_dim` without deriving it where it is null.
 _STRICT = (RopeType.dynamic, RopeType.yarn, RopeType.longrope)
