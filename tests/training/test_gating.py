@@ -135,6 +135,16 @@ def test_layers_keep_their_numbers_where_one_is_gone(tmp_path: Path) -> None:
     assert (_logits(module.model) - gated).abs().max() <= 1e-10
 
 
+def test_layers_are_chosen_by_number_where_one_is_gone(tmp_path: Path) -> None:
+    """Of the sites left, 1 and 2, layer 1 is the first."""
+    folder = save_model(tmp_path / "model", name="gpt2", n_layer=3)
+    gone = {"prune_heads": {"heads": {0: [0, 1, 2, 3]}, "remove_attention": True}}
+    options = deferred(cut="groups", amount=0.5, layers=[1])
+    module = operated(folder, attention=gone, deferred=options)
+    fit(module, small_data(tmp_path), tmp_path, max_steps=2)
+    assert {layer: len(heads) for layer, heads in decision_of(module).chosen.items()} == {1: 2}
+
+
 @torch.no_grad()
 def _logits(model: Any) -> torch.Tensor:
     logits = model(input_ids=tokens(2, 12)).logits

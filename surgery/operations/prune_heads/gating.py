@@ -25,7 +25,7 @@ from surgery.operations.prune_heads.closing import choose_closing
 from surgery.operations.prune_heads.cut import check_cut
 from surgery.operations.prune_heads.options import PruneOptions, Schedule
 from surgery.operations.prune_heads.schedule import PruningSchedule, make_strategy_error
-from surgery.plan.layers import select_sites
+from surgery.plan.layers import keep_layers
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ class GatedPruning:
         model, estimator = self._gates.model, self.operation.estimator
         assert isinstance(model, PreTrainedModel)
         assert estimator is not None
-        sites = select_sites(self.sites, self.operation.layers, self.operation.get_key("layers"))
+        sites = keep_layers(self.sites, self.operation.layers)
         with isolate_rng(include_cuda=torch.cuda.is_available()), freezing(model):
             torch.manual_seed(self.options["seed"])
             scorer = self._scorer or self._make_scorer(trainer)
