@@ -23,7 +23,7 @@ from surgery.operations.rope.check import (
 from surgery.operations.rope.kinds import (
     HOLDS_ORIGINAL,
     RopeType,
-    check_options,
+    check_type_options,
     make_rope_parameters,
 )
 from surgery.operations.rope.lengths import MAX, ORIGINAL, choose_maximum, find_original_length
@@ -110,9 +110,8 @@ class Rope(Operation):
     layer_type: str | None = option(None, "where each layer type has its own; null for all")
     layers: list[int] | None = option(None, LAYERS_HELP)
 
-    def plan(self, draft: Draft) -> None:
-        check_options(self.type, self._list_given(), f"attention.{self.name}")
-        sites = select_sites(draft.sites, self.layers, self.get_key("layers"), draft.removed)
+    def check_options(self) -> None:
+        check_type_options(self.type, self._list_given(), f"attention.{self.name}")
         if self.layers is not None and self.layer_type is not None:
             raise ConfigError(
                 self.get_key("layer_type"),
@@ -120,6 +119,9 @@ class Rope(Operation):
                 given=self.layer_type,
                 valid="null, or layers null",
             )
+
+    def plan(self, draft: Draft) -> None:
+        sites = select_sites(draft.sites, self.layers, self.get_key("layers"), draft.removed)
         for prefix in sorted({site.config_prefix for site in sites}):
             config_sites = [site for site in sites if site.config_prefix == prefix]
             self._plan_config(
