@@ -14,12 +14,13 @@ from surgery.models.config import get_config_part
 from surgery.models.rotary import list_nested_types
 from surgery.models.sites import Site
 from surgery.operations.rope.check import (
-    ROTARY_FIRST,
     can_say_nope,
     check_everywhere,
     check_sites,
     find_site_layer_type,
+    make_no_rotary_error,
 )
+from surgery.operations.rope.frequencies import get_head_dim
 from surgery.operations.rope.kinds import (
     HOLDS_ORIGINAL,
     RopeType,
@@ -145,13 +146,7 @@ class Rope(Operation):
     ) -> None:
         config = get_config_part(draft.config, prefix)
         if not getattr(config, "rope_parameters", None) or getattr(config, "alibi", False):
-            raise ConfigError(
-                f"attention.{self.name}",
-                f"{config.model_type} models have no rotary embedding that reads rope_parameters; "
-                "this operation changes positions of a model that has one",
-                given=config.model_type,
-                valid=ROTARY_FIRST,
-            )
+            raise make_no_rotary_error(config)
         if not whole:
             self._plan_sites(draft, prefix, sites)
             return
@@ -237,7 +232,7 @@ class Rope(Operation):
         if self.type in HOLDS_ORIGINAL and getattr(config, ORIGINAL, None) is not None:
             patch[ORIGINAL] = original  # where a config has it, it overrides the one held
         if self.type in _STRICT and getattr(config, "head_dim", 0) is None:
-            patch["head_dim"] = _get_head_dim(config)  # their formulas do not derive it
+            patch["head_dim"] = get_head_dim(config)  # their formulas do not derive it
         return {
             f"{prefix}{name}": value
             for name, value in patch.items()
@@ -276,7 +271,7 @@ class Rope(Operation):
 
     def _check_width(self, config: Any, current: Mapping[str, Any]) -> None:
         """Check that rotated dimensions come in pairs, with a LongRoPE number for each pair."""
-        head_dim = _get_head_dim(config)
+        head_dim = get_head_dim(config)
         share = self.partial_rotary_factor
         if share is None:
             share = 1.0
@@ -354,8 +349,3 @@ def _find_own_positions(model: PreTrainedModel, sites: Sequence[Site]) -> str:
     return (
         f"{', '.join(own)}: these blocks have positions of their own, which this would not change"
     )
-
-
-def _get_head_dim(config: Any) -> int:
-    stated = getattr(config, "head_dim", None)
-    return int(stated or config.hidden_size // config.num_attention_heads)
