@@ -79,6 +79,8 @@ class GatedPruning:
         self._schedule: PruningSchedule | None = None
         self._gate = 1.0
         self._gates: Gates | None = None
+        # What the gates show: number of events, gate and device. The events only grow.
+        self._shown: tuple[int, float, torch.device] | None = None
 
     @property
     def chosen(self) -> Heads:
@@ -99,7 +101,7 @@ class GatedPruning:
         """Gate this model. Does nothing if it is gated already."""
         if self._gates is None or self._gates.model is not model:
             self.detach()
-            self._gates = Gates(model, self.sites)
+            self._gates, self._shown = Gates(model, self.sites), None
             self._gates.open()
         self._set_gates()
 
@@ -225,13 +227,16 @@ class GatedPruning:
         if self._gates is None:
             return
         device = next(self._gates.model.parameters()).device
+        wanted = len(self.events), self._gate, device
+        if wanted == self._shown:
+            return
         heads, gates = self.chosen, {}
         for site in self.sites:
             if site.layer in heads:
                 gate = torch.ones(site.q_heads, device=device)
                 gate[heads[site.layer]] = self._gate
                 gates[site.path] = gate
-        self._gates.gates = gates
+        self._gates.gates, self._shown = gates, wanted
 
     def to_json(self) -> dict[str, Any]:
         """Say what was done, for a summary."""
@@ -260,4 +265,5 @@ class GatedPruning:
             ClosingRound(int(event["step"]), {int(k): list(v) for k, v in event["closed"].items()})
             for event in state["events"]
         ]
+        self._shown = None
         self._set_gates()
