@@ -118,7 +118,7 @@ class PruneOptions(Operation):
 
     @property
     def deferred(self) -> bool:
-        """Whether training decides which heads go, and when; see `decided`."""
+        """Whether training decides which heads go, and when; see `follow_training`."""
         return self.schedule is not Schedule.one_shot
 
     @property
@@ -180,7 +180,7 @@ def _check(spec: PruneOptions) -> None:
     given = [name for name, value in ways.items() if value is not None]
     if len(given) != 1:
         raise ConfigError(
-            "attention.prune_heads",
+            f"attention.{spec.name}",
             "needs exactly one of heads, amount and count",
             given=", ".join(given) or "none of them",
         )
