@@ -127,7 +127,11 @@ class HeadMonitor(Callback):
             return
         assert self._tap is not None
         self._tap.close()
-        self._tap.require_calls()
+        try:
+            self._tap.require_calls()
+        except TapError as error:
+            remedy = f"its heads cannot be watched; set callbacks.{self.name}=null"
+            raise TapError(f"{error}: {remedy}") from None
         if trainer.global_step > self._step:  # the last micro-batch of this optimizer step
             self._flush(trainer)
 

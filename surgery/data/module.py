@@ -115,13 +115,6 @@ class TextData(pl.LightningDataModule):
         return rows.select(order, keep_in_memory=True)
 
     @property
-    def train_tokens(self) -> int | None:
-        """Tokens in one pass over packed windows; ``None`` if not known in advance."""
-        if isinstance(self._train, datasets.Dataset) and self.cfg.layout is Layout.packed:
-            return len(self._train) * self.cfg.seq_len
-        return None
-
-    @property
     def held_out_size(self) -> int:
         """Number of held-out rows."""
         self.setup()

@@ -20,6 +20,7 @@ from surgery.importance.losses import find_labelled_positions
 from surgery.importance.output_norm import OutputNorm
 from surgery.importance.table import GROUPS, HEADS, UNITS, ScoreTable, SiteScores
 from surgery.importance.work import BatchScores, Scores, Work, check_estimator
+from surgery.models.forward import evaluating
 from surgery.models.sites import Site, find_sites
 
 # Scores some sites of a model: (model, sites, estimator, unit) → table.
@@ -168,18 +169,15 @@ def _check_labels(batch: Batch, estimator: str) -> None:
 @contextmanager
 def freezing(model: PreTrainedModel) -> Iterator[None]:
     """Turn off dropout and the gradients of parameters; restore both afterwards."""
-    training = [module for module in model.modules() if module.training]
     learning = [one for one in model.parameters() if one.requires_grad]
-    model.eval()
     for parameter in learning:
         parameter.requires_grad_(False)
     try:
-        yield
+        with evaluating(model):
+            yield
     finally:
         for parameter in learning:
             parameter.requires_grad_(True)
-        for module in training:
-            module.training = True
 
 
 def _make_table(

@@ -14,6 +14,7 @@ from surgery.config.schema import MeasureConfig, Task
 from surgery.data.module import TextData
 from surgery.measure.loss import measure_held_out_loss
 from surgery.measure.speed import measure_speed
+from surgery.models.forward import evaluating
 from surgery.models.sites import find_sites
 from surgery.plan.operation import Operation
 from surgery.plan.sizes import count_sizes
@@ -53,17 +54,17 @@ def measure_model(
         tokens: length at which sizes are counted; by default the length of a window of `data`.
         operations: performed on `model`; they know of sizes that heads and windows do not tell.
     """
-    training = model.training
-    model.eval()
-    loss = measure_held_out_loss(model, data, cfg, task, label=label)
-    prompt = _make_prompt(model, data, cfg.prefill_tokens, cfg.decode_tokens)
-    speed = measure_speed(model, prompt, task, decode_tokens=cfg.decode_tokens, repeats=cfg.repeats)
+    with evaluating(model):
+        loss = measure_held_out_loss(model, data, cfg, task, label=label)
+        prompt = _make_prompt(model, data, cfg.prefill_tokens, cfg.decode_tokens)
+        speed = measure_speed(
+            model, prompt, task, decode_tokens=cfg.decode_tokens, repeats=cfg.repeats
+        )
     tokens = tokens or data.cfg.seq_len
     parameters = sum(p.numel() for p in model.parameters())
     sizes = count_sizes(parameters, find_sites(model).sites, tokens, model.dtype.itemsize)
     for operation in operations:
         sizes = operation.adjust_sizes(sizes, tokens)
-    model.train(training)
     return Measurement(
         loss=loss,
         perplexity=math.exp(min(loss, 700.0)),

@@ -153,9 +153,7 @@ class Tap:
         if self.calls == self._calls_before:
             raise TapError(
                 f"the tap on {self.model_class} was never called: the model's attention does not "
-                "use transformers' AttentionInterface, or its compiled code bypasses it. "
-                "Its heads cannot be watched; set callbacks.head_importance=null, "
-                "callbacks.attention_statistics=null and callbacks.head_alarms=null"
+                "use transformers' AttentionInterface, or its compiled code bypasses it"
             )
 
     def _take(self, module: nn.Module, implementation: str, arguments: _Arguments) -> None:

@@ -1,4 +1,4 @@
-"""The stage `cut`: perform after training what training decided."""
+"""What follows the stage `train`: perform what training decided."""
 
 from __future__ import annotations
 

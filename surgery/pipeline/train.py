@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from dataclasses import asdict
 from enum import Enum
 from typing import Any
@@ -51,16 +50,10 @@ def train(session: Session) -> Any:
         callbacks=[*session.prepared.callbacks, curve],
         loggers=session.loggers,
     )
-    with warnings.catch_warnings():
-        # The data module knows where to continue; Lightning asks the loader.
-        warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
-        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        try:
-            trainer.fit(module, datamodule=session.data, ckpt_path=run.resume, weights_only=True)
-        except (
-            MisconfigurationException
-        ) as error:  # options or callbacks that contradict each other
-            raise ConfigError("trainer", str(error).splitlines()[0]) from None
+    try:
+        trainer.fit(module, datamodule=session.data, ckpt_path=run.resume, weights_only=True)
+    except MisconfigurationException as error:  # options or callbacks that contradict each other
+        raise ConfigError("trainer", str(error).splitlines()[0]) from None
     if trainer.global_step == 0:
         raise ConfigError("trainer", "no training step was done with these options")
     session.model = _gather_model(module, trainer, session)

@@ -44,3 +44,11 @@ def select_sites(
                 valid=[site.layer for site in left] or "none: all attention is removed",
             )
     return [sites[layer] for layer in sorted(set(layers))]
+
+
+def keep_layers(sites: Sequence[Site], layers: Collection[int] | None) -> list[Site]:
+    """Keep the sites with these layer numbers; all for ``None``.
+
+    For sites of which some may be gone: a number is looked up, and need not be there.
+    """
+    return [site for site in sites if layers is None or site.layer in layers]

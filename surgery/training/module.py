@@ -220,18 +220,7 @@ class SurgeryModule(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self._fitting:
-            stored, current = (
-                checkpoint["hyper_parameters"].get("deferred"),
-                self.hparams["deferred"],
-            )
-            if stored != current:
-                name = (current or stored)["operation"]["operation"]
-                raise ConfigError(
-                    f"attention.{name}",
-                    "the checkpoint to resume from was trained with other options of it",
-                    given=current,
-                    valid=stored,
-                )
+            _check_resumed(checkpoint["hyper_parameters"].get("deferred"), self.hparams["deferred"])
         if self.decision is not None:
             self.decision.load_state_dict(checkpoint["decision"])
         stored = checkpoint["hyper_parameters"]["optim"].get("parameters", "all")
@@ -247,6 +236,48 @@ class SurgeryModule(pl.LightningModule):
         checkpoint["hyper_parameters"]["load_weights"] = False
         if self.decision is not None:
             checkpoint["decision"] = self.decision.state_dict()
+
+
+def _check_resumed(stored: Mapping[str, Any] | None, current: Mapping[str, Any] | None) -> None:
+    """Check that a resumed training decides as the one that was stopped.
+
+    What does not change a decision may differ: the export's format, and how many windows run side
+    by side.
+
+    Args:
+        stored, current: `SurgeryModule(deferred=…)` of the checkpoint and of this run.
+
+    Raises:
+        ConfigError: it does not; the error names the key that differs.
+    """
+    found = stored or current
+    if found is None:
+        return
+    was, now = ((one or {}).get("operation", {}) for one in (stored, current))
+    if was != now:
+        differing = [name for name in {**was, **now} if was.get(name) != now.get(name)]
+        raise ConfigError(
+            f"attention.{found['operation']['operation']}",
+            "the checkpoint to resume from was trained with other options of it",
+            given={name: now[name] for name in differing if name in now} or None,
+            valid=str({name: was[name] for name in differing if name in was} or "none of it"),
+        )
+    was, now = (_list_run_options(one or {}) for one in (stored, current))
+    for key in sorted({**was, **now}):
+        if was.get(key) != now.get(key):
+            raise ConfigError(
+                key,
+                "the checkpoint to resume from was trained with another value",
+                given=now.get(key),
+                valid=str(was.get(key)),
+            )
+
+
+def _list_run_options(deferred: Mapping[str, Any]) -> dict[str, Any]:
+    """List the options outside its operation that a decision depends on, by config key."""
+    scoring = deferred.get("importance", {}).items()
+    options = {f"importance.{name}": value for name, value in scoring if name != "memory_windows"}
+    return {"seed": deferred.get("seed"), **options}
 
 
 def _copy_computed_buffers(model: nn.Module) -> list[tuple[nn.Module, str, torch.Tensor]]:

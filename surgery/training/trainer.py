@@ -59,7 +59,6 @@ def build_trainer(
     run_dir: Path,
     callbacks: list[Callback],
     loggers: list[Logger],
-    resumable_data: bool = True,
 ) -> pl.Trainer:
     """Raises: ConfigError, where Lightning refuses an option, or would fail on it much later."""
     options = {name: value for name, value in options.items() if value is not None}
@@ -76,12 +75,10 @@ def build_trainer(
     options["enable_progress_bar"] = False  # Lightning's own
     # The user has set the devices, so what Lightning prints of them is left out.
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    # Printed elsewhere, or not about this run.
-    texts = [".*tensorboardX.*", ".*litlogger.*", ".*isinstance.treespec.*"]
-    if resumable_data:
-        texts.append(".*your dataloader is not resumable.*")
-    for text in texts:
-        warnings.filterwarnings("ignore", message=text)
+    # Printed elsewhere, or not about this run. The data module knows where to continue; Lightning
+    # asks the loader.
+    for text in ("tensorboardX", "litlogger", "isinstance.treespec", "dataloader is not resumable"):
+        warnings.filterwarnings("ignore", message=f".*{text}.*")
     try:
         return pl.Trainer(
             **options,
@@ -89,7 +86,7 @@ def build_trainer(
             callbacks=callbacks,
             logger=loggers or False,
             # The data module's own sampler splits between ranks and resumes.
-            use_distributed_sampler=not resumable_data,
+            use_distributed_sampler=False,
         )
     except (ValueError, TypeError, RuntimeError, ImportError) as error:
         # Lightning's MisconfigurationException is a plain Exception: let the name decide.

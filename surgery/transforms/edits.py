@@ -42,10 +42,6 @@ class TensorEdit:
     results: tuple[TensorSpec, ...]
     resolved: tuple[TensorSpec, ...] = ()
 
-    @property
-    def added_parameters(self) -> int:
-        return sum(t.numel for t in self.results) - sum(t.numel for t in self.sources)
-
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> TensorEdit:
         return cls(

@@ -95,7 +95,7 @@ def test_no_such_average(average: float) -> None:
 
 
 def test_a_model_that_predicts_nothing() -> None:
-    with pytest.raises(ConfigError, match="predicts nothing"):
+    with pytest.raises(ConfigError, match="returns no logits"):
         plan_for(made("llama").model, batches(1), kv_heads={"average": 4}, merge="optimal")
 
 

@@ -23,13 +23,14 @@ ORIGINAL = AttentionInterface.get_interface
 def test_attention_that_never_comes_by_ends_the_training(
     monitor: AttentionStatistics | HeadImportance, tmp_path: Path
 ) -> None:
-    with pytest.raises(TapError, match="BloomForCausalLM was never called"):
+    with pytest.raises(TapError, match="BloomForCausalLM was never called") as caught:
         fit(
             OwnModule(tiny_model("bloom", "eager")),
             [unpadded(tokens(2, 6))] * 2,
             [monitor],
             tmp_path,
         )
+    assert str(caught.value).endswith(f"set callbacks.{monitor.name}=null")
     assert AttentionInterface.get_interface is ORIGINAL
 
 

@@ -39,8 +39,11 @@ TYPED = {name: hint for name, hint in get_type_hints(RunConfig).items() if is_da
 SECTIONS = {"analysis", "importance", "tasks", "calibration", "measure", "plan", "export"}
 # What the files leave open with `???`; a number where it is not named here.
 FILLED = {"data.path": "x.txt"}
-# One of several options that a file leaves at null has to be given.
-CHOSEN: dict[str, dict[str, Any]] = {"prune_heads": {"heads": [0]}}
+# By file: options that it leaves at null, of which one (or all) has to be given.
+CHOSEN: dict[str, dict[str, Any]] = {
+    "prune_heads": {"heads": [0]},
+    "rope_longrope": {"short_factor": [1.0], "long_factor": [2.0]},
+}
 
 
 def choices(group: str) -> list[str]:
@@ -118,7 +121,7 @@ def test_an_attention_file_parses_once_it_is_filled_in(name: str) -> None:
     assert isinstance(options, dict)
     filled: Any = {
         str(operation): {k: 2 if v == "???" else v for k, v in values.items()}
-        | CHOSEN.get(str(operation), {})
+        | CHOSEN.get(name, {})
         for operation, values in options.items()
     }
     (operation,) = parse_operations(filled)

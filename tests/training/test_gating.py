@@ -135,6 +135,16 @@ def test_layers_keep_their_numbers_where_one_is_gone(tmp_path: Path) -> None:
     assert (_logits(module.model) - gated).abs().max() <= 1e-10
 
 
+def test_layers_are_chosen_by_number_where_one_is_gone(tmp_path: Path) -> None:
+    """Of the sites left, 1 and 2, layer 1 is the first."""
+    folder = save_model(tmp_path / "model", name="gpt2", n_layer=3)
+    gone = {"prune_heads": {"heads": {0: [0, 1, 2, 3]}, "remove_attention": True}}
+    options = deferred(cut="groups", amount=0.5, layers=[1])
+    module = operated(folder, attention=gone, deferred=options)
+    fit(module, small_data(tmp_path), tmp_path, max_steps=2)
+    assert {layer: len(heads) for layer, heads in decision_of(module).chosen.items()} == {1: 2}
+
+
 @torch.no_grad()
 def _logits(model: Any) -> torch.Tensor:
     logits = model(input_ids=tokens(2, 12)).logits
@@ -307,6 +317,31 @@ def test_another_schedule_cannot_be_resumed(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="checkpoint to resume from") as caught:
             fit(other, small_data(tmp_path), tmp_path, max_steps=2, resume=tmp_path / "one.ckpt")
         assert caught.value.key == "attention.prune_heads"
+
+
+def test_a_resumed_decision_keeps_what_it_depends_on(tmp_path: Path) -> None:
+    """The error names the key that differs; what changes no decision may differ."""
+    folder, data, first = save_model(tmp_path / "model"), small_data(tmp_path), deferred()
+    module = operated(folder, attention={}, deferred=first)
+    trainer = fit(module, data, tmp_path, max_steps=1)
+    trainer.save_checkpoint(tmp_path / "one.ckpt")
+
+    def resume(**changed: Any) -> SurgeryModule:
+        other = operated(folder, attention={}, deferred={**first, **changed})
+        fit(other, data, tmp_path, max_steps=2, resume=tmp_path / "one.ckpt")
+        return other
+
+    for key, changed in {
+        "importance.windows": {"importance": {**IMPORTANCE, "windows": 2}},
+        "importance.objective": {"importance": {**IMPORTANCE, "objective": "distill"}},
+        "seed": {"seed": 1},
+    }.items():
+        with pytest.raises(ConfigError, match="checkpoint to resume from") as caught:
+            resume(**changed)
+        assert caught.value.key == key
+    again = resume(importance={**IMPORTANCE, "memory_windows": 2}, native=True)
+    assert again.global_step == 2
+    assert decision_of(again).chosen == decision_of(module).chosen
 
 
 def test_no_cut_before_all_is_closed(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def find_runs(folders: Sequence[Path]) -> list[Path]:
     for folder in folders:
         if not folder.is_dir():
             raise ConfigError("RUN_DIR", "is not a directory", given=folder)
-        below = _runs_below(folder, SUMMARY)
+        below = _find_runs_below(folder, SUMMARY)
         if not below:
             raise ConfigError(
                 "RUN_DIR", f"holds no run: no {SUMMARY} is in it or below it", given=folder
@@ -79,13 +79,15 @@ def find_runs(folders: Sequence[Path]) -> list[Path]:
     return list(found)
 
 
-def _runs_below(folder: Path, name: str) -> list[Path]:
+def _find_runs_below(folder: Path, name: str) -> list[Path]:
     if (folder / name).is_file():
         return [folder]
     inside = [entry for entry in folder.iterdir() if entry.is_dir() and not entry.is_symlink()]
-    return [run for entry in sorted(inside, key=_by_number) for run in _runs_below(entry, name)]
+    return [
+        run for entry in sorted(inside, key=_make_sort_key) for run in _find_runs_below(entry, name)
+    ]
 
 
-def _by_number(path: Path) -> tuple[bool, int, str]:
+def _make_sort_key(path: Path) -> tuple[bool, int, str]:
     """Hydra numbers the runs of a sweep: 2 comes before 10."""
     return (not path.name.isdecimal(), int(path.name) if path.name.isdecimal() else 0, path.name)

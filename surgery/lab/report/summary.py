@@ -41,7 +41,7 @@ def compute_gap_closed(figures: dict[str, Any]) -> float | None:
 def describe_machine() -> dict[str, Any]:
     """What the timings were taken on."""
     return {
-        "cpu": _cpu_name(),
+        "cpu": _find_cpu_name(),
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
@@ -50,7 +50,7 @@ def describe_machine() -> dict[str, Any]:
     }
 
 
-def _cpu_name() -> str:
+def _find_cpu_name() -> str:
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as lines:
             for line in lines:

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from surgery.config.schema import RunConfig
 from surgery.data.module import TextData
 from surgery.measure.loss import measure_held_out_loss
+from surgery.models.forward import evaluating
 
 # Model, mask or projections → task → nats per token.
 Losses = Mapping[str, Mapping[str, float]]
@@ -19,16 +20,13 @@ def measure_task_losses(
     model: PreTrainedModel, data: Mapping[str, TextData], run: RunConfig, label: str
 ) -> dict[str, float]:
     """Measure the held-out loss of each task in nats per token, on the same windows each time."""
-    training = model.training
-    model.eval()
-    losses = {
-        name: measure_held_out_loss(
-            model, one, run.measure, run.model.task, label=f"{name}, {label}"
-        )
-        for name, one in data.items()
-    }
-    model.train(training)
-    return losses
+    with evaluating(model):
+        return {
+            name: measure_held_out_loss(
+                model, one, run.measure, run.model.task, label=f"{name}, {label}"
+            )
+            for name, one in data.items()
+        }
 
 
 def find_harm(losses: Losses, without: str, limit: float) -> list[dict[str, Any]]:

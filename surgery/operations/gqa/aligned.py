@@ -14,10 +14,12 @@ ROUNDS = 20
 
 @dataclass(frozen=True)
 class AlignedValues:
-    """Attributes:
-    value: [D, members * D]: the mean of the turned values.
-    turns: per member [D, D] orthogonal: what its values were turned by; its heads' output
-        projections are multiplied by the transpose.
+    """The mean of values that were turned towards each other.
+
+    Attributes:
+        value: [D, members * D]: the mean of the turned values.
+        turns: per member [D, D] orthogonal: what its values were turned by; its heads' output
+            projections are multiplied by the transpose.
     """
 
     value: torch.Tensor

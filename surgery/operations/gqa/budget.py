@@ -32,8 +32,12 @@ def choose_counts(
     The cost of a count at a layer is measured: that layer alone is merged, and the KL divergence
     of the model's predictions from the original's is taken over a few batches. Costs of layers are
     taken to add up; the cheapest counts within the budget are found exactly.
+
+    Raises:
+        ConfigError: the model returns no logits.
     """
     assert operation.average is not None
+    _check_logits(model, operation, batches[0])
     some = batches[: options.budget_batches]
     quick = replace(options, refine_steps=0)
     costs: list[dict[int, float]] = []
@@ -76,14 +80,8 @@ def compute_divergence(
     total, count = 0.0, 0
     device = next(model.parameters()).device
     for batch in batches:
-        inputs = {name: value.to(device) for name, value in batch.items() if name != "labels"}
+        inputs = _get_inputs(batch, device)
         outputs = [one(**inputs, **get_forward_options(one)) for one in (model, changed)]
-        if not all(hasattr(output, "logits") for output in outputs):
-            raise ConfigError(
-                "attention.gqa.kv_heads",
-                f"a {type(model).__name__} predicts nothing by which layers could be compared",
-                valid="a number, or one per layer",
-            )
         log_p, log_q = (F.log_softmax(output.logits.float(), dim=-1) for output in outputs)
         kl = F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1)
         mask = inputs.get(
@@ -94,3 +92,18 @@ def compute_divergence(
         total += float(kl.sum())
         count += kl.numel()
     return total / max(1, count)
+
+
+@torch.no_grad()
+def _check_logits(model: PreTrainedModel, operation: GQAOptions, batch: Batch) -> None:
+    inputs = _get_inputs(batch, next(model.parameters()).device)
+    if not hasattr(model(**inputs, **get_forward_options(model)), "logits"):
+        raise ConfigError(
+            operation.get_key("kv_heads"),
+            f"a {type(model).__name__} returns no logits, and a budget compares layers by them",
+            valid="a number, or one per layer",
+        )
+
+
+def _get_inputs(batch: Batch, device: torch.device) -> dict[str, torch.Tensor]:
+    return {name: value.to(device) for name, value in batch.items() if name != "labels"}

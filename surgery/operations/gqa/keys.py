@@ -46,10 +46,12 @@ class KeyMoments:
 
 @dataclass(frozen=True)
 class SharedKeys:
-    """Attributes:
-    key: [D, members * D]: the shared key from the members' keys, stacked.
-    query: per member [D, D]: what a query of that member becomes.
-    loss: E|logit error|² over the group's heads, in units of `KeyMoments.total`.
+    """The key that a group of KV heads shares, and what its queries become.
+
+    Attributes:
+        key: [D, members * D]: the shared key from the members' keys, stacked.
+        query: per member [D, D]: what a query of that member becomes.
+        loss: E|logit error|² over the group's heads, in units of `KeyMoments.compute_total`.
     """
 
     key: torch.Tensor

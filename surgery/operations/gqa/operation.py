@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from surgery.calibration.grouping import make_contiguous_groups
 from surgery.errors import ConfigError
 from surgery.models.sites import Site
-from surgery.operations.gqa.options import GQAOptions, Grouping, Merge, split_evenly
+from surgery.operations.gqa.options import GQAOptions, Grouping, Merge
 from surgery.operations.gqa.resolve import resolve_gqa
 from surgery.plan.draft import Draft
+from surgery.plan.layers import select_sites
 from surgery.plan.operation import Alternative
 from surgery.plan.resolution import Resolution, SiteResolution
 from surgery.transforms.head_edits import (
@@ -53,7 +55,7 @@ class GQA(GQAOptions):
         )
 
     def plan(self, draft: Draft) -> None:
-        sites = self.select(draft.sites, draft.removed)
+        sites = select_sites(draft.sites, self.layers, self.get_key("layers"), draft.removed)
         counts = self.list_counts(sites)
         self._check_groups(sites, counts)
         changing = [(s, n) for s, n in zip(sites, counts, strict=True) if s.kv_heads != n]
@@ -65,7 +67,7 @@ class GQA(GQAOptions):
         if draft.resolution is None:
             self._add_open_decisions(draft, changing)
         for site, count in changing:
-            groups = split_evenly(site.kv_heads, count)
+            groups = make_contiguous_groups(site.kv_heads, count)
             assumed = SiteResolution(keep_all_heads(site.q_heads), groups)
             found = (draft.resolution or {}).get(site.path, assumed)
             draft.add_changes([self._make_change(draft, site, found)])

@@ -14,7 +14,7 @@ from omegaconf import MISSING
 from surgery.config.options import option
 from surgery.errors import ConfigError
 from surgery.models.sites import Site
-from surgery.plan.layers import LAYERS_HELP, select_sites
+from surgery.plan.layers import LAYERS_HELP
 from surgery.plan.operation import Operation
 from surgery.plan.resolution import Parts
 
@@ -120,10 +120,6 @@ class GQAOptions(Operation):
             or self.groups is not None
         )
 
-    def select(self, sites: Sequence[Site], removed: set[str] | None = None) -> list[Site]:
-        """Select the sites that `layers` names."""
-        return list(select_sites(sites, self.layers, self.get_key("layers"), removed or set()))
-
     def list_counts(self, sites: Sequence[Site]) -> list[int]:
         """List KV heads per site; for a budget, the most that all can have within it.
 
@@ -227,9 +223,3 @@ class GQAOptions(Operation):
 def list_divisors(heads: int) -> list[int]:
     """List what a number of KV heads can become, ascending."""
     return [n for n in range(1, heads + 1) if heads % n == 0]
-
-
-def split_evenly(heads: int, groups: int) -> Parts:
-    """Split `heads` into `groups` runs of neighbouring heads."""
-    size = heads // groups
-    return tuple(tuple(range(start, start + size)) for start in range(0, heads, size))

@@ -9,9 +9,11 @@ import torch
 
 @dataclass(frozen=True)
 class Planes:
-    """Attributes:
-    pairs: (a, b) of every rotated plane; features a and b are its real and imaginary part.
-    free: features that no position turns.
+    """Which features of a head are turned together by its position, and which by none.
+
+    Attributes:
+        pairs: (a, b) of every rotated plane; features a and b are its real and imaginary part.
+        free: features that no position turns.
     """
 
     pairs: tuple[tuple[int, int], ...]

@@ -10,13 +10,14 @@ from surgery.console import track_progress
 from surgery.operations.gqa.budget import choose_counts
 from surgery.operations.gqa.layerwise import PASSES, calibrate_sites
 from surgery.operations.gqa.options import GQAOptions
+from surgery.plan.layers import keep_layers
 from surgery.plan.resolution import Resolution
 
 
 def resolve_gqa(operation: GQAOptions, case: Case) -> tuple[GQAOptions, Resolution]:
     """Raises: ConfigError, for a site that cannot be calibrated."""
     model, batches, options = case.model, case.batches, case.options
-    sites = [s for s in case.sites if operation.layers is None or s.layer in operation.layers]
+    sites = keep_layers(case.sites, operation.layers)
     if operation.average is not None and case.native:
         operation = replace(operation, kv_heads=operation.list_counts(sites))
     if operation.average is not None:

@@ -18,9 +18,11 @@ from surgery.models.sites import Norm, Site
 
 @dataclass(frozen=True)
 class Scales:
-    """Attributes:
-    gain: [D], what the norm multiplies each feature by.
-    heads: [H], the factor that stands for dividing by the root mean square.
+    """What a norm over a head does to its features, as factors.
+
+    Attributes:
+        gain: [D], what the norm multiplies each feature by.
+        heads: [H], the factor that stands for dividing by the root mean square.
     """
 
     gain: torch.Tensor

@@ -12,11 +12,13 @@ from surgery.operations.gqa.subspace import NOISE, find_shared_subspace, solve_r
 
 @dataclass(frozen=True)
 class SharedValues:
-    """Attributes:
-    value: [D, members * D]: the shared value from the members' values, stacked.
-    output: per query head [D_model, D]: its new slice of the output projection.
-    loss: E|output error|² over the group's heads, as a share of E|output|², both under the noise
-        that the values were found under.
+    """The value that a group of KV heads shares, and the output projection that reads it.
+
+    Attributes:
+        value: [D, members * D]: the shared value from the members' values, stacked.
+        output: per query head [D_model, D]: its new slice of the output projection.
+        loss: E|output error|² over the group's heads, as a share of E|output|², both under the
+            noise that the values were found under.
     """
 
     value: torch.Tensor

@@ -25,7 +25,7 @@ from surgery.operations.prune_heads.closing import choose_closing
 from surgery.operations.prune_heads.cut import check_cut
 from surgery.operations.prune_heads.options import PruneOptions, Schedule
 from surgery.operations.prune_heads.schedule import PruningSchedule, make_strategy_error
-from surgery.plan.layers import select_sites
+from surgery.plan.layers import keep_layers
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,8 @@ class GatedPruning:
         self._schedule: PruningSchedule | None = None
         self._gate = 1.0
         self._gates: Gates | None = None
+        # What the gates show: number of events, gate and device. The events only grow.
+        self._shown: tuple[int, float, torch.device] | None = None
 
     @property
     def chosen(self) -> Heads:
@@ -99,7 +101,7 @@ class GatedPruning:
         """Gate this model. Does nothing if it is gated already."""
         if self._gates is None or self._gates.model is not model:
             self.detach()
-            self._gates = Gates(model, self.sites)
+            self._gates, self._shown = Gates(model, self.sites), None
             self._gates.open()
         self._set_gates()
 
@@ -165,7 +167,7 @@ class GatedPruning:
         model, estimator = self._gates.model, self.operation.estimator
         assert isinstance(model, PreTrainedModel)
         assert estimator is not None
-        sites = select_sites(self.sites, self.operation.layers, self.operation.get_key("layers"))
+        sites = keep_layers(self.sites, self.operation.layers)
         with isolate_rng(include_cuda=torch.cuda.is_available()), freezing(model):
             torch.manual_seed(self.options["seed"])
             scorer = self._scorer or self._make_scorer(trainer)
@@ -225,13 +227,16 @@ class GatedPruning:
         if self._gates is None:
             return
         device = next(self._gates.model.parameters()).device
+        wanted = len(self.events), self._gate, device
+        if wanted == self._shown:
+            return
         heads, gates = self.chosen, {}
         for site in self.sites:
             if site.layer in heads:
                 gate = torch.ones(site.q_heads, device=device)
                 gate[heads[site.layer]] = self._gate
                 gates[site.path] = gate
-        self._gates.gates = gates
+        self._gates.gates, self._shown = gates, wanted
 
     def to_json(self) -> dict[str, Any]:
         """Say what was done, for a summary."""
@@ -260,4 +265,5 @@ class GatedPruning:
             ClosingRound(int(event["step"]), {int(k): list(v) for k, v in event["closed"].items()})
             for event in state["events"]
         ]
+        self._shown = None
         self._set_gates()

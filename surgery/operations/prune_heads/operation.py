@@ -191,7 +191,7 @@ class PruneHeads(PruneOptions):
         norm = site.q_norm or site.k_norm
         if norm is not None and norm.size != site.head_dim:
             raise ConfigError(
-                "attention.prune_heads",
+                f"attention.{self.name}",
                 f"{norm.path} is taken over all heads together: removing one changes the others",
                 given=f"a norm of {norm.size} weights for heads of {site.head_dim}",
                 valid="a model with a norm per head, or none",

@@ -13,7 +13,7 @@ from surgery.importance.choice import HeadCut, choose_heads, parse_head_lists
 from surgery.importance.score_file import HeadScores, read_scores
 from surgery.importance.table import ESTIMATORS, GROUPS, HEADS
 from surgery.models.sites import Site
-from surgery.plan.layers import LAYERS_HELP
+from surgery.plan.layers import LAYERS_HELP, keep_layers
 from surgery.plan.operation import Operation
 
 _FILE = 'a JSON file: {"scores": [[one number per head] per layer]}'
@@ -118,7 +118,7 @@ class PruneOptions(Operation):
 
     @property
     def deferred(self) -> bool:
-        """Whether training decides which heads go, and when; see `decided`."""
+        """Whether training decides which heads go, and when; see `follow_training`."""
         return self.schedule is not Schedule.one_shot
 
     @property
@@ -132,8 +132,7 @@ class PruneOptions(Operation):
     def choose_by(self, sites: Sequence[Site], scores: HeadScores) -> dict[int, list[int]] | None:
         if self.heads is not None:
             return None
-        chosen_sites = [s for s in sites if self.layers is None or s.layer in self.layers]
-        return replace(self, scores=None).choose(chosen_sites, scores)
+        return replace(self, scores=None).choose(keep_layers(sites, self.layers), scores)
 
     def choose(
         self, sites: Sequence[Site], scores: HeadScores | None = None, *, layers: int | None = None
@@ -181,7 +180,7 @@ def _check(spec: PruneOptions) -> None:
     given = [name for name, value in ways.items() if value is not None]
     if len(given) != 1:
         raise ConfigError(
-            "attention.prune_heads",
+            f"attention.{spec.name}",
             "needs exactly one of heads, amount and count",
             given=", ".join(given) or "none of them",
         )

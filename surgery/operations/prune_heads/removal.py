@@ -14,9 +14,9 @@ from transformers import Cache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from surgery.errors import PlanError, get_first_line
-from surgery.models.forward import make_probe_inputs
+from surgery.models.forward import evaluating, make_probe_inputs
 from surgery.models.sites import Site, find_sites
-from surgery.verify.equivalence import FAULTS
+from surgery.verify.equivalence import FAULTS, compute_relative_distance
 
 
 class RemovedAttention(nn.Module):
@@ -97,10 +97,8 @@ def check_removal(
     """
     inputs = probe or make_probe_inputs(model, cross=any(site.cross for site in sites))
     names = ", ".join(site.path for site in sites)
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
     try:
-        with torch.no_grad():
+        with evaluating(model), torch.no_grad():
             with _silencing(model, sites):
                 expected = _compute_output(model, inputs)
             with _removing(model, sites):
@@ -109,11 +107,8 @@ def check_removal(
         raise PlanError(
             f"the model cannot be run without {names}: {get_first_line(error)}"
         ) from error
-    finally:
-        for module, training in modes:
-            module.training = training
-    size = float(expected.float().norm()) or 1.0
-    difference = float((actual - expected).float().norm()) / size
+    difference = compute_relative_distance(actual, expected)
+    # Not the equivalence check's tolerance, which is wider where a GPU multiplies in TF32.
     eps = max(torch.finfo(expected.dtype).eps, torch.finfo(torch.float32).eps)
     if not difference <= math.sqrt(eps):
         raise PlanError(

@@ -16,6 +16,7 @@ from surgery.importance.score_file import HeadScores, is_score
 from surgery.models.sites import Site
 from surgery.operations.prune_heads.options import PruneOptions
 from surgery.operations.prune_heads.refit import refit_sites
+from surgery.plan.layers import keep_layers
 from surgery.plan.resolution import Resolution, SiteResolution
 from surgery.transforms.head_edits import keep_heads
 
@@ -25,7 +26,7 @@ _WITHOUT_LABELS = ("output_norm", "random")
 
 def resolve_pruning(operation: PruneOptions, case: Case) -> tuple[PruneOptions, Resolution]:
     """Raises: ConfigError, for heads that cannot be scored, or a site that cannot be refitted."""
-    sites = [s for s in case.sites if operation.layers is None or s.layer in operation.layers]
+    sites = keep_layers(case.sites, operation.layers)
     scores, table = None, None
     if operation.estimator is not None:
         table = _make_table(operation, sites, case)

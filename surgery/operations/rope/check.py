@@ -39,11 +39,6 @@ from surgery.operations.rope.frequencies import (
 from surgery.plan.draft import Draft
 from surgery.verify.reach import Reach, probe_reach
 
-# What a model without rotary positions can do.
-ROTARY_FIRST = (
-    "a model with rotary positions; gpt2, gpt_bigcode and opt can be converted to one first"
-)
-
 
 def _check_strays(reference: PreTrainedModel, config: PreTrainedConfig) -> None:
     """Refuse an architecture with rotations per layer, each from a config of its own."""
@@ -83,9 +78,7 @@ def check_everywhere(
     before = _get_reference(draft, {})
     old = find_rotaries(before, get_config_part(before.config, prefix))
     if not old:
-        raise ConfigError(
-            KEY, _explain_no_rotary(config), given=config.model_type, valid=ROTARY_FIRST
-        )
+        raise make_no_rotary_error(config)
     _check_strays(before, config)
     _check_saved(config, patch, prefix)
     after = _get_reference(draft, patch)
@@ -260,9 +253,7 @@ def _check_own(
 
 def _check_used(reached: Mapping[str, Reach], config: PreTrainedConfig) -> None:
     if reached and not any(reach.fault or reach.rotations for reach in reached.values()):
-        raise ConfigError(
-            KEY, _explain_no_rotary(config), given=config.model_type, valid=ROTARY_FIRST
-        )
+        raise make_no_rotary_error(config)
 
 
 def _check_signature(path: str, block: nn.Module) -> None:
@@ -274,10 +265,15 @@ def _check_signature(path: str, block: nn.Module) -> None:
         )
 
 
-def _explain_no_rotary(config: PreTrainedConfig) -> str:
-    return (
+def make_no_rotary_error(config: PreTrainedConfig) -> ConfigError:
+    """Make the error for an architecture whose positions no `rope_parameters` change."""
+    return ConfigError(
+        KEY,
         f"{config.model_type} models have no rotary embedding that reads rope_parameters; "
-        "this operation changes positions of a model that has one"
+        "this operation changes positions of a model that has one",
+        given=config.model_type,
+        valid="a model with rotary positions; gpt2, gpt_bigcode and opt can be converted to one "
+        "first",
     )
 
 

@@ -121,10 +121,15 @@ def _compute_defined(
 def _compute_plain(config: PreTrainedConfig, kind: str | None) -> tuple[torch.Tensor, float]:
     """Compute unscaled RoPE: θ^(-2i/d) for the i-th pair of d rotated dimensions."""
     parameters = get_parameters(config, kind)
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    width = int(width * parameters.get("partial_rotary_factor", 1.0))
+    width = int(get_head_dim(config) * parameters.get("partial_rotary_factor", 1.0))
     steps = torch.arange(0, width, 2, dtype=torch.float) / width
     return 1.0 / parameters["rope_theta"] ** steps, 1.0
+
+
+def get_head_dim(config: PreTrainedConfig) -> int:
+    """Get the dimensions of a head, which a config need not state."""
+    stated = getattr(config, "head_dim", None)
+    return int(stated or config.hidden_size // config.num_attention_heads)
 
 
 def get_parameters(config: PreTrainedConfig, kind: str | None) -> dict[str, Any]:

@@ -51,6 +51,13 @@ _OPTIONS: dict[RopeType, tuple[set[str], set[str]]] = {
     RopeType.proportional: ({"partial_rotary_factor"}, _COMMON | {"factor"}),
     RopeType.none: (set(), set()),
 }
+# What is valid for the options that a type needs.
+_VALID = {
+    "factor": "a number above 1",
+    "partial_rotary_factor": "above 0, at most 1 (for no rotation at all: type none)",
+    "short_factor": "a positive number for each rotated pair of dimensions",
+    "long_factor": "a positive number for each rotated pair of dimensions",
+}
 OPTIONS = sorted(set.union(*(needed | possible for needed, possible in _OPTIONS.values())))
 # Types whose `rope_parameters` hold the length before scaling.
 HOLDS_ORIGINAL = (RopeType.yarn, RopeType.longrope, RopeType.llama3)
@@ -60,8 +67,10 @@ LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
 NOPE = {"rope_type": "proportional", "partial_rotary_factor": 0.0}
 
 
-def check_options(kind: RopeType, given: Mapping[str, Any], key: str) -> None:
-    """Refuse an option that a type lacks or does not use, or a value it cannot have.
+def check_type_options(kind: RopeType, given: Mapping[str, Any], key: str) -> None:
+    """Refuse an option that a type lacks or does not use, or a value that this type cannot have.
+
+    Ranges that hold for every type are checked before.
 
     Args:
         given: options that are not ``None``, by name.
@@ -72,9 +81,7 @@ def check_options(kind: RopeType, given: Mapping[str, Any], key: str) -> None:
     """
     needed, possible = _OPTIONS[kind]
     for name in sorted(needed - set(given)):
-        raise ConfigError(
-            f"{key}.{name}", f"type {kind.value} needs it", valid=_describe_valid(name)
-        )
+        raise ConfigError(f"{key}.{name}", f"type {kind.value} needs it", valid=_VALID[name])
     for name in sorted(set(given) & set(OPTIONS) - needed - possible):
         raise ConfigError(
             f"{key}.{name}",
@@ -82,11 +89,13 @@ def check_options(kind: RopeType, given: Mapping[str, Any], key: str) -> None:
             given=given[name],
             valid=f"null; {kind.value} has {', '.join(sorted(needed | possible)) or 'no options'}",
         )
-    for name, value in given.items():
-        if not _fits(kind, name, value):
-            raise ConfigError(
-                f"{key}.{name}", "is not a valid value", given=value, valid=_describe_valid(name)
-            )
+    refused = [n for n in ("short_factor", "long_factor") if n in given and not given[n]]
+    if kind is not RopeType.proportional and given.get("factor") == 1:
+        refused.append("factor")
+    for name in refused:
+        raise ConfigError(
+            f"{key}.{name}", "is not a valid value", given=given[name], valid=_VALID[name]
+        )
     _check_order(kind, given, key)
 
 
@@ -117,7 +126,7 @@ def _check_order(kind: RopeType, given: Mapping[str, Any], key: str) -> None:
     if "mscale" in given and "attention_factor" in given:
         raise ConfigError(
             f"{key}.attention_factor",
-            "sets what mscale computes",
+            "cannot be given together with mscale, which computes it",
             given=given["attention_factor"],
             valid="one of the two",
         )
@@ -129,29 +138,6 @@ def _check_order(kind: RopeType, given: Mapping[str, Any], key: str) -> None:
             given=f"{len(long)} numbers",
             valid=f"{len(short)} numbers",
         )
-
-
-def _fits(kind: RopeType, name: str, value: Any) -> bool:
-    if name in ("short_factor", "long_factor"):
-        return bool(value) and all(number > 0 for number in value)
-    if name == "factor":
-        return bool(value >= 1 if kind is RopeType.proportional else value > 1)
-    if name == "partial_rotary_factor":
-        return 0 < value <= 1
-    if name == "theta":
-        return bool(value > 1)
-    return isinstance(value, bool) or not isinstance(value, (int, float)) or value > 0
-
-
-def _describe_valid(name: str) -> str:
-    special = {
-        "factor": "a number above 1",
-        "partial_rotary_factor": "above 0, at most 1 (for no rotation at all: type none)",
-        "theta": "a number above 1",
-        "short_factor": "a positive number for each rotated pair of dimensions",
-        "long_factor": "a positive number for each rotated pair of dimensions",
-    }
-    return special.get(name, "a positive number")
 
 
 def make_rope_parameters(

@@ -14,16 +14,17 @@ from surgery.models.config import get_config_part
 from surgery.models.rotary import list_nested_types
 from surgery.models.sites import Site
 from surgery.operations.rope.check import (
-    ROTARY_FIRST,
     can_say_nope,
     check_everywhere,
     check_sites,
     find_site_layer_type,
+    make_no_rotary_error,
 )
+from surgery.operations.rope.frequencies import get_head_dim
 from surgery.operations.rope.kinds import (
     HOLDS_ORIGINAL,
     RopeType,
-    check_options,
+    check_type_options,
     make_rope_parameters,
 )
 from surgery.operations.rope.lengths import MAX, ORIGINAL, choose_maximum, find_original_length
@@ -111,9 +112,8 @@ class Rope(Operation):
     layer_type: str | None = option(None, "where each layer type has its own; null for all")
     layers: list[int] | None = option(None, LAYERS_HELP)
 
-    def plan(self, draft: Draft) -> None:
-        check_options(self.type, self._list_given(), f"attention.{self.name}")
-        sites = select_sites(draft.sites, self.layers, self.get_key("layers"), draft.removed)
+    def check_options(self) -> None:
+        check_type_options(self.type, self._list_given(), f"attention.{self.name}")
         if self.layers is not None and self.layer_type is not None:
             raise ConfigError(
                 self.get_key("layer_type"),
@@ -121,6 +121,9 @@ class Rope(Operation):
                 given=self.layer_type,
                 valid="null, or layers null",
             )
+
+    def plan(self, draft: Draft) -> None:
+        sites = select_sites(draft.sites, self.layers, self.get_key("layers"), draft.removed)
         for prefix in sorted({site.config_prefix for site in sites}):
             config_sites = [site for site in sites if site.config_prefix == prefix]
             self._plan_config(
@@ -144,13 +147,7 @@ class Rope(Operation):
     ) -> None:
         config = get_config_part(draft.config, prefix)
         if not getattr(config, "rope_parameters", None) or getattr(config, "alibi", False):
-            raise ConfigError(
-                f"attention.{self.name}",
-                f"{config.model_type} models have no rotary embedding that reads rope_parameters; "
-                "this operation changes positions of a model that has one",
-                given=config.model_type,
-                valid=ROTARY_FIRST,
-            )
+            raise make_no_rotary_error(config)
         if not whole:
             self._plan_sites(draft, prefix, sites)
             return
@@ -236,7 +233,7 @@ class Rope(Operation):
         if self.type in HOLDS_ORIGINAL and getattr(config, ORIGINAL, None) is not None:
             patch[ORIGINAL] = original  # where a config has it, it overrides the one held
         if self.type in _STRICT and getattr(config, "head_dim", 0) is None:
-            patch["head_dim"] = _get_head_dim(config)  # their formulas do not derive it
+            patch["head_dim"] = get_head_dim(config)  # their formulas do not derive it
         return {
             f"{prefix}{name}": value
             for name, value in patch.items()
@@ -275,7 +272,7 @@ class Rope(Operation):
 
     def _check_width(self, config: Any, current: Mapping[str, Any]) -> None:
         """Check that rotated dimensions come in pairs, with a LongRoPE number for each pair."""
-        head_dim = _get_head_dim(config)
+        head_dim = get_head_dim(config)
         share = self.partial_rotary_factor
         if share is None:
             share = 1.0
@@ -353,8 +350,3 @@ def _find_own_positions(model: PreTrainedModel, sites: Sequence[Site]) -> str:
     return (
         f"{', '.join(own)}: these blocks have positions of their own, which this would not change"
     )
-
-
-def _get_head_dim(config: Any) -> int:
-    stated = getattr(config, "head_dim", None)
-    return int(stated or config.hidden_size // config.num_attention_heads)

@@ -22,6 +22,7 @@ from surgery.models.rotary import (
     find_rotary,
     replace_parameters,
 )
+from surgery.operations.rope.frequencies import FAULTS, format_error
 
 EMBEDDINGS = "position_embeddings"
 IDS = "position_ids"
@@ -129,8 +130,8 @@ def _make_hook(model: PreTrainedModel, path: str, parameters: Mapping[str, Any] 
     try:
         layer_type = find_layer_type(rotary.config, block)
         own = build_rotary(rotary, replace_parameters(rotary.config, layer_type, parameters))
-    except (KeyError, ValueError, TypeError, ArithmeticError, RuntimeError) as error:
-        raise PlanError(f"{path}: {error}") from error
+    except FAULTS as error:
+        raise PlanError(f"{path}: {format_error(error)}") from error
     return SiteRope(path, forward, own, layer_type)
 
 

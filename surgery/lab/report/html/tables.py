@@ -117,7 +117,9 @@ def tabulate_calibration(run: RunFiles) -> Iterator[Table]:
         names = dict.fromkeys(name for name, value in figures if isinstance(value, float))
         if names:
             head = ["site", *(_CALIBRATED.get(name, name.replace("_", " ")) for name in names)]
-            rows = [[path, *(_share(site.get(k)) for k in names)] for path, site in sites.items()]
+            rows = [
+                [path, *(_format_share(site.get(k)) for k in names)] for path, site in sites.items()
+            ]
             yield Table(f"Errors of {operation['operation']} by layer", head, rows)
 
 
@@ -128,13 +130,13 @@ def tabulate_probes(run: RunFiles) -> Table | None:
         best, offset = probe["best"], probe["offset"]
         more = format_signed(100 * (best["accuracy"] - offset["accuracy"]), 0)
         row = [relation, probe["source"], f"{probe['pairs']:,}", f"{best['layer']}.{best['head']}"]
-        row += [_share(best["accuracy"]), _share(offset["accuracy"])]
+        row += [_format_share(best["accuracy"]), _format_share(offset["accuracy"])]
         rows.append([*row, format_signed(offset["offset"], 0), more])
     head = ["relation", "source", "pairs", "best head", "finds it", "fixed offset finds it"]
     return Table("Probes", [*head, "offset", "points more"], rows, (0, 1)) if rows else None
 
 
-def _share(value: float | None) -> Any:
+def _format_share(value: float | None) -> Any:
     return NOTHING if value is None else {"share": value}
 
 
