@@ -8,20 +8,23 @@ from typing import NamedTuple
 
 import pytest
 
+from surgery.plan.registry import find_operations
 from tests.integration.unfit_models import TASKS, write_places
 
 GQA, PRUNE, ROPE = "attention.gqa", "attention.prune_heads", "attention.rope"
 BACKEND, FUSE, REHOUSE = "attention.backend", "attention.fuse_qkv", "attention.rehouse"
 TO_ROPE, DROP = "attention.absolute_to_rope", "attention.attention_dropout"
+WINDOW = "attention.sliding_window"
 KV, INTO, RUN = f"{GQA}.kv_heads", f"{REHOUSE}.into", f"{BACKEND}.implementation"
 HEADS, COUNT, TABLE = f"{PRUNE}.heads", f"{PRUNE}.count", f"{PRUNE}.scores"
 COUNTS = "a whole number, a list with one number per layer, or {average: number}"
 LISTS = "a list of heads for every layer, or {layer: [heads]}"
 JSON = "a JSON file"
 QUANTIZED = "quantized weights cannot be operated on"
+NO_WINDOW = "config cannot say a window"
 NO_ROPE = "no rotary embedding that reads rope_parameters"
 FIRST = "must come first"
-NO_HOUSE = "not the same model: "
+NO_TARGET = "not the same model: "
 EVERY = "[0,1,2,3,4,5,6,7]"
 EMPTIED = f"{PRUNE}.heads={{1:{EVERY}}} {PRUNE}.remove_attention=true "
 
@@ -70,8 +73,13 @@ def _move(model: str, into: str, problem: str, valid: str) -> Bad:
     return Bad(model, "rehouse", f"{INTO}={into}", INTO, problem, into, valid)
 
 
+def _window(model: str, options: str, key: str, problem: str, given: str, valid: str) -> Bad:
+    spelt = " ".join(f"{WINDOW}.{option}" for option in options.split())
+    return Bad(model, "sliding_window", spelt, WINDOW + key, problem, given, valid)
+
+
 def _to_rope(model: str, problem: str) -> Bad:
-    return Bad(model, "absolute_to_rope", "", TO_ROPE, NO_HOUSE + problem, "", "none, for this")
+    return Bad(model, "absolute_to_rope", "", TO_ROPE, NO_TARGET + problem, "", "none, for this")
 
 
 TABLE_OF_ROWS = {
@@ -495,11 +503,11 @@ TABLE_OF_ROWS = {
         "nf4", "fuse_qkv", "", "attention", QUANTIZED, "bitsandbytes", "the model's unquantized"
     ),
     # rehouse and absolute_to_rope
-    "no such house": _move(
+    "no such target": _move(
         "llama", "gpt2", "no model can be converted to this", "mistral, phi3, starcoder2"
     ),
-    "house for other positions": _move("llama", "starcoder2", NO_HOUSE, "mistral, phi3"),
-    "house it is in": _move("mistral", "mistral", "model_type is 'mistral' already", "phi3"),
+    "target with other positions": _move("llama", "starcoder2", NO_TARGET, "mistral, phi3"),
+    "target that it is": _move("mistral", "mistral", "model_type is 'mistral' already", "phi3"),
     "no way from Qwen2": _move("qwen2", "mistral", "no exact conversion", "none, for this model"),
     "biases of attention": _move("biased", "mistral", "attention_bias is True", "none, for this"),
     "biases of the MLP": _move("mlp biased", "phi3", "mlp_bias is True", "none, for this model"),
@@ -561,7 +569,60 @@ TABLE_OF_ROWS = {
         "[0]",
         "null for all",
     ),
+    # sliding_window
+    "window of one token": _window(
+        "llama", "size=1", ".size", "must be at least 2", "1", "a whole number from 2 on, or null"
+    ),
+    "window in one layer of a Llama": _window(
+        "llama",
+        "size=8 layers=[1]",
+        "",
+        f"a llama {NO_WINDOW}; the model can be converted to mistral",
+        "[1]",
+        "this operation first in the list, with layers null",
+    ),
+    "window that no config can say": _window(
+        "olmo2",
+        "size=8",
+        "",
+        f"a olmo2 {NO_WINDOW}, and the model cannot be converted",
+        "8",
+        "a model whose config has `sliding_window`",
+    ),
+    "window where positions are for none": _window(
+        "gemma3",
+        "size=4096 layers=[1]",
+        ".layers",
+        "different rotary positions",
+        "1",
+        "layers of type sliding_attention",
+    ),
+    "windows of two sizes": _window(
+        "gemma2",
+        "size=8 layers=[1]",
+        ".layers",
+        "a gemma2 config has one window for all layers that have any",
+        "windows of 8 and 4096 tokens",
+        "null for all, or the size that the other layers have",
+    ),
+    "window taken from one layer": _window(
+        "mistral",
+        "size=null layers=[1]",
+        ".layers",
+        "a mistral config has one window for all layers",
+        "[1]",
+        "null for all",
+    ),
     # combinations
+    "window of a Llama after gqa": Bad(
+        "llama",
+        "gqa,sliding_window",
+        f"{KV}=4 {WINDOW}.size=8",
+        WINDOW,
+        f"a llama {NO_WINDOW}; the model can be converted to mistral",
+        "sliding_window",
+        "this operation first in the list, with layers null",
+    ),
     "dropout, then flex": Bad(
         "llama", "attention_dropout,flex", "", RUN, "drops 0.1", "flex_attention", "eager, sdpa"
     ),
@@ -604,7 +665,7 @@ TABLE_OF_ROWS = {
     "two names for gqa": Bad(
         "llama", "gqa,mqa", "", "attention", "both set attention.gqa", "[gqa, mqa]", "one of them"
     ),
-    "two houses": Bad(
+    "two targets": Bad(
         "gpt2",
         "absolute_to_rope,rehouse",
         f"{INTO}=mistral",
@@ -670,6 +731,16 @@ TABLE_OF_ROWS = {
 @pytest.fixture(scope="module")
 def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return write_places(tmp_path_factory.mktemp("combinations"))
+
+
+def test_every_operation_is_refused_in_some_row() -> None:
+    ours = [
+        name
+        for name, operation in find_operations().items()
+        if operation.__module__.startswith("surgery.operations.")
+    ]
+    keys = [bad.key.split(".") for bad in TABLE_OF_ROWS.values()]
+    assert {key[1] for key in keys if key[0] == "attention" and len(key) > 1} >= set(ours)
 
 
 @pytest.mark.parametrize("name", TABLE_OF_ROWS)

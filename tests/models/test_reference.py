@@ -21,7 +21,7 @@ def test_attributes_that_a_key_decides() -> None:
 
 def test_a_key_that_nothing_reads_when_a_model_is_built() -> None:
     references = ReferenceModels(skeleton(family("llama")))
-    assert references.find_attributes({}) == references.find_attributes({"use_cache": False}) == {}
+    assert references.find_attributes({"use_cache": False}) == {}
 
 
 @pytest.mark.parametrize(
@@ -31,6 +31,13 @@ def test_other_modules_with_tensors_are_refused(layers: int, told: str) -> None:
     references = ReferenceModels(skeleton(family("llama")))
     with pytest.raises(ConfigError, match=rf"a changed num_hidden_layers would {told}\."):
         references.find_attributes({"num_hidden_layers": layers})
+
+
+def test_a_key_that_is_lost_once_the_config_is_saved_is_refused() -> None:
+    references = ReferenceModels(skeleton(family("qwen3_moe")))
+    with pytest.raises(ConfigError, match="does not keep sliding_window=5 when it is saved"):
+        references.find_attributes({"sliding_window": 5, "use_sliding_window": False})
+    references.find_attributes({"sliding_window": 5, "use_sliding_window": True})
 
 
 def test_what_the_model_has_no_more_is_left_out() -> None:

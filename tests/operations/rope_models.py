@@ -18,6 +18,24 @@ from surgery.plan.registry import parse_operations
 from tests.families import skeleton
 from tests.operations.drafts import drafted, performed
 
+# Whose blocks are handed their rotations by one module of the model.
+ROTARY_FAMILIES = [
+    "llama",
+    "cohere",
+    "gemma2",
+    "gemma3",
+    "glm4",
+    "gpt_oss",
+    "granite",
+    "mistral",
+    "mixtral",
+    "olmo2",
+    "phi",
+    "qwen3",
+    "stablelm",
+    "starcoder2",
+]
+
 
 def draft_of(model: PreTrainedModel, **options: Any) -> Draft:
     """The plan of `rope` with these options."""

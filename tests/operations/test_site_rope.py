@@ -23,31 +23,14 @@ from surgery.operations.rope.site_rope import (
 from surgery.plan.make import make_plan
 from surgery.plan.registry import parse_operations
 from tests.families import family, logits, skeleton, tokens
-from tests.operations.rope_models import decoded, draft_of, rope_, without_rotation
-
-FAMILIES = [
-    "llama",
-    "cohere",
-    "gemma2",
-    "gemma3",
-    "glm4",
-    "gpt_oss",
-    "granite",
-    "mistral",
-    "mixtral",
-    "olmo2",
-    "phi",
-    "qwen3",
-    "stablelm",
-    "starcoder2",
-]
+from tests.operations.rope_models import ROTARY_FAMILIES, decoded, draft_of, rope_, without_rotation
 
 
 def paths(model: PreTrainedModel) -> list[str]:
     return [site.path for site in find_sites(model).sites]
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", ROTARY_FAMILIES)
 def test_nope_in_one_layer(name: str) -> None:
     model = family(name)
     with without_rotation(model, [1]):
@@ -58,7 +41,7 @@ def test_nope_in_one_layer(name: str) -> None:
     assert not torch.allclose(expected, before)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", ROTARY_FAMILIES)
 @pytest.mark.parametrize("kind", ["linear", "yarn", "llama3", "dynamic"])
 def test_each_layer_alone_is_all_at_once(name: str, kind: str) -> None:
     if (name, kind) == ("stablelm", "dynamic"):

@@ -44,6 +44,8 @@ CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
     "bart-prune": ("seq2seq-lm", "bart", {}, {"prune_heads": {"heads": {0: [1], 3: [2], 4: [0]}}}),
     "vit-prune": ("image-classification", "vit", {}, {"prune_heads": {"heads": {1: [1]}}}),
 }
+# Of the plans: tokens and bytes per cached value.
+TOKENS, KV_BYTES = 9, 4
 TEXT = [name for name, (kind, *_) in CASES.items() if kind == "causal-lm"]
 
 
@@ -54,6 +56,7 @@ def original(name: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
 
 def exported(name: str, dtype: torch.dtype = torch.float32) -> tuple[PreTrainedModel, Plan]:
     model = original(name, dtype)
-    plan = make_plan(model, parse_operations(CASES[name][3]))
+    operations = parse_operations(CASES[name][3])
+    plan = make_plan(model, operations, tokens=TOKENS, kv_bytes=KV_BYTES)
     assert plan.export.format == "record"
     return apply_(model, plan), plan

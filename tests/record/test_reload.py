@@ -23,12 +23,11 @@ from surgery.models.own_record import is_own_record
 from surgery.models.sites import find_sites
 from surgery.plan.make import make_plan
 from surgery.plan.registry import parse_operations
-from surgery.plan.sizes import count_sizes
-from tests.record.exporting import CASES, TEXT, exported, original
+from tests.record.exporting import CASES, TEXT, TOKENS, exported, original
 from tests.tiny_models import tiny_model
 
 ROOT = Path(__file__).parents[2]
-IDS = torch.arange(8, 26).view(2, 9)
+IDS = torch.arange(8, 26).view(2, TOKENS)
 GENERATE = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
 AUTO = {
     "causal-lm": "AutoModelForCausalLM",
@@ -121,8 +120,9 @@ def test_it_generates_the_same_with_a_cache_of_the_planned_size(
 ) -> None:
     here, there = elsewhere[name]
     assert torch.equal(here["tokens"], there["tokens"])
-    rows, tokens = IDS.shape
-    assert there["bytes"] == rows * count_sizes(0, here["plan"].after, tokens, 4).kv_bytes
+    plan = here["plan"]
+    assert (plan.tokens, plan.kv_bytes) == (IDS.shape[1], torch.float32.itemsize)
+    assert there["bytes"] == IDS.shape[0] * plan.sizes_after.kv_bytes
 
 
 def test_without_us_transformers_fails_or_says_so(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ CASES: dict[str, tuple[str, dict[str, Any], str, tuple[str, ...], tuple[int, ...
     "changed twice": ("llama", {**PRUNE, **GQA}, "changed", (Q, K, V, O), (0, 1)),
     "changed, then fused": ("llama", {**PRUNE, "fuse_qkv": {}}, "changed", (Q, K, V, O), (0, 1)),
     "changed, others removed": ("llama", GONE, "changed", (K, V), (1,)),
-    "changed in a new house": (
+    "changed in a new architecture": (
         "gpt2",
         {**TO_ROPE, **GQA},
         "changed",
