@@ -15,7 +15,7 @@ from pytorch_lightning.callbacks import Callback, LearningRateMonitor
 from pytorch_lightning.loggers import Logger
 
 from surgery.console import is_terminal
-from surgery.errors import ConfigError
+from surgery.errors import ConfigError, get_first_line
 from surgery.training.progress import BarProgress, PlainProgress
 
 
@@ -90,12 +90,8 @@ def build_trainer(
         )
     except (ValueError, TypeError, RuntimeError, ImportError) as error:
         # Lightning's MisconfigurationException is a plain Exception: let the name decide.
-        raise ConfigError("trainer", _get_first_line(error)) from None
+        raise ConfigError("trainer", get_first_line(error)) from None
     except Exception as error:
         if type(error).__name__ != "MisconfigurationException":
             raise
-        raise ConfigError("trainer", _get_first_line(error)) from None
-
-
-def _get_first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError("trainer", get_first_line(error)) from None
