@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from surgery.errors import ConfigError, PlanError
 from surgery.models.config import apply_patch, get_config_part, list_config_prefixes
+from surgery.models.length import state_length_
 from surgery.models.reference import ReferenceModels, find_differing_attributes
 from surgery.models.rotary import build_rotary, find_rotaries
 
@@ -38,6 +39,7 @@ def patch_config_(model: PreTrainedModel, patch: Mapping[str, Any]) -> None:
     except ConfigError as error:
         raise PlanError(error.problem) from error
     apply_patch(model.config, patch)
+    state_length_(model, before)
     places = {id(get_config_part(model.config, p)): p for p in list_config_prefixes(model.config)}
     for path, module in find_rotaries(model).items():
         prefix = places.get(id(module.config))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -12,6 +13,7 @@ from transformers import PreTrainedModel
 from surgery.config.schema import Dtype
 from surgery.console import say
 from surgery.lab.report.card import render_card
+from surgery.models.length import read_length, state_tokenizer_length_
 from surgery.pipeline.files import CARD, EXPORT, EXPORT_DRAFT, RECORD
 from surgery.pipeline.session import Session
 from surgery.pipeline.summary import summarize
@@ -33,7 +35,11 @@ def export(session: Session) -> None:
     if run.export.dtype is not Dtype.auto:
         _cast_weights(model, getattr(torch, run.export.dtype.value))
     model.save_pretrained(draft, max_shard_size=run.export.max_shard_size)
-    session.tokenizer.save_pretrained(draft)
+    original = session.source.load_config()
+    assert session.prepared.loaded_tokenizer is not None
+    tokenizer = copy.deepcopy(session.prepared.loaded_tokenizer)
+    state_tokenizer_length_(tokenizer, original, model.config)
+    tokenizer.save_pretrained(draft)
     _share_weights(draft)
     record = {"plan": plan.to_json(), "training": session.results.training}
     (draft / RECORD).write_text(json.dumps(record, indent=1) + "\n")
@@ -45,6 +51,7 @@ def export(session: Session) -> None:
         "reason": plan.export.reason,
         "runtimes": list(plan.export.runtimes),
         "without": dict(plan.export.without),
+        "positions": read_length(model.config),
         "dtype": str(model.dtype).removeprefix("torch."),
         "bytes": size,
         "max_logit_difference_after_reload": difference,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -86,6 +87,8 @@ def prepare(
     session = Session(run, settings, run_dir, Prepared(source, operations, planning, whole), plan)
     if reads_data or tasks or Stage.export in wanted:
         session.prepared.tokenizer = source.load_tokenizer()
+        if Stage.export in wanted:
+            session.prepared.loaded_tokenizer = copy.deepcopy(session.prepared.tokenizer)
     if Stage.train in wanted:
         _build_callbacks(session)
     if reads_data:

@@ -44,6 +44,8 @@ class Prepared:
         planning: the options of `make_plan`, the same for every plan of the run.
         plan: from the original to the result, as far as it can be known before data is seen.
         tokenizer, data: if a stage needs them.
+        loaded_tokenizer: a copy of the tokenizer as it was loaded, to be exported: calls change a
+            tokenizer's truncation, and `save_pretrained` would write it.
         callbacks: of the training.
         task_data: the data of each task, where several are declared (`tasks.data`).
     """
@@ -53,6 +55,7 @@ class Prepared:
     planning: dict[str, Any]
     plan: Plan
     tokenizer: PreTrainedTokenizerBase | None = None
+    loaded_tokenizer: PreTrainedTokenizerBase | None = None
     data: TextData | None = None
     callbacks: list[Callback] = field(default_factory=list)
     task_data: dict[str, TextData] = field(default_factory=dict)
