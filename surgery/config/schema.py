@@ -49,6 +49,13 @@ class Part(Enum):
     prose = "prose"
 
 
+class LossOn(Enum):
+    """Which tokens of a text are learnt: all, or those that the assistant says."""
+
+    all = "all"
+    assistant = "assistant"
+
+
 class Streaming(Enum):
     auto = "auto"
     always = "always"
@@ -161,7 +168,15 @@ class DataConfig:
         MISSING, "hub: the split held out; null: a share of `split` by hash"
     )
     val_fraction: float = option(MISSING, "share held out by hash", range=SHARE)
-    text_column: str = option(MISSING, "where the text stands")
+    text_column: str = option(
+        MISSING, "where the text stands, or conversations (lists of {role, content})"
+    )
+    completion_column: str | None = option(
+        MISSING, "where the completion stands, if text_column holds prompts"
+    )
+    loss_on: LossOn = option(
+        MISSING, "all tokens | assistant: its answers alone (conversations), or completions"
+    )
     label_column: str = option(MISSING, "sequence_classification only")
     sample_by: str = option(
         MISSING, "of a .txt file, what one document is: paragraph | line | document"

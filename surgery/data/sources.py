@@ -11,15 +11,16 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import datasets
+from transformers import PreTrainedTokenizerBase
 
-from surgery.config.schema import DataConfig, DataKind, Part, Streaming, Task
+from surgery.config.schema import DataConfig, DataKind, LossOn, Part, Streaming, Task
 from surgery.data.cache import make_fingerprint
+from surgery.data.chat import COMPLETION, TEXT, has_messages, render_rows
 from surgery.data.stdlib import read_stdlib
 from surgery.errors import ConfigError, SurgeryError
 
 Documents: TypeAlias = datasets.Dataset | datasets.IterableDataset
 
-TEXT = "text"
 LABEL = "label"
 _READERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 _SAMPLES = ("paragraph", "line", "document")
@@ -27,10 +28,15 @@ _SAMPLES = ("paragraph", "line", "document")
 
 @dataclass(frozen=True)
 class Corpus:
-    """Documents that are not blank, as rows of `text` (and `label` for classification)."""
+    """Documents that are not blank, as rows of `text` (and `label` for classification).
+
+    Attributes:
+        whole: whether a text is whole: a chat template has put in every special token.
+    """
 
     train: Documents
     held_out: Documents
+    whole: bool = False
 
 
 def check_source(cfg: DataConfig) -> None:
@@ -46,6 +52,10 @@ def check_source(cfg: DataConfig) -> None:
         _refuse_unread("data.path", cfg.path, cfg.kind)
     if cfg.kind is not DataKind.stdlib and cfg.part is not Part.all:
         _refuse_unread("data.part", cfg.part.value, cfg.kind, reader=DataKind.stdlib)
+    if cfg.kind is DataKind.stdlib and cfg.completion_column is not None:
+        _refuse_unread("data.completion_column", cfg.completion_column, cfg.kind)
+    if cfg.kind is DataKind.stdlib and cfg.loss_on is not LossOn.all:
+        _refuse_unread("data.loss_on", cfg.loss_on.value, cfg.kind)
     if cfg.kind is DataKind.text:
         _resolve_files("data.path", cfg.path)
         if cfg.val_path is not None:
@@ -67,36 +77,84 @@ def _refuse_unread(key: str, given: Any, kind: DataKind, reader: DataKind = Data
     )
 
 
-def load_corpus(cfg: DataConfig, task: Task) -> Corpus:
+def load_corpus(cfg: DataConfig, task: Task, tokenizer: PreTrainedTokenizerBase) -> Corpus:
     """Load the training documents and the held-out ones.
 
+    Args:
+        tokenizer: its chat template renders conversations.
+
     Raises:
-        ConfigError: data is missing or empty, or lacks the named columns.
+        ConfigError: data is missing or empty, lacks the named columns, or its rows do not suit
+            `task`, `data.loss_on` or the chat template.
     """
     check_source(cfg)
     if cfg.kind is DataKind.stdlib:
         return _load_stdlib(cfg, task)
     train, held_out = _load_text(cfg) if cfg.kind is DataKind.text else _load_hub(cfg)
-    columns = {cfg.text_column: TEXT}
-    if task is Task.sequence_classification:
-        columns[cfg.label_column] = LABEL
-    train = _select_columns(train, cfg, columns)
+    train, whole = _read_texts(train, cfg, task, tokenizer)
     if held_out is None:
         fraction = cfg.val_fraction
         corpus = Corpus(
             train=_select_share(train, fraction=fraction, held_out=False),
             held_out=_select_share(train, fraction=fraction, held_out=True),
+            whole=whole,
         )
         _refuse_blank("data.path", cfg.path, corpus.train, corpus.held_out)
         return corpus
-    held_out = _select_columns(held_out, cfg, columns)
+    held_out, _ = _read_texts(held_out, cfg, task, tokenizer)
     corpus = Corpus(
         train=_select_share(train, fraction=0.0, held_out=False),
         held_out=_select_share(held_out, fraction=1.0, held_out=True),
+        whole=whole,
     )
     _refuse_blank("data.path", cfg.path, corpus.train)
     _refuse_blank("data.val_path", cfg.val_path, corpus.held_out)
     return corpus
+
+
+def _read_texts(
+    documents: Documents, cfg: DataConfig, task: Task, tokenizer: PreTrainedTokenizerBase
+) -> tuple[Documents, bool]:
+    """Make rows of text out of the named columns, and say whether a chat template made them."""
+    columns = {cfg.text_column: TEXT}
+    others = {}
+    if cfg.completion_column is not None:
+        others[COMPLETION] = ("data.completion_column", cfg.completion_column)
+    if task is Task.sequence_classification:
+        others[LABEL] = ("data.label_column", cfg.label_column)
+    for name, (key, column) in others.items():
+        if column in columns:
+            raise ConfigError(
+                key,
+                "must be another column than the others",
+                given=column,
+                valid="a column of its own",
+            )
+        columns[column] = name
+    documents = _select_columns(documents, cfg, columns)
+    with reading("data.path"):
+        conversations = has_messages(documents)
+    plain = not conversations and cfg.completion_column is None
+    if plain and cfg.loss_on is LossOn.assistant:
+        raise ConfigError(
+            "data.loss_on",
+            f"nothing says what the assistant's part is: data.text_column={cfg.text_column} holds "
+            "plain text",
+            given=cfg.loss_on.value,
+            valid="all; or a column of conversations, or data.completion_column",
+        )
+    if plain:
+        return documents, False
+    if task is not Task.causal_lm:
+        raise ConfigError(
+            "data.completion_column" if cfg.completion_column else "data.text_column",
+            f"conversations and completions are for causal_lm, not for {task.value}",
+            given=cfg.completion_column or cfg.text_column,
+            valid="a column of text",
+        )
+    with reading("data.path"):
+        rows = render_rows(documents, tokenizer, cfg, conversations=conversations)
+    return rows, conversations
 
 
 def _refuse_blank(key: str, given: Any, *halves: Documents) -> None:
@@ -268,16 +326,21 @@ def _select_columns(documents: Documents, cfg: DataConfig, wanted: dict[str, str
             present = list(next(iter(documents), {}))
         if not present:
             raise ConfigError("data.path", "has no documents", given=cfg.path)
-    for column in wanted:
+    keys = {
+        TEXT: "data.text_column",
+        COMPLETION: "data.completion_column",
+        LABEL: "data.label_column",
+    }
+    for column, name in wanted.items():
         if column not in present:
             raise ConfigError(
-                "data.text_column" if column == cfg.text_column else "data.label_column",
+                keys[name],
                 "the data has no such column",
                 given=column,
                 valid=present,
             )
     documents = documents.select_columns(list(wanted))
-    for column, name in wanted.items():
-        if column != name:
-            documents = documents.rename_column(column, name)
+    # Other names on the way: one column may have the name that another one gets.
+    for names in ({c: f"_{n}" for c, n in wanted.items()}, {f"_{n}": n for n in wanted.values()}):
+        documents = documents.rename_columns(names)
     return documents
