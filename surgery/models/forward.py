@@ -12,6 +12,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from surgery.models.sites import get_text_config
+from surgery.models.sites.names import CACHES
 
 TOKENS = 16
 # The argument that gives states to a decoder without its encoder.
@@ -26,6 +27,18 @@ def get_forward_options(model: PreTrainedModel) -> dict[str, bool]:
     """
     cached = getattr(model.config.get_text_config(), "use_cache", False)
     return {"use_cache": False} if cached else {}
+
+
+def get_cache(model: PreTrainedModel, output: Any) -> dict[str, Any]:
+    """Get the cache in a model's output, as the argument of its next forward pass.
+
+    Returns:
+        The argument's name → the cache; nothing if the output has none.
+    """
+    parameters = inspect.signature(model.forward).parameters
+    name = next((name for name in CACHES if name in parameters), "past_key_values")
+    cache = getattr(output, name, None)
+    return {} if cache is None else {name: cache}
 
 
 @contextmanager

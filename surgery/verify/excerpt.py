@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from transformers import Cache
 
+from surgery.models.sites.names import CACHES
+
 ROWS = 2
 TOKENS = 1024
 
@@ -24,10 +26,9 @@ _DECODER_TOKENS = (
 _MAIN = ("input_ids", "inputs_embeds", "pixel_values", "input_values", "input_features")
 # Arguments that do not change attention: caches, and what to compute or return besides.
 _DROPPED = (
-    "past_key_values",
+    *CACHES,
     "use_cache",
     "cache_position",
-    "cache_params",
     "logits_to_keep",
     "num_logits_to_keep",
     "num_items_in_batch",
@@ -67,9 +68,10 @@ def cut_excerpt(
     Returns:
         ``None`` for a step of generation with a filled cache, and if there is no input.
     """
-    cache = batch.get("past_key_values")
-    if cache is not None and not (isinstance(cache, Cache) and cache.get_seq_length() == 0):
-        return None
+    for name in CACHES:
+        cache = batch.get(name)
+        if cache is not None and not (isinstance(cache, Cache) and cache.get_seq_length() == 0):
+            return None
     inputs = {k: v for k, v in batch.items() if v is not None and k not in _DROPPED}
     if not encoder_decoder or "decoder_input_ids" in inputs:
         inputs.pop("labels", None)
