@@ -397,6 +397,11 @@ class ExportConfig:
         MISSING, "largest file of weights", valid="a number and KB, MB or GB: 5GB"
     )
     verify: bool = option(MISSING, "reload the export and compare logits before calling it done")
+    tensor_parallel: int | None = option(
+        MISSING,
+        "devices that each layer is split over: refuse heads that they cannot share",
+        range=COUNT,
+    )
 
 
 @dataclass

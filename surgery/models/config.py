@@ -56,6 +56,8 @@ def _make_site_patch(
             return None
         if kv:
             patch["multi_query"] = site.kv_heads == 1
+        if kv and key is not None and site.kv_heads > 1:  # read only without `multi_query`
+            patch[key] = site.kv_heads
     elif key is not None and (kv or query):
         patch[key] = site.kv_heads
     elif site.kv_heads != site.q_heads:

@@ -77,6 +77,8 @@ def prepare(
         "native": run.export.format is ExportFormat.native,
     }
     whole = plan = make_plan(skeleton, operations, **planning)
+    if run.export.tensor_parallel is not None:
+        whole.check_tensor_parallel(run.export.tensor_parallel)
     if operations and operations[-1].deferred:  # `whole` is made to check all operations
         plan = make_plan(skeleton, operations[:-1], **planning)
     check_calibrated(run, plan)

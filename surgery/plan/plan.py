@@ -12,6 +12,7 @@ from surgery.errors import PlanError
 from surgery.models.sites import Block, Site
 from surgery.plan.draft import Step
 from surgery.plan.operation import SHARE_KV
+from surgery.plan.parallel import check_tensor_parallel
 from surgery.plan.resolution import Resolution
 from surgery.plan.sizes import Sizes
 from surgery.transforms.edits import SiteChange, TensorEdit
@@ -130,6 +131,14 @@ class Plan:
     def is_resolved(self) -> bool:
         """Whether no decision is left to calibration or training."""
         return set(self.wanted) <= set(self.resolved) and not self.open_decisions
+
+    def check_tensor_parallel(self, degree: int) -> None:
+        """Check that `degree` devices can share the heads of every layer of the result evenly.
+
+        Raises:
+            ConfigError: they cannot; it names the layers, their heads, and the degrees that can.
+        """
+        check_tensor_parallel(self.after, degree)
 
     def get_inputs(self, edit: TensorEdit) -> list[torch.Tensor]:
         """Get the calibrated tensors that an edit needs in addition to its sources.
