@@ -17,6 +17,7 @@ from surgery.models.attributes import merge_attributes, set_attributes
 from surgery.models.config import get_key
 from surgery.models.convert import convert_model
 from surgery.models.copies import is_on_meta
+from surgery.models.packed import forget_packing
 from surgery.models.sites import Site, find_sites
 from surgery.plan.draft import Step
 from surgery.plan.plan import Plan
@@ -90,6 +91,7 @@ def apply_(
     set_attributes(model, attributes)
     patch_config_(model, {**plan.head_patch, **plan.config_patch})
     _perform(model, [s for s in plan.steps if not get_operation(s.operation).transient])
+    forget_packing(model)
     if find_sites(model).sites != _number_sites(plan.after):
         raise PlanError("the operated model is not what the plan predicted")
     if plan.export.format == "record":

@@ -16,7 +16,7 @@ from surgery.data.collate import Batch
 from surgery.errors import ConfigError, SurgeryError
 from surgery.execute.live import apply_
 from surgery.importance.estimate import Scorer
-from surgery.models.forward import get_forward_options
+from surgery.models.packed import make_inputs
 from surgery.models.source import ModelSource, build_model
 from surgery.plan.operation import TrainingDecision
 from surgery.plan.plan import Plan
@@ -181,7 +181,7 @@ class SurgeryModule(pl.LightningModule):
 
     def forward(self, **batch: torch.Tensor) -> Any:
         assert self.model is not None
-        return self.model(**batch, **get_forward_options(self.model))
+        return self.model(**make_inputs(self.model, batch))
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         assert self.model is not None
