@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytorch_lightning as pl
 import torch
 import wandb
 from pytorch_lightning.callbacks import Callback
+
+from surgery.files import write_table
 
 from .head_logging import find_wandb_run, is_off, say_unsent
 from .head_monitor import HeadMonitor
@@ -37,7 +38,7 @@ class HeadTable(Callback):
             return
         file = Path(trainer.default_root_dir) / self.FILE
         file.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(table, file)
+        write_table(file, table)
         for logger in trainer.loggers:
             run = find_wandb_run(logger)
             if run is not None:
