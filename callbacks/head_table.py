@@ -6,13 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytorch_lightning as pl
 import torch
 import wandb
 from pytorch_lightning.callbacks import Callback
-from pytorch_lightning.loggers import WandbLogger
 
+from surgery.files import write_table
+
+from .head_logging import find_wandb_run, is_off, say_unsent
 from .head_monitor import HeadMonitor
 
 KEYS = ["step", "layer", "head"]
@@ -37,10 +38,13 @@ class HeadTable(Callback):
             return
         file = Path(trainer.default_root_dir) / self.FILE
         file.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(table, file)
+        write_table(file, table)
         for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                _log_artifact(logger, table, file)
+            run = find_wandb_run(logger)
+            if run is not None:
+                _log_artifact(run, table, file)
+            elif not is_off(logger):
+                say_unsent(trainer, logger, f"tables; that of all heads is {file}")
 
 
 def join_observations(monitors: list[HeadMonitor]) -> pa.Table:
@@ -68,8 +72,7 @@ def _make_long_table(monitor: HeadMonitor) -> pa.Table:
     return pa.table(columns)
 
 
-def _log_artifact(logger: WandbLogger, table: pa.Table, file: Path) -> None:
-    run = logger.experiment
+def _log_artifact(run: wandb.Run, table: pa.Table, file: Path) -> None:
     artifact = wandb.Artifact(f"heads-{run.id}", type="head-metrics")
     artifact.add_file(str(file))
     if table.num_rows <= wandb.Table.MAX_ARTIFACT_ROWS:  # W&B would cut off a longer table

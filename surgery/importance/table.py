@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from surgery.errors import SurgeryError
-from surgery.files import write_json
+from surgery.files import write_json, write_table
 
 FORMAT = 1
 # What is scored: query heads, or KV groups (a KV head with the query heads that share it).
@@ -138,7 +137,7 @@ class ScoreTable:
         """Write the table to `path` (.json), and beside it to the same name with .parquet."""
         path = Path(path)
         write_json(path, self.to_json())
-        pq.write_table(self.to_arrow(), path.with_suffix(".parquet"))
+        write_table(path.with_suffix(".parquet"), self.to_arrow())
 
 
 _PLAIN = (
