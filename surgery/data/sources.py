@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import datasets
+from datasets.utils.extract import Extractor
 from transformers import PreTrainedTokenizerBase
 
 from surgery.config.schema import DataConfig, DataKind, LossOn, Part, Streaming, Task
@@ -18,6 +20,7 @@ from surgery.data.cache import make_fingerprint
 from surgery.data.chat import COMPLETION, TEXT, has_messages, render_rows
 from surgery.data.stdlib import read_stdlib
 from surgery.errors import ConfigError, SurgeryError
+from surgery.files import MOST_NESTED, exceeds_nesting
 
 Documents: TypeAlias = datasets.Dataset | datasets.IterableDataset
 
@@ -212,17 +215,18 @@ def _load_stdlib(cfg: DataConfig, task: Task) -> Corpus:
 
 
 def _resolve_files(key: str, given: Any) -> list[Path]:
-    names = [given] if isinstance(given, str) else list(given or [])
-    if not names:
+    names = given if isinstance(given, (list, tuple)) else [given]
+    if not names or not all(isinstance(name, str) and name for name in names):
         raise ConfigError(
             key,
             "must be a file",
             given=given,
             valid=f"one path or a list of paths ({', '.join(_READERS)})",
         )
-    paths = [Path(str(name)).expanduser() for name in names]
+    paths = [Path(os.path.expanduser(name)) for name in names]
     for path in paths:
-        if not path.is_file():
+        # Unlike pathlib, it answers "no" for any text.
+        if not os.path.isfile(path):
             raise ConfigError(
                 key,
                 "there is no such file",
@@ -245,6 +249,22 @@ def _resolve_files(key: str, given: Any) -> list[Path]:
     return paths
 
 
+def _check_content(key: str, path: Path) -> None:
+    """Refuse what the readers of `datasets` would unpack, or could end the process on."""
+    archive = Extractor.infer_extractor_format(path)
+    if archive:
+        raise ConfigError(
+            key, f"the file is compressed ({archive})", given=str(path), valid="an unpacked file"
+        )
+    if _READERS[path.suffix] == "json" and exceeds_nesting(path):
+        raise ConfigError(
+            key,
+            "cannot be read: a row is nested too deeply",
+            given=str(path),
+            valid=f"at most {MOST_NESTED} levels of brackets",
+        )
+
+
 def _load_text(cfg: DataConfig) -> tuple[Documents, Documents | None]:
     paths = _resolve_files("data.path", cfg.path)
     held_out_paths = (
@@ -256,6 +276,8 @@ def _load_text(cfg: DataConfig) -> tuple[Documents, Documents | None]:
     )
 
     def read(files: list[Path], stream: bool, key: str) -> Documents:
+        for path in files:
+            _check_content(key, path)
         reader = _READERS[files[0].suffix]
         options = {"sample_by": cfg.sample_by} if reader == "text" else {}
         with reading(key):

@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from surgery.config.hints import shorten
 from surgery.errors import SurgeryError
 from surgery.files import write_json, write_table
 
@@ -108,8 +109,9 @@ class ScoreTable:
         Raises:
             SurgeryError: the format is another one, or the table is incomplete.
         """
-        if data.get("format") != FORMAT:
-            raise SurgeryError(f"a score table of format {data.get('format')}, not {FORMAT}")
+        if not isinstance(data, Mapping) or data.get("format") != FORMAT:
+            found = data.get("format") if isinstance(data, Mapping) else data
+            raise SurgeryError(f"a score table of format {shorten(found)}, not {FORMAT}")
         try:
             where = list(zip(data["layers"], data["sites"], strict=True))
             return cls(

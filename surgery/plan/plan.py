@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from surgery.config.hints import Count, find_misfit
 from surgery.errors import PlanError
 from surgery.models.sites import Block, Site
 from surgery.plan.draft import Step
@@ -92,8 +93,8 @@ class Plan:
     open_decisions: tuple[str, ...]
     calibration: Mapping[str, Any] | None
     resolved: Mapping[str, str]
-    tokens: int
-    kv_bytes: int
+    tokens: Count
+    kv_bytes: Count
     sizes_before: Sizes
     sizes_after: Sizes
     export: Export
@@ -206,8 +207,12 @@ class Plan:
         Raises:
             PlanError: the data is of another format, or is not a complete plan.
         """
-        if data.get("format") != FORMAT:
-            raise PlanError(f"a plan of format {data.get('format')}; this version reads {FORMAT}")
+        version = data.get("format")
+        if type(version) is not int or version != FORMAT:
+            raise PlanError(f"a plan of format {version}; this version reads {FORMAT}")
+        misfit = find_misfit({key: data[key] for key in data if key != "format"}, cls)
+        if misfit is not None:
+            raise PlanError(f"not a complete plan: {misfit}")
         try:
             return cls._read(data, dict(tensors or {}))
         except (KeyError, TypeError, AttributeError) as error:
