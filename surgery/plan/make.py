@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -220,7 +220,13 @@ def _draft_plan(
 
 def _collect_effects(draft: Draft) -> list[Any]:
     """Collect what a draft does, and says: an operation that adds nothing has no effect."""
-    counted = (draft.changes, draft.steps, draft.notes, draft.open_decisions, draft.removed)
+    counted: tuple[Sized, ...] = (
+        draft.changes,
+        draft.steps,
+        draft.notes,
+        draft.open_decisions,
+        draft.removed,
+    )
     own = copy.deepcopy(draft.attributes_by)
     return [*map(len, counted), draft.config.to_dict(), own, draft.implementation]
 
