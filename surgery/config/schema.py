@@ -158,15 +158,15 @@ class ModelConfig:
 @dataclass
 class DataConfig:
     kind: DataKind = option(MISSING)
-    path: Any = option(MISSING, "text: a file, or a list of them | hub: owner/name")
+    path: Any = option(MISSING, "text: files, or a saved data set | hub: owner/name")
     val_path: Any = option(
         MISSING, "held-out files; null: a fixed share, by hash of the path or of the text"
     )
     name: str | None = option(MISSING, "hub: the data set's configuration")
     revision: str | None = option(MISSING, "hub: a branch, a tag or a commit")
-    split: str | None = option(MISSING, "hub: the split to train on")
+    split: str | None = option(MISSING, "hub, saved data set: the split to train on")
     val_split: str | None = option(
-        MISSING, "hub: the split held out; null: a share of `split` by hash"
+        MISSING, "split held out; null: `validation` of a saved set, or a share by hash"
     )
     val_fraction: float = option(MISSING, "share held out by hash", range=SHARE)
     text_column: str = option(

@@ -16,6 +16,7 @@ from datasets.utils.extract import Extractor
 from transformers import PreTrainedTokenizerBase
 
 from surgery.config.schema import DataConfig, DataKind, LossOn, Part, Streaming, Task
+from surgery.data import saved
 from surgery.data.cache import make_fingerprint
 from surgery.data.chat import COMPLETION, TEXT, has_messages, render_rows
 from surgery.data.stdlib import read_stdlib
@@ -60,9 +61,7 @@ def check_source(cfg: DataConfig) -> None:
     if cfg.kind is DataKind.stdlib and cfg.loss_on is not LossOn.all:
         _refuse_unread("data.loss_on", cfg.loss_on.value, cfg.kind)
     if cfg.kind is DataKind.text:
-        _resolve_files("data.path", cfg.path)
-        if cfg.val_path is not None:
-            _resolve_files("data.val_path", cfg.val_path)
+        _resolve_halves(cfg)
         if cfg.sample_by not in _SAMPLES:
             raise ConfigError(
                 "data.sample_by", "unknown way to split a text", given=cfg.sample_by, valid=_SAMPLES
@@ -214,24 +213,55 @@ def _load_stdlib(cfg: DataConfig, task: Task) -> Corpus:
     )
 
 
-def _resolve_files(key: str, given: Any) -> list[Path]:
+def _resolve_halves(cfg: DataConfig) -> tuple[list[Path], list[Path]]:
+    """Find the files to train on, and those held out; none of these: a share decides."""
+    train = _resolve_files("data.path", cfg.path, "data.split", cfg.split)
+    folders = [] if isinstance(cfg.path, list) else [Path(os.path.expanduser(str(cfg.path)))]
+    wanted = cfg.val_split
+    if cfg.val_path is not None:
+        held_out = Path(os.path.expanduser(str(cfg.val_path)))
+        if wanted is None and saved.is_saved(held_out):
+            wanted = saved.find_validation(held_out, "data.val_path")
+        return train, _resolve_files("data.val_path", cfg.val_path, "data.val_split", wanted)
+    splits = [name for one in folders for name in saved.list_splits(one, "data.path")]
+    if wanted is None and splits:
+        wanted = saved.find_validation(folders[0], "data.path")
+    if wanted is None:
+        return train, []
+    if not splits:
+        raise ConfigError(
+            "data.val_split",
+            "data.path has no splits",
+            given=wanted,
+            valid="null, data.val_path, or a folder of a DatasetDict",
+        )
+    return train, _resolve_files("data.path", cfg.path, "data.val_split", wanted)
+
+
+def _resolve_files(key: str, given: Any, split_key: str, split: str | None) -> list[Path]:
+    """Find the files that are named, or that the named folders of saved data sets hold."""
+    types = ", ".join(_READERS)
     names = given if isinstance(given, (list, tuple)) else [given]
     if not names or not all(isinstance(name, str) and name for name in names):
         raise ConfigError(
-            key,
-            "must be a file",
-            given=given,
-            valid=f"one path or a list of paths ({', '.join(_READERS)})",
+            key, "must be a file", given=given, valid=f"one path or a list of paths ({types})"
         )
-    paths = [Path(os.path.expanduser(name)) for name in names]
-    for path in paths:
-        # Unlike pathlib, it answers "no" for any text.
+    paths: list[Path] = []
+    for path in (Path(os.path.expanduser(name)) for name in names):
+        # Unlike pathlib, os.path answers "no" for any text.
+        if os.path.isdir(path):
+            if not saved.is_saved(path):
+                raise ConfigError(
+                    key,
+                    "is a folder, and `save_to_disk` of datasets did not write it",
+                    given=str(path),
+                    valid=f"a file or a list of files ({types}), or the folder of a saved data set",
+                )
+            paths += saved.list_files(path, split, key, split_key)
+            continue
         if not os.path.isfile(path):
             raise ConfigError(
-                key,
-                "there is no such file",
-                given=str(path),
-                valid=f"a file: {', '.join(_READERS)}",
+                key, "there is no such file", given=str(path), valid=f"a file: {types}"
             )
         if path.suffix not in _READERS:
             raise ConfigError(key, "unknown file type", given=str(path), valid=_READERS)
@@ -239,14 +269,19 @@ def _resolve_files(key: str, given: Any) -> list[Path]:
             raise ConfigError(
                 key, "the file is empty", given=str(path), valid="a file with text in it"
             )
-    if len({_READERS[path.suffix] for path in paths}) > 1:
+        paths.append(path)
+    if len({_get_reader(path) for path in paths}) > 1:
         raise ConfigError(
             key,
             "all files must be of the same type",
-            given=list(map(str, paths)),
-            valid=f"all of one type: {', '.join(_READERS)}",
+            given=list(map(str, names)),
+            valid=f"all of one type: {types}",
         )
     return paths
+
+
+def _get_reader(path: Path) -> str:
+    return "arrow" if path.suffix == saved.SUFFIX else _READERS[path.suffix]
 
 
 def _check_content(key: str, path: Path) -> None:
@@ -256,7 +291,7 @@ def _check_content(key: str, path: Path) -> None:
         raise ConfigError(
             key, f"the file is compressed ({archive})", given=str(path), valid="an unpacked file"
         )
-    if _READERS[path.suffix] == "json" and exceeds_nesting(path):
+    if _get_reader(path) == "json" and exceeds_nesting(path):
         raise ConfigError(
             key,
             "cannot be read: a row is nested too deeply",
@@ -266,10 +301,7 @@ def _check_content(key: str, path: Path) -> None:
 
 
 def _load_text(cfg: DataConfig) -> tuple[Documents, Documents | None]:
-    paths = _resolve_files("data.path", cfg.path)
-    held_out_paths = (
-        _resolve_files("data.val_path", cfg.val_path) if cfg.val_path is not None else []
-    )
+    paths, held_out_paths = _resolve_halves(cfg)
     size_gb = sum(path.stat().st_size for path in paths) / 1e9
     streamed = cfg.streaming is Streaming.always or (
         cfg.streaming is Streaming.auto and size_gb > cfg.stream_above_gb
@@ -278,7 +310,7 @@ def _load_text(cfg: DataConfig) -> tuple[Documents, Documents | None]:
     def read(files: list[Path], stream: bool, key: str) -> Documents:
         for path in files:
             _check_content(key, path)
-        reader = _READERS[files[0].suffix]
+        reader = _get_reader(files[0])
         options = {"sample_by": cfg.sample_by} if reader == "text" else {}
         with reading(key):
             return datasets.load_dataset(

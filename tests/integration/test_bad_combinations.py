@@ -9,6 +9,7 @@ from typing import NamedTuple
 import pytest
 
 from surgery.plan.registry import find_operations
+from tests.families import brings_own_attention
 from tests.integration.unfit_models import TASKS, write_places
 
 GQA, PRUNE, ROPE = "attention.gqa", "attention.prune_heads", "attention.rope"
@@ -176,7 +177,15 @@ TABLE_OF_ROWS = {
         key=f"{GQA}.layers",
     ),
     # gqa: models
-    "gqa on GPT-J": _gqa("gptj", "4", "cannot share KV heads", "4 KV heads", "8: one", key=GQA),
+    **(
+        {
+            "gqa on GPT-J": _gqa(
+                "gptj", "4", "cannot share KV heads", "4 KV heads", "8: one", key=GQA
+            )
+        }
+        if brings_own_attention("gptj")
+        else {}
+    ),
     "gqa on GPT-Neo": _gqa(
         "gpt_neo", "4", "GPTNeoSelfAttention has its own attention code", "4 KV heads", "8", key=GQA
     ),

@@ -8,7 +8,9 @@ import pytest
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from surgery.errors import ConfigError
-from tests.families import family, masked_lm
+from surgery.execute.live import apply_
+from surgery.models.sites import find_sites
+from tests.families import brings_own_attention, family, masked_lm
 from tests.operations.reference import gqa_plan
 
 ONE_TO_EIGHT = "1, 2, 4, 8"
@@ -126,8 +128,26 @@ def unshared(model_type: str, fields: dict[str, Any]) -> Any:
 
 def test_a_forward_that_attends_in_its_own_way() -> None:
     with pytest.raises(ConfigError, match="cannot share KV heads between query heads") as caught:
-        gqa_plan(unshared("gptj", {"rotary_dim": 4}), 2)
+        gqa_plan(unshared("bloom", {}), 2)
     assert caught.value.key == "attention.gqa"
+
+
+def test_whether_it_can_share_is_read_off_the_code() -> None:
+    """GPT-J goes through the attention interface in newer releases of transformers."""
+    model = unshared("gptj", {"rotary_dim": 4})
+    if brings_own_attention("gptj"):
+        with pytest.raises(ConfigError, match="cannot share KV heads between query heads"):
+            gqa_plan(model, 4)
+        return
+    model = apply_(model, gqa_plan(model, 4))  # and checks that it computes what was planned
+    assert [site.kv_heads for site in find_sites(model).sites] == [4, 4]
+
+
+def test_a_packing_that_takes_no_other_shapes() -> None:
+    """CodeGen's keys are as wide as its queries, whichever attention it uses."""
+    refused = "cannot share KV heads|does not take 8 query and 4 KV heads"
+    with pytest.raises(ConfigError, match=refused):
+        gqa_plan(unshared("codegen", {"rotary_dim": 4}), 4)
 
 
 def test_a_forward_that_takes_no_other_shapes() -> None:
