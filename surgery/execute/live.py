@@ -17,6 +17,7 @@ from surgery.models.attributes import merge_attributes, set_attributes
 from surgery.models.config import get_key
 from surgery.models.convert import convert_model
 from surgery.models.copies import is_on_meta
+from surgery.models.lists import drop_parameters, grow_lists
 from surgery.models.sites import Site, find_sites
 from surgery.plan.draft import Step
 from surgery.plan.plan import Plan
@@ -136,6 +137,8 @@ def _edit(model: PreTrainedModel, plan: Plan) -> None:
             tensors = [*(s.detach() for s in sources), *plan.get_inputs(edit)]
             results = run_transform(edit.transform, tensors, edit.arguments)
             done[key] = [nn.Parameter(r, requires_grad=sources[0].requires_grad) for r in results]
+        grow_lists(model, (spec.name for spec in edit.results))
+        drop_parameters(model, edit.dropped)
         for spec, parameter in zip(edit.results, done[key], strict=True):
             path, _, attribute = spec.name.rpartition(".")
             setattr(model.get_submodule(path), attribute, parameter)

@@ -11,7 +11,7 @@ from torch import nn
 from transformers.quantizers.base import HfQuantizer
 
 from surgery.errors import PlanError
-from surgery.record.config import FORMAT, RecordConfig
+from surgery.record.config import FORMATS, RecordConfig
 
 
 class RecordReader(HfQuantizer):
@@ -26,15 +26,20 @@ class RecordReader(HfQuantizer):
 
     def validate_environment(self, *args: Any, **kwargs: Any) -> None:
         version = self.quantization_config.format
-        if version != FORMAT:
-            raise PlanError(f"a record of format {version}; this version reads {FORMAT}")
+        if version not in FORMATS:
+            known = " and ".join(map(str, FORMATS))
+            raise PlanError(f"a record of format {version}; this version reads {known}")
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         # transformers is half imported where this file is.
         from surgery.models.attributes import set_attributes
+        from surgery.models.lists import set_length
 
         record = self.quantization_config
         self._run_steps(model)  # first, since they may replace modules
+        for path, length in getattr(record, "lists", {}).items():
+            with _naming_part(path):
+                set_length(model, path, length)
         for name, shape in record.tensors.items():
             path, _, attribute = name.rpartition(".")
             with _naming_part(name):
