@@ -1,6 +1,8 @@
 """Every operation on every architecture of the installed transformers.
 
 python -m benchmarks.coverage                      # everything; writes figures and page
+python -m benchmarks.coverage variants             # other configs than the defaults; writes both
+python -m benchmarks.coverage variants llama,cohere # those of some types; prints only
 python -m benchmarks.coverage causal-lm llama,gpt2 # some types; prints only
 """
 
@@ -16,8 +18,9 @@ import torch
 import transformers
 
 from benchmarks.coverage import zoo
-from benchmarks.coverage.check import CHECKS, WRONG, check
+from benchmarks.coverage.check import CHECKS, WRONG, check, check_variant
 from benchmarks.coverage.page import FIGURES, PAGE, page
+from benchmarks.coverage.variants import format_variant, list_variants
 from surgery.console import say, track_progress
 
 
@@ -27,6 +30,8 @@ def main(arguments: list[str]) -> int:
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     torch.set_num_threads(1)  # sums over experts depend on how they are split
+    if arguments[:1] == ["variants"]:
+        return _main_variants(arguments[1:])
     kinds = [arguments[0]] if arguments else list(zoo.KINDS)
     only = arguments[1].split(",") if len(arguments) > 1 else None
     start = time.perf_counter()
@@ -47,10 +52,41 @@ def main(arguments: list[str]) -> int:
         "types": types,
     }
     if not arguments:
+        found["variants"] = _check_variants(None)
+        wrong += _report(found["variants"], aloud=False)
         FIGURES.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
         PAGE.write_text(page(found), encoding="utf-8")
         say(f"{PAGE}")
     return 1 if wrong else 0
+
+
+def _main_variants(arguments: list[str]) -> int:
+    """Check other configs than the defaults, and keep what was found of the defaults."""
+    variants = _check_variants(arguments[0].split(",") if arguments else None)
+    wrong = _report(variants, aloud=bool(arguments))
+    if not arguments:
+        found = json.loads(FIGURES.read_text(encoding="utf-8"))
+        found["variants"] = variants
+        FIGURES.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        PAGE.write_text(page(found), encoding="utf-8")
+        say(f"{PAGE}")
+    return 1 if wrong else 0
+
+
+def _check_variants(only: list[str] | None) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for kind in zoo.KINDS:
+        chosen = [t for t in zoo.model_types(kind) if only is None or t in only]
+        found[kind] = {}
+        with track_progress(f"{kind}, other configs", total=len(chosen)) as steps:
+            for model_type in chosen:
+                for fields in list_variants(kind, model_type):
+                    outcomes = check_variant(kind, model_type, fields)
+                    found[kind][format_variant(model_type, fields)] = {
+                        name: outcome.to_json() for name, outcome in outcomes.items()
+                    }
+                steps.advance()
+    return found
 
 
 def _checked(kind: str, model_type: str) -> dict[str, Any]:

@@ -60,11 +60,11 @@ class Outcome:
 class Case:
     """One architecture, built anew for every operation."""
 
-    def __init__(self, kind: str, model_type: str) -> None:
-        self.kind, self.model_type = kind, model_type
+    def __init__(self, kind: str, model_type: str, **fields: Any) -> None:
+        self.kind, self.model_type, self.fields = kind, model_type, fields
 
     def model(self) -> PreTrainedModel:
-        return zoo.tiny_model(self.kind, self.model_type)
+        return zoo.tiny_model(self.kind, self.model_type, **self.fields)
 
     def inputs(self, model: PreTrainedModel) -> dict[str, Any]:
         """Two rows, the second of them padded where the type knows padding."""
@@ -335,8 +335,19 @@ CHECKS: dict[str, Callable[[Case], Outcome]] = {
 }
 
 
+# Operations whose work depends on how an attention block is built.
+STRUCTURAL = ("gqa", "prune_heads", "fuse_qkv")
+
+
 @torch.no_grad()
 def check(kind: str, model_type: str) -> dict[str, Outcome]:
     """Operation → outcome."""
     case = Case(kind, model_type)
     return {name: run(case) for name, run in CHECKS.items()}
+
+
+@torch.no_grad()
+def check_variant(kind: str, model_type: str, fields: dict[str, Any]) -> dict[str, Outcome]:
+    """Operation → outcome, for a config with these fields; operations on heads alone."""
+    case = Case(kind, model_type, **fields)
+    return {name: CHECKS[name](case) for name in STRUCTURAL}

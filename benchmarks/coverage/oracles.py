@@ -139,10 +139,10 @@ def first_heads_written_(
         module = model.get_submodule(site.path)
         size = site.kv_heads // groups[site.path]
         if site.packing is not None:  # Falcon: each KV head after the queries that share it
-            fused = model.get_submodule(site.query.path).weight
-            heads = fused.unflatten(0, (site.kv_heads, -1))
             own = site.group_size * site.head_dim
-            heads[:, own:] = heads[::size, own:].repeat_interleave(size, dim=0)
+            for tensor in model.get_submodule(site.query.path).parameters():
+                heads = tensor.unflatten(0, (site.kv_heads, -1))
+                heads[:, own:] = heads[::size, own:].repeat_interleave(size, dim=0)
             continue
         norm = [p for n, p in module.named_parameters() if n.startswith("k_norm.")]
         projections = [model.get_submodule(p.path) for p in (site.key, site.value)]

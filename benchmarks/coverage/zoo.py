@@ -74,11 +74,16 @@ def _class_name(kind: str, model_type: str) -> str:
     return mapped if isinstance(mapped, str) else mapped[0]
 
 
-def tiny_config(kind: str, model_type: str, *, kv_heads: int | None = None) -> PreTrainedConfig:
+def tiny_config(
+    kind: str, model_type: str, *, kv_heads: int | None = None, **fields: Any
+) -> PreTrainedConfig:
     """The type's default config, shrunk; as many KV heads as query heads where possible."""
     several = not isinstance(_MAPPINGS[kind][model_type], str)  # classes: the config names one
-    extra = {"architectures": [_class_name(kind, model_type)]} if several else {}
-    config = shrink.tiny_config(model_type, decoder=kind == "causal-lm", kv_heads=kv_heads, **extra)
+    if several:
+        fields["architectures"] = [_class_name(kind, model_type)]
+    config = shrink.tiny_config(
+        model_type, decoder=kind == "causal-lm", kv_heads=kv_heads, **fields
+    )
     return config.decoder if (kind, model_type) in DECODERS else config
 
 
@@ -90,9 +95,10 @@ def tiny_model(
     dtype: torch.dtype = torch.float32,
     attention: str = "eager",
     kv_heads: int | None = None,
+    **fields: Any,
 ) -> PreTrainedModel:
-    """A random model in eval mode, the same at every call."""
-    config = tiny_config(kind, model_type, kv_heads=kv_heads)
+    """A random model in eval mode, the same at every call; `fields` override the config's."""
+    config = tiny_config(kind, model_type, kv_heads=kv_heads, **fields)
     state = torch.get_rng_state()
     torch.manual_seed(seed)  # buffers that are drawn when the model is built
     try:

@@ -17,6 +17,7 @@ from surgery.models.attributes import check_attributes, merge_attributes, set_at
 from surgery.models.config import check_patch, get_key
 from surgery.models.convert import convert_model
 from surgery.models.copies import is_on_meta
+from surgery.models.lists import can_grow, drop_parameters, grow_lists
 from surgery.models.packed import forget_packing
 from surgery.models.reference import ReferenceModels
 from surgery.models.sites import Site, find_sites
@@ -142,6 +143,8 @@ def _edit(model: PreTrainedModel, plan: Plan) -> None:
             tensors = [*(s.detach() for s in sources), *plan.get_inputs(edit)]
             results = run_transform(edit.transform, tensors, edit.arguments)
             done[key] = [nn.Parameter(r, requires_grad=sources[0].requires_grad) for r in results]
+        grow_lists(model, (spec.name for spec in edit.results))
+        drop_parameters(model, edit.dropped)
         for spec, parameter in zip(edit.results, done[key], strict=True):
             path, _, attribute = spec.name.rpartition(".")
             setattr(model.get_submodule(path), attribute, parameter)
@@ -170,8 +173,9 @@ def _check_edits(model: PreTrainedModel, plan: Plan) -> None:
         for spec in edit.sources:
             if held.get(spec.name) != spec.shape:
                 raise PlanError(f"{spec.name} is {held.get(spec.name)}, the plan says {spec.shape}")
+        most = len(edit.sources) + len(edit.results)
         for spec in edit.results:
-            if spec.name not in held:
+            if spec.name not in held and not can_grow(model, spec.name, most):
                 raise PlanError(f"the model has no {spec.name} for {edit.transform} to change")
         given = (*edit.sources, *edit.resolved)
         for spec, tensor in zip(edit.resolved, plan.get_inputs(edit), strict=True):
@@ -187,6 +191,7 @@ def _check_edits(model: PreTrainedModel, plan: Plan) -> None:
         shapes = [tuple(result.shape) for result in results]
         if shapes != [spec.shape for spec in edit.results]:
             raise PlanError(f"{names}: {edit.transform} gives {shapes}, not what the plan says")
+        held = {name: shape for name, shape in held.items() if name not in edit.dropped}
         held |= {spec.name: spec.shape for spec in edit.results}
 
 

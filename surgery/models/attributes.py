@@ -198,13 +198,26 @@ def guess_attributes(module: nn.Module, old: Site, new: Site) -> list[Attributes
     own = {
         name: width for name, width in widths.items() if name not in ("embed_dim", "hidden_size")
     }
-    projections = _find_projection_sizes(old, new)
+    projections = _find_projection_sizes(old, new) | _find_norm_counts(module, old, new)
     guesses: list[Attributes] = []
     for own_values in (counts | own, counts, counts | widths):
         guess = {old.path: own_values, **projections} if own_values else dict(projections)
         if guess not in guesses:
             guesses.append(guess)
     return guesses
+
+
+def _find_norm_counts(module: nn.Module, old: Site, new: Site) -> Attributes:
+    """Find head counts that a list of norms, one for each head, holds beside them."""
+    found: Attributes = {}
+    for norm, role in ((old.q_norm, "query"), (old.k_norm, "key")):
+        before, after = old.count_heads(role), new.count_heads(role)
+        if norm is None or not norm.each or before == after:
+            continue
+        held = vars(module.get_submodule(norm.path[len(old.path) + 1 :]))
+        values = {name: after for name in names.Q_HEADS if held.get(name) == before}
+        found |= {norm.path: values} if values else {}
+    return found
 
 
 def _find_projection_sizes(old: Site, new: Site) -> dict[str, dict[str, Any]]:

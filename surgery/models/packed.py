@@ -21,7 +21,8 @@ from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
 from transformers.masking_utils import create_masks_for_generate
 
 from surgery.errors import ConfigError, get_first_line
-from surgery.models.forward import evaluating, get_forward_options, get_vocabulary_size
+from surgery.models.forward import evaluating, get_forward_options
+from surgery.models.probe import get_vocabulary_size
 from surgery.models.tiny import build_tiny_model, make_tiny_config, quiet
 
 KEY = "data.isolate_documents"

@@ -142,9 +142,9 @@ def _projections_fit(site: Site, reference: PreTrainedModel) -> bool:
         projection = site.get_projection(role)
         shape = (projection.out_features, projection.in_features)
         wanted[f"{projection.path}.weight"] = shape[::-1] if projection.transposed else shape
-    for norm in (site.q_norm, site.k_norm):
+    for norm, heads in ((site.q_norm, site.q_heads), (site.k_norm, site.kv_heads)):
         if norm is not None:
-            wanted |= {f"{norm.path}.{tensor}": (norm.size,) for tensor in norm.tensors}
+            wanted |= norm.list_shapes(heads)
     shapes = get_shapes(reference)
     return all(shapes.get(name) == shape for name, shape in wanted.items())
 

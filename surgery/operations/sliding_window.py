@@ -21,7 +21,8 @@ from surgery.errors import ConfigError, PlanError, get_first_line
 from surgery.models.attributes import Attributes, setting_attributes
 from surgery.models.config import get_config_part, get_key, patching_config
 from surgery.models.convert import list_targets
-from surgery.models.forward import evaluating, make_probe_inputs, using_implementation
+from surgery.models.forward import evaluating, using_implementation
+from surgery.models.probe import make_probe_inputs
 from surgery.models.reference import ReferenceModels
 from surgery.models.rotary import list_nested_types
 from surgery.models.sites import Site, find_sites, get_text_config

@@ -39,7 +39,10 @@ def add_dependents(
                 extra.append(make_dependent_edit(change, operation, name, shape, axis, role))
                 shape = extra[-1].results[0].shape
         change = replace(change, edits=(*change.edits, *extra))
-        shapes |= {spec.name: spec.shape for edit in change.edits for spec in edit.results}
+        for edit in change.edits:
+            shapes |= {spec.name: spec.shape for spec in edit.results}
+            for name in edit.dropped:
+                del shapes[name]
         found.append(change)
     last = {change.before.path: change for change in found}
     for path, change in last.items():

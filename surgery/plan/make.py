@@ -319,13 +319,17 @@ def _count_parameters(model: PreTrainedModel) -> int:
 
 def _count_added(model: PreTrainedModel, changes: Sequence[SiteChange]) -> int:
     """Count the parameters that edits add (negative: remove); shared ones count once."""
-    owner = {name: id(p) for name, p in model.named_parameters(remove_duplicate=False)}
-    sizes: dict[int, list[int]] = {}  # of each parameter: before, after
-    for change in changes:
-        for edit in change.edits:
-            for old, new in zip(edit.sources, edit.results, strict=True):
-                first, _ = sizes.setdefault(owner[old.name], [old.numel, 0])
-                sizes[owner[old.name]] = [first, new.numel]
+    owner: dict[str, Any] = {
+        name: id(p) for name, p in model.named_parameters(remove_duplicate=False)
+    }
+    sizes: dict[Any, list[int]] = {}  # of each parameter: before, after
+    for edit in (edit for change in changes for edit in change.edits):
+        results = {spec.name: spec.numel for spec in edit.results}
+        for old in edit.sources:
+            size = sizes.setdefault(owner.get(old.name, old.name), [old.numel, 0])
+            size[1] = results.pop(old.name, 0)
+        for name, numel in results.items():  # a head's own norm, where heads are repeated
+            sizes.setdefault(owner.get(name, name), [0, 0])[1] = numel
     return sum(after - before for before, after in sizes.values())
 
 

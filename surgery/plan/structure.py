@@ -100,6 +100,8 @@ def plan_shapes(model: PreTrainedModel, changes: Sequence[SiteChange]) -> Shapes
     for change in changes:
         for edit in change.edits:
             shapes |= {spec.name: spec.shape for spec in edit.results}
+            for name in edit.dropped:
+                del shapes[name]
     return shapes
 
 
@@ -114,6 +116,7 @@ def _find_attributes(
     if not any(reference is not None for reference in of_sites.values()):
         return found
     original = references.get({})
+    originals = dict(original.named_modules())
     for old, new in zip(before, after, strict=True):
         reference = of_sites.get(old.path) if old != new else original
         if reference is None:
@@ -121,12 +124,15 @@ def _find_attributes(
         try:
             site = reference.get_submodule(new.block)
             around = {path: reference.get_submodule(path) for path in list_ancestors(new.block)}
-            pairs = [
-                (path, original.get_submodule(path), module)
-                for path, module in (around | dict(site.named_modules(prefix=new.block))).items()
-            ]
         except AttributeError:
             raise _explain_undescribed(new) from None
+        if new.block not in originals:
+            raise _explain_undescribed(new)
+        pairs = [
+            (path, originals[path], module)
+            for path, module in (around | dict(site.named_modules(prefix=new.block))).items()
+            if path in originals  # a norm for one head more is a copy of the first
+        ]
         for path, old_module, new_module in pairs:
             values = find_differing_attributes(old_module, new_module)
             # What an earlier operation set stays; a changed site may need its first value again.

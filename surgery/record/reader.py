@@ -37,6 +37,7 @@ class RecordReader(HfQuantizer):
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         # transformers is half imported where this file is.
         from surgery.models.attributes import check_attributes, set_attributes
+        from surgery.models.lists import set_length
         from surgery.models.sites import find_sites
         from surgery.plan.registry import check_step, is_recordable
 
@@ -50,6 +51,10 @@ class RecordReader(HfQuantizer):
             check_attributes(model, record.attributes)
         before = find_sites(model).sites
         self._run_steps(model)  # first, since they may replace modules
+        for path, length in getattr(record, "lists", {}).items():
+            with _naming_part(path):
+                _check_list(before, path, length)
+                set_length(model, path, length)
         for name, shape in record.tensors.items():
             with _naming_part(name):
                 _check_tensor(model, name, shape)
@@ -85,6 +90,13 @@ class RecordReader(HfQuantizer):
     @property
     def is_trainable(self) -> bool:
         return True
+
+
+def _check_list(sites: Any, path: str, length: int) -> None:
+    """Check that a list of modules can be one with a module per head of an attention block."""
+    most = max((site.q_heads for site in sites if path.startswith(f"{site.path}.")), default=0)
+    if length > most:
+        raise PlanError(f"no attention block there has {length} heads")
 
 
 def _check_tensor(model: Any, name: str, shape: list[int]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
+from surgery.models.lists import list_lengths
 from surgery.models.own_record import find_record, read_recorded_attributes, read_recorded_steps
 from surgery.models.reference import ReferenceModels, get_shapes, to_plain
 from surgery.plan.draft import Step
@@ -43,8 +44,10 @@ def write_record(
                     recorded.setdefault(path, {})[name] = to_plain(value)
     done = [list(step) for step in read_recorded_steps(model.config)]
     done += [[s.kind, dict(s.arguments)] for s in steps if [s.kind, dict(s.arguments)] not in done]
+    lengths = list_lengths(reference)
+    lists = {p: n for p, n in list_lengths(model).items() if lengths.get(p, n) != n}
     model.config.quantization_config = RecordConfig(
-        tensors=tensors, attributes=recorded, steps=done
+        tensors=tensors, attributes=recorded, steps=done, lists=lists
     )
 
 

@@ -7,19 +7,26 @@ from typing import Any
 
 import torch
 
-from surgery.transforms.heads import combine_heads, spread_heads
+from surgery.transforms.heads import (
+    combine_heads,
+    combine_tensors,
+    spread_heads,
+    spread_tensors,
+)
 from surgery.transforms.mix import mix_heads, put_tensor, spread_put_tensor
 
 Transform = Callable[..., list[torch.Tensor]]
 
 TRANSFORMS: dict[str, Transform] = {
     "combine_heads": combine_heads,
+    "combine_tensors": combine_tensors,
     "mix_heads": mix_heads,
     "put_tensor": put_tensor,
 }
 # Each transform's equivalent in the shapes of its sources: the oracle of the equivalence check.
 EQUIVALENTS: dict[str, Transform] = {
     "combine_heads": spread_heads,
+    "combine_tensors": spread_tensors,
     "mix_heads": spread_heads,
     "put_tensor": spread_put_tensor,
 }

@@ -30,6 +30,8 @@ class TensorSpec:
 class TensorEdit:
     """Result tensors as a pure function of source tensors.
 
+    A source that is no result is gone afterwards.
+
     Attributes:
         transform: a name in `surgery.transforms`.
         arguments: its keyword arguments, plain JSON.
@@ -42,6 +44,12 @@ class TensorEdit:
     sources: tuple[TensorSpec, ...]
     results: tuple[TensorSpec, ...]
     resolved: tuple[TensorSpec, ...] = ()
+
+    @property
+    def dropped(self) -> list[str]:
+        """Names of sources that are gone afterwards."""
+        results = {spec.name for spec in self.results}
+        return [spec.name for spec in self.sources if spec.name not in results]
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> TensorEdit:

@@ -121,23 +121,19 @@ def regroup(
     else:
         edits += _replace_output(operation, output, axis, query, specs)
     norms: dict[str, Norm | None] = {"q_norm": site.q_norm, "k_norm": site.k_norm}
-    for field, heads in (("q_norm", query), ("k_norm", kv)):
+    # The weights of a norm are never drawn at random.
+    means = Merging() if merging.merge == "random" else merging
+    for field, heads, count in (("q_norm", query, site.q_heads), ("k_norm", kv, site.kv_heads)):
         norm = norms[field]
-        if norm is not None and norm.size != site.head_dim:
+        if norm is None:
+            continue
+        if norm.differs:
+            edits += _edit_own_norms(operation, norm, heads, means, heads=count)
+        elif norm.size != site.head_dim:
             norms[field] = replace(norm, size=site.head_dim * len(heads))
-            # The weights of a norm are never drawn at random.
-            means = Merging() if merging.merge == "random" else merging
             for tensor in norm.tensors:
                 name = f"{norm.path}.{tensor}"
-                edits += _edit(
-                    operation,
-                    name,
-                    0,
-                    site.head_dim,
-                    heads,
-                    means,
-                    heads=norm.size // site.head_dim,
-                )
+                edits += _edit(operation, name, 0, site.head_dim, heads, means, heads=count)
     after = replace(
         site,
         q_heads=len(query),
@@ -235,6 +231,26 @@ def _edit_projection(
     )
     if old.bias:
         yield from _edit(operation, bias, 0, unit, parts, merging, heads=heads)
+
+
+def _edit_own_norms(
+    operation: str, norm: Norm, parts: Parts, merging: Merging, *, heads: int
+) -> Iterator[TensorEdit]:
+    """Edit norms of which each head has its own weights."""
+    if parts == keep_all_heads(heads):
+        return
+    for tensor in norm.tensors:
+        if norm.rows:
+            name = f"{norm.path}.{tensor}"
+            yield from _edit(operation, name, 0, 1, parts, merging, heads=heads, rest=norm.size)
+            continue
+        one = replace(norm, tensors=(tensor,))
+        before, after = (
+            tuple(TensorSpec(name, shape) for name, shape in one.list_shapes(count).items())
+            for count in (heads, len(parts))
+        )
+        arguments = {"parts": _to_lists(parts), **merging.make_arguments(norm.path)}
+        yield TensorEdit(operation, "combine_tensors", arguments, before, after)
 
 
 def _mix_projection(

@@ -61,6 +61,33 @@ def combine_heads(
     return [torch.cat(results, dim=axis).contiguous()]
 
 
+def combine_tensors(
+    tensors: Sequence[torch.Tensor],
+    *,
+    parts: Sequence[Sequence[int]],
+    merge: str = "mean",
+    **_: object,
+) -> list[torch.Tensor]:
+    """Do the same with heads that have a tensor each, all of one shape; see `combine_heads`."""
+    (result,) = combine_heads(
+        [torch.stack(list(tensors))], axis=0, unit=1, parts=parts, heads=len(tensors), merge=merge
+    )
+    return [head.clone() for head in result]
+
+
+def spread_tensors(
+    tensors: Sequence[torch.Tensor],
+    sources: Sequence[torch.Tensor],
+    *,
+    parts: Sequence[Sequence[int]],
+    **_: object,
+) -> list[torch.Tensor]:
+    """Spread the results of `combine_tensors`; see `spread_heads`."""
+    stacked = [torch.stack(list(each)) for each in (tensors, sources)]
+    (result,) = spread_heads(stacked[:1], stacked[1:], axis=0, unit=1, parts=parts)
+    return list(result)
+
+
 def spread_heads(
     tensors: Sequence[torch.Tensor],
     sources: Sequence[torch.Tensor],

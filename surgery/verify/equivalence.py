@@ -21,7 +21,9 @@ from transformers import Cache, PreTrainedModel
 from surgery.errors import PlanError, get_first_line
 from surgery.models.attributes import setting_attributes
 from surgery.models.config import patching_config
-from surgery.models.forward import evaluating, make_probe_inputs
+from surgery.models.forward import evaluating
+from surgery.models.lists import growing_lists
+from surgery.models.probe import list_input_names, make_probe_inputs
 from surgery.models.share_kv import sharing_kv
 from surgery.models.sites import Site, get_text_config
 from surgery.transforms import run_equivalent, run_transform
@@ -109,6 +111,8 @@ def check_equivalence(
     except FAULTS as error:
         failed = [f"{path} with its new heads" for path, d in differences.items() if d == math.inf]
         what = failed[0] if failed else what
+        if what == "the model" and probe is None:
+            raise PlanError(_explain_inputs(model)) from error
         raise PlanError(f"{what} cannot be run: {get_first_line(error)}") from error
     for path, site in sites.items():
         if path not in differences:
@@ -118,6 +122,14 @@ def check_equivalence(
                 f"{path} does not use its heads as planned: with the new ones its output is "
                 f"off by {differences[path]:.2g} of its size"
             )
+
+
+def _explain_inputs(model: PreTrainedModel) -> str:
+    names = ", ".join(list_input_names(model))
+    return (
+        f"the model cannot be run on inputs made from its config: a {type(model).__name__} needs "
+        f"others than these ({names}); give them to `apply_` as probe={{name: tensor}}"
+    )
 
 
 def _reaches_further(plan: PlannedChanges) -> bool:
@@ -172,6 +184,8 @@ def visit_sites(
     """
     sites = list(sites)
     visited: set[str] = set()
+    if probe is None:
+        probe = make_probe_inputs(model, cross=any(site.cross for site in sites), mask=mask)
 
     def hook(site: Site) -> Any:
         visit_block = visit(site)
@@ -191,8 +205,6 @@ def visit_sites(
         for site in sites
     ]
     try:
-        if probe is None:
-            probe = make_probe_inputs(model, cross=any(site.cross for site in sites), mask=mask)
         model(**probe)
     finally:
         for handle in handles:
@@ -215,7 +227,8 @@ def setting_block_attributes(
 
 def run_block(block: nn.Module, tensors: Tensors, args: Any, kwargs: Any) -> torch.Tensor:
     """Run a block with other tensors and return its (first) output."""
-    output = functional_call(block, tensors, args, kwargs)
+    with growing_lists(block, tensors):
+        output = functional_call(block, tensors, args, kwargs)
     while isinstance(output, (tuple, list)):
         output = output[0]
     if not isinstance(output, torch.Tensor):
@@ -242,6 +255,8 @@ def make_site_tensors(
         tensors = [*stages[-1], *inputs(edit)]
         results = run_transform(edit.transform, tensors, edit.arguments)
         new |= {spec.name: tensor for spec, tensor in zip(edit.results, results, strict=True)}
+        for name in edit.dropped:
+            del new[name]
     old = dict(new)
     for edit, sources in zip(reversed(edits), reversed(stages), strict=True):
         results = [old[spec.name] for spec in edit.results]

@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from surgery.models.copies import make_meta_copy
-from surgery.models.forward import make_probe_inputs
+from surgery.models.probe import make_probe_inputs
 from surgery.verify.equivalence import FAULTS
 
 _NAME = "surgery_observed_mask"

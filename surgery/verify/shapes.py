@@ -16,7 +16,8 @@ from surgery.errors import ConfigError, get_first_line
 from surgery.models.attributes import Attributes, set_attributes
 from surgery.models.config import make_head_count_patch, patching_config
 from surgery.models.copies import make_meta_copy
-from surgery.models.forward import make_probe_inputs
+from surgery.models.lists import grow_lists
+from surgery.models.probe import make_probe_inputs
 from surgery.models.reference import ReferenceModels
 from surgery.models.share_kv import sharing_kv
 from surgery.models.sites import Site
@@ -183,7 +184,9 @@ def find_whole_fault(
         mask: whether the model gets an attention mask.
     """
     copied = make_meta_copy(model)
-    for spec in (spec for change in changes for edit in change.edits for spec in edit.results):
+    edits = [edit for change in changes for edit in change.edits]
+    grow_lists(copied, (spec.name for edit in edits for spec in edit.results))
+    for spec in (spec for edit in edits for spec in edit.results):
         path, _, name = spec.name.rpartition(".")
         hollow = torch.empty(spec.shape, device="meta", dtype=model.dtype)
         setattr(copied.get_submodule(path), name, nn.Parameter(hollow))

@@ -83,6 +83,12 @@ class Original:
                     new = heads[0] if merge == "first" else torch.stack(heads).mean(0)
                     for head in members:
                         tensor[rows(head)] = new
+            norms = _list_key_norms(self.model, site)
+            if norms:
+                heads = [norms[head].data for head in firsts]
+                new = heads[0] if merge == "first" else torch.stack(heads).mean(0)
+                for head in members:
+                    norms[head].data = new.clone()
 
 
 def _write_out(model: PreTrainedModel, shared: Sequence[Site]) -> PreTrainedModel:
@@ -102,6 +108,12 @@ def _write_out(model: PreTrainedModel, shared: Sequence[Site]) -> PreTrainedMode
             if old.packing is not None or not name.startswith(f"{old.query.path}."):
                 repeats[first:] = old.group_size
             state[name] = units.repeat_interleave(repeats, dim=0).flatten(0, 1)
+        norms = _list_key_norms(model, old)
+        path = f"{old.path}.k_layernorm.norms"
+        state |= {
+            f"{path}.{n}.weight": norms[n // old.group_size]
+            for n in range(len(norms) and old.q_heads)
+        }
     wide.load_state_dict(state)
     return wide
 
@@ -133,6 +145,12 @@ def _head_rows(
     yield (weight.T if projection.transposed else weight), rows
     if projection.bias:
         yield module.bias.data, rows
+
+
+def _list_key_norms(model: PreTrainedModel, site: Site) -> list[nn.Parameter]:
+    """The weight of each KV head's own norm, where heads have norms of their own (StableLM)."""
+    norms = getattr(model.get_submodule(site.path), "k_layernorm", None)
+    return [] if norms is None else [norm.weight for norm in norms.norms]
 
 
 def _start(packing: Packing | None, site: Site, role: str, head: int) -> int:

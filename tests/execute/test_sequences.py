@@ -31,11 +31,13 @@ TOKENS = 7
 # A failing case is small enough as it is; to shrink it would take minutes.
 PHASES = [Phase.explicit, Phase.generate]
 
+WHOLE = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 1.0}
 # Type → which config keys hold its sizes, what else it needs, and what it takes.
 BOTH = ("gqa", "prune_heads", "attention_dropout")
 MODELS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "llama": ({"attention_bias": True, "intermediate_size": 12}, (*BOTH, "rope")),
     "qwen3": ({"intermediate_size": 12}, (*BOTH, "rope")),
+    "stablelm": ({"intermediate_size": 12, "qk_layernorm": True, "rope_parameters": WHOLE}, BOTH),
     "gpt2": ({"n_inner": 12}, BOTH),
     "phi3": ({"intermediate_size": 12}, (*BOTH, "rope")),
     "bert": ({"is_decoder": True, "intermediate_size": 12}, BOTH),
@@ -47,7 +49,7 @@ MODELS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
 }
 # What may come last: it lives as long as the model does, and is undone when it is saved.
 LAST = {"llama": "fuse_qkv", "qwen3": "fuse_qkv", "opt": "fuse_qkv", "bert": "fuse_qkv"}
-GROUPED = {"llama", "qwen3", "phi3"}
+GROUPED = {"llama", "qwen3", "phi3", "stablelm"}
 
 
 @dataclass

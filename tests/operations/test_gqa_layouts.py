@@ -26,6 +26,8 @@ FAMILIES: list[tuple[str, str, dict[str, Any]]] = [
     ("causal-lm", "gpt2", {}),
     ("causal-lm", "gpt_oss", {}),
     ("causal-lm", "qwen3", {}),
+    ("causal-lm", "stablelm", {"qk_layernorm": True}),
+    ("causal-lm", "cohere", {"use_qk_norm": True}),
     ("causal-lm", "bert", {"is_decoder": True}),
     ("masked-lm", "bert", {}),
     ("masked-lm", "roberta", {}),

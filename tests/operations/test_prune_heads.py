@@ -35,6 +35,10 @@ FAMILIES: list[Family] = [
     ("causal-lm", "gpt_oss", None, {}),  # sinks
     ("causal-lm", "gpt_oss", 2, {}),
     ("causal-lm", "stablelm", None, {}),
+    ("causal-lm", "stablelm", None, {"qk_layernorm": True}),  # a norm for each head
+    ("causal-lm", "stablelm", 2, {"qk_layernorm": True}),
+    ("causal-lm", "cohere", None, {"use_qk_norm": True}),  # a row of a norm for each head
+    ("causal-lm", "cohere", 2, {"use_qk_norm": True}),
     ("causal-lm", "glm4", 2, {}),
     ("causal-lm", "opt", None, {}),
     ("causal-lm", "gptj", None, {}),

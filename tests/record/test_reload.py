@@ -294,7 +294,7 @@ def with_record(folder: Path, **changes: Any) -> None:
     path.write_text(json.dumps(config))
 
 
-@pytest.mark.parametrize("found", [0, 2, "1"])
+@pytest.mark.parametrize("found", [0, 3, "1"])
 def test_another_format_is_refused(found: Any, tmp_path: Path) -> None:
     saved("llama-gqa", tmp_path)
     with_record(tmp_path, format=found)

@@ -33,6 +33,11 @@ def read_site(
         raise NotASiteError(refusal)
     output = _read_output(modules, path)
     query, key, value = _read_inputs(path, children, config)
+    if query.packing is not None and is_cross(module, path):
+        raise NotASiteError(
+            f"{query.path.rpartition('.')[2]} holds keys and values of another sequence, and no "
+            "queries"
+        )
     if "num_experts" in vars(module) and output is None:
         raise NotASiteError("its projections are mixtures of experts")
     if output is None:
@@ -70,8 +75,8 @@ def read_site(
         key=key,
         value=value,
         output=replace(output, unit=value_dim),
-        q_norm=_read_norm(path, children, names.Q_NORMS, {head_dim, q_heads * head_dim}),
-        k_norm=_read_norm(path, children, names.K_NORMS, {head_dim, kv_heads * head_dim}),
+        q_norm=_read_norm(path, children, names.Q_NORMS, q_heads, head_dim),
+        k_norm=_read_norm(path, children, names.K_NORMS, kv_heads, head_dim),
         cached=not cross and _is_cached(module),
         cross=cross,
         config_prefix=prefix,
@@ -187,7 +192,7 @@ def _set_unit(projection: Projection, unit: int, kv_heads: int) -> Projection:
 
 
 def _read_norm(
-    path: str, children: Mapping[str, nn.Module], known: tuple[str, ...], sizes: set[int]
+    path: str, children: Mapping[str, nn.Module], known: tuple[str, ...], heads: int, head_dim: int
 ) -> Norm | None:
     name = next((name for name in known if name in children), None)
     if name is None:
@@ -196,12 +201,34 @@ def _read_norm(
     if not tensors:
         return None
     shapes = {tuple(p.shape) for p in tensors.values()}
+    if any("." in tensor for tensor in tensors):
+        return _read_norm_list(f"{path}.{name}", name, children[name], heads, head_dim)
+    if shapes == {(heads, head_dim)}:
+        return Norm(f"{path}.{name}", head_dim, tuple(tensors), rows=True)
     (size, *rest), *others = shapes
-    if rest or others or any("." in tensor for tensor in tensors):
-        raise NotASiteError(f"{name} has a weight per head")
-    if size not in sizes:
+    if rest or others:
+        raise NotASiteError(f"{name} has weights of several shapes")
+    if size not in (head_dim, heads * head_dim):
         raise NotASiteError(f"{name} has {size} weights, which fits neither one head nor all")
     return Norm(f"{path}.{name}", size, tuple(tensors))
+
+
+def _read_norm_list(path: str, name: str, module: nn.Module, heads: int, head_dim: int) -> Norm:
+    """Read a norm that is a list of norms, one for each head."""
+    parts = dict(module.named_children())
+    each, modules = next(iter(parts.items()))
+    tensors = [dict(one.named_parameters()) for one in modules.children()]
+    names_of_each = {tuple(found) for found in tensors}
+    shapes = {tuple(p.shape) for found in tensors for p in found.values()}
+    if (
+        len(parts) != 1
+        or not isinstance(modules, nn.ModuleList)
+        or len(tensors) != heads
+        or len(names_of_each) != 1
+        or shapes != {(head_dim,)}
+    ):
+        raise NotASiteError(f"{name} is made of parts that are not one norm for each head")
+    return Norm(path, head_dim, names_of_each.pop(), each=each)
 
 
 def is_cross(module: nn.Module, path: str) -> bool:

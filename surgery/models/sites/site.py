@@ -61,14 +61,30 @@ class Norm:
     """A normalisation of queries or keys before RoPE.
 
     Attributes:
-        size: length of its weight: head_dim if each head is normalised alone, or
+        size: features that are normalised at once: head_dim if each head is normalised alone, or
             heads * head_dim if all are normalised together.
         tensors: names of its parameters (weight, and bias for a LayerNorm).
+        rows: whether each head has weights of its own, in tensors [heads, head_dim] (Cohere).
+        each: name of the list of modules if there is one for each head (StableLM); `tensors` are
+            those of each of them.
     """
 
     path: str
     size: Count
     tensors: tuple[str, ...] = ("weight",)
+    rows: bool = False
+    each: str = ""
+
+    @property
+    def differs(self) -> bool:
+        """Whether each head has weights of its own, and is normalised alone."""
+        return self.rows or bool(self.each)
+
+    def list_shapes(self, heads: int) -> dict[str, tuple[int, ...]]:
+        """List the shape of each of its tensors, by name, with that many heads."""
+        shape = (heads, self.size) if self.rows else (self.size,)
+        parts = [f"{self.each}.{head}." for head in range(heads)] if self.each else [""]
+        return {f"{self.path}.{part}{tensor}": shape for tensor in self.tensors for part in parts}
 
 
 @dataclass(frozen=True)
@@ -138,7 +154,7 @@ class Site:
         for role in ("q_norm", "k_norm"):
             norm = fields[role]
             if norm is not None:
-                fields[role] = Norm(norm["path"], norm["size"], tuple(norm["tensors"]))
+                fields[role] = Norm(**{**norm, "tensors": tuple(norm["tensors"])})
         return cls(**fields)
 
 

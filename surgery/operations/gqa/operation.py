@@ -65,6 +65,7 @@ class GQA(GQAOptions):
         for site, _ in merged:
             if self.rewrites or self.grouping is Grouping.similarity or self.groups:
                 self._check_gates(site)
+                self._check_own_norms(site)
             if self.rewrites:
                 self._check_norms(site)
         if draft.resolution is None:
@@ -149,6 +150,16 @@ class GQA(GQAOptions):
                     given=self.merge.value,
                     valid="mean, first, random",
                 )
+
+    def _check_own_norms(self, site: Site) -> None:
+        norm = next((norm for norm in (site.q_norm, site.k_norm) if norm and norm.differs), None)
+        if norm is not None:
+            raise ConfigError(
+                self.get_key("merge" if self.rewrites else "groups" if self.groups else "grouping"),
+                f"{norm.path} has other weights for each head, which calibration cannot use",
+                given=self.merge.value if self.rewrites else self.groups or self.grouping.value,
+                valid="mean, first, random" if self.rewrites else "contiguous, no groups",
+            )
 
     def _check_gates(self, site: Site) -> None:
         if site.get_projection("query").unit != site.get_projection("key").unit:

@@ -14,7 +14,8 @@ from transformers import Cache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from surgery.errors import PlanError, get_first_line
-from surgery.models.forward import evaluating, make_probe_inputs
+from surgery.models.forward import evaluating
+from surgery.models.probe import make_probe_inputs
 from surgery.models.sites import Site, find_sites
 from surgery.verify.equivalence import FAULTS, compute_relative_distance
 

@@ -70,10 +70,35 @@ def test_heads_that_work_in_pairs() -> None:
 )
 def test_a_norm_with_weights_of_each_heads_own(model_type: str, fields: dict[str, Any]) -> None:
     anatomy = find_sites(on_meta(model_type, **_SMALL, **fields))
-    assert anatomy.sites == ()
-    assert [block.reason.partition(" ")[2] for block in anatomy.unreadable] == [
-        "has a weight per head"
+    assert anatomy.unreadable == ()
+    for site in anatomy.sites:
+        for norm in (site.q_norm, site.k_norm):
+            assert norm is not None
+            assert (norm.size, norm.tensors) == (8, ("weight",))
+            assert (norm.rows, norm.each) == (
+                (model_type == "cohere"),
+                "norms"[: 5 * (not norm.rows)],
+            )
+            assert norm.differs
+
+
+def test_keys_and_values_in_one_projection_without_the_queries() -> None:
+    """GPT-2's cross-attention, beside its self-attention, whose projection has all three."""
+    anatomy = find_sites(on_meta("gpt2", **_SMALL, add_cross_attention=True))
+    assert [site.path for site in anatomy.sites] == ["transformer.h.0.attn", "transformer.h.1.attn"]
+    assert [block.reason for block in anatomy.unreadable] == [
+        "c_attn holds keys and values of another sequence, and no queries"
     ] * 2
+
+
+def test_a_norm_that_is_made_of_other_parts() -> None:
+    model = on_meta("stablelm", **_SMALL, qk_layernorm=True, num_key_value_heads=4)
+    del model.model.layers[1].self_attn.k_layernorm.norms[0]
+    anatomy = find_sites(model)
+    assert [site.path for site in anatomy.sites] == ["model.layers.0.self_attn"]
+    assert [block.reason for block in anatomy.unreadable] == [
+        "k_layernorm is made of parts that are not one norm for each head"
+    ]
 
 
 @pytest.mark.parametrize("model_type", ["mamba", "xlstm"])

@@ -24,6 +24,8 @@ FAMILIES: list[tuple[str, int, dict[str, Any]]] = [
     ("qwen3_next", 2, {}),  # gates beside the queries
     ("gpt_oss", 2, {}),  # sinks
     ("olmo2", 2, {}),  # a norm over all heads
+    ("stablelm", 2, {"qk_layernorm": True}),  # a norm for each head
+    ("cohere", 2, {"use_qk_norm": True}),  # a row of a norm for each head
     ("phi3", 2, {}),  # fused, contiguous
     ("dbrx", 2, {}),
     ("gpt_bigcode", 1, {"multi_query": True}),  # fused: one KV head, or each beside its query
