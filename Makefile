@@ -24,6 +24,7 @@ endef
 TORCH := 2.13.0
 
 PYTEST_ARGS ?=
+KILL_ARGS ?= --kills 30
 DEMO_ARGS ?=
 WORKERS ?= 2
 
@@ -34,10 +35,10 @@ SOME_HOME := $(if $(shell test -w "$$HOME" && echo yes),,HOME="$(CURDIR)/$(VENV)
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
 .NOTPARALLEL:
-.PHONY: help demo test lint types conf wheel constraints clean
+.PHONY: help demo test test-kills lint types conf wheel constraints clean
 
 help:
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile
 
 demo: $(VENV)/.installed  ## convert the embedded model to grouped queries and heal it
 	$(SOME_HOME)$(BIN) train.py +recipe=gqa_convert $(DEMO_ARGS)
@@ -46,6 +47,9 @@ demo: $(VENV)/.installed  ## convert the embedded model to grouped queries and h
 THREADS = $(if $(filter-out 0,$(WORKERS)),OMP_NUM_THREADS=1 )
 test: $(VENV)/.installed-dev  ## every test
 	$(SOME_HOME)$(THREADS)$(BIN) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+
+test-kills: $(VENV)/.installed-dev  ## kill small runs at random moments, and check what they leave
+	$(SOME_HOME)OMP_NUM_THREADS=1 $(BIN) -m tests.integration.kills $(KILL_ARGS)
 
 lint: $(VENV)/.installed-dev  ## style and format
 	$(BIN) -m ruff check .
