@@ -30,6 +30,7 @@ endef
 TORCH := 2.13.0
 
 PYTEST_ARGS ?=
+KILL_ARGS ?= --kills 30
 DEMO_ARGS ?=
 WORKERS ?= 2
 
@@ -40,7 +41,7 @@ SOME_HOME := $(if $(shell test -w "$$HOME" && echo yes),,HOME="$(CURDIR)/$(VENV)
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
 .NOTPARALLEL:
-.PHONY: help demo test test-newest test-oldest lint types conf wheel constraints constraints-oldest clean
+.PHONY: help demo test test-kills test-newest test-oldest lint types conf wheel constraints constraints-oldest clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile
@@ -59,6 +60,9 @@ test-newest:  ## every test on the newest versions that pyproject.toml allows
 	@$(MAKE) test VENV=$(NEWEST) PINS=
 test-oldest:  ## every test on the oldest ones (constraints-oldest.txt)
 	@$(MAKE) test VENV=$(OLDEST) PINS=constraints-oldest.txt
+
+test-kills: $(VENV)/.installed-dev  ## kill small runs at random moments, and check what they leave
+	$(SOME_HOME)OMP_NUM_THREADS=1 $(BIN) -m tests.integration.kills $(KILL_ARGS)
 
 lint: $(VENV)/.installed-dev  ## style and format
 	$(BIN) -m ruff check .

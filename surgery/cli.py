@@ -16,7 +16,7 @@ def main() -> None:
     """
     with raise_on_signals():
         try:
-            # Takes a second, for Hydra; signals are handled by now.
+            # Hydra takes seconds on a slow disk, and signals are handled by now.
             from surgery.command import run_command
 
             run_command()

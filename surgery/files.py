@@ -52,7 +52,7 @@ def write_json(path: Path, data: Any) -> None:
 
 def write_table(path: Path, table: Any) -> None:
     """Write a pyarrow table as Parquet."""
-    from pyarrow import parquet  # half a second
+    from pyarrow import parquet  # takes seconds where it is not imported yet
 
     with write_whole(path) as draft:
         parquet.write_table(table, draft)

@@ -346,8 +346,12 @@ class ModelSource:
         named, path = self.spec.tokenizer, self.spec.tokenizer or self.spec.path
         if named == BYTES:
             return make_byte_tokenizer()
-        where = _locate("model.tokenizer", named) if named is not None else self.locate()
         valid = "a directory or hub id with a tokenizer, or `bytes`"
+        if path is None and self.spec.scratch is not None:
+            raise ConfigError(
+                "model.tokenizer", "a model from model.scratch brings no tokenizer", valid=valid
+            )
+        where = _locate("model.tokenizer", named) if named is not None else self.locate()
         local = Path(where)
         if local.is_dir() and not any(any(local.glob(name)) for name in _TOKENIZER_FILES):
             raise ConfigError(

@@ -22,6 +22,7 @@ from surgery.pipeline.check import check_calibrated, check_fit
 from surgery.pipeline.healing import check_healing
 from surgery.pipeline.log import is_logged
 from surgery.pipeline.packing import check_packing
+from surgery.pipeline.resume import check_resume
 from surgery.pipeline.session import Prepared, Session, resolve_device
 from surgery.plan.make import make_plan
 from surgery.plan.operation import Operation
@@ -84,6 +85,9 @@ def prepare(
     if operations and operations[-1].deferred:  # `whole` is made to check all operations
         plan = make_plan(skeleton, operations[:-1], **planning)
     check_calibrated(run, plan)
+    if run.resume is not None:
+        done = operations[:-1] if operations and operations[-1].deferred else operations
+        check_resume(run, config, done)
     if calibrates or wanted & _WEIGHTS:
         source.check_weights()
     if Stage.train in wanted:

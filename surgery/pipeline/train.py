@@ -22,13 +22,14 @@ from surgery.models.source import ModelSource
 from surgery.pipeline.files import FINAL_CHECKPOINT
 from surgery.pipeline.healing import pair_with_teacher
 from surgery.pipeline.log import open_loggers
+from surgery.pipeline.resume import plain_config
 from surgery.pipeline.scorer import keep_tables, make_scorer
 from surgery.pipeline.session import Session
 from surgery.plan.plan import Plan
 from surgery.signals import Stopped
 from surgery.training.curve import LossCurve
 from surgery.training.module import SurgeryModule
-from surgery.training.trainer import build_trainer, say_profile
+from surgery.training.trainer import build_trainer, forget_profile, say_profile
 
 
 def train(session: Session) -> Any:
@@ -47,6 +48,7 @@ def train(session: Session) -> Any:
     pl.seed_everything(run.seed, verbose=False)
     curve = LossCurve()
     open_loggers(session)
+    forget_profile(session.run_dir)
     trainer = build_trainer(
         dict(run.trainer),
         run_dir=session.run_dir,
@@ -54,7 +56,7 @@ def train(session: Session) -> Any:
         loggers=session.loggers,
     )
     _fit(trainer, module, session)
-    say_profile(session.run_dir)
+    say_profile(trainer, session.run_dir)
     if trainer.global_step == 0:
         raise ConfigError("trainer", "no training step was done with these options")
     session.model = _gather_model(module, trainer, session)
@@ -159,7 +161,7 @@ def build_module(run: RunConfig, source: ModelSource, plan: Plan, **more: Any) -
     pairs = pair_with_teacher(run, source.load_config(), plan)
     return SurgeryModule(
         model=_to_plain(run.model),
-        model_config=_config_to_plain(source),
+        model_config=plain_config(source.load_config()),
         plan=plan.to_json(),
         objective=_to_plain(run.objective),
         optim=_to_plain(run.optim),
@@ -171,15 +173,6 @@ def build_module(run: RunConfig, source: ModelSource, plan: Plan, **more: Any) -
 
 def _to_plain(spec: Any) -> dict[str, Any]:
     return {k: v.value if isinstance(v, Enum) else v for k, v in asdict(spec).items()}
-
-
-def _config_to_plain(source: ModelSource) -> dict[str, Any]:
-    """Turn the original's config into plain JSON types, as a `weights_only` checkpoint needs."""
-    fields: dict[str, Any] = source.load_config().to_dict()
-    return {
-        k: str(v).removeprefix("torch.") if isinstance(v, torch.dtype) else v
-        for k, v in fields.items()
-    }
 
 
 def _count_tokens(curve: LossCurve, trainer: pl.Trainer) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -240,7 +241,8 @@ class SurgeryModule(pl.LightningModule):
             assert isinstance(reduced, torch.Tensor)
             sums = reduced
         if sums[1] > 0:
-            self.log("val/loss", sums[0] / sums[1], prog_bar=True)
+            mean = sums[0] / sums[1]  # the same in all of them already, which Lightning cannot know
+            self.log("val/loss", mean, prog_bar=True, sync_dist=True, batch_size=1)
 
     def configure_optimizers(self) -> Any:
         assert self.model is not None
@@ -253,6 +255,7 @@ class SurgeryModule(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self._fitting:
             _check_resumed(checkpoint["hyper_parameters"].get("deferred"), self.hparams["deferred"])
+            _check_decided(checkpoint["hyper_parameters"]["plan"], self.hparams["plan"])
         if self.decision is not None:
             self.decision.load_state_dict(checkpoint["decision"])
         stored = checkpoint["hyper_parameters"]["optim"].get("parameters", "all")
@@ -303,6 +306,21 @@ def _check_resumed(stored: Mapping[str, Any] | None, current: Mapping[str, Any] 
                 given=now.get(key),
                 valid=str(was.get(key)),
             )
+
+
+def _check_decided(stored: Mapping[str, Any], current: Mapping[str, Any]) -> None:
+    """Check that a resumed training starts from the heads that the stopped one started from.
+
+    Raises:
+        ConfigError: calibration decided otherwise.
+    """
+    was, now = (json.dumps(plan["changes"], sort_keys=True) for plan in (stored, current))
+    if was != now:
+        raise ConfigError(
+            "resume",
+            "this run's plan takes other heads or tensors than that of the checkpoint",
+            valid="the same operations, calibration.*, seed and data as in the run that wrote it",
+        )
 
 
 def _list_run_options(deferred: Mapping[str, Any]) -> dict[str, Any]:

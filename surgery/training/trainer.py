@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 from lightning_fabric.plugins.io import TorchCheckpointIO
@@ -79,6 +80,15 @@ def build_trainer(
         if type(value) is not int or value < least:
             valid = f"a whole number from {least}"
             raise ConfigError(f"trainer.{name}", f"must be {valid}", given=value, valid=valid)
+    if str(options.get("strategy")).startswith("deepspeed") and not (
+        torch.cuda.is_available() and options.get("accelerator", "auto") in ("auto", "cuda", "gpu")
+    ):
+        raise ConfigError(
+            "trainer.strategy",
+            "DeepSpeed trains on CUDA devices only",
+            given=f"{options['strategy']}, trainer.accelerator={options.get('accelerator')}",
+            valid="ddp, or auto; or a machine with CUDA devices and trainer.accelerator=cuda",
+        )
     if not loggers:  # it refuses to run where nothing is logged
         callbacks = [c for c in callbacks if not isinstance(c, LearningRateMonitor)]
     callbacks = [*callbacks, KeepSignals()]
@@ -135,7 +145,14 @@ def _build_profiler(name: str, run_dir: Path) -> Profiler | str:
     return name if kind is None else kind(dirpath=run_dir, filename=PROFILE)
 
 
-def say_profile(run_dir: Path) -> None:
-    """Print where the profiler of a training has written."""
-    for path in sorted(run_dir.glob(f"*-{PROFILE}*")):
-        say(f"  profile: {path}")
+def forget_profile(run_dir: Path) -> None:
+    """Remove the profile of an earlier run, which Lightning would append to."""
+    for path in run_dir.glob(f"*-{PROFILE}*"):
+        path.unlink(missing_ok=True)
+
+
+def say_profile(trainer: pl.Trainer, run_dir: Path) -> None:
+    """Print where the profiler of a training has written, if there was one."""
+    if getattr(trainer.profiler, "filename", None) == PROFILE:  # type: ignore[attr-defined]
+        for path in sorted(run_dir.glob(f"*-{PROFILE}*")):
+            say(f"  profile: {path}")

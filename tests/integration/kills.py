@@ -1,6 +1,7 @@
 """Kill a small run at random moments, and check that what it leaves is whole.
 
     python -m tests.integration.kills --kills 30 --seed 1
+    python -m tests.integration.kills --kills 3 --short      # without the stages that only look
 
 Every run is a fork, so that none waits for imports. Half of them are killed after a random time,
 the others just before a random change of a file: there is no third one between two of these. Each
@@ -54,17 +55,21 @@ RUN = (
 # What is the same in every run that is not disturbed: the rest holds times.
 SAME = ("plan.json", "plan.safetensors", "importance.json", "heads.parquet", "export/config.json")
 WEIGHTS = "export/model.safetensors"
+SHORT = ("stages=[plan,calibrate,operate,train,export]", "trainer.max_steps=2")
 UNDISTURBED_EVERY = 10
 
 
-def kill_runs(kills: int, seed: int, root: Path) -> Counter[str]:
+def kill_runs(kills: int, seed: int, root: Path, *changed: str) -> Counter[str]:
     """Kill that many runs; count what they ended in.
+
+    Args:
+        changed: overrides that make the run another one.
 
     Raises:
         AssertionError: a file is neither whole nor absent, or a later run differs.
     """
     draw = random.Random(seed)
-    overrides = (*model_and_text(root), *RUN)
+    overrides = (*model_and_text(root), *RUN, *changed)
     reference, run_dir = root / "reference", root / "run"
     sys.argv = ["train.py", *overrides, f"hydra.run.dir={root / 'warm'}"]
     run_cli()  # in this process: forks begin with all that it has imported
@@ -231,12 +236,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--short", action="store_true")
     options = parser.parse_args()
     os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         os.environ["HF_DATASETS_CACHE"] = str(Path(folder, "cache"))
-        ended = kill_runs(options.kills, options.seed, Path(folder))
+        changed = SHORT if options.short else ()
+        ended = kill_runs(options.kills, options.seed, Path(folder), *changed)
     for what, count in sorted(ended.items()):
         print(f"{count:4}  {what}")
 

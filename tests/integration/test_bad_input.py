@@ -183,6 +183,10 @@ TABLE = {
     ),
     "no such directory": Bad((RECIPE, "model.path=/no/where"), ("model.path", "/no/where")),
     "no such hub id": Bad((RECIPE, "model.path=no/where"), ("model.path", "no/where")),
+    "from scratch without a tokenizer": Bad(
+        ("model=tiny_llama", "model.tokenizer=null"),
+        ("model.tokenizer: a model from model.scratch brings no tokenizer", "`bytes`"),
+    ),
     "a file": Bad((RECIPE, "model.path={file}"), ("model.path", "not a model directory")),
     "revision of a directory": Bad((RECIPE, "model.revision=main"), ("model.revision", "main")),
     "no config": Bad((RECIPE, "model.path={folder}"), ("model.path", "config.json")),
@@ -208,6 +212,10 @@ TABLE = {
     # the run
     "online without login": Bad((RECIPE, "logger.mode=online"), ("logger.mode", "wandb login")),
     "declared, not performed": Bad((RECIPE, "stages=[train]"), ("stages", "operate")),
+    "DeepSpeed without CUDA": Bad(
+        (RECIPE, "trainer.accelerator=cpu", "trainer.strategy=deepspeed"),
+        ("trainer.strategy: DeepSpeed", "ddp"),
+    ),
     "nothing to do": Bad((RECIPE, "stages=[]"), ("stages",)),
     "nothing to report": Bad(("stages=[report]",), ("hydra.run.dir", "summary.json")),
     "no such checkpoint": Bad((RECIPE, "resume=/no.ckpt"), ("resume", "/no.ckpt")),

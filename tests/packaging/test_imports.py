@@ -25,6 +25,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "units": set(),
     "login": set(),
     "checkout": set(),
+    "signals": set(),
     "config": {"errors"},
     "models": {"config", "console", "errors", "files"},
     "data": {"models", "config", "console", "errors", "files"},
@@ -71,6 +72,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "errors",
         "files",
         "login",
+        "signals",
     },
     "measure": {"plan", "data", "models", "config", "console", "errors"},
     "lab": {
@@ -98,6 +100,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "data",
         "models",
         "config",
+        "signals",
         *BASE,
     },
     "refusals": {"plan", "config", "errors"},
@@ -117,7 +120,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "config.__main__": {"plan", "config", "console", "errors"},
     "hydra": {"plan", "config", "errors"},
-    "cli": {"hydra", "pipeline", "refusals", "config", "errors"},
+    "command": {"hydra", "pipeline", "refusals", "config", "console", "errors", "signals"},
+    "cli": {"command", "console", "signals"},
     "__main__": {"cli"},
     "callbacks": {"observe", "data", "models", *BASE},
 }

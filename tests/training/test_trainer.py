@@ -11,7 +11,7 @@ import torch
 from pytorch_lightning.callbacks import Callback
 
 from surgery.errors import ConfigError
-from surgery.training.trainer import build_trainer
+from surgery.training.trainer import build_trainer, forget_profile, say_profile
 from tests.training.making import fit, operated, options, save_model, small_data
 
 
@@ -146,3 +146,43 @@ def test_null_leaves_lightnings_default(tmp_path: Path) -> None:
         assert getattr(trainer, name) == getattr(plain, name)
     assert trainer.max_steps == 100
     assert trainer.default_root_dir == str(tmp_path)
+
+
+@pytest.mark.parametrize("strategy", ["deepspeed", "deepspeed_stage_3"])
+def test_deepspeed_without_cuda(tmp_path: Path, strategy: str) -> None:
+    with pytest.raises(ConfigError, match="DeepSpeed trains on CUDA devices only") as caught:
+        build_trainer(
+            {"accelerator": "cpu", "strategy": strategy}, run_dir=tmp_path, callbacks=[], loggers=[]
+        )
+    assert caught.value.key == "trainer.strategy"
+
+
+def test_a_profile_is_written_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = save_model(tmp_path / "model")
+    for _ in range(2):  # the second run's profile is its own, not both
+        forget_profile(tmp_path)
+        trainer = fit(
+            operated(folder), small_data(tmp_path), tmp_path, max_steps=1, profiler="simple"
+        )
+    say_profile(trainer, tmp_path)
+    file = tmp_path / "fit-profile.txt"
+    assert f"profile: {file}" in capsys.readouterr().out
+    assert file.read_text().count("FIT Profiler Report") == 1
+    assert "training_step" in file.read_text()
+    say_profile(fit(operated(folder), small_data(tmp_path), tmp_path, max_steps=1), tmp_path)
+    assert "profile" not in capsys.readouterr().out  # that of an earlier run
+
+
+def test_a_checkpoint_is_whole_or_not_there(tmp_path: Path) -> None:
+    trainer = fit(
+        operated(save_model(tmp_path / "model")), small_data(tmp_path), tmp_path, max_steps=1
+    )
+    file = tmp_path / "new" / "one.ckpt"
+    trainer.save_checkpoint(file)
+    before = file.read_bytes()
+    assert torch.load(file, weights_only=True)["global_step"] == 1
+    unsaved = {"state_dict": {}, "cannot be saved": lambda: 0}
+    with pytest.raises(Exception, match="pickle"):
+        trainer.strategy.checkpoint_io.save_checkpoint(unsaved, file)
+    assert file.read_bytes() == before
+    assert [path.name for path in file.parent.iterdir()] == ["one.ckpt"]
