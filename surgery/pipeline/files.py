@@ -18,6 +18,7 @@ TASKS_PICTURE = "tasks.png"
 TASK_RUNS = "tasks"  # a run directory per task
 PROJECTIONS = "projections"
 
+BEST_WEIGHTS = "best.safetensors"
 FINAL_CHECKPOINT = "checkpoints/final.ckpt"
 EXPORT = "export"
 EXPORT_DRAFT = "export.partial"
