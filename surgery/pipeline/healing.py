@@ -53,8 +53,9 @@ def find_cadence(run: RunConfig) -> int | None:
     if run.validation.every_n_steps is not None:
         return run.validation.every_n_steps
     steps = run.trainer.get("max_steps")
-    known = isinstance(steps, int) and steps > 0
-    return max(LEAST_STEPS, steps // 10) if known else STEPS_WITHOUT_END
+    if isinstance(steps, int) and steps > 0:
+        return max(LEAST_STEPS, steps // 10)
+    return STEPS_WITHOUT_END
 
 
 def schedule_validation(run: RunConfig) -> dict[str, Any]:

@@ -190,6 +190,19 @@ def test_a_full_disk_is_said(tmp_path: Path) -> None:
         heal(tmp_path, steps=1)
 
 
+@pytest.mark.parametrize(("windows", "rows"), [(3, 3), (None, 5), (99, 5)])
+def test_the_first_windows_that_are_measured_are_looked_at(
+    tmp_path: Path, windows: int | None, rows: int
+) -> None:
+    data = small_data(tmp_path)
+    assert data.held_out_size == 5
+    data.validation_windows = windows
+    seen = torch.cat([batch["input_ids"] for batch in data.val_dataloader()])
+    measured = next(data.load_held_out_batches(rows, rows))["input_ids"]
+    assert data.count_validation_rows() == rows
+    assert torch.equal(seen, measured)
+
+
 # After a stop.
 
 
