@@ -75,6 +75,8 @@ def train(session: Session) -> Any:
     session.results.training = _describe_training(run, module, trainer, curve)
     session.results.training["held_out"] = _describe_validation(session, trainer, best)
     say(f"  trained {trainer.global_step} steps")
+    if trainer.limit_val_batches != 0 and not best.evaluations:  # spawned processes keep theirs
+        say("  no held-out loss came back from training: the last weights are kept")
     for line in describe_healing(session.results.training, exported=session.has(Stage.export)):
         say(f"  {line}")
     if module.decision is None:
@@ -95,10 +97,13 @@ def _gather_model(
             return None
         module = SurgeryModule.load_from_checkpoint(path, map_location="cpu")
     assert module.model is not None
-    trainer.strategy.barrier("best weights")  # one process has written them
-    best.restore_(module.model)
-    if not trainer.checkpoint_callbacks and trainer.is_global_zero:  # nothing will be resumed
-        best.file.unlink(missing_ok=True)
+    if best.best is not None and best.keep:
+        trainer.strategy.barrier("best weights")  # one process has written them
+        if trainer.is_global_zero or best.file.is_file():  # other machines may not have it
+            best.restore_(module.model)
+        trainer.strategy.barrier("restored")
+        if not trainer.checkpoint_callbacks and trainer.is_global_zero:  # nothing will be resumed
+            best.file.unlink(missing_ok=True)
     module.undo_freezing()
     return module.model.to(session.device)  # type: ignore[arg-type]
 

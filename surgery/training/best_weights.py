@@ -124,7 +124,8 @@ class BestWeights(Callback):
             self.best = now
             if self.keep and trainer.is_global_zero:
                 self._write(pl_module.model)
-        say(f"  held-out loss at step {now.step}: {loss:.4f}{', the lowest so far' * better}")
+        note = ", the lowest so far" if better else "" if is_final else "; the model is not final"
+        say(f"  held-out loss at step {now.step}: {loss:.4f}{note}")
 
     def is_validated(self, trainer: pl.Trainer, model: nn.Module) -> bool:
         """Whether the last validation was of the weights that `model` has now."""
