@@ -5,6 +5,7 @@
 #   make demo DEMO_ARGS="attention.gqa.kv_heads=1 trainer.max_steps=20"
 #   make test PYTEST_ARGS="tests/plan -x"      WORKERS=0 for one process, with all threads
 #   make demo PYTHON=/opt/python3.12/bin/python3
+#   make test-newest PYTEST_ARGS="tests/plan"  the same tests on the newest versions of everything
 #
 # Tests of report.html need Chromium and its driver (Debian: chromium, chromium-driver), and are
 # skipped without; with REQUIRE_CHROMIUM=1 they fail.
@@ -13,10 +14,15 @@
 # libraries; `make demo PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu` avoids them.
 
 VENV := .venv
+NEWEST := .venv-newest
+OLDEST := .venv-oldest
 BIN := $(VENV)/bin/python
 PIP := $(BIN) -m pip --disable-pip-version-check --no-input
+# The versions to install; empty: the newest that the ranges in pyproject.toml allow.
+PINS := constraints.txt
 # Quiet, and once more aloud if that failed.
-INSTALL_ARGS := install --constraint constraints.txt
+INSTALL_ARGS := install $(if $(PINS),--constraint $(PINS),--upgrade --upgrade-strategy eager)
+BUILD_ARGS := $(if $(PINS),--build-constraint $(PINS))
 define pip_install
 $(PIP) --quiet --quiet $(INSTALL_ARGS) $(1) || $(PIP) $(INSTALL_ARGS) $(1)
 endef
@@ -34,10 +40,10 @@ SOME_HOME := $(if $(shell test -w "$$HOME" && echo yes),,HOME="$(CURDIR)/$(VENV)
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
 .NOTPARALLEL:
-.PHONY: help demo test lint types conf wheel constraints clean
+.PHONY: help demo test test-newest test-oldest lint types conf wheel constraints constraints-oldest clean
 
 help:
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile
 
 demo: $(VENV)/.installed  ## convert the embedded model to grouped queries and heal it
 	$(SOME_HOME)$(BIN) train.py +recipe=gqa_convert $(DEMO_ARGS)
@@ -46,6 +52,13 @@ demo: $(VENV)/.installed  ## convert the embedded model to grouped queries and h
 THREADS = $(if $(filter-out 0,$(WORKERS)),OMP_NUM_THREADS=1 )
 test: $(VENV)/.installed-dev  ## every test
 	$(SOME_HOME)$(THREADS)$(BIN) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+
+# Both ends of the ranges, each in an environment of its own. What is newest is asked every time.
+test-newest:  ## every test on the newest versions that pyproject.toml allows
+	@rm -f $(NEWEST)/.installed-dev
+	@$(MAKE) test VENV=$(NEWEST) PINS=
+test-oldest:  ## every test on the oldest ones (constraints-oldest.txt)
+	@$(MAKE) test VENV=$(OLDEST) PINS=constraints-oldest.txt
 
 lint: $(VENV)/.installed-dev  ## style and format
 	$(BIN) -m ruff check .
@@ -62,19 +75,19 @@ wheel: $(VENV)/.installed-dev  ## a wheel in dist/
 	$(BIN) -m build --wheel --no-isolation
 
 clean:  ## remove the environment and everything built
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) $(NEWEST) $(OLDEST) build dist *.egg-info
 
 # --- the environment -----------------------------------------------------------------------
 
 # One stamp per set of packages, so that `make demo` need not wait for the test tools.
-$(VENV)/.installed: pyproject.toml constraints.txt
+$(VENV)/.installed: pyproject.toml $(PINS)
 	$(make_venv)
-	@$(call pip_install,--build-constraint constraints.txt --editable .)
+	@$(call pip_install,$(BUILD_ARGS) --editable .)
 	@touch $@
 
-$(VENV)/.installed-dev: pyproject.toml constraints.txt
+$(VENV)/.installed-dev: pyproject.toml $(PINS)
 	$(make_venv)
-	@$(call pip_install,--build-constraint constraints.txt --editable '.[dev]')
+	@$(call pip_install,$(BUILD_ARGS) --editable '.[dev]')
 	@touch $(VENV)/.installed $@
 
 IS_GOOD := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
@@ -93,7 +106,7 @@ endef
 
 # An environment whose pip does not answer was left half-made, and is made again.
 define make_venv
-@echo "Installing pinned versions into $(VENV); this takes a few minutes the first time."
+@echo "Installing $(if $(PINS),pinned,the newest) versions into $(VENV); this takes a few minutes the first time."
 $(call with_python,$(BIN) -m pip --version >/dev/null 2>&1 || "$$python" -m venv --clear $(VENV))
 @$(call pip_install,pip)
 endef
@@ -109,3 +122,14 @@ constraints:
 		>> build/constraints.txt
 	mv build/constraints.txt constraints.txt
 	rm -rf build/constraints build/freeze.txt
+
+# Pins what the package names at the lowest versions of its ranges, and what those need.
+constraints-oldest:
+	$(call with_python,"$$python" -m venv --clear build/constraints)
+	build/constraints/bin/python -m pip install --quiet --upgrade pip uv
+	grep '^#' constraints-oldest.txt > build/constraints.txt
+	build/constraints/bin/uv pip compile pyproject.toml --extra dev --resolution lowest-direct \
+		--python-version 3.11 --no-header --no-annotate --quiet | \
+		sed -E '/^(nvidia|cuda|triton)/d; s/^(torch==[^+]+)\+.*/\1/' >> build/constraints.txt
+	mv build/constraints.txt constraints-oldest.txt
+	rm -rf build/constraints

@@ -14,11 +14,12 @@ import pytorch_lightning as pl
 import torch
 import wandb
 from pytorch_lightning.callbacks import Callback
-from pytorch_lightning.loggers import WandbLogger
 
 from surgery.console import say
 from surgery.errors import ConfigError
+from surgery.files import write_table
 
+from .head_logging import find_wandb_run, is_off, say_unsent
 from .head_monitor import HeadMonitor
 
 KEYS = ["step", "layer", "head"]
@@ -78,12 +79,13 @@ class HeadTable(Callback):
             return
         file = self._choose_file(Path(folder or trainer.default_root_dir))
         file.parent.mkdir(parents=True, exist_ok=True)
-        draft = file.with_name(f"{file.name}.partial")
-        pq.write_table(table.replace_schema_metadata({_RUN: self._run}), draft)
-        draft.replace(file)
+        write_table(file, table.replace_schema_metadata({_RUN: self._run}))
         for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                _log_artifact(logger, table, file)
+            run = find_wandb_run(logger)
+            if run is not None:
+                _log_artifact(run, table, file)
+            elif not is_off(logger):
+                say_unsent(trainer, logger, f"tables; that of all heads is {file}")
 
     def _choose_file(self, folder: Path) -> Path:
         if self.path is not None:
@@ -141,8 +143,7 @@ def _make_long_table(monitor: HeadMonitor) -> pa.Table:
     return pa.table(columns)
 
 
-def _log_artifact(logger: WandbLogger, table: pa.Table, file: Path) -> None:
-    run = logger.experiment
+def _log_artifact(run: wandb.Run, table: pa.Table, file: Path) -> None:
     artifact = wandb.Artifact(f"heads-{run.id}", type="head-metrics")
     artifact.add_file(str(file))
     if table.num_rows <= wandb.Table.MAX_ARTIFACT_ROWS:  # W&B would cut off a longer table

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
+from transformers.models.auto.configuration_auto import model_type_to_module_name
 
 VOCAB = 61
 HEADS = 8
@@ -94,6 +96,13 @@ FAMILIES |= {
     ),
 }
 SEPARATE = list(FAMILIES)
+
+
+def brings_own_attention(model_type: str) -> bool:
+    """Whether its code does not ask transformers' attention interface; this differs by release."""
+    module = model_type_to_module_name(model_type)
+    code = import_module(f"transformers.models.{module}.modeling_{module}")
+    return not hasattr(code, "ALL_ATTENTION_FUNCTIONS")
 
 
 def family_config(name: str, **fields: Any) -> PreTrainedConfig:

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from surgery.models.forward import get_cache
+
 PROMPT = 8
 
 
@@ -22,7 +24,7 @@ def cached_difference(model: PreTrainedModel, given: dict[str, Any]) -> float:
     for place in range(PROMPT, tokens.shape[1]):
         output = model(
             input_ids=tokens[:, place : place + 1],
-            past_key_values=output.past_key_values,
+            **get_cache(model, output),
             use_cache=True,
         )
         steps.append(output.logits)
@@ -32,7 +34,7 @@ def cached_difference(model: PreTrainedModel, given: dict[str, Any]) -> float:
 
 def cache_bytes(model: PreTrainedModel, given: dict[str, Any]) -> int:
     """Bytes of keys and values of one sequence, in the cache that transformers really makes."""
-    cache = model(input_ids=given["input_ids"], use_cache=True).past_key_values
+    (cache,) = get_cache(model, model(input_ids=given["input_ids"], use_cache=True)).values()
     cache = getattr(cache, "self_attention_cache", cache)
     held = 0
     for layer in cache.layers:

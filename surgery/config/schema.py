@@ -49,6 +49,13 @@ class Part(Enum):
     prose = "prose"
 
 
+class LossOn(Enum):
+    """Which tokens of a text are learnt: all, or those that the assistant says."""
+
+    all = "all"
+    assistant = "assistant"
+
+
 class Streaming(Enum):
     auto = "auto"
     always = "always"
@@ -83,6 +90,7 @@ class LoggerKind(Enum):
 class LoggerMode(Enum):
     offline = "offline"
     online = "online"
+    disabled = "disabled"
 
 
 class TaskMode(Enum):
@@ -157,18 +165,26 @@ class ModelConfig:
 @dataclass
 class DataConfig:
     kind: DataKind = option(MISSING)
-    path: Any = option(MISSING, "text: a file, or a list of them | hub: owner/name")
+    path: Any = option(MISSING, "text: files, or a saved data set | hub: owner/name")
     val_path: Any = option(
         MISSING, "held-out files; null: a fixed share, by hash of the path or of the text"
     )
     name: str | None = option(MISSING, "hub: the data set's configuration")
     revision: str | None = option(MISSING, "hub: a branch, a tag or a commit")
-    split: str | None = option(MISSING, "hub: the split to train on")
+    split: str | None = option(MISSING, "hub, saved data set: the split to train on")
     val_split: str | None = option(
-        MISSING, "hub: the split held out; null: a share of `split` by hash"
+        MISSING, "split held out; null: `validation` of a saved set, or a share by hash"
     )
     val_fraction: float = option(MISSING, "share held out by hash", range=SHARE)
-    text_column: str = option(MISSING, "where the text stands")
+    text_column: str = option(
+        MISSING, "where the text stands, or conversations (lists of {role, content})"
+    )
+    completion_column: str | None = option(
+        MISSING, "where the completion stands, if text_column holds prompts"
+    )
+    loss_on: LossOn = option(
+        MISSING, "all tokens | assistant: its answers alone (conversations), or completions"
+    )
     label_column: str = option(MISSING, "sequence_classification only")
     sample_by: str = option(
         MISSING, "of a .txt file, what one document is: paragraph | line | document"
@@ -239,12 +255,24 @@ class OptimConfig:
 @dataclass
 class LoggerConfig:
     kinds: list[LoggerKind] = option(MISSING, "any of wandb, csv, tensorboard; [] for none")
-    mode: LoggerMode = option(MISSING, "W&B: offline | online (after `wandb login`)")
-    project: str = option(MISSING, "W&B: where the run is listed")
-    name: str | None = option(MISSING, "W&B: of the run; null: W&B's choice")
-    entity: str | None = option(MISSING, "W&B: user or team; null: your default one")
-    group: str | None = option(MISSING, "W&B: runs that belong together")
-    tags: list[str] = option(MISSING, "W&B: words to find the run by")
+    mode: LoggerMode | None = option(
+        MISSING,
+        "W&B: offline | online (after `wandb login`) | disabled; null: WANDB_MODE, else offline",
+    )
+    project: str | None = option(
+        MISSING, "W&B: where the run is listed; null: WANDB_PROJECT, else attention-surgery"
+    )
+    name: str | None = option(MISSING, "W&B: of the run; null: WANDB_NAME, else W&B's choice")
+    entity: str | None = option(
+        MISSING, "W&B: user or team; null: WANDB_ENTITY, else your default one"
+    )
+    group: str | None = option(
+        MISSING, "W&B: runs that belong together; null: WANDB_RUN_GROUP, else none"
+    )
+    tags: list[str] | None = option(
+        MISSING, "W&B: words to find the run by; null: WANDB_TAGS, else none"
+    )
+    notes: str | None = option(MISSING, "W&B: about the run; null: WANDB_NOTES, else none")
     upload_export: bool = option(
         MISSING, "W&B: an artifact holds the weights; false: only what they are"
     )
@@ -402,6 +430,11 @@ class ExportConfig:
         MISSING, "largest file of weights", valid="a number and KB, MB or GB: 5GB"
     )
     verify: bool = option(MISSING, "reload the export and compare logits before calling it done")
+    tensor_parallel: int | None = option(
+        MISSING,
+        "devices that each layer is split over: refuse heads that they cannot share",
+        range=COUNT,
+    )
 
 
 @dataclass

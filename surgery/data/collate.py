@@ -19,6 +19,8 @@ from surgery.errors import ConfigError
 # Inputs of a model by name, and `labels` where there are some.
 Batch = Mapping[str, torch.Tensor]
 IGNORED = -100
+# Of a row: per token, whether it is to be learnt.
+LEARNT = "learnt"
 MASK_ATTEMPTS = 100
 
 
@@ -80,6 +82,8 @@ class MaskedCollator:
 class CausalCollator:
     """Right-pads rows of `input_ids`; labels follow the mask, not the value of the pad token.
 
+    Rows may say which tokens are `learnt`; the others get no label.
+
     transformers' own collator ignores every label that equals the pad token: a model that pads
     with its end token would never learn to end a text. Batches without padding have no
     `attention_mask`, so that attention takes its fast causal path.
@@ -104,4 +108,8 @@ class CausalCollator:
             batch["position_ids"] = positions
             # The first token of a document must not be predicted from the document before it.
             batch["labels"][positions == 0] = IGNORED
+        if LEARNT in rows[0]:
+            for index, row in enumerate(rows):
+                learnt = torch.as_tensor(row[LEARNT]).bool()
+                batch["labels"][index, : lengths[index]][~learnt] = IGNORED
         return batch

@@ -14,7 +14,7 @@ from datasets.distributed import split_dataset_by_node
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
-from surgery.config.schema import DataConfig, Layout, Task
+from surgery.config.schema import DataConfig, Layout, LossOn, Task
 from surgery.data.collate import Batch, make_collator
 from surgery.data.sampler import ResumableSampler
 from surgery.data.sources import Documents, load_corpus, reading
@@ -66,9 +66,11 @@ class TextData(pl.LightningDataModule):
                 given="packed",
                 valid="padded",
             )
-        corpus = load_corpus(self.cfg, self.task)
-        train = make_windows(corpus.train, self.tokenizer, self.cfg, self.task)
-        held_out = make_windows(corpus.held_out, self.tokenizer, self.cfg, self.task)
+        corpus = load_corpus(self.cfg, self.task, self.tokenizer)
+        train, held_out = (
+            make_windows(half, self.tokenizer, self.cfg, self.task, whole=corpus.whole)
+            for half in (corpus.train, corpus.held_out)
+        )
         if _count_rows(train, enough=1) == 0:
             self._refuse_empty("train")
         self._held_out = self._select_held_out(held_out)
@@ -93,6 +95,14 @@ class TextData(pl.LightningDataModule):
             )
 
     def _refuse_empty(self, half: str) -> NoReturn:
+        if self.cfg.loss_on is LossOn.assistant:
+            raise ConfigError(
+                "data.loss_on",
+                f"no window of the {'training' if half == 'train' else 'held-out'} text has a "
+                "token of an answer to predict",
+                given=self.cfg.loss_on.value,
+                valid="all, more text, another data.seq_len, or data.layout=padded",
+            )
         if half == "train":
             raise ConfigError(
                 "data.path" if self.cfg.path else "data.seq_len",

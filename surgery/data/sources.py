@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,15 +12,19 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import datasets
+from datasets.utils.extract import Extractor
+from transformers import PreTrainedTokenizerBase
 
-from surgery.config.schema import DataConfig, DataKind, Part, Streaming, Task
+from surgery.config.schema import DataConfig, DataKind, LossOn, Part, Streaming, Task
+from surgery.data import saved
 from surgery.data.cache import make_fingerprint
+from surgery.data.chat import COMPLETION, TEXT, has_messages, render_rows
 from surgery.data.stdlib import read_stdlib
 from surgery.errors import ConfigError, SurgeryError
+from surgery.files import MOST_NESTED, exceeds_nesting
 
 Documents: TypeAlias = datasets.Dataset | datasets.IterableDataset
 
-TEXT = "text"
 LABEL = "label"
 _READERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 _SAMPLES = ("paragraph", "line", "document")
@@ -27,10 +32,15 @@ _SAMPLES = ("paragraph", "line", "document")
 
 @dataclass(frozen=True)
 class Corpus:
-    """Documents that are not blank, as rows of `text` (and `label` for classification)."""
+    """Documents that are not blank, as rows of `text` (and `label` for classification).
+
+    Attributes:
+        whole: whether a text is whole: a chat template has put in every special token.
+    """
 
     train: Documents
     held_out: Documents
+    whole: bool = False
 
 
 def check_source(cfg: DataConfig) -> None:
@@ -46,10 +56,12 @@ def check_source(cfg: DataConfig) -> None:
         _refuse_unread("data.path", cfg.path, cfg.kind)
     if cfg.kind is not DataKind.stdlib and cfg.part is not Part.all:
         _refuse_unread("data.part", cfg.part.value, cfg.kind, reader=DataKind.stdlib)
+    if cfg.kind is DataKind.stdlib and cfg.completion_column is not None:
+        _refuse_unread("data.completion_column", cfg.completion_column, cfg.kind)
+    if cfg.kind is DataKind.stdlib and cfg.loss_on is not LossOn.all:
+        _refuse_unread("data.loss_on", cfg.loss_on.value, cfg.kind)
     if cfg.kind is DataKind.text:
-        _resolve_files("data.path", cfg.path)
-        if cfg.val_path is not None:
-            _resolve_files("data.val_path", cfg.val_path)
+        _resolve_halves(cfg)
         if cfg.sample_by not in _SAMPLES:
             raise ConfigError(
                 "data.sample_by", "unknown way to split a text", given=cfg.sample_by, valid=_SAMPLES
@@ -67,36 +79,84 @@ def _refuse_unread(key: str, given: Any, kind: DataKind, reader: DataKind = Data
     )
 
 
-def load_corpus(cfg: DataConfig, task: Task) -> Corpus:
+def load_corpus(cfg: DataConfig, task: Task, tokenizer: PreTrainedTokenizerBase) -> Corpus:
     """Load the training documents and the held-out ones.
 
+    Args:
+        tokenizer: its chat template renders conversations.
+
     Raises:
-        ConfigError: data is missing or empty, or lacks the named columns.
+        ConfigError: data is missing or empty, lacks the named columns, or its rows do not suit
+            `task`, `data.loss_on` or the chat template.
     """
     check_source(cfg)
     if cfg.kind is DataKind.stdlib:
         return _load_stdlib(cfg, task)
     train, held_out = _load_text(cfg) if cfg.kind is DataKind.text else _load_hub(cfg)
-    columns = {cfg.text_column: TEXT}
-    if task is Task.sequence_classification:
-        columns[cfg.label_column] = LABEL
-    train = _select_columns(train, cfg, columns)
+    train, whole = _read_texts(train, cfg, task, tokenizer)
     if held_out is None:
         fraction = cfg.val_fraction
         corpus = Corpus(
             train=_select_share(train, fraction=fraction, held_out=False),
             held_out=_select_share(train, fraction=fraction, held_out=True),
+            whole=whole,
         )
         _refuse_blank("data.path", cfg.path, corpus.train, corpus.held_out)
         return corpus
-    held_out = _select_columns(held_out, cfg, columns)
+    held_out, _ = _read_texts(held_out, cfg, task, tokenizer)
     corpus = Corpus(
         train=_select_share(train, fraction=0.0, held_out=False),
         held_out=_select_share(held_out, fraction=1.0, held_out=True),
+        whole=whole,
     )
     _refuse_blank("data.path", cfg.path, corpus.train)
     _refuse_blank("data.val_path", cfg.val_path, corpus.held_out)
     return corpus
+
+
+def _read_texts(
+    documents: Documents, cfg: DataConfig, task: Task, tokenizer: PreTrainedTokenizerBase
+) -> tuple[Documents, bool]:
+    """Make rows of text out of the named columns, and say whether a chat template made them."""
+    columns = {cfg.text_column: TEXT}
+    others = {}
+    if cfg.completion_column is not None:
+        others[COMPLETION] = ("data.completion_column", cfg.completion_column)
+    if task is Task.sequence_classification:
+        others[LABEL] = ("data.label_column", cfg.label_column)
+    for name, (key, column) in others.items():
+        if column in columns:
+            raise ConfigError(
+                key,
+                "must be another column than the others",
+                given=column,
+                valid="a column of its own",
+            )
+        columns[column] = name
+    documents = _select_columns(documents, cfg, columns)
+    with reading("data.path"):
+        conversations = has_messages(documents)
+    plain = not conversations and cfg.completion_column is None
+    if plain and cfg.loss_on is LossOn.assistant:
+        raise ConfigError(
+            "data.loss_on",
+            f"nothing says what the assistant's part is: data.text_column={cfg.text_column} holds "
+            "plain text",
+            given=cfg.loss_on.value,
+            valid="all; or a column of conversations, or data.completion_column",
+        )
+    if plain:
+        return documents, False
+    if task is not Task.causal_lm:
+        raise ConfigError(
+            "data.completion_column" if cfg.completion_column else "data.text_column",
+            f"conversations and completions are for causal_lm, not for {task.value}",
+            given=cfg.completion_column or cfg.text_column,
+            valid="a column of text",
+        )
+    with reading("data.path"):
+        rows = render_rows(documents, tokenizer, cfg, conversations=conversations)
+    return rows, conversations
 
 
 def _refuse_blank(key: str, given: Any, *halves: Documents) -> None:
@@ -153,23 +213,55 @@ def _load_stdlib(cfg: DataConfig, task: Task) -> Corpus:
     )
 
 
-def _resolve_files(key: str, given: Any) -> list[Path]:
-    names = [given] if isinstance(given, str) else list(given or [])
-    if not names:
+def _resolve_halves(cfg: DataConfig) -> tuple[list[Path], list[Path]]:
+    """Find the files to train on, and those held out; none of these: a share decides."""
+    train = _resolve_files("data.path", cfg.path, "data.split", cfg.split)
+    folders = [] if isinstance(cfg.path, list) else [Path(os.path.expanduser(str(cfg.path)))]
+    wanted = cfg.val_split
+    if cfg.val_path is not None:
+        held_out = Path(os.path.expanduser(str(cfg.val_path)))
+        if wanted is None and saved.is_saved(held_out):
+            wanted = saved.find_validation(held_out, "data.val_path")
+        return train, _resolve_files("data.val_path", cfg.val_path, "data.val_split", wanted)
+    splits = [name for one in folders for name in saved.list_splits(one, "data.path")]
+    if wanted is None and splits:
+        wanted = saved.find_validation(folders[0], "data.path")
+    if wanted is None:
+        return train, []
+    if not splits:
         raise ConfigError(
-            key,
-            "must be a file",
-            given=given,
-            valid=f"one path or a list of paths ({', '.join(_READERS)})",
+            "data.val_split",
+            "data.path has no splits",
+            given=wanted,
+            valid="null, data.val_path, or a folder of a DatasetDict",
         )
-    paths = [Path(str(name)).expanduser() for name in names]
-    for path in paths:
-        if not path.is_file():
+    return train, _resolve_files("data.path", cfg.path, "data.val_split", wanted)
+
+
+def _resolve_files(key: str, given: Any, split_key: str, split: str | None) -> list[Path]:
+    """Find the files that are named, or that the named folders of saved data sets hold."""
+    types = ", ".join(_READERS)
+    names = given if isinstance(given, (list, tuple)) else [given]
+    if not names or not all(isinstance(name, str) and name for name in names):
+        raise ConfigError(
+            key, "must be a file", given=given, valid=f"one path or a list of paths ({types})"
+        )
+    paths: list[Path] = []
+    for path in (Path(os.path.expanduser(name)) for name in names):
+        # Unlike pathlib, os.path answers "no" for any text.
+        if os.path.isdir(path):
+            if not saved.is_saved(path):
+                raise ConfigError(
+                    key,
+                    "is a folder, and `save_to_disk` of datasets did not write it",
+                    given=str(path),
+                    valid=f"a file or a list of files ({types}), or the folder of a saved data set",
+                )
+            paths += saved.list_files(path, split, key, split_key)
+            continue
+        if not os.path.isfile(path):
             raise ConfigError(
-                key,
-                "there is no such file",
-                given=str(path),
-                valid=f"a file: {', '.join(_READERS)}",
+                key, "there is no such file", given=str(path), valid=f"a file: {types}"
             )
         if path.suffix not in _READERS:
             raise ConfigError(key, "unknown file type", given=str(path), valid=_READERS)
@@ -177,28 +269,48 @@ def _resolve_files(key: str, given: Any) -> list[Path]:
             raise ConfigError(
                 key, "the file is empty", given=str(path), valid="a file with text in it"
             )
-    if len({_READERS[path.suffix] for path in paths}) > 1:
+        paths.append(path)
+    if len({_get_reader(path) for path in paths}) > 1:
         raise ConfigError(
             key,
             "all files must be of the same type",
-            given=list(map(str, paths)),
-            valid=f"all of one type: {', '.join(_READERS)}",
+            given=list(map(str, names)),
+            valid=f"all of one type: {types}",
         )
     return paths
 
 
+def _get_reader(path: Path) -> str:
+    return "arrow" if path.suffix == saved.SUFFIX else _READERS[path.suffix]
+
+
+def _check_content(key: str, path: Path) -> None:
+    """Refuse what the readers of `datasets` would unpack, or could end the process on."""
+    archive = Extractor.infer_extractor_format(path)
+    if archive:
+        raise ConfigError(
+            key, f"the file is compressed ({archive})", given=str(path), valid="an unpacked file"
+        )
+    if _get_reader(path) == "json" and exceeds_nesting(path):
+        raise ConfigError(
+            key,
+            "cannot be read: a row is nested too deeply",
+            given=str(path),
+            valid=f"at most {MOST_NESTED} levels of brackets",
+        )
+
+
 def _load_text(cfg: DataConfig) -> tuple[Documents, Documents | None]:
-    paths = _resolve_files("data.path", cfg.path)
-    held_out_paths = (
-        _resolve_files("data.val_path", cfg.val_path) if cfg.val_path is not None else []
-    )
+    paths, held_out_paths = _resolve_halves(cfg)
     size_gb = sum(path.stat().st_size for path in paths) / 1e9
     streamed = cfg.streaming is Streaming.always or (
         cfg.streaming is Streaming.auto and size_gb > cfg.stream_above_gb
     )
 
     def read(files: list[Path], stream: bool, key: str) -> Documents:
-        reader = _READERS[files[0].suffix]
+        for path in files:
+            _check_content(key, path)
+        reader = _get_reader(files[0])
         options = {"sample_by": cfg.sample_by} if reader == "text" else {}
         with reading(key):
             return datasets.load_dataset(
@@ -268,16 +380,21 @@ def _select_columns(documents: Documents, cfg: DataConfig, wanted: dict[str, str
             present = list(next(iter(documents), {}))
         if not present:
             raise ConfigError("data.path", "has no documents", given=cfg.path)
-    for column in wanted:
+    keys = {
+        TEXT: "data.text_column",
+        COMPLETION: "data.completion_column",
+        LABEL: "data.label_column",
+    }
+    for column, name in wanted.items():
         if column not in present:
             raise ConfigError(
-                "data.text_column" if column == cfg.text_column else "data.label_column",
+                keys[name],
                 "the data has no such column",
                 given=column,
                 valid=present,
             )
     documents = documents.select_columns(list(wanted))
-    for column, name in wanted.items():
-        if column != name:
-            documents = documents.rename_column(column, name)
+    # Other names on the way: one column may have the name that another one gets.
+    for names in ({c: f"_{n}" for c, n in wanted.items()}, {f"_{n}": n for n in wanted.values()}):
+        documents = documents.rename_columns(names)
     return documents

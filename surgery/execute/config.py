@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from surgery.errors import ConfigError, PlanError
 from surgery.models.config import apply_patch, get_config_part, list_config_prefixes
+from surgery.models.length import state_length_
 from surgery.models.reference import ReferenceModels, find_differing_attributes
 from surgery.models.rotary import build_rotary, find_rotaries
 
@@ -19,7 +20,9 @@ from surgery.models.rotary import build_rotary, find_rotaries
 _KEPT = ("training", "forward", "_old_forward", "_hf_hook", "_is_hf_initialized")
 
 
-def patch_config_(model: PreTrainedModel, patch: Mapping[str, Any]) -> None:
+def patch_config_(
+    model: PreTrainedModel, patch: Mapping[str, Any], references: ReferenceModels | None = None
+) -> None:
     """Set dotted config keys, and rebuild what holds numbers that follow from them.
 
     The plan holds the attributes (`surgery.models.reference`). This function rebuilds rotary
@@ -27,17 +30,22 @@ def patch_config_(model: PreTrainedModel, patch: Mapping[str, Any]) -> None:
     another class under the patched config. Rebuilt modules keep their identity, their hooks and
     their device; frequencies are in fp32 whatever the model's dtype.
 
+    Args:
+        references: of the model before the patch, where there are some already.
+
     Raises:
         PlanError: a module cannot be built from the patched config.
     """
     if not patch:
         return
-    references, before = ReferenceModels(model), copy.deepcopy(model.config)
+    references = references or ReferenceModels(model)
+    before = copy.deepcopy(model.config)
     try:
         old_reference, new_reference = references.get({}), references.get(patch)
     except ConfigError as error:
         raise PlanError(error.problem) from error
     apply_patch(model.config, patch)
+    state_length_(model, before)
     places = {id(get_config_part(model.config, p)): p for p in list_config_prefixes(model.config)}
     for path, module in find_rotaries(model).items():
         prefix = places.get(id(module.config))

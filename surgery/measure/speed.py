@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from surgery.config.schema import Task
+from surgery.models.forward import get_cache
 
 # Rounds that do not count, until caches, thread pools and clocks have settled.
 WARM_UP = 3
@@ -56,13 +57,13 @@ def measure_speed(
                 out = state["out"]  # noqa: B023
                 token = out.logits[:, -1:].argmax(-1)
                 state["out"] = model(  # noqa: B023
-                    input_ids=token, past_key_values=out.past_key_values, use_cache=True
+                    input_ids=token, **get_cache(model, out), use_cache=True
                 )
 
         prefills.append(_time_call(device, prefill_once))
         if bytes_per_token is None:
-            cache = state["out"].past_key_values
-            bytes_per_token = _count_cache_bytes(cache) / input_ids.shape[1]
+            total = sum(map(_count_cache_bytes, get_cache(model, state["out"]).values()))
+            bytes_per_token = total / input_ids.shape[1]
         decodes.append(_time_call(device, decode_all) / decode_tokens)
     return Speed(1e3 * median(prefills[WARM_UP:]), 1e3 * median(decodes[WARM_UP:]), bytes_per_token)
 

@@ -12,6 +12,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from surgery.models.sites import get_text_config
+from surgery.models.sites.names import CACHES
 
 TOKENS = 16
 # The argument that gives states to a decoder without its encoder.
@@ -26,6 +27,18 @@ def get_forward_options(model: PreTrainedModel) -> dict[str, bool]:
     """
     cached = getattr(model.config.get_text_config(), "use_cache", False)
     return {"use_cache": False} if cached else {}
+
+
+def get_cache(model: PreTrainedModel, output: Any) -> dict[str, Any]:
+    """Get the cache in a model's output, as the argument of its next forward pass.
+
+    Returns:
+        The argument's name → the cache; nothing if the output has none.
+    """
+    parameters = inspect.signature(model.forward).parameters
+    name = next((name for name in CACHES if name in parameters), "past_key_values")
+    cache = getattr(output, name, None)
+    return {} if cache is None else {name: cache}
 
 
 @contextmanager
@@ -78,7 +91,7 @@ def make_probe_inputs(
         return {"pixel_values": _make_pixels(config, device).to(model.dtype)}
     if model.main_input_name in ("input_features", "input_values"):
         return dict(model.dummy_inputs)
-    vocabulary = _get_vocabulary_size(config)
+    vocabulary = get_vocabulary_size(config)
     # Different tokens, but not the first ones of the vocabulary, which are often special.
     rows = _count_codebooks(config)
     tokens = torch.arange(3, 3 + rows * TOKENS, device=device).view(rows, TOKENS) % vocabulary
@@ -104,7 +117,7 @@ def _get_probe_options(model: PreTrainedModel) -> dict[str, bool]:
         return {"use_cache": False}
 
 
-def _get_vocabulary_size(config: PreTrainedConfig) -> int:
+def get_vocabulary_size(config: PreTrainedConfig) -> int:
     for holder in (get_text_config(config), config, getattr(config, "decoder", None)):
         size = getattr(holder, "vocab_size", None)
         if isinstance(size, int) and size > 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -12,7 +13,8 @@ from transformers import PreTrainedModel
 from surgery.config.schema import Dtype
 from surgery.console import say
 from surgery.lab.report.card import render_card
-from surgery.pipeline.files import CARD, EXPORT, EXPORT_DRAFT, RECORD
+from surgery.models.length import read_length, state_tokenizer_length_
+from surgery.pipeline.files import CARD, EXPORT, EXPORT_DRAFT, EXPORT_OLD, RECORD
 from surgery.pipeline.session import Session
 from surgery.pipeline.summary import summarize
 from surgery.plan.registry import restore_saved_form_
@@ -33,7 +35,11 @@ def export(session: Session) -> None:
     if run.export.dtype is not Dtype.auto:
         _cast_weights(model, getattr(torch, run.export.dtype.value))
     model.save_pretrained(draft, max_shard_size=run.export.max_shard_size)
-    session.tokenizer.save_pretrained(draft)
+    original = session.source.load_config()
+    assert session.prepared.loaded_tokenizer is not None
+    tokenizer = copy.deepcopy(session.prepared.loaded_tokenizer)
+    state_tokenizer_length_(tokenizer, original, model.config)
+    tokenizer.save_pretrained(draft)
     _share_weights(draft)
     record = {"plan": plan.to_json(), "training": session.results.training}
     (draft / RECORD).write_text(json.dumps(record, indent=1) + "\n")
@@ -45,15 +51,23 @@ def export(session: Session) -> None:
         "reason": plan.export.reason,
         "runtimes": list(plan.export.runtimes),
         "without": dict(plan.export.without),
+        "positions": read_length(model.config),
         "dtype": str(model.dtype).removeprefix("torch."),
         "bytes": size,
         "max_logit_difference_after_reload": difference,
     }
     (draft / CARD).write_text(render_card(summarize(session), session.whole_plan.outcomes))
-    if final.exists():
-        shutil.rmtree(final)
-    draft.rename(final)
+    _replace_folder(draft, final, session.run_dir / EXPORT_OLD)
     say(f"  {final}: {size / 1e6:.1f} MB, {plan.export.format}")
+
+
+def _replace_folder(draft: Path, final: Path, old: Path) -> None:
+    """Put `draft` in the place of `final`, which is never there in part."""
+    shutil.rmtree(old, ignore_errors=True)
+    if final.exists():
+        final.rename(old)
+    draft.rename(final)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _share_weights(folder: Path) -> None:

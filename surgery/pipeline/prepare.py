@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 import transformers
+from transformers import PreTrainedModel
 
 from surgery.config.schema import DataConfig, Dtype, ExportFormat, RunConfig, Stage
 from surgery.console import is_terminal
@@ -19,6 +21,7 @@ from surgery.models.source import ModelSource
 from surgery.pipeline.check import check_calibrated, check_fit
 from surgery.pipeline.healing import check_healing
 from surgery.pipeline.log import is_logged
+from surgery.pipeline.packing import check_packing
 from surgery.pipeline.session import Prepared, Session, resolve_device
 from surgery.plan.make import make_plan
 from surgery.plan.operation import Operation
@@ -76,6 +79,8 @@ def prepare(
         "native": run.export.format is ExportFormat.native,
     }
     whole = plan = make_plan(skeleton, operations, **planning)
+    if run.export.tensor_parallel is not None:
+        whole.check_tensor_parallel(run.export.tensor_parallel)
     if operations and operations[-1].deferred:  # `whole` is made to check all operations
         plan = make_plan(skeleton, operations[:-1], **planning)
     check_calibrated(run, plan)
@@ -86,12 +91,14 @@ def prepare(
     session = Session(run, settings, run_dir, Prepared(source, operations, planning, whole), plan)
     if reads_data or tasks or Stage.export in wanted:
         session.prepared.tokenizer = source.load_tokenizer()
+        if Stage.export in wanted:
+            session.prepared.loaded_tokenizer = copy.deepcopy(session.prepared.tokenizer)
     if Stage.train in wanted:
         _build_callbacks(session)
     if reads_data:
-        _read_data(session, config)
+        _read_data(session, skeleton)
     if tasks:
-        _read_tasks(session, config, tasks)
+        _read_tasks(session, skeleton, tasks)
     return session
 
 
@@ -135,7 +142,7 @@ def _build_callbacks(session: Session) -> None:
     session.prepared.callbacks = callbacks
 
 
-def _read_data(session: Session, config: Any) -> None:
+def _read_data(session: Session, skeleton: PreTrainedModel) -> None:
     import datasets  # seconds, as does what uses it
 
     from surgery.data.module import TextData
@@ -143,7 +150,8 @@ def _read_data(session: Session, config: Any) -> None:
     if not is_terminal():
         datasets.disable_progress_bars()
     run = session.run
-    check_fit(run, config, session.whole_plan)
+    check_fit(run, skeleton.config, session.whole_plan)
+    check_packing(run, run.data, skeleton, session.whole_plan)
     data = TextData(run.data, session.tokenizer, run.model.task, run.seed)
     data.setup()
     if session.has(Stage.train):
@@ -151,13 +159,16 @@ def _read_data(session: Session, config: Any) -> None:
     session.prepared.data = data
 
 
-def _read_tasks(session: Session, config: Any, tasks: Mapping[str, DataConfig]) -> None:
+def _read_tasks(
+    session: Session, skeleton: PreTrainedModel, tasks: Mapping[str, DataConfig]
+) -> None:
     from surgery.data.module import TextData  # seconds, for datasets and Lightning
 
     run = session.run
     for name, cfg in tasks.items():
         with naming_task(name):
-            check_fit(replace(run, data=cfg), config, session.whole_plan)
+            check_fit(replace(run, data=cfg), skeleton.config, session.whole_plan)
+            check_packing(run, cfg, skeleton, session.whole_plan)
             data = TextData(cfg, session.tokenizer, run.model.task, run.seed)
             data.setup()
         session.prepared.task_data[name] = data

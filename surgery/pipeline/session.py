@@ -18,6 +18,7 @@ from surgery.importance.table import ScoreTable
 from surgery.models.source import ModelSource
 from surgery.plan.operation import Operation
 from surgery.plan.plan import Plan
+from surgery.signals import naming_stage
 
 if TYPE_CHECKING:  # Lightning and datasets take seconds to import, and a plan needs neither
     from pytorch_lightning.callbacks import Callback
@@ -44,6 +45,8 @@ class Prepared:
         planning: the options of `make_plan`, the same for every plan of the run.
         plan: from the original to the result, as far as it can be known before data is seen.
         tokenizer, data: if a stage needs them.
+        loaded_tokenizer: a copy of the tokenizer as it was loaded, to be exported: calls change a
+            tokenizer's truncation, and `save_pretrained` would write it.
         callbacks: of the training.
         task_data: the data of each task, where several are declared (`tasks.data`).
     """
@@ -53,6 +56,7 @@ class Prepared:
     planning: dict[str, Any]
     plan: Plan
     tokenizer: PreTrainedTokenizerBase | None = None
+    loaded_tokenizer: PreTrainedTokenizerBase | None = None
     data: TextData | None = None
     callbacks: list[Callback] = field(default_factory=list)
     task_data: dict[str, TextData] = field(default_factory=dict)
@@ -152,9 +156,13 @@ class Session:
 
     @contextmanager
     def time_stage(self, name: str) -> Iterator[None]:
-        """Print a heading and time a stage; `timings` sums the seconds of each name."""
-        print_heading(name)
-        start = time.perf_counter()
-        yield
+        """Print a heading and time a stage; `timings` sums the seconds of each name.
+
+        A signal that ends the run in it learns its name.
+        """
+        with naming_stage(name):
+            print_heading(name)
+            start = time.perf_counter()
+            yield
         timings = self.results.timings
         timings[name] = timings.get(name, 0.0) + time.perf_counter() - start

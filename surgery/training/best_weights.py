@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +17,7 @@ from torch import nn
 
 from surgery.console import say
 from surgery.errors import SurgeryError
+from surgery.files import write_whole
 
 SHARDED = (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy)
 
@@ -84,9 +84,8 @@ class BestWeights(Callback):
         if found is None:
             self.file.unlink(missing_ok=True)
         elif found.resolve() != self.file.resolve():
-            draft = self._name_draft()
-            shutil.copyfile(found, draft)
-            os.replace(draft, self.file)
+            with write_whole(self.file) as draft:
+                shutil.copyfile(found, draft)
         return found is not None
 
     def _holds_best(self, file: Path) -> bool:
@@ -136,20 +135,16 @@ class BestWeights(Callback):
             and (now is None or (self._validated is not None and torch.equal(now, self._validated)))
         )
 
-    def _name_draft(self) -> Path:
-        return self.file.with_name(f"{self.file.name}.partial")
-
     def _write(self, model: nn.Module) -> None:
         assert self.best is not None
-        draft = self._name_draft()
         weights = {
             name: tensor.detach().cpu().contiguous() for name, tensor in list_trained(model).items()
         }
         try:
-            save_file(weights, draft, _describe(self.best))
-            os.replace(draft, self.file)
+            with write_whole(self.file) as draft:
+                save_file(weights, draft, _describe(self.best))
         except (OSError, SafetensorError) as error:
-            raise SurgeryError(f"the best weights cannot be written to {draft}: {error}") from None
+            raise SurgeryError(f"{self.file} cannot be written: {error}") from None
 
     @torch.no_grad()
     def restore_(self, model: nn.Module) -> None:

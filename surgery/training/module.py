@@ -16,7 +16,7 @@ from surgery.data.collate import Batch
 from surgery.errors import ConfigError, SurgeryError
 from surgery.execute.live import apply_
 from surgery.importance.estimate import Scorer
-from surgery.models.forward import get_forward_options
+from surgery.models.packed import make_inputs
 from surgery.models.source import ModelSource, build_model
 from surgery.plan.operation import TrainingDecision
 from surgery.plan.plan import Plan
@@ -202,7 +202,7 @@ class SurgeryModule(pl.LightningModule):
 
     def forward(self, **batch: torch.Tensor) -> Any:
         assert self.model is not None
-        return self.model(**batch, **get_forward_options(self.model))
+        return self.model(**make_inputs(self.model, batch))
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         assert self.model is not None
@@ -255,7 +255,8 @@ class SurgeryModule(pl.LightningModule):
     def on_validation_epoch_end(self) -> None:
         loss = self.compute_held_out_loss()
         if loss is not None:
-            self.log("val/loss", torch.tensor(loss, dtype=torch.float64), prog_bar=True)
+            mean = torch.tensor(loss, dtype=torch.float64)  # the same in all of them already
+            self.log("val/loss", mean, prog_bar=True, sync_dist=True, batch_size=1)
 
     def compute_held_out_loss(self) -> float | None:
         """Compute the loss of this validation, the mean over the tokens of all processes.

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from transformers import Cache
 
+from surgery.models.sites.names import CACHES
+
 ROWS = 2
 TOKENS = 1024
 
@@ -24,10 +26,9 @@ _DECODER_TOKENS = (
 _MAIN = ("input_ids", "inputs_embeds", "pixel_values", "input_values", "input_features")
 # Arguments that do not change attention: caches, and what to compute or return besides.
 _DROPPED = (
-    "past_key_values",
+    *CACHES,
     "use_cache",
     "cache_position",
-    "cache_params",
     "logits_to_keep",
     "num_logits_to_keep",
     "num_items_in_batch",
@@ -67,9 +68,10 @@ def cut_excerpt(
     Returns:
         ``None`` for a step of generation with a filled cache, and if there is no input.
     """
-    cache = batch.get("past_key_values")
-    if cache is not None and not (isinstance(cache, Cache) and cache.get_seq_length() == 0):
-        return None
+    for name in CACHES:
+        cache = batch.get(name)
+        if cache is not None and not (isinstance(cache, Cache) and cache.get_seq_length() == 0):
+            return None
     inputs = {k: v for k, v in batch.items() if v is not None and k not in _DROPPED}
     if not encoder_decoder or "decoder_input_ids" in inputs:
         inputs.pop("labels", None)
@@ -97,6 +99,8 @@ def cut_excerpt(
 
 
 def _is_known(name: str, value: Any, main: torch.Tensor) -> bool:
+    if isinstance(value, Mapping):  # masks by kind of layer
+        return all(each is None or _is_known(name, each, main) for each in value.values())
     if not isinstance(value, torch.Tensor):
         return isinstance(value, (bool, int, float, str))
     if value is main:
@@ -112,6 +116,8 @@ def _find_row_dim(name: str, value: torch.Tensor) -> int:
 
 
 def _cut_rows(name: str, value: Any, rows: int, kept: int) -> Any:
+    if isinstance(value, Mapping):
+        return {kind: _cut_rows(name, each, rows, kept) for kind, each in value.items()}
     if not isinstance(value, torch.Tensor):
         return value
     dim = _find_row_dim(name, value)
@@ -128,6 +134,8 @@ def _choose_window(mask: Any, length: int, tokens: int) -> slice:
 
 
 def _cut_tokens(name: str, value: Any, length: int, window: slice) -> Any:
+    if isinstance(value, Mapping):
+        return {kind: _cut_tokens(name, each, length, window) for kind, each in value.items()}
     if not isinstance(value, torch.Tensor):
         return value
     if name == "attention_mask" and value.ndim == 4:  # [B, heads or 1, N, N]

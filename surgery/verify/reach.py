@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from surgery.models.sites.names import CACHES
 from surgery.verify.equivalence import FAULTS
 
 LENGTH = 4
@@ -81,7 +82,7 @@ def _run(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Re
     position_ids = given.get("position_ids") is not None
     if leaves:
         given["position_embeddings"] = replaced
-    for name in ("past_key_values", "past_key_value"):
+    for name in CACHES:
         given.pop(name, None)
     try:
         with torch.enable_grad():

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map
 from transformers import PreTrainedModel
 
 from surgery.errors import ConfigError, get_first_line
@@ -21,6 +23,8 @@ from surgery.models.sites import Site
 from surgery.transforms.edits import SiteChange, TensorEdit
 from surgery.verify.equivalence import (
     FAULTS,
+    choose_tolerance,
+    compute_relative_distance,
     group_edits_by_site,
     make_site_tensors,
     run_block,
@@ -122,6 +126,16 @@ def _find_faults(
                 patching_config(copied.config, patch),
             ):
                 faults[site.path] |= _find_fault(number, block, narrow, args, kwargs, expected)
+        faults[site.path] |= _find_misreadings(
+            block,
+            site,
+            edits[site.path],
+            options[site.path],
+            faults[site.path],
+            partial(patching_config, copied.config, patch),
+            args,
+            kwargs,
+        )
         # Last, so that values that later blocks read from this one have the shape they expect.
         with suppress(*FAULTS):
             run_block(block, wide, args, kwargs)
@@ -181,6 +195,64 @@ def find_whole_fault(
     except FAULTS as error:
         return get_first_line(error)
     return ""
+
+
+def _find_misreadings(
+    block: nn.Module,
+    site: Site,
+    edits: Sequence[TensorEdit],
+    guesses: Sequence[Attributes],
+    faults: Mapping[int, str],
+    patching: Callable[[], AbstractContextManager[None]],
+    args: Any,
+    kwargs: Any,
+) -> dict[int, str]:
+    """Find the guesses with which a block runs, but takes its heads for others.
+
+    Only a projection packed in several blocks can be misread so: elsewhere a wrong width fits
+    nothing. Shapes do not show it, so the block runs on the CPU with random values, the changed
+    one and its equivalent, as in the equivalence check. The block is on the meta device again
+    afterwards.
+
+    Returns:
+        Number of the guess → what is wrong; nothing if every guess is wrong, or none can be run.
+    """
+    packing = site.query.packing
+    left = [number for number in range(len(guesses)) if number not in faults]
+    if packing is None or packing.grouped or packing.blocks == 1 or len(left) < 2:
+        return {}
+    generator = torch.Generator().manual_seed(0)
+
+    def fill(value: Any) -> Any:
+        if not isinstance(value, torch.Tensor):
+            return value
+        if not value.is_floating_point():
+            return torch.ones(value.shape, dtype=value.dtype)
+        return torch.randn(value.shape, generator=generator).to(value.dtype)
+
+    def draw_inputs(edit: TensorEdit) -> list[torch.Tensor]:
+        return [torch.randn(spec.shape, generator=generator) for spec in edit.resolved]
+
+    block.to_empty(device="cpu")
+    try:
+        for tensor in (*block.parameters(), *block.buffers()):
+            tensor.data.copy_(fill(tensor) / max(1, tensor.shape[-1]) ** 0.5)
+        args, kwargs = tree_map(fill, (args, kwargs))
+        narrow, wide = make_site_tensors(block, site, edits, draw_inputs)
+        expected = run_block(block, wide, args, kwargs)
+        wrong = {}
+        for number in left:
+            with setting_block_attributes(block, site, guesses[number]), patching():
+                distance = compute_relative_distance(
+                    run_block(block, narrow, args, kwargs), expected
+                )
+            if not distance <= choose_tolerance(block):
+                wrong[number] = f"its output would be off by {distance:.2g} of its size"
+    except FAULTS:
+        return {}  # the equivalence check decides, on the model's own values
+    finally:
+        block.to("meta")
+    return wrong if len(wrong) < len(left) else {}
 
 
 def _find_fault(

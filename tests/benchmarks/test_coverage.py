@@ -6,6 +6,7 @@ import json
 from collections import Counter
 
 import pytest
+import transformers
 
 from benchmarks.coverage import zoo
 from benchmarks.coverage.attention_kinds import OTHER_ATTENTION
@@ -22,9 +23,20 @@ def test_the_page_is_made_of_the_figures() -> None:
     assert PAGE.read_text(encoding="utf-8") == page(KEPT)
 
 
-def test_no_type_is_left_out_and_nothing_is_wrong() -> None:
+def test_no_type_is_left_out() -> None:
+    """Types of another release are tried here, so that nothing goes wrong with them."""
+    same = transformers.__version__ == KEPT["transformers"]
     for kind, types in KEPT["types"].items():
-        assert sorted(types) == zoo.model_types(kind)
+        installed = zoo.model_types(kind)
+        if same:
+            assert sorted(types) == installed
+        for name in sorted(set(installed) - set(types)):
+            statuses = {outcome.status for outcome in check(kind, name).values()}
+            assert WRONG not in statuses, name
+
+
+def test_nothing_is_wrong() -> None:
+    for types in KEPT["types"].values():
         for name, outcomes in types.items():
             assert "unbuildable" in outcomes or sorted(outcomes) == sorted(KEPT["operations"])
             found = {o["status"] for o in outcomes.values() if isinstance(o, dict)}

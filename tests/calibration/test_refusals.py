@@ -26,7 +26,7 @@ from surgery.models.sites import find_sites
 from surgery.observe import Tap
 from tests.calibration.models import _BASE, batches, made, plan_for, unseen
 from tests.calibration.rewriting import Turning, rewrite_
-from tests.families import family, logits, randomised, tokens
+from tests.families import brings_own_attention, family, logits, randomised, tokens
 
 HALVES = [(0, 1, 2, 3), (4, 5, 6, 7)]
 MIXED = [(0, 5), (1, 6), (2, 7), (3, 4)]
@@ -172,7 +172,7 @@ def test_norms_over_all_heads() -> None:
     assert logits(model).isfinite().all()
 
 
-@pytest.mark.parametrize("name", ["bloom", "gptj"])
+@pytest.mark.parametrize("name", [n for n in ("bloom", "gptj") if brings_own_attention(n)])
 def test_attention_past_the_interface(name: str) -> None:
     sizes = {"n_embd": 64, "n_layer": 2, "n_head": 8, "n_positions": 64, "rotary_dim": 4}
     config = AutoConfig.for_model(name, **(_BASE | sizes))

@@ -59,7 +59,7 @@ def _refused(path: Any, **fields: Any) -> ConfigError:
         (None, "must be a file"),
         ([], "must be a file"),
         ("nowhere.jsonl", "no such file"),
-        (".", "no such file"),
+        (".", "is a folder"),
         ("empty.txt", "empty"),
         ("corpus.csv", "unknown file type"),
         (["good.jsonl", "nowhere.jsonl"], "no such file"),

@@ -17,6 +17,7 @@ from tests.data.making import (
     documents,
     ids_of,
     text_data,
+    word_tokenizer,
     write_rows,
     write_texts,
 )
@@ -25,7 +26,7 @@ TEXTS = documents(200)
 
 
 def _halves(cfg: DataConfig) -> tuple[list[str], list[str]]:
-    corpus = load_corpus(cfg, Task.causal_lm)
+    corpus = load_corpus(cfg, Task.causal_lm, word_tokenizer())
     train, held_out = ([row["text"] for row in half] for half in (corpus.train, corpus.held_out))
     return train, held_out
 
@@ -106,7 +107,7 @@ def test_names_are_no_patterns(tmp_path: Path) -> None:
 def test_auto_streams_what_is_large(tmp_path: Path, above_gb: float, streamed: bool) -> None:
     path = write_texts(tmp_path / "a.jsonl", TEXTS)
     cfg = data_config(path=path, stream_above_gb=above_gb, val_fraction=0.2)
-    corpus = load_corpus(cfg, Task.causal_lm)
+    corpus = load_corpus(cfg, Task.causal_lm, word_tokenizer())
     assert isinstance(corpus.train, datasets.IterableDataset) is streamed
 
 

@@ -13,7 +13,7 @@ from surgery.data.module import TextData
 from surgery.data.sources import is_held_out, load_corpus
 from surgery.data.stdlib import read_stdlib
 from surgery.models.source import make_byte_tokenizer
-from tests.data.making import data_config
+from tests.data.making import data_config, word_tokenizer
 
 ROOT = Path(sysconfig.get_paths()["stdlib"])
 
@@ -91,7 +91,9 @@ def test_parts_are_held_out_by_the_same_files(
     monkeypatch.setattr("surgery.data.stdlib.find_stdlib_root", lambda: tmp_path)
     halves = {}
     for part in ("code", "prose"):
-        corpus = load_corpus(data_config("stdlib", part=part, val_fraction=0.3), Task.causal_lm)
+        corpus = load_corpus(
+            data_config("stdlib", part=part, val_fraction=0.3), Task.causal_lm, word_tokenizer()
+        )
         halves[part] = [
             {"".join(filter(str.isdigit, row["text"])) for row in half}
             for half in (corpus.train, corpus.held_out)

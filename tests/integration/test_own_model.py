@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
@@ -18,7 +19,7 @@ from transformers import (
     OPTConfig,
 )
 
-from surgery.models.source import make_byte_tokenizer
+from surgery.models.source import find_embedded_dir, make_byte_tokenizer
 
 MEASURED = (
     "measure.windows=8",
@@ -166,6 +167,34 @@ def test_without_a_logger_and_from_a_stream(
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert 3 * 4 < summary["training"]["tokens"] < 3 * 4 * 48  # padding is not counted
     assert (tmp_path / "heads.parquet").exists()
+
+
+def test_healing_on_conversations(cli: Callable[..., Any], tmp_path: Path) -> None:
+    model, rows = tmp_path / "model", tmp_path / "rows.jsonl"
+    shutil.copytree(find_embedded_dir(), model)
+    (model / "chat_template.jinja").write_text(
+        "{% for m in messages %}{{ m.role + ' ' + m.content + '\\n' }}{% endfor %}"
+    )
+    messages = [
+        {"role": "user", "content": "which number comes after this one"},
+        {"role": "assistant", "content": "the next one"},
+    ]
+    rows.write_text((json.dumps({"messages": messages}) + "\n") * 40)
+    outcome = cli(
+        "stages=[plan,operate,train]",
+        "attention=[gqa]",
+        "attention.gqa.kv_heads=2",
+        f"model.path={model}",
+        *QUICK,
+        "logger=none",
+        f"data.path={rows}",
+        f"data.val_path={rows}",
+        "data.text_column=messages",
+        "data.loss_on=assistant",
+        "trainer.max_steps=1",
+        f"hydra.run.dir={tmp_path / 'run'}",
+    )
+    assert outcome.code == 0, outcome.err
 
 
 def test_options_that_do_not_go_together(cli: Callable[..., Any], tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
-from tests.families import family_config, randomised
+from tests.families import brings_own_attention, family_config, randomised
 
 VOCAB = 61
 _TEXT = {
@@ -124,17 +124,6 @@ _LLAMAS = (
     "starcoder2",
 )
 NAMES = sorted([*_OTHERS, *_LLAMAS])
-# What transformers' interface does not serve decides for itself between eager and sdpa.
-OWN_ATTENTION = {
-    "bloom",
-    "codegen",
-    "deberta_v2",
-    "falcon_alibi",
-    "gpt_neo",
-    "gptj",
-    "mpt",
-    "roformer",
-}
 
 
 def config_of(name: str) -> PreTrainedConfig:
@@ -187,3 +176,7 @@ def zero_contexts(model: PreTrainedModel, paths: list[str]) -> list[RemovableHan
         return (torch.zeros_like(args[0]), *args[1:])
 
     return [model.get_submodule(path).register_forward_pre_hook(zeros) for path in paths]
+
+
+# What transformers' interface does not serve decides for itself between eager and sdpa.
+OWN_ATTENTION = {name for name in NAMES if brings_own_attention(config_of(name).model_type)}

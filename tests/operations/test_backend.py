@@ -91,7 +91,7 @@ def test_a_tolerance_is_positive(tolerance: float) -> None:
     assert caught.value.valid == "a number above 0, or null to go by the dtype"
 
 
-@pytest.mark.parametrize("name", ["bloom", "gptj", "deberta_v2", "mpt"])
+@pytest.mark.parametrize("name", sorted(OWN_ATTENTION - {"falcon_alibi"}))
 def test_attention_of_its_own_is_left_as_it_is(name: str) -> None:
     model = base_model(name, None)
     running = model.config._attn_implementation

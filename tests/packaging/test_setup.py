@@ -7,12 +7,13 @@ import re
 import shutil
 import subprocess
 import tomllib
-from importlib.metadata import PackageNotFoundError, requires
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 from .conftest import ROOT
 
@@ -39,6 +40,10 @@ def declared() -> list[Requirement]:
     return [r for r in map(Requirement, lines) if canonicalize_name(r.name) != SELF]
 
 
+# Those that `make test-newest` and `make test-oldest` have in other versions.
+COMPARED = [r for r in declared() if r.name in ("transformers", "datasets", "wandb")]
+
+
 def pinned() -> dict[str, str]:
     pairs = (line.split("==") for line in PINS)
     return {canonicalize_name(name): version for name, version in pairs}
@@ -51,8 +56,21 @@ def test_pins_lie_in_the_ranges_of_the_package() -> None:
         assert requirement.specifier.contains(version), f"{requirement} excludes {version}"
 
 
+def test_the_oldest_pins_are_the_lower_ends_of_the_ranges() -> None:
+    """So that `make test-oldest` says whether the ranges are true."""
+    lines = (ROOT / "constraints-oldest.txt").read_text().splitlines()
+    oldest = dict(line.split("==") for line in lines if not line.startswith("#"))
+    for requirement in declared():
+        lower = [s.version for s in requirement.specifier if s.operator in (">=", "==")]
+        assert len(lower) == 1, f"{requirement} has no lower end"
+        pin = oldest[canonicalize_name(requirement.name)]
+        assert Version(pin) == Version(lower[0]), f"{requirement} is pinned to {pin}"
+
+
 def test_what_the_dependencies_need_is_pinned_too() -> None:
     """Follows the installed packages' own requirements to the end."""
+    if any(version(r.name) != pinned()[canonicalize_name(r.name)] for r in COMPARED):
+        pytest.skip("not the pinned versions")
     todo = [(requirement, "") for requirement in declared()]
     seen: set[tuple[str, str]] = set()
     while todo:
@@ -123,6 +141,21 @@ def test_a_command_sets_up_and_runs(target: str, command: str, tmp_path: Path) -
     again = make("-n", target, f"VENV={tmp_path}/venv").stdout
     assert command in again
     assert "--constraint" not in again
+
+
+@pytest.mark.parametrize(
+    ("target", "venv", "versions"),
+    [
+        ("test-newest", "NEWEST", "--upgrade --upgrade-strategy eager"),
+        ("test-oldest", "OLDEST", "--constraint constraints-oldest.txt"),
+    ],
+)
+def test_both_ends_of_the_ranges(target: str, venv: str, versions: str, tmp_path: Path) -> None:
+    said = make("-n", target, f"{venv}={tmp_path}/venv").stdout
+    installs = [line for line in said.splitlines() if "--editable" in line]
+    assert installs
+    assert all(versions in line and "constraints.txt" not in line for line in installs)
+    assert f"{tmp_path}/venv/bin/python -m pytest" in said
 
 
 def test_workers_share_the_cores() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from transformers import DynamicCache
 
@@ -97,11 +98,13 @@ def test_labels_stay_where_a_decoder_reads_them() -> None:
     assert part.real.tolist() == [[True, True, False]] * 2
 
 
-def test_a_step_of_generation_is_left_out_and_a_prompt_is_not() -> None:
+@pytest.mark.parametrize("name", ["cache", "past_key_values"])
+def test_a_step_of_generation_is_left_out_and_a_prompt_is_not(name: str) -> None:
+    """The name is that of the installed transformers."""
     cache = DynamicCache()
     batch = {
         "input_ids": torch.zeros(1, 4, dtype=torch.long),
-        "past_key_values": cache,
+        name: cache,
         "use_cache": True,
         "logits_to_keep": 1,
     }

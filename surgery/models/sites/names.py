@@ -73,6 +73,10 @@ KV_HEADS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads", "kv_heads")
 GROUPS = "num_key_value_groups"
 WIDTHS = ("all_head_size", "inner_dim", "attn_dim", "split_size", "embed_dim", "hidden_size")
 
+# The argument that is a cache of keys and values, of models and of blocks; the first since
+# transformers 5.24.
+CACHES = ("cache", "past_key_values", "past_key_value", "layer_past", "cache_params")
+
 # Parts of a path that mean cross-attention: keys and values come from another sequence.
 CROSS = ("encoder_attn", "crossattention", "cross_attn", "EncDecAttention", "cross_attention")
 # Parts of a prefix that mean a config for images or sound.

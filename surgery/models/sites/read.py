@@ -216,8 +216,7 @@ def is_cross(module: nn.Module, path: str) -> bool:
 def _is_cached(module: nn.Module) -> bool:
     # A class that serves encoders and decoders sets `is_causal` on both.
     parameters = inspect.signature(module.forward).parameters
-    cache_names = ("past_key_values", "past_key_value", "layer_past")
-    takes_cache = any(name in parameters for name in cache_names)
+    takes_cache = any(name in parameters for name in names.CACHES)
     causal = getattr(module, "is_causal", None)
     decoder = getattr(module, "is_decoder", None)
     if causal is None:

@@ -82,6 +82,7 @@ def summary(
             "reason": "the architecture's own config says the result",
             "runtimes": ["transformers", "vllm", "llama.cpp"],
             "without": {},
+            "positions": 2048,
             "dtype": "float32",
             "bytes": 11_000_000,
             "max_logit_difference_after_reload": 0.0,

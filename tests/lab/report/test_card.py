@@ -30,4 +30,8 @@ def test_what_was_not_done_has_no_part() -> None:
         "# LlamaForCausalLM by attention surgery",
         "",
         "Source: `tiny`.",
+        "",
+        "Longest input: 2,048 tokens.",
     ]
+    unknown = {"export": summary()["export"] | {"positions": None}}
+    assert "Longest input" not in render_card(summary(**unknown), ["something"])
