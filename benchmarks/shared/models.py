@@ -76,6 +76,7 @@ def training_command(
         f"seed={seed}",
         f"threads={threads}",
         "stages=[train,export]",
+        "trainer.limit_val_batches=0",
         "logger=none",
         "export.dtype=auto",
         "callbacks.head_importance=null",

@@ -109,6 +109,13 @@ class Combine(Enum):
     weighted = "weighted"
 
 
+class Kept(Enum):
+    """Which of the trained weights are measured and exported."""
+
+    best = "best"
+    last = "last"
+
+
 class ExportFormat(Enum):
     auto = "auto"
     native = "native"
@@ -292,6 +299,19 @@ class MeasureConfig:
 
 
 @dataclass
+class ValidationConfig:
+    every_n_steps: int | None = option(
+        MISSING,
+        "optimizer steps in between; null: a tenth of trainer.max_steps, 10 or more",
+        range=COUNT,
+    )
+    windows: int = option(MISSING, "held-out windows, the first of measure.windows", range=COUNT)
+    keep: Kept = option(
+        MISSING, "what is measured and exported: best, the lowest loss, untrained too | last"
+    )
+
+
+@dataclass
 class CalibrationConfig:
     windows: int = option(MISSING, "training windows that are looked at", range=COUNT)
     batch_size: int = option(MISSING, "windows at a time", range=COUNT)
@@ -462,6 +482,10 @@ class RunConfig:
     )
     measure: MeasureConfig = option(
         default_factory=MeasureConfig, help="Losses and timings: stage `measure`."
+    )
+    validation: ValidationConfig = option(
+        default_factory=ValidationConfig,
+        help="Held-out loss while the model trains: stage `train`, docs/healing.md.",
     )
     importance: ImportanceConfig = option(
         default_factory=ImportanceConfig,

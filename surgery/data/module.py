@@ -46,6 +46,8 @@ class TextData(pl.LightningDataModule):
         self._held_out: datasets.Dataset | None = None
         self._stream: StreamBatches | None = None
         self._resumed: dict[str, int] = {}
+        # Held-out rows of a validation, the first of those that are measured; None: all.
+        self.validation_windows: int | None = None
 
     def setup(self, stage: str | None = None) -> None:
         """Read, split and tokenize the data. Only the first call does the work.
@@ -186,11 +188,22 @@ class TextData(pl.LightningDataModule):
         return self._stream
 
     def val_dataloader(self) -> DataLoader[Any]:
-        self.setup()
         rank, world = self._get_rank()
+        rows = self.count_validation_rows()
         assert self._held_out is not None
-        mine = self._held_out.select(range(rank, len(self._held_out) // world * world, world))
-        return self._make_loader(mine, batch_size=self.cfg.batch_size)
+        # Every process takes as many rows; if there are too few to share, each takes all.
+        mine = range(rows) if rows < world else range(rank, rows // world * world, world)
+        # With a generator of its own it leaves torch's alone, so training goes on as without it.
+        return self._make_loader(
+            self._held_out.select(mine),
+            batch_size=self.cfg.batch_size,
+            generator=torch.Generator().manual_seed(0),
+        )
+
+    def count_validation_rows(self) -> int:
+        """Count the held-out rows that a validation looks at."""
+        size = self.held_out_size
+        return size if self.validation_windows is None else min(size, self.validation_windows)
 
     def _make_loader(self, rows: Any, **options: Any) -> DataLoader[Any]:
         # Few workers are enough: packing is done already, and collating is cheap.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 from torch.nn import functional as F
@@ -16,6 +17,38 @@ from surgery.data.module import TextData
 from surgery.models.packed import make_inputs
 
 
+@dataclass(frozen=True)
+class WindowLosses:
+    """Losses of single windows, in nats: what a mean loss is made of, and its noise.
+
+    Attributes:
+        sums: [windows], sum over the labelled tokens of each window.
+        counts: [windows], number of these tokens.
+    """
+
+    sums: torch.Tensor
+    counts: torch.Tensor
+
+    @property
+    def mean(self) -> float:
+        """Mean over all labelled tokens."""
+        return float(self.sums.sum() / self.counts.sum().clamp(min=1))
+
+    def compute_error(self, other: WindowLosses) -> float | None:
+        """Compute the standard error of the difference of the means, over the same windows.
+
+        The windows are a random sample of text; the mean is a ratio of sums (Cochran 1977,
+        Sampling Techniques, eq. 6.13). ``None`` where there is one window.
+        """
+        windows = len(self.sums)
+        if windows < 2 or not torch.equal(self.counts, other.counts):
+            return None
+        difference = self.sums - other.sums
+        spread = difference - difference.sum() / self.counts.sum().clamp(min=1) * self.counts
+        variance = windows / (windows - 1) * spread.square().sum()
+        return float(variance.sqrt() / self.counts.sum().clamp(min=1))
+
+
 def measure_held_out_loss(
     model: PreTrainedModel, data: TextData, cfg: MeasureConfig, task: Task, *, label: str
 ) -> float:
@@ -23,12 +56,18 @@ def measure_held_out_loss(
 
     There are `cfg.windows` windows, the same ones at every call.
     """
+    return measure_window_losses(model, data, cfg, task, label=label).mean
+
+
+def measure_window_losses(
+    model: PreTrainedModel, data: TextData, cfg: MeasureConfig, task: Task, *, label: str
+) -> WindowLosses:
+    """Measure the negative log-likelihood of each of these windows."""
     total = math.ceil(min(cfg.windows, data.held_out_size) / cfg.batch_size)
     batches = data.load_held_out_batches(cfg.windows, cfg.batch_size)
-    return compute_mean_loss(model, batches, task, total=total, label=label)
+    return compute_window_losses(model, batches, task, total=total, label=label)
 
 
-@torch.inference_mode()
 def compute_mean_loss(
     model: PreTrainedModel, batches: Iterable[Batch], task: Task, *, total: int, label: str
 ) -> float:
@@ -37,19 +76,31 @@ def compute_mean_loss(
     Args:
         total: number of batches, for the progress bar.
     """
+    return compute_window_losses(model, batches, task, total=total, label=label).mean
+
+
+@torch.inference_mode()
+def compute_window_losses(
+    model: PreTrainedModel, batches: Iterable[Batch], task: Task, *, total: int, label: str
+) -> WindowLosses:
+    """Compute the negative log-likelihood of each row of `batches`, summed over its labels.
+
+    Args:
+        total: number of batches, for the progress bar.
+    """
     device = next(model.parameters()).device
-    nll, count = 0.0, 0
+    sums, counts = [torch.zeros(0, dtype=torch.float64)], [torch.zeros(0, dtype=torch.float64)]
     with track_progress(f"held-out loss, {label}", total) as steps:
         for batch in batches:
             batch = {name: value.to(device) for name, value in batch.items()}
             labels = batch.pop("labels")
+            rows = len(labels)
             logits = model(**make_inputs(model, batch)).logits
             if task is Task.causal_lm:
                 logits, labels = logits[:, :-1], labels[:, 1:]
             logits, labels = logits.reshape(-1, logits.shape[-1]), labels.reshape(-1)
-            nll += float(
-                F.cross_entropy(logits.float(), labels, ignore_index=IGNORED, reduction="sum")
-            )
-            count += int((labels != IGNORED).sum())
+            nll = F.cross_entropy(logits.float(), labels, ignore_index=IGNORED, reduction="none")
+            sums.append(nll.reshape(rows, -1).sum(1).cpu().double())
+            counts.append((labels != IGNORED).reshape(rows, -1).sum(1).cpu().double())
             steps.advance()
-    return nll / max(1, count)
+    return WindowLosses(torch.cat(sums), torch.cat(counts))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from surgery.config.schema import MeasureConfig, Task
 from surgery.data.module import TextData
-from surgery.measure.loss import measure_held_out_loss
+from surgery.measure.loss import WindowLosses, measure_window_losses
 from surgery.measure.speed import measure_speed
 from surgery.models.forward import evaluating
 from surgery.models.sites import find_sites
@@ -22,8 +22,13 @@ from surgery.plan.sizes import count_sizes
 
 @dataclass(frozen=True)
 class Measurement:
-    """Losses in nats per token, times in milliseconds; docs/outputs.md explains each."""
+    """Losses in nats per token, times in milliseconds; docs/outputs.md explains each.
 
+    Attributes:
+        windows: the loss window by window, which is not in the JSON.
+    """
+
+    windows: WindowLosses
     loss: float
     perplexity: float
     parameters: int
@@ -35,7 +40,7 @@ class Measurement:
     decode_ms: float | None
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {field.name: getattr(self, field.name) for field in fields(self)[1:]}
 
 
 def measure_model(
@@ -55,7 +60,7 @@ def measure_model(
         operations: performed on `model`; they know of sizes that heads and windows do not tell.
     """
     with evaluating(model):
-        loss = measure_held_out_loss(model, data, cfg, task, label=label)
+        windows = measure_window_losses(model, data, cfg, task, label=label)
         prompt = _make_prompt(model, data, cfg.prefill_tokens, cfg.decode_tokens)
         speed = measure_speed(
             model, prompt, task, decode_tokens=cfg.decode_tokens, repeats=cfg.repeats
@@ -66,8 +71,9 @@ def measure_model(
     for operation in operations:
         sizes = operation.adjust_sizes(sizes, tokens)
     return Measurement(
-        loss=loss,
-        perplexity=math.exp(min(loss, 700.0)),
+        windows=windows,
+        loss=windows.mean,
+        perplexity=math.exp(min(windows.mean, 700.0)),
         parameters=sizes.parameters,
         kv_bytes=sizes.kv_bytes,
         kv_bytes_per_token=sizes.kv_bytes_per_token,

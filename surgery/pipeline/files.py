@@ -26,6 +26,7 @@ TASKS_PICTURE = "tasks.png"
 TASK_RUNS = "tasks"  # a run directory per task
 PROJECTIONS = "projections"
 
+BEST_WEIGHTS = "best.safetensors"
 CHECKPOINTS = "checkpoints"
 FINAL_CHECKPOINT = f"{CHECKPOINTS}/final.ckpt"
 EXPORT = "export"
@@ -70,6 +71,7 @@ def remove_drafts(run_dir: Path) -> None:
 _WRITTEN = (
     CONFIG,
     "plan.*",
+    BEST_WEIGHTS,
     "summary.*",
     REPORT,
     RESULT_PICTURE,

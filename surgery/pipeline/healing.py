@@ -15,6 +15,8 @@ from surgery.training.parameters import check_parameters
 from surgery.training.teacher import locate_teacher, naming_teacher
 
 _TEACHER = "objective.teacher"
+# Steps between two validations: at least, and where the number of steps is not known.
+LEAST_STEPS, STEPS_WITHOUT_END = 10, 100
 
 
 def check_healing(
@@ -30,6 +32,7 @@ def check_healing(
     Raises:
         ConfigError: there is nothing to train or nothing to learn, or the teacher does not fit.
     """
+    _check_validation(run)
     check_parameters(plan, run.optim.parameters)
     if run.optim.parameters in (Trained.attention, Trained.output):
         _refuse_unreadable(original, "optim.parameters")
@@ -41,6 +44,43 @@ def check_healing(
     if run.objective.attention_weight > 0:
         _refuse_unreadable(original, "objective.attention_weight")
         pair_with_teacher(run, original.config, plan)
+
+
+def find_cadence(run: RunConfig) -> int | None:
+    """Find the optimizer steps between two validations; ``None`` where `trainer.*` says when."""
+    if _sets_validation(run):
+        return None
+    if run.validation.every_n_steps is not None:
+        return run.validation.every_n_steps
+    steps = run.trainer.get("max_steps")
+    if isinstance(steps, int) and steps > 0:
+        return max(LEAST_STEPS, steps // 10)
+    return STEPS_WITHOUT_END
+
+
+def schedule_validation(run: RunConfig) -> dict[str, Any]:
+    """Make the options of Lightning's Trainer for that cadence; it counts batches, not steps."""
+    every = find_cadence(run)
+    if every is None:
+        return {}
+    batches = every * (run.trainer.get("accumulate_grad_batches") or 1)
+    return {"val_check_interval": batches, "check_val_every_n_epoch": None}
+
+
+def _sets_validation(run: RunConfig) -> bool:
+    trainer = run.trainer
+    epochs = trainer.get("check_val_every_n_epoch", 1)
+    return trainer.get("val_check_interval") is not None or epochs != 1
+
+
+def _check_validation(run: RunConfig) -> None:
+    if run.validation.every_n_steps is not None and _sets_validation(run):
+        raise ConfigError(
+            "validation.every_n_steps",
+            "trainer.val_check_interval or trainer.check_val_every_n_epoch says when, too",
+            given=run.validation.every_n_steps,
+            valid="null, or neither of these",
+        )
 
 
 def pair_with_teacher(run: RunConfig, config: Any, plan: Plan) -> list[Pair] | None:

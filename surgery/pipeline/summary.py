@@ -22,6 +22,7 @@ def summarize(session: Session) -> dict[str, Any]:
         moment: results.measurements[moment].to_json() if moment in results.measurements else None
         for moment in MOMENTS
     }
+    noise = _compute_gap_noise(session)
     scores = results.scores.get(IMPORTANCE)
     return {
         "format": FORMAT,
@@ -35,7 +36,8 @@ def summarize(session: Session) -> dict[str, Any]:
             "after": whole.sizes_after.to_json(),
         },
         **figures,
-        "gap_closed": compute_gap_closed(figures),
+        "gap_noise": noise,
+        "gap_closed": compute_gap_closed(figures, noise),
         "calibration": plan.calibration,
         "importance": None if scores is None else scores.describe(),
         "analysis": results.analysis or None,
@@ -47,3 +49,13 @@ def summarize(session: Session) -> dict[str, Any]:
         "machine": describe_machine(),
         "versions": find_versions(),
     }
+
+
+def _compute_gap_noise(session: Session) -> float | None:
+    """Compute the standard error of what surgery opened and training closed: the larger one."""
+    measured = session.results.measurements
+    if any(moment not in measured for moment in MOMENTS):
+        return None
+    before, opened, healed = (measured[moment].windows for moment in MOMENTS)
+    errors = (opened.compute_error(before), opened.compute_error(healed))
+    return max((error for error in errors if error is not None), default=None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 from dataclasses import asdict
@@ -10,23 +11,26 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import StochasticWeightAveraging
 from pytorch_lightning.strategies import DeepSpeedStrategy, FSDPStrategy
 from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
 from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
 from transformers import PreTrainedModel
 
-from surgery.config.schema import ExportFormat, RunConfig
+from surgery.config.schema import ExportFormat, Kept, RunConfig, Stage
 from surgery.console import say
 from surgery.errors import ConfigError
+from surgery.lab.report.healing import describe_healing
 from surgery.models.source import ModelSource
-from surgery.pipeline.files import FINAL_CHECKPOINT
-from surgery.pipeline.healing import pair_with_teacher
+from surgery.pipeline.files import BEST_WEIGHTS, FINAL_CHECKPOINT
+from surgery.pipeline.healing import find_cadence, pair_with_teacher, schedule_validation
 from surgery.pipeline.log import open_loggers
 from surgery.pipeline.resume import plain_config
 from surgery.pipeline.scorer import keep_tables, make_scorer
 from surgery.pipeline.session import Session
 from surgery.plan.plan import Plan
 from surgery.signals import Stopped
+from surgery.training.best_weights import BestWeights, FirstAndLastValidation
 from surgery.training.curve import LossCurve
 from surgery.training.module import SurgeryModule
 from surgery.training.trainer import build_trainer, forget_profile, say_profile
@@ -46,22 +50,38 @@ def train(session: Session) -> Any:
     if session.model is not None:
         module.adopt(session.model)
     pl.seed_everything(run.seed, verbose=False)
+    if any(isinstance(c, StochasticWeightAveraging) for c in session.prepared.callbacks):
+        module.configure_model()  # it copies the module before Lightning has it built
     curve = LossCurve()
+    best = BestWeights(
+        session.run_dir / BEST_WEIGHTS,
+        keep=run.validation.keep is Kept.best,
+        resumed=run.resume,
+    )
+    session.data.validation_windows = run.validation.windows
+    ends = FirstAndLastValidation(best, find_cadence(run))
     open_loggers(session)
     forget_profile(session.run_dir)
     trainer = build_trainer(
         dict(run.trainer),
         run_dir=session.run_dir,
-        callbacks=[*session.prepared.callbacks, curve],
+        callbacks=[best, *session.prepared.callbacks, curve, ends],
         loggers=session.loggers,
+        schedule=schedule_validation(run),
     )
+    _say_validation(session, trainer)
     _fit(trainer, module, session)
     say_profile(trainer, session.run_dir)
     if trainer.global_step == 0:
         raise ConfigError("trainer", "no training step was done with these options")
-    session.model = _gather_model(module, trainer, session)
+    session.model = _gather_model(module, trainer, session, best)
     session.results.training = _describe_training(run, module, trainer, curve)
+    session.results.training["held_out"] = _describe_validation(session, trainer, best)
     say(f"  trained {trainer.global_step} steps")
+    if trainer.limit_val_batches != 0 and not best.evaluations:  # spawned processes keep theirs
+        say("  no held-out loss came back from training: the last weights are kept")
+    for line in describe_healing(session.results.training, exported=session.has(Stage.export)):
+        say(f"  {line}")
     if module.decision is None:
         return None
     decision = module.decision.finish(trainer)
@@ -99,9 +119,9 @@ def _describe_stop(stop: Stopped, trainer: pl.Trainer, session: Session) -> Stop
 
 
 def _gather_model(
-    module: SurgeryModule, trainer: pl.Trainer, session: Session
+    module: SurgeryModule, trainer: pl.Trainer, session: Session, best: BestWeights
 ) -> PreTrainedModel | None:
-    """Gather the trained model; ``None`` on the other ranks of a sharded run."""
+    """Gather the trained model with its best weights; ``None`` on other ranks of a sharded run."""
     if isinstance(trainer.strategy, (FSDPStrategy, DeepSpeedStrategy)):
         path = session.run_dir / FINAL_CHECKPOINT
         trainer.save_checkpoint(path)
@@ -109,6 +129,13 @@ def _gather_model(
             return None
         module = SurgeryModule.load_from_checkpoint(path, map_location="cpu")
     assert module.model is not None
+    if best.best is not None and best.keep:
+        trainer.strategy.barrier("best weights")  # one process has written them
+        if trainer.is_global_zero or best.file.is_file():  # other machines may not have it
+            best.restore_(module.model)
+        trainer.strategy.barrier("restored")
+        if not trainer.checkpoint_callbacks and trainer.is_global_zero:  # nothing will be resumed
+            best.file.unlink(missing_ok=True)
     module.undo_freezing()
     return module.model.to(session.device)  # type: ignore[arg-type]
 
@@ -135,6 +162,41 @@ def _describe_training(
         "alarms": [alarm for c in trainer.callbacks for alarm in getattr(c, "alarms", ())],  # type: ignore[attr-defined]
         "decision": None,
     }
+
+
+def _say_validation(session: Session, trainer: pl.Trainer) -> None:
+    if trainer.limit_val_batches == 0:
+        say("  trainer.limit_val_batches=0: no held-out loss is looked at, the last weights stay")
+        return
+    every = find_cadence(session.run)
+    when = f"every {every} steps" if every else "as trainer.val_check_interval says"
+    rows, total = session.data.count_validation_rows(), session.data.held_out_size
+    say(f"  held-out loss at the start, {when} and at the end, on {rows} of {total} windows")
+
+
+def _describe_validation(
+    session: Session, trainer: pl.Trainer, best: BestWeights
+) -> dict[str, Any] | None:
+    """Describe the held-out losses that training saw; ``None`` if there are none."""
+    if not best.evaluations:
+        return None
+    lowest = best.best
+    kept = lowest if best.keep and lowest is not None else best.evaluations[-1]
+    return {
+        "every_n_steps": find_cadence(session.run),
+        "windows": session.data.count_validation_rows(),
+        "losses": [[step, _to_finite(loss)] for step, loss in best.evaluations],
+        "first_step": None if best.first is None else best.first.step,
+        "best_step": None if lowest is None else lowest.step,
+        "best_loss": None if lowest is None else lowest.loss,
+        "last_loss": _to_finite(best.evaluations[-1].loss),
+        "kept": "best" if best.keep and lowest is not None else "last",
+        "kept_step": kept.step,
+    }
+
+
+def _to_finite(loss: float) -> float | None:
+    return loss if math.isfinite(loss) else None
 
 
 def _make_deferred(session: Session) -> dict[str, Any]:

@@ -99,6 +99,9 @@ class TrainingDecision(Protocol):
     def follow(self, trainer: Any) -> None:
         """Bring the model to its state at the trainer's step. Raises: ConfigError."""
 
+    def is_settled(self, trainer: Any) -> bool:
+        """Whether nothing is left to decide or to change after the trainer's step."""
+
     def finish(self, trainer: Any) -> Any:
         """Detach and return the decision. Raises: SurgeryError, if it is not made yet."""
 

@@ -84,11 +84,11 @@ class SurgeryModule(pl.LightningModule):
         self.model: PreTrainedModel | None = None
         self.decision = self._make_decision(deferred, scorer)
         # Not a submodule: the original must appear in no checkpoint and no optimizer.
-        self._teacher: list[PreTrainedModel] = []
+        self._teacher: list[PreTrainedModel] = _Shared()
         self._pairs = self._find_pairs(pairs) if self.objective.attention_weight > 0 else []
         self.trained: int | None = None
         self._frozen: list[nn.Parameter] | None = None
-        self._exact: list[tuple[nn.Module, str, torch.Tensor]] | None = None
+        self._computed: list[tuple[nn.Module, str, torch.Tensor]] | None = None
         self._held_out = (0.0, 0)  # sum of the label losses of all tokens, number of tokens
 
     @property
@@ -119,8 +119,8 @@ class SurgeryModule(pl.LightningModule):
         self.undo_freezing()
         if self.decision is not None:
             self.decision.detach()
-        self.model = model
-        self._teacher = [teacher.requires_grad_(False).eval()] if teacher is not None else []
+        self.model, self._computed = model, None
+        self._teacher = _Shared([] if teacher is None else [teacher.requires_grad_(False).eval()])
 
     def configure_model(self) -> None:
         """Build and operate the model, freeze what is not trained, load a teacher. Idempotent."""
@@ -132,15 +132,15 @@ class SurgeryModule(pl.LightningModule):
         self.model.train()  # transformers hands models out in eval mode
         if self.decision is not None:
             self.decision.attach(self.model)
-        if self._exact is None:
-            self._exact = _copy_computed_buffers(self.model)
+        if self._computed is None:
+            self._computed = _copy_computed_buffers(self.model)
         if self._frozen is None:
             self._frozen = select_frozen(self.model, self.plan, self.optim.parameters)
             for parameter in self._frozen:
                 parameter.requires_grad_(False)
             self.trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
         if self.objective.name is ObjectiveName.distill and not self._teacher and self._fitting:
-            self._teacher = [load_teacher(self.source.spec, self.objective.teacher)]
+            self._teacher = _Shared([load_teacher(self.source.spec, self.objective.teacher)])
 
     def undo_freezing(self) -> None:
         """Make trainable again what was frozen for `optim.parameters`; a further fit refreezes."""
@@ -167,10 +167,30 @@ class SurgeryModule(pl.LightningModule):
     def on_fit_start(self) -> None:
         # A `*-true` precision has cast them by now, RoPE's frequencies among them: at bf16 the
         # angles of far positions are off by whole turns, and no checkpoint would remember why.
-        for module, name, exact in self._exact or []:
-            setattr(module, name, exact.to(self.device))
+        self.restore_computed_buffers()
         for teacher in self._teacher:
             nn.Module.to(teacher, self.device)
+
+    def _keep_computed_buffers(self) -> None:
+        assert self.model is not None
+        self._computed = _copy_computed_buffers(self.model)
+
+    def restore_computed_buffers(self) -> None:
+        """Undo what was done to buffers that are computed from the config."""
+        for module, name, exact in self._computed or []:
+            setattr(module, name, exact.to(self.device, copy=True))
+
+    # Callbacks that average weights average buffers too, and so round what is computed. They write
+    # into the model at the start of a validation's epoch and at the end of training.
+
+    def on_validation_start(self) -> None:
+        self._keep_computed_buffers()
+
+    def on_train_epoch_end(self) -> None:
+        self._keep_computed_buffers()
+
+    def on_train_end(self) -> None:
+        self.restore_computed_buffers()
 
     def on_train_start(self) -> None:
         if self.decision is not None:
@@ -224,6 +244,7 @@ class SurgeryModule(pl.LightningModule):
         return list(mean)
 
     def on_validation_epoch_start(self) -> None:
+        self.restore_computed_buffers()
         self._held_out = (0.0, 0)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -233,6 +254,16 @@ class SurgeryModule(pl.LightningModule):
             self._held_out = (nll + float(self(**batch).loss) * count, seen + count)
 
     def on_validation_epoch_end(self) -> None:
+        loss = self.compute_held_out_loss()
+        if loss is not None:
+            mean = torch.tensor(loss, dtype=torch.float64)  # the same in all of them already
+            self.log("val/loss", mean, prog_bar=True, sync_dist=True, batch_size=1)
+
+    def compute_held_out_loss(self) -> float | None:
+        """Compute the loss of this validation, the mean over the tokens of all processes.
+
+        All processes must call it. ``None``: no token carried a label.
+        """
         # Summed here, since Lightning's mean over processes rounds the number of tokens, and waits
         # for ever for a process whose windows carry no label.
         sums = torch.tensor(self._held_out, dtype=torch.float64)
@@ -240,9 +271,7 @@ class SurgeryModule(pl.LightningModule):
             reduced = self.trainer.strategy.reduce(sums.to(self.device), reduce_op="sum")
             assert isinstance(reduced, torch.Tensor)
             sums = reduced
-        if sums[1] > 0:
-            mean = sums[0] / sums[1]  # the same in all of them already, which Lightning cannot know
-            self.log("val/loss", mean, prog_bar=True, sync_dist=True, batch_size=1)
+        return float(sums[0] / sums[1]) if sums[1] > 0 else None
 
     def configure_optimizers(self) -> Any:
         assert self.model is not None
@@ -331,13 +360,20 @@ def _list_run_options(deferred: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _copy_computed_buffers(model: nn.Module) -> list[tuple[nn.Module, str, torch.Tensor]]:
-    """Copy the floating-point buffers that are computed from the config and never saved."""
+    """Copy the buffers that are computed from the config and never saved."""
     return [
         (module, name, buffer.clone())
         for module in model.modules()
         for name, buffer in module.named_buffers(recurse=False)
-        if name in module._non_persistent_buffers_set and buffer.is_floating_point()
+        if name in module._non_persistent_buffers_set
     ]
+
+
+class _Shared(list[PreTrainedModel]):
+    """Models that a copy of the module shares with it: averaging weights copies the module."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Shared:
+        return self
 
 
 def parse_section(schema: Any, data: Mapping[str, Any]) -> Any:

@@ -15,12 +15,33 @@ from surgery.console import Steps, say, track_progress
 class BarProgress(Callback):
     """One bar over the optimizer steps of the whole run, with the latest loss beside it.
 
+    A validation has a line of its own below it.
+
     (Lightning's own bars count the batches of an epoch, which a run of so many steps never ends.)
     """
 
     def __init__(self) -> None:
         self._bar: AbstractContextManager[Steps] | None = None
         self._steps: Steps | None = None
+        self._validation: tuple[AbstractContextManager[Steps], Steps] | None = None
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        bar = track_progress("held-out loss", _count_validation_batches(trainer))
+        self._validation = (bar, bar.__enter__())
+
+    def on_validation_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any, **kwargs: Any
+    ) -> None:
+        if self._validation is not None:
+            self._validation[1].advance()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._close_validation()
+
+    def _close_validation(self) -> None:
+        if self._validation is not None:
+            self._validation[0].__exit__(None, None, None)
+        self._validation = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._bar = track_progress("training", _get_total(trainer))
@@ -44,23 +65,42 @@ class BarProgress(Callback):
         self._close()
 
     def _close(self) -> None:
+        self._close_validation()
         if self._bar is not None:
             self._bar.__exit__(None, None, None)
         self._bar = self._steps = None
 
 
 class PlainProgress(Callback):
-    """Prints a line every tenth of the run, or every half minute, whichever comes first."""
+    """Prints a line every tenth of the run, or every half minute, whichever comes first.
+
+    A validation that takes longer says every half minute how far it is.
+    """
 
     def __init__(self, lines: int = 10, seconds: float = 30.0) -> None:
         self.lines = lines
         self.seconds = seconds
         self._last_step = 0
         self._last_time = 0.0
+        self._validated = 0
+        self._last_validation_time = 0.0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._last_step = trainer.global_step
         self._last_time = time.monotonic()
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._validated, self._last_validation_time = 0, time.monotonic()
+
+    def on_validation_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any, **kwargs: Any
+    ) -> None:
+        self._validated += 1
+        now, total = time.monotonic(), _count_validation_batches(trainer)
+        if now - self._last_validation_time >= self.seconds:
+            self._last_validation_time = now
+            of = f" of {total}" if total is not None else ""
+            say(f"  held-out loss: {self._validated}{of} batches")
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any, **kwargs: Any
@@ -78,6 +118,11 @@ class PlainProgress(Callback):
 def _get_total(trainer: pl.Trainer) -> int | None:
     steps = trainer.estimated_stepping_batches
     return int(steps) if steps != float("inf") else None
+
+
+def _count_validation_batches(trainer: pl.Trainer) -> int | None:
+    total = sum(trainer.num_val_batches)
+    return int(total) if total != float("inf") else None
 
 
 def _format_metrics(trainer: pl.Trainer) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +72,17 @@ def build_trainer(
     run_dir: Path,
     callbacks: list[Callback],
     loggers: list[Logger],
+    schedule: Mapping[str, Any] | None = None,
 ) -> pl.Trainer:
-    """Raises: ConfigError, where Lightning refuses an option, or would fail on it much later."""
+    """Build Lightning's Trainer.
+
+    Args:
+        options: `trainer.*`; ``None`` leaves Lightning's default.
+        schedule: options that replace these; here ``None`` is a value of its own.
+
+    Raises:
+        ConfigError: Lightning refuses an option, or would fail on it much later.
+    """
     options = {name: value for name, value in options.items() if value is not None}
     for name, least in {"accumulate_grad_batches": 1, "log_every_n_steps": 0}.items():
         value = options.get(name, least)
@@ -105,7 +114,7 @@ def build_trainer(
         options["profiler"] = _build_profiler(options["profiler"], run_dir)
     try:
         trainer = pl.Trainer(
-            **options,
+            **options | dict(schedule or {}),
             default_root_dir=run_dir,
             callbacks=callbacks,
             logger=loggers or False,

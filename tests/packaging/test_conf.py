@@ -36,7 +36,16 @@ from .conftest import ROOT, find_own_operations
 OPEN_GROUPS = {"attention", "trainer", "callbacks"}
 TYPED = {name: hint for name, hint in get_type_hints(RunConfig).items() if is_dataclass(hint)}
 # Sections of config.yaml itself, with no choice of files.
-SECTIONS = {"analysis", "importance", "tasks", "calibration", "measure", "plan", "export"}
+SECTIONS = {
+    "analysis",
+    "importance",
+    "tasks",
+    "calibration",
+    "measure",
+    "plan",
+    "validation",
+    "export",
+}
 # What the files leave open with `???`; a number where it is not named here.
 FILLED = {"data.path": "x.txt"}
 # By file: options that it leaves at null, of which one (or all) has to be given.

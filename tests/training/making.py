@@ -107,6 +107,7 @@ def fit(
     *,
     callbacks: list[Callback] | None = None,
     resume: Path | None = None,
+    schedule: dict[str, Any] | None = None,
     **overrides: Any,
 ) -> pl.Trainer:
     """As the pipeline's training stage does it, on the CPU."""
@@ -121,6 +122,7 @@ def fit(
         run_dir=run_dir,
         callbacks=callbacks or [],
         loggers=[],
+        schedule=schedule,
     )
     trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
     return trainer

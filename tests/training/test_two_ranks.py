@@ -12,7 +12,10 @@ import pytest
 import torch
 
 from surgery.data.collate import IGNORED
-from tests.training.making import operated, options
+from surgery.measure.loss import compute_mean_loss
+from tests.training.making import operated, options, small_data
+from tests.training.two_ranks_best import STEPS as STEPS_OF_BEST
+from tests.training.two_ranks_best import WINDOWS
 from tests.training.two_ranks_losses import STEPS, make_batch
 
 ROOT = Path(__file__).parents[2]
@@ -108,3 +111,25 @@ def test_a_loss_that_is_no_number_in_one_stops_both(root: Path) -> None:
     said = [(root / f"refused{rank}.txt").read_text() for rank in (0, 1)]
     assert said[0] == said[1]
     assert "loss is nan at step 1; no position of this batch carries a label" in said[0]
+
+
+def test_both_keep_the_same_best_weights(trained: tuple[Path, str]) -> None:
+    """One writes them, both get them back; the loss is that of all windows together."""
+    root = trained[0] / "best"
+    first, second = (torch.load(root / f"rank{rank}.pt") for rank in (0, 1))
+    assert first["evaluations"] == second["evaluations"]
+    assert first["best"] == second["best"] == min(first["evaluations"], key=lambda one: one[1])
+    assert [step for step, _ in first["evaluations"]] == list(range(STEPS_OF_BEST + 1))
+    assert trained[1].count("held-out loss at step") == STEPS_OF_BEST + 1
+    module = operated(root / "model")
+    module.configure_model()
+    assert module.model is not None
+    for step, loss in first["evaluations"]:
+        module.model.load_state_dict(first["seen"][step])
+        batches = small_data(root).load_held_out_batches(WINDOWS, WINDOWS)
+        model = module.model.eval()
+        alone = compute_mean_loss(model, batches, module.task, total=1, label="alone")
+        assert loss == pytest.approx(alone, rel=1e-5)
+    for name, tensor in first["weights"].items():
+        assert torch.equal(tensor, second["weights"][name]), name
+        assert torch.equal(tensor, first["seen"][first["best"][0]][name]), name

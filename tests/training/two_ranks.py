@@ -1,6 +1,6 @@
 """A script, not a test: train on two gloo processes; write down what each knows at the end.
 
-The first training closes heads, the others log losses.
+The first training closes heads, the next ones log losses, the last keeps its best weights.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 from pytorch_lightning.callbacks import Callback
 
 from tests.training.making import operated, save_model, small_data
+from tests.training.two_ranks_best import keep_best
 from tests.training.two_ranks_losses import log_losses
 
 
@@ -65,3 +66,4 @@ def close_heads(root: Path) -> None:
 if __name__ == "__main__":
     close_heads(Path(sys.argv[1]) / "heads")
     log_losses(Path(sys.argv[1]) / "losses")
+    keep_best(Path(sys.argv[1]) / "best")

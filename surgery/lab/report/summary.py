@@ -16,6 +16,8 @@ SCHEMA = "summary.schema.json"
 MOMENTS = ("before", "after_surgery", "after_training")
 # Nats per token: what surgery opens below this is rounding, and nothing to close.
 NO_GAP = 1e-4
+# Standard errors that a gap must have for a share of it to be said.
+SURE = 2.0
 PACKAGES = (
     "attention-surgery",
     "torch",
@@ -29,13 +31,19 @@ PACKAGES = (
 )
 
 
-def compute_gap_closed(figures: dict[str, Any]) -> float | None:
-    """Share of the loss that surgery opened and training closed again."""
+def compute_gap_closed(figures: dict[str, Any], noise: float | None = None) -> float | None:
+    """Share of the loss that surgery opened and training closed again.
+
+    Args:
+        noise: standard error of what surgery opened and training closed. If the gap is not
+            `SURE` times as large, the share would say nothing, and is ``None``.
+    """
     if any(figures.get(moment) is None for moment in MOMENTS):
         return None
     before, opened, healed = (figures[moment]["loss"] for moment in MOMENTS)
     gap = opened - before
-    return float((opened - healed) / gap) if gap > NO_GAP else None
+    least = max(NO_GAP, SURE * (noise or 0.0))
+    return float((opened - healed) / gap) if gap > least else None
 
 
 def describe_machine() -> dict[str, Any]:

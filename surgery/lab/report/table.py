@@ -8,6 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from surgery.lab.report.figures import MOMENT_NAMES, ROWS, name_figure
+from surgery.lab.report.healing import describe_gap, describe_healing
 from surgery.lab.report.quantities import NOTHING, format_change
 from surgery.lab.report.summary import MOMENTS
 
@@ -28,8 +29,9 @@ def tabulate_result(summary: Mapping[str, Any]) -> Table:
             shown = [NOTHING if value is None else show(value) for value in values]
             change = [format_change(values[0], values[-1])] if len(moments) > 1 else []
             table.add_row(name_figure(field, summary), *shown, *change)
-    closed = summary.get("gap_closed")
-    if closed is not None:
-        steps = summary["training"]["steps"]
-        table.caption = f"healing closed {closed:.0%} of the gap in {steps} steps"
+    gap, training = describe_gap(summary), summary.get("training") or {}
+    lines = [] if gap is None else [gap]
+    lines += describe_healing(training, exported=bool(summary.get("export")))
+    table.caption = "\n".join(lines) or None
+    table.caption_justify = "left"
     return table

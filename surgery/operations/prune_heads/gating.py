@@ -144,6 +144,10 @@ class GatedPruning:
             self._schedule = PruningSchedule.from_operation(self.operation, int(steps))
         return self._schedule
 
+    def is_settled(self, trainer: pl.Trainer) -> bool:
+        """Whether every head that goes is closed."""
+        return self._get_schedule(trainer).is_over(trainer.global_step)
+
     def finish(self, trainer: pl.Trainer) -> Heads:
         """Remove the gates once all heads are closed; return the heads, layer → query heads.
 

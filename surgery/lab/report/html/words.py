@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from surgery.lab.report.healing import describe_gap, describe_healing
 from surgery.lab.report.html.data import RunFiles
 from surgery.lab.report.quantities import format_change, format_signed
 
@@ -90,6 +91,9 @@ def write_explanation(run: RunFiles) -> str:
             healed = f"; {run.part('training').get('steps')} steps of healing {did}"
         changed = f"Surgery opened a gap of {gap:.3f} nats per token{healed}."
         same = "Surgery changed nothing in what the model computes."
+        unsure = closed is None and describe_gap(run.summary)
+        if unsure and gap >= _UNNOTICED:
+            changed = f"{unsure[0].upper()}{unsure[1:]}."
         parts.append(same if abs(gap) < _UNNOTICED else changed)
     if export:
         # transformers did load it; of the others it is what their sources say.
@@ -142,6 +146,12 @@ def _compare_figures(run: RunFiles) -> Iterator[Remark]:
     if opened and healed and healed["loss"] > opened["loss"]:
         cost = format_signed(healed["loss"] - opened["loss"], 4)
         yield Remark(CAUTION, f"Healing made it worse: {cost} nats per token on held-out text.")
+    training = run.part("training")
+    for line in describe_healing(training, exported=bool(run.part("export"))):
+        found = training["held_out"]
+        last = found["losses"][-1][0]
+        smooth = found["best_step"] == found["kept_step"] == last
+        yield Remark(NOTE if smooth else CAUTION, f"{line[0].upper()}{line[1:]}.")
     if run.part("export") and run.operations and not (opened or healed):
         yield Remark(CAUTION, "The result was exported without measuring its held-out loss.")
     other = run.part("comparison")
