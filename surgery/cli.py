@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import hydra
@@ -17,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 import surgery.hydra  # noqa: F401
 from surgery.config.validate import check_config
 from surgery.errors import ConfigError, SurgeryError, refuse
-from surgery.refusals import explain_error, refuse_doubles
+from surgery.refusals import explain_error, refuse_deep, refuse_doubles
 
 
 def main() -> None:
@@ -42,6 +43,7 @@ def main() -> None:
             refuse(error)
 
     try:
+        refuse_deep(sys.argv[1:])
         train()
     except (HydraException, OmegaConfBaseException, SurgeryError) as error:
         refuse(explain_error(error))
