@@ -4,6 +4,7 @@
 #   make demo                                  the first recipe, end to end
 #   make demo DEMO_ARGS="attention.gqa.kv_heads=1 trainer.max_steps=20"
 #   make test PYTEST_ARGS="tests/plan -x"      WORKERS=0 for one process, with all threads
+#   make fuzz EXAMPLES=500 SEED=1
 #   make demo PYTHON=/opt/python3.12/bin/python3
 #
 # Tests of report.html need Chromium and its driver (Debian: chromium, chromium-driver), and are
@@ -26,6 +27,8 @@ TORCH := 2.13.0
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
 WORKERS ?= 2
+EXAMPLES ?= 5000
+SEED ?= 0
 
 # Libraries keep caches under HOME; where that cannot be written, a folder stands in for it.
 SOME_HOME := $(if $(shell test -w "$$HOME" && echo yes),,HOME="$(CURDIR)/$(VENV)/home" )
@@ -34,7 +37,7 @@ SOME_HOME := $(if $(shell test -w "$$HOME" && echo yes),,HOME="$(CURDIR)/$(VENV)
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
 .NOTPARALLEL:
-.PHONY: help demo test lint types conf wheel constraints clean
+.PHONY: help demo test fuzz lint types conf wheel constraints clean
 
 help:
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile
@@ -46,6 +49,9 @@ demo: $(VENV)/.installed  ## convert the embedded model to grouped queries and h
 THREADS = $(if $(filter-out 0,$(WORKERS)),OMP_NUM_THREADS=1 )
 test: $(VENV)/.installed-dev  ## every test
 	$(SOME_HOME)$(THREADS)$(BIN) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+
+fuzz: $(VENV)/.installed-dev  ## generated damaged and hostile input, each bounded in time and memory
+	$(SOME_HOME)OMP_NUM_THREADS=1 $(BIN) -m tests.hostile --examples $(EXAMPLES) --seed $(SEED)
 
 lint: $(VENV)/.installed-dev  ## style and format
 	$(BIN) -m ruff check .

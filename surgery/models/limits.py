@@ -30,8 +30,9 @@ _MOST = (
     (re.compile(r"label"), 100_000),
     (re.compile(r"vocab|position|length|window|n_ctx"), 1_000_000_000),
     (re.compile(r"(size|dim|width)s?$"), 10_000_000),
-    (re.compile(r"layer|block|depth|stage|expert|head|codebook|group"), 10_000),
-    (re.compile(r"size|dim|width|embd|inner|d_model|d_ff|d_kv|hidden|channels"), 10_000_000),
+    (re.compile(r"layer|block|depth|stage"), 10_000),
+    (re.compile(r"channels|expert|head|codebook|group"), 100_000),
+    (re.compile(r"size|dim|width|embd|inner|d_model|d_ff|d_kv|hidden"), 10_000_000),
 )
 # Read of every config by transformers' caches and masks, whatever its class declares.
 _WINDOWS = {"sliding_window": Range(0, 10**9), "attention_chunk_size": Range(0, 10**9)}
@@ -86,7 +87,7 @@ def _make_error(name: str, value: Any, valid: str, key: str, given: Any) -> Conf
 
 
 def _find_bounds(name: str) -> Range | None:
-    low = name.lower()
+    low = str(name).lower()
     if _DROPOUT.search(low):
         return SHARE
     return next((Range(high=most) for words, most in _MOST if words.search(low)), None)

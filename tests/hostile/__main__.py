@@ -42,11 +42,12 @@ def main(arguments: list[str]) -> int:
     started, seed = time.monotonic(), options.seed
     while sum(counts.values()) < options.examples:
         left = options.examples - sum(counts.values())
+        shown = len(faults)
         _watch_child(min(_BATCH, left), seed, counts, faults)
         seed += 1
+        for fault in faults[shown:]:
+            print(f"\n{fault}\n")
         print(f"{sum(counts.values())} of {options.examples}, {len(faults)} faults", flush=True)
-    for fault in faults:
-        print(f"\n{fault}")
     print()
     for end, count in sorted(counts.items()):
         print(f"{count:6} {end}")

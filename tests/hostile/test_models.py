@@ -16,11 +16,12 @@ import pytest
 import torch
 from huggingface_hub import constants
 from torch import nn
+from transformers import CONFIG_MAPPING
 
 from surgery.config.schema import Task
 from surgery.errors import ConfigError
 from surgery.models import limits
-from surgery.models.limits import TooManyModulesError, limiting_modules
+from surgery.models.limits import TooManyModulesError, check_fields, limiting_modules
 from surgery.models.source import ModelSource, build_model
 from tests.hostile.bases import CONFIG, INDEX, WEIGHTS, Bases
 from tests.models.sources import source
@@ -79,6 +80,12 @@ def test_fields_that_no_config_has(
     found = copy(family, **fields)
     assert said in refuse(found.build_meta_model).problem
     assert refuse(found.load).given == found.spec.path
+
+
+@pytest.mark.parametrize("model_type", sorted(CONFIG_MAPPING)[::20])
+def test_what_architectures_say_of_themselves_is_accepted(model_type: str) -> None:
+    fields = CONFIG_MAPPING[model_type]().to_dict()
+    check_fields(json.loads(json.dumps(fields, default=str)), "model.path", model_type)
 
 
 @pytest.mark.parametrize(
