@@ -26,7 +26,7 @@ from typing import Any
 MEMORY = 12 << 30  # bytes of address space: libraries alone take a third of it
 SECONDS = 90  # for one input, on a busy machine
 _START = 600  # for the libraries and what is to be damaged
-_BATCH = 250
+_BATCH = 1000
 
 
 def main(arguments: list[str]) -> int:

@@ -14,7 +14,7 @@ import pytest
 from surgery.config.schema import Task
 from surgery.data.module import TextData
 from surgery.errors import ConfigError, SurgeryError
-from surgery.files import MOST_NESTED, exceeds_nesting, read_json
+from surgery.files import MOST_NESTED, exceeds_nesting, find_unreadable, read_json
 from surgery.importance.score_file import read_scores
 from surgery.importance.table import ScoreTable
 from surgery.refusals import refuse_deep
@@ -113,9 +113,26 @@ def test_rows_nested_deeper_than_a_parser_can_go(tmp_path: Path, deep: str, stre
     """pyarrow recurses into them until the process ends."""
     path = tmp_path / "rows.jsonl"
     path.write_text('{"text": "a"}\n{"text": "b", "more": ' + deep + "}\n")
-    with pytest.raises(ConfigError, match="nested too deeply") as caught:
+    with pytest.raises(ConfigError, match="nested more than 100 levels") as caught:
         text_data(str(path), streaming=streaming).setup()
     assert caught.value.key == "data.path"
+
+
+@pytest.mark.parametrize("content", ["null\n", 'null\n{"text": "a"}\n', '{"text": null} null', "n"])
+def test_rows_of_null(tmp_path: Path, content: str) -> None:
+    """pyarrow takes the first of a block for a pointer, and the process ends."""
+    path = tmp_path / "rows.jsonl"
+    path.write_text(content)
+    with pytest.raises(ConfigError, match="a row is null") as caught:
+        text_data(str(path)).setup()
+    assert caught.value.key == "data.path"
+
+
+@pytest.mark.parametrize("content", ['{"text": null}', '[null, "null"]', '"n"', "[]", ""])
+def test_a_null_within_a_row_is_none_of_these(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "rows.json"
+    path.write_text(content)
+    assert find_unreadable(path) is None
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.txt"])
