@@ -55,7 +55,7 @@ def find_unreadable(path: Path) -> str | None:
     levels, bare = _scan_brackets(path)
     if levels > MOST_NESTED:
         return f"it is nested more than {MOST_NESTED} levels deep"
-    return "a row is null" if bare else None
+    return "a row is not an object" if bare else None
 
 
 def exceeds_nesting(path: Path) -> bool:

@@ -123,7 +123,7 @@ def test_rows_of_null(tmp_path: Path, content: str) -> None:
     """pyarrow takes the first of a block for a pointer, and the process ends."""
     path = tmp_path / "rows.jsonl"
     path.write_text(content)
-    with pytest.raises(ConfigError, match="a row is null") as caught:
+    with pytest.raises(ConfigError, match="a row is not an object") as caught:
         text_data(str(path)).setup()
     assert caught.value.key == "data.path"
 
