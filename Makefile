@@ -4,6 +4,7 @@
 #   make demo                                  the first recipe, end to end
 #   make demo DEMO_ARGS="attention.gqa.kv_heads=1 trainer.max_steps=20"
 #   make test PYTEST_ARGS="tests/plan -x"      WORKERS=0 for one process, with all threads
+#   make fuzz EXAMPLES=500 SEED=1
 #   make demo PYTHON=/opt/python3.12/bin/python3
 #   make test-newest PYTEST_ARGS="tests/plan"  the same tests on the newest versions of everything
 #
@@ -33,6 +34,8 @@ PYTEST_ARGS ?=
 KILL_ARGS ?= --kills 30
 DEMO_ARGS ?=
 WORKERS ?= 2
+EXAMPLES ?= 5000
+SEED ?= 0
 
 # Libraries keep caches under HOME; where that cannot be written, a folder stands in for it.
 SOME_HOME := $(if $(shell test -w "$$HOME" && echo yes),,HOME="$(CURDIR)/$(VENV)/home" )
@@ -41,7 +44,7 @@ SOME_HOME := $(if $(shell test -w "$$HOME" && echo yes),,HOME="$(CURDIR)/$(VENV)
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
 .NOTPARALLEL:
-.PHONY: help demo test test-kills test-newest test-oldest lint types conf wheel constraints constraints-oldest clean
+.PHONY: help demo test fuzz test-kills test-newest test-oldest lint types conf wheel constraints constraints-oldest clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile
@@ -63,6 +66,9 @@ test-oldest:  ## every test on the oldest ones (constraints-oldest.txt)
 
 test-kills: $(VENV)/.installed-dev  ## kill small runs at random moments, and check what they leave
 	$(SOME_HOME)OMP_NUM_THREADS=1 $(BIN) -m tests.integration.kills $(KILL_ARGS)
+
+fuzz: $(VENV)/.installed-dev  ## generated damaged and hostile input, each bounded in time and memory
+	$(SOME_HOME)OMP_NUM_THREADS=1 $(BIN) -m tests.hostile --examples $(EXAMPLES) --seed $(SEED)
 
 lint: $(VENV)/.installed-dev  ## style and format
 	$(BIN) -m ruff check .

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import hydra
@@ -19,7 +20,7 @@ from surgery.config.validate import check_config
 from surgery.console import is_rank_zero
 from surgery.errors import ConfigError, SurgeryError, refuse
 from surgery.pipeline.files import remove_drafts
-from surgery.refusals import explain_error, refuse_doubles
+from surgery.refusals import explain_error, refuse_deep, refuse_doubles
 from surgery.signals import Stopped
 
 
@@ -56,6 +57,7 @@ def run_command() -> None:
             raise
 
     try:
+        refuse_deep(sys.argv[1:])
         train()
     except (HydraException, OmegaConfBaseException, SurgeryError) as error:
         refuse(explain_error(error))

@@ -20,9 +20,9 @@ MOST_NESTED = 100
 _MOST_BYTES = 256_000_000
 _CHUNK = 1 << 22
 _STRING = re.compile(rb'"[^"]*+(?:"|\Z)')
-# Brackets as int8: one level more, one less.
-_STEPS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
-_NO_BRACKETS = bytes(set(range(256)) - set(b"[{]}"))
+# As int8: one level more, one less; and 0 for null, by its first letter.
+_STEPS = bytes.maketrans(b"[{]}n", b"\x01\x01\xff\xff\x00")
+_DROPPED = bytes(set(range(256)) - set(b"[{]}n"))
 
 
 @contextmanager
@@ -80,13 +80,28 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def exceeds_nesting(path: Path) -> bool:
-    """Whether brackets outside strings are nested more than `MOST_NESTED` levels deep.
+def find_unreadable(path: Path) -> str | None:
+    """Find what would end the process of a reader of JSON rows; ``None`` if there is nothing.
 
-    Parsers that recurse end the process on such a file, so this looks at the bytes alone, in
-    bounded memory.
+    pyarrow recurses into nested rows, and takes a first row of ``null`` for a pointer.
     """
-    depth, inside, rest = 0, False, b""
+    levels, bare = _scan_brackets(path)
+    if levels > MOST_NESTED:
+        return f"it is nested more than {MOST_NESTED} levels deep"
+    return "a row is not an object" if bare else None
+
+
+def exceeds_nesting(path: Path) -> bool:
+    """Whether brackets outside strings are nested more than `MOST_NESTED` levels deep."""
+    return _scan_brackets(path)[0] > MOST_NESTED
+
+
+def _scan_brackets(path: Path) -> tuple[int, bool]:
+    """Find how deep brackets are nested, and whether there is a ``null`` outside of them.
+
+    This looks at the bytes alone, in bounded memory, and stops once they are too deep.
+    """
+    depth, most, bare, inside, rest = 0, 0, False, False, b""
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):
             chunk = (b'"' if inside else b"") + rest + chunk
@@ -94,10 +109,12 @@ def exceeds_nesting(path: Path) -> bool:
             rest = b"\\" if (len(chunk) - len(chunk.rstrip(b"\\"))) % 2 else b""
             chunk = chunk.removesuffix(rest).replace(b"\\\\", b"").replace(b'\\"', b"")
             inside = chunk.count(b'"') % 2 == 1
-            brackets = _STRING.sub(b"", chunk).translate(_STEPS, _NO_BRACKETS)
-            if brackets:
-                levels = depth + np.cumsum(np.frombuffer(brackets, np.int8), dtype=np.int64)
-                if levels.max() > MOST_NESTED:
-                    return True
-                depth = int(levels[-1])
-    return False
+            kept = _STRING.sub(b"", chunk).translate(_STEPS, _DROPPED)
+            if kept:
+                steps = np.frombuffer(kept, np.int8)
+                levels = depth + np.cumsum(steps, dtype=np.int64)
+                depth, most = int(levels[-1]), max(most, int(levels.max()))
+                bare = bare or bool((levels[steps == 0] <= 0).any())
+                if most > MOST_NESTED:
+                    break
+    return most, bare

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import fields, is_dataclass
 from importlib.resources import files
+from itertools import accumulate
 from typing import Any, get_type_hints
 
 from hydra.core.config_store import ConfigStore
@@ -14,6 +15,8 @@ from omegaconf import OmegaConf
 from surgery.config.schema import RunConfig
 from surgery.errors import ConfigError
 
+_LEVELS = {"[": 1, "{": 1, "(": 1, "]": -1, "}": -1, ")": -1}
+_MOST_LEVELS = 20
 _UNKNOWN_KEY = re.compile(r"Could not override '([^']+)'\.")
 _NO_OPTION = re.compile(r"Could not (?:find|load) '([^'/]+)/([^']*)'")
 _OPTIONS = re.compile(r"Available options in '[^']+':\n((?:\t.*\n?)+)")
@@ -39,6 +42,24 @@ def explain_error(error: Exception) -> Exception:
             return undeclared
         return ConfigError(key, "unknown key", valid=_list_keys_beside(key))
     return error
+
+
+def refuse_deep(arguments: Iterable[str]) -> None:
+    """Refuse an override nested so deeply that Hydra's parser, which recurses, could not end.
+
+    Raises:
+        ConfigError: naming its key.
+    """
+    for argument in arguments:
+        levels = accumulate(_LEVELS.get(letter, 0) for letter in argument)
+        if max(levels, default=0) > _MOST_LEVELS:
+            key, _, value = argument.partition("=")
+            raise ConfigError(
+                key.lstrip("+~"),
+                "is nested too deeply",
+                given=f"{value[:40]}…",
+                valid=f"at most {_MOST_LEVELS} levels of brackets",
+            )
 
 
 def refuse_doubles(chosen: Iterable[str]) -> None:

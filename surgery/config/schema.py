@@ -154,7 +154,9 @@ class ModelConfig:
         MISSING, "any that transformers knows; null leaves the choice to it"
     )
     num_labels: int | None = option(
-        MISSING, "sequence_classification only; null: as the checkpoint says", range=COUNT
+        MISSING,
+        "sequence_classification only; null: as the checkpoint says",
+        range=Range(1, 100_000),
     )
     trust_remote_code: bool = option(MISSING, "run Python code that comes with the model")
     scratch: dict[str, Any] | None = option(

@@ -21,7 +21,7 @@ from surgery.data.cache import make_fingerprint
 from surgery.data.chat import COMPLETION, TEXT, has_messages, render_rows
 from surgery.data.stdlib import read_stdlib
 from surgery.errors import ConfigError, SurgeryError
-from surgery.files import MOST_NESTED, exceeds_nesting
+from surgery.files import find_unreadable
 
 Documents: TypeAlias = datasets.Dataset | datasets.IterableDataset
 
@@ -291,12 +291,10 @@ def _check_content(key: str, path: Path) -> None:
         raise ConfigError(
             key, f"the file is compressed ({archive})", given=str(path), valid="an unpacked file"
         )
-    if _get_reader(path) == "json" and exceeds_nesting(path):
+    fault = find_unreadable(path) if _get_reader(path) == "json" else None
+    if fault is not None:
         raise ConfigError(
-            key,
-            "cannot be read: a row is nested too deeply",
-            given=str(path),
-            valid=f"at most {MOST_NESTED} levels of brackets",
+            key, f"cannot be read: {fault}", given=str(path), valid="rows that are objects"
         )
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from surgery.errors import ConfigError, PlanError
+from surgery.errors import ConfigError, ConversionError, PlanError
 from surgery.execute.config import patch_config_
 from surgery.models.attributes import check_attributes, merge_attributes, set_attributes
 from surgery.models.config import check_patch, get_key
@@ -78,7 +78,7 @@ def apply_(
     operations = {spec["operation"]: get_operation(spec["operation"]) for spec in plan.operations}
     checked = check and not is_on_meta(model)
     if plan.conversion is not None:
-        old, model = model, convert_model(model, **plan.conversion)
+        old, model = model, _convert(model, plan.conversion)
         if checked:
             positions = plan.conversion.get("positions")
             check_conversion(old, model, positions_dropped=positions is not None)
@@ -107,6 +107,14 @@ def apply_(
     apply_transient_(model, plan)
     setattr(model, _MARK, mark)
     return model
+
+
+def _convert(model: PreTrainedModel, conversion: Mapping[str, Any]) -> PreTrainedModel:
+    try:
+        check_arguments(convert_model, conversion)
+        return convert_model(model, **conversion)
+    except (ConversionError, *_FAULTS) as error:
+        raise PlanError(f"the plan's conversion {dict(conversion)} fails: {error}") from error
 
 
 def apply_transient_(model: PreTrainedModel, plan: Plan) -> None:

@@ -61,7 +61,8 @@ def check_attributes(model: PreTrainedModel, attributes: Mapping[str, Mapping[st
             if not path and (type(value) is not int or _is_field(model, name)):
                 valid = "no plan sets it on the whole model"
             if valid is not None:
-                raise PlanError(f"{path}.{name}: {valid}, not {shorten(value)}")
+                where = path or type(model).__name__
+                raise PlanError(f"{where}.{name}: {valid}, not {shorten(value)}")
 
 
 def _list_attention_paths(model: PreTrainedModel, modules: Mapping[str, nn.Module]) -> set[str]:

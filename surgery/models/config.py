@@ -99,7 +99,7 @@ def check_patch(config: PreTrainedConfig, patch: Mapping[str, Any]) -> None:
     """Check that the dotted keys of `patch` are fields of an architecture's own.
 
     Raises:
-        PlanError: one is not: it is private, belongs to every config, or is a method.
+        PlanError: one is not: it is unknown or private, belongs to every config, or is a method.
     """
     for key in patch:
         prefix, _, name = key.rpartition(".")
@@ -107,6 +107,8 @@ def check_patch(config: PreTrainedConfig, patch: Mapping[str, Any]) -> None:
             raise PlanError(f"the config has no part {prefix}, for {key}")
         kind = type(get_config_part(config, prefix))
         common = hasattr(PreTrainedConfig, name) or name in PreTrainedConfig.__dataclass_fields__
+        known = hasattr(get_config_part(config, prefix), name) or name == "head_dim"
+        common = common or name in ("auto_map", "quantization_config") or not known
         held = getattr(kind, name, None)
         if not name.isidentifier() or name.startswith("_") or common or callable(held):
             raise PlanError(f"{key}: no plan sets this key of a {config.model_type} config")

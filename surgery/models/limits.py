@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import torch
@@ -26,11 +27,17 @@ from surgery.errors import ConfigError
 # Words in the names of fields, and the most that they can mean. The largest models have some
 # hundred layers, thousands of experts, and 20 thousand features.
 _MOST = (
-    (re.compile(r"label"), 1_000_000),
-    (re.compile(r"layer|block|depth|stage|expert|head|codebook|group"), 10_000),
+    (re.compile(r"label"), 100_000),
     (re.compile(r"vocab|position|length|window|n_ctx"), 1_000_000_000),
-    (re.compile(r"size|dim|width|embd|inner|d_model|d_ff|d_kv|hidden|channels"), 100_000_000),
+    (re.compile(r"(size|dim|width)s?$"), 10_000_000),
+    (re.compile(r"layer|block|depth|stage"), 10_000),
+    (re.compile(r"channels|expert|head|codebook|group"), 100_000),
+    (re.compile(r"size|dim|width|embd|inner|d_model|d_ff|d_kv|hidden"), 10_000_000),
 )
+# Read of every config by transformers' caches and masks, whatever its class declares.
+_WINDOWS = {"sliding_window": Range(0, 10**9), "attention_chunk_size": Range(0, 10**9)}
+# Not the config's own: a record has checks of its own, and other quantizations are refused.
+_OTHERS = {"quantization_config"}
 _DROPOUT = re.compile(r"drop(out|_?path|_?rate|_?prob)|pdrop|layerdrop|_drop$")
 # Of a whole model. The most known is 150 thousand: Switch-C, of 2,048 experts in a layer.
 MOST_MODULES = 500_000
@@ -52,6 +59,13 @@ def check_fields(fields: Mapping[str, Any], key: str, given: Any, prefix: str = 
         ConfigError: naming the field, its value and what is valid.
     """
     for name, value in fields.items():
+        if name in _OTHERS:
+            continue
+        if name in _WINDOWS:
+            if type(value) not in (int, NoneType) or (value or 0) not in _WINDOWS[name]:
+                valid = f"null or a whole number {_WINDOWS[name]}"
+                raise _make_error(f"{prefix}{name}", value, valid, key, given)
+            continue
         if isinstance(value, Mapping):
             check_fields(value, key, given, f"{prefix}{name}.")
             continue
@@ -60,16 +74,20 @@ def check_fields(fields: Mapping[str, Any], key: str, given: Any, prefix: str = 
         for number in numbers:
             found = _find_fault(number, bounds, is_share=bounds is SHARE)
             if found:
-                raise ConfigError(
-                    key,
-                    f"the config's {prefix}{name} is {shorten(value)}, and must be {found}",
-                    given=given,
-                    valid=f"{name}: {found}",
-                )
+                raise _make_error(f"{prefix}{name}", value, found, key, given)
+
+
+def _make_error(name: str, value: Any, valid: str, key: str, given: Any) -> ConfigError:
+    return ConfigError(
+        key,
+        f"the config's {name} is {shorten(value)}, and must be {valid}",
+        given=given,
+        valid=f"{name}: {valid}",
+    )
 
 
 def _find_bounds(name: str) -> Range | None:
-    low = name.lower()
+    low = str(name).lower()
     if _DROPOUT.search(low):
         return SHARE
     return next((Range(high=most) for words, most in _MOST if words.search(low)), None)

@@ -32,7 +32,7 @@ _REFUSALS = (
     ArithmeticError,
     RuntimeError,
     AssertionError,
-    KeyError,
+    LookupError,
     StrictDataclassError,
 )
 

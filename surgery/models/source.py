@@ -59,7 +59,7 @@ _AUTO: dict[Task, Any] = {
 _BAD_CONFIG = (
     OSError,
     ValueError,
-    KeyError,
+    LookupError,
     TypeError,
     AttributeError,
     ImportError,
@@ -69,7 +69,13 @@ _BAD_CONFIG = (
     StrictDataclassError,
 )
 # Fields of every config that are read before any class checks its own.
-_COMMON: dict[str, type] = {"model_type": str, "quantization_config": dict, "auto_map": dict}
+_COMMON: dict[str, type] = {
+    "model_type": str,
+    "dtype": str,
+    "torch_dtype": str,
+    "quantization_config": dict,
+    "auto_map": dict,
+}
 # A file of the hub that is not there is None.
 _QUIET = {
     "_raise_exceptions_for_gated_repo": False,

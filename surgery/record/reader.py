@@ -96,7 +96,7 @@ def _check_list(sites: Any, path: str, length: int) -> None:
     """Check that a list of modules can be one with a module per head of an attention block."""
     most = max((site.q_heads for site in sites if path.startswith(f"{site.path}.")), default=0)
     if length > most:
-        raise PlanError(f"no attention block there has {length} heads")
+        raise PlanError(f"no attention block has {length} heads of its own there")
 
 
 def _check_tensor(model: Any, name: str, shape: list[int]) -> None:

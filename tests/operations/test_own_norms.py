@@ -136,10 +136,13 @@ class TestRecord:
         ("lists", "said"),
         [
             ({"model.layers.9.self_attn.q_layernorm.norms": 3}, "does not fit the model"),
-            ({"model.layers.0.self_attn": 3}, "no attention block there has 3 heads"),
-            ({"model.layers.0.self_attn.q_layernorm.norms": 10**9}, "no attention block there has"),
+            ({"model.layers.0.self_attn": 3}, "no attention block has 3 heads"),
+            ({"model.layers.0.self_attn.q_layernorm.norms": 10**9}, "no attention block has"),
             ({"model.layers.0.self_attn.q_layernorm.norms": 0}, "must be at least 1, not 0"),
-            ({"model.layers.0.self_attn.q_layernorm.norms": "3"}, "must be a whole number, not '3'"),
+            (
+                {"model.layers.0.self_attn.q_layernorm.norms": "3"},
+                "must be a whole number, not '3'",
+            ),
         ],
     )
     def test_a_list_that_does_not_fit_is_named(

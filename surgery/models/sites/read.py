@@ -122,8 +122,13 @@ def _read_projection(path: str, name: str, module: nn.Module) -> Projection:
     # Not isinstance: the parts of a fused projection behave like Linears but are not.
     sizes = getattr(module, "in_features", None), getattr(module, "out_features", None)
     weight = getattr(module, "weight", None)
-    if None in sizes or weight is None or tuple(weight.shape) != sizes[::-1]:
+    if None in sizes or weight is None:
         raise NotASiteError(f"{name} is a {type(module).__name__}, not a Linear")
+    if tuple(weight.shape) != sizes[::-1]:
+        raise NotASiteError(
+            f"{name} is said to map {sizes[0]} features to {sizes[1]}, but its weight is "
+            f"{list(weight.shape)}"
+        )
     bias = getattr(module, "bias", None) is not None
     return Projection(f"{path}.{name}", int(sizes[0] or 0), int(sizes[1] or 0), bias, unit=0)
 
