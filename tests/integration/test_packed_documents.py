@@ -135,31 +135,33 @@ def test_the_measured_loss_is_that_of_documents_alone(
 
 
 @pytest.fixture
-def falcon_run() -> Iterator[RunConfig]:
+def hybrid_run() -> Iterator[RunConfig]:
     GlobalHydra.instance().clear()
-    scratch = "model.scratch={model_type:falcon,alibi:false,vocab_size:259}"
+    kinds = "layer_types:[full_attention,full_attention],num_hidden_layers:2"
+    scratch = f"model.scratch={{model_type:qwen3_next,vocab_size:259,{kinds}}}"
     text = ("data=text", "data.path=unread", "run_dir=unused")
     with initialize_config_module("surgery.conf", version_base="1.3"):
         yield check_config(compose("config", overrides=[*text, "model.path=null", scratch]))
 
 
-def test_the_planned_result_is_asked_too(falcon_run: RunConfig) -> None:
-    """Falcon takes a mask, but not with ALiBi, which it makes from the mask."""
-    skeleton = ModelSource(falcon_run.model).build_meta_model()
+def test_the_planned_result_is_asked_too(hybrid_run: RunConfig) -> None:
+    """A hybrid without a recurrent layer is isolated, and with one it is not."""
+    skeleton = ModelSource(hybrid_run.model).build_meta_model()
     plan = make_plan(skeleton, [])
-    check_packing(falcon_run, falcon_run.data, skeleton, plan)
-    changed = replace(plan, config_patch={"alibi": True})
-    with pytest.raises(ConfigError, match=r"apart in the planned result \(falcon, sdpa\)"):
-        check_packing(falcon_run, falcon_run.data, skeleton, changed)
+    check_packing(hybrid_run, hybrid_run.data, skeleton, plan)
+    layers = ["linear_attention", "full_attention"]
+    changed = replace(plan, config_patch={"layer_types": layers})
+    with pytest.raises(ConfigError, match=r"apart in the planned result \(qwen3_next, sdpa\)"):
+        check_packing(hybrid_run, hybrid_run.data, skeleton, changed)
     for other in ({"isolate_documents": False}, {"layout": Layout.padded}):
-        check_packing(falcon_run, replace(falcon_run.data, **other), skeleton, changed)
+        check_packing(hybrid_run, replace(hybrid_run.data, **other), skeleton, changed)
 
 
 def test_flash_is_not_asked_and_a_line_says_so(
-    falcon_run: RunConfig, capsys: pytest.CaptureFixture[str]
+    hybrid_run: RunConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model = replace(falcon_run.model, attn_implementation="flash_attention_2")
-    skeleton = ModelSource(falcon_run.model).build_meta_model()
-    run = replace(falcon_run, model=model)
+    model = replace(hybrid_run.model, attn_implementation="flash_attention_2")
+    skeleton = ModelSource(hybrid_run.model).build_meta_model()
+    run = replace(hybrid_run, model=model)
     check_packing(run, run.data, skeleton, make_plan(skeleton, []))
     assert "the model: flash_attention_2 keeps packed documents apart" in capsys.readouterr().out
