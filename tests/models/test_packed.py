@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -31,6 +32,7 @@ from surgery.models.packed import (
     make_inputs,
 )
 from surgery.models.sites import find_sites
+from surgery.models.tiny import build_tiny_model
 from surgery.observe import AttentionCall, Tap
 from surgery.observe.masks import find_visible_keys
 from surgery.plan.make import make_plan
@@ -40,6 +42,7 @@ from surgery.verify.first_batch import check_first_batch
 from tests.data.making import data_config, documents, word_tokenizer
 from tests.families import masked_lm
 
+ROOT = Path(__file__).parents[2]
 # Of the largest logit, in fp32.
 ROUNDING = 1e-4
 POSITIONS, MASK, NONE = Isolation.POSITIONS, Isolation.MASK, Isolation.NONE
@@ -322,3 +325,23 @@ def test_a_mask_of_the_wrong_form_is_found(batch: Batch) -> None:
     model.set_attn_implementation("eager")
     wrong = run(model, **batch, attention_mask=masks, use_cache=False)
     assert (wrong - right).abs().max() > 1e-2
+
+
+def test_what_is_not_tiny_is_not_built() -> None:
+    """A size under a name that is not known: the weights would fill the memory."""
+    model = build("gpt_neo")
+    model.config.vocab_size = 10**9
+    with pytest.raises(ValueError, match="of tiny sizes has 32,0"):
+        build_tiny_model(type(model), model.config, "eager")
+
+
+def test_every_pass_over_data_is_fed_in_one_place() -> None:
+    """`make_inputs`; the others feed inputs of their own, or what a model was given already."""
+    users = {
+        str(path.relative_to(ROOT))
+        for room in ("surgery", "callbacks")
+        for path in (ROOT / room).rglob("*.py")
+        if "get_forward_options(" in path.read_text(encoding="utf-8")
+    }
+    fed_otherwise = {"surgery/models/forward.py", "surgery/verify/first_batch.py"}
+    assert users == {"surgery/models/packed.py", *fed_otherwise}
