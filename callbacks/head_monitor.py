@@ -262,6 +262,7 @@ def _get_tokens(
     return batch.get("input_ids"), decoder
 
 
-def _keep_row_mask(mask: torch.Tensor | None) -> torch.Tensor | None:
-    # A mask with more dimensions says which query sees which key, not which tokens are real.
-    return mask if mask is not None and mask.ndim == 2 else None
+def _keep_row_mask(mask: Any) -> torch.Tensor | None:
+    # Other masks (with more dimensions, by kind of layer) say which query sees which key, not which
+    # tokens are real.
+    return mask if isinstance(mask, torch.Tensor) and mask.ndim == 2 else None

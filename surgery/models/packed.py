@@ -294,13 +294,8 @@ def make_document_masks(model: PreTrainedModel, position_ids: torch.Tensor) -> A
         position_ids: [B, N], which start again with each document.
     """
     like = torch.empty(*position_ids.shape, 0, dtype=model.dtype, device=position_ids.device)
-    return create_masks_for_generate(
-        config=model.config,
-        inputs_embeds=like,
-        attention_mask=None,
-        past_key_values=None,
-        position_ids=position_ids,
-    )
+    # By place: releases call the fourth argument, a cache, by different names.
+    return create_masks_for_generate(model.config, like, None, None, position_ids)
 
 
 def _hold_documents(positions: torch.Tensor) -> bool:

@@ -22,6 +22,7 @@ from transformers.utils import logging
 Override = Callable[[PreTrainedConfig], Mapping[str, Any]]
 
 SPREAD = 0.2  # standard deviation of random weights
+MOST_PARAMETERS = 20_000_000
 HEADS, HEAD_DIM, HIDDEN, FFN, LAYERS = 4, 8, 32, 48, 2
 VOCAB, POSITIONS, IMAGE, PATCH, EXPERTS, TOP_K = 97, 64, 32, 8, 4, 2
 MOST_LAYERS = 4
@@ -158,12 +159,20 @@ def build_tiny_model(
         implementation: of attention; ``None`` leaves the choice to transformers.
 
     Raises whatever the architecture raises.
+
+    Raises:
+        ValueError: the model is not tiny, as some of its sizes have other names.
     """
     config = copy.deepcopy(config)
     config._attn_implementation = implementation
-    with _in_full_precision(), torch.random.fork_rng(devices=[]), torch.device("cpu"), quiet():
+    with _in_full_precision(), torch.random.fork_rng(devices=[]), quiet():
         torch.manual_seed(0)  # for buffers that are drawn
-        return randomize_(model_class(config).float(), seed=0).eval()
+        with torch.device("meta"):
+            size = sum(p.numel() for p in model_class(copy.deepcopy(config)).parameters())
+        if size > MOST_PARAMETERS:
+            raise ValueError(f"a {model_class.__name__} of tiny sizes has {size:,} parameters")
+        with torch.device("cpu"):
+            return randomize_(model_class(config).float(), seed=0).eval()
 
 
 def randomize_(model: PreTrainedModel, seed: int) -> PreTrainedModel:
