@@ -10,6 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from surgery.errors import SiteError
+from surgery.importance.batches import run_model
 from surgery.models.forward import get_forward_options
 from surgery.models.sites import ROLES, Site
 
@@ -50,7 +51,7 @@ def refuse_repeated(
         for site in sites:
             block: nn.Module = model.get_submodule(site.block)
             handles.append(block.register_forward_hook(partial(count_call, site.path)))
-        model(**inputs, **get_forward_options(model))
+        run_model(model, {**inputs, **get_forward_options(model)})
     finally:
         for handle in handles:
             handle.remove()

@@ -14,6 +14,7 @@ from transformers import Cache, PreTrainedModel
 from surgery.calibration.rows import get_head_features
 from surgery.data.collate import Batch
 from surgery.errors import SiteError
+from surgery.importance.batches import run_model
 from surgery.models.forward import get_forward_options
 from surgery.models.sites import Site
 from surgery.observe import AttentionCall, Tap
@@ -94,7 +95,7 @@ def observe_site(
             if isinstance(batch, KeptBatch):
                 model.get_submodule(site.block)(*batch.args, **batch.kwargs)
             else:
-                model(**inputs, **get_forward_options(model))
+                run_model(model, {**inputs, **get_forward_options(model)})
         except _StopForward:
             pass
     if view.output is None:

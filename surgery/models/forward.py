@@ -28,6 +28,12 @@ def get_forward_options(model: PreTrainedModel) -> dict[str, bool]:
     return {"use_cache": False} if cached else {}
 
 
+def find_device(model: nn.Module) -> torch.device:
+    """Find the device for the inputs of `model`: that of its first weight with values."""
+    devices = (p.device for p in model.parameters() if not p.is_meta)
+    return next(devices, torch.device("cpu"))  # hooks that offload every weight move inputs too
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Put all modules into eval mode inside the block, and restore their modes after it."""
