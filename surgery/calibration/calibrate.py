@@ -12,8 +12,10 @@ from surgery.calibration.case import Calibration, Case
 from surgery.data.collate import Batch
 from surgery.errors import ConfigError, SiteError
 from surgery.execute.live import apply_
+from surgery.importance.batches import prepare_batches
 from surgery.importance.estimate import Scorer
 from surgery.models.copies import make_sharing_copy
+from surgery.models.editable import check_values
 from surgery.models.sites import find_sites
 from surgery.plan.make import make_plan
 from surgery.plan.operation import Operation
@@ -50,11 +52,13 @@ def make_calibrated_plan(
         ConfigError: an operation cannot be performed, or a site cannot be calibrated.
     """
     options = options or Calibration()
-    rows = list(batches)
+    rows = prepare_batches(model, batches)
     operations = list(operations)
     resolutions: dict[int, Resolution] = {}
     seen: list[dict[str, Any]] = []
     make_plan(model, operations, **making)  # raises what calibration could not change
+    if any(operation.calibrated for operation in operations):
+        check_values(model)
     same = {name: making[name] for name in ("seed", "device") if name in making}
     for number, operation in enumerate(operations):
         if not operation.calibrated:

@@ -10,6 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from surgery.errors import SiteError
+from surgery.importance.batches import run_model
 from surgery.models.packed import make_inputs
 from surgery.models.sites import ROLES, Site
 
@@ -51,7 +52,7 @@ def refuse_repeated(
         for site in sites:
             block: nn.Module = model.get_submodule(site.block)
             handles.append(block.register_forward_hook(partial(count_call, site.path)))
-        model(**inputs)
+        run_model(model, inputs)
     finally:
         for handle in handles:
             handle.remove()

@@ -14,6 +14,7 @@ from transformers import Cache, PreTrainedModel
 from surgery.calibration.rows import get_head_features
 from surgery.data.collate import Batch
 from surgery.errors import SiteError
+from surgery.importance.batches import run_model
 from surgery.models.packed import make_inputs
 from surgery.models.sites import Site
 from surgery.observe import AttentionCall, Tap
@@ -95,7 +96,7 @@ def observe_site(
             if isinstance(batch, KeptBatch):
                 model.get_submodule(site.block)(*batch.args, **batch.kwargs)
             else:
-                model(**inputs)
+                run_model(model, inputs)
         except _StopForward:
             pass
     if view.output is None:

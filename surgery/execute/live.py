@@ -13,10 +13,12 @@ from transformers import PreTrainedModel
 
 from surgery.errors import ConfigError, ConversionError, PlanError
 from surgery.execute.config import patch_config_
+from surgery.execute.undo import undoing_failure
 from surgery.models.attributes import check_attributes, merge_attributes, set_attributes
 from surgery.models.config import check_patch, get_key
 from surgery.models.convert import convert_model
 from surgery.models.copies import is_on_meta
+from surgery.models.editable import find_obstacle
 from surgery.models.lists import can_grow, drop_parameters, grow_lists
 from surgery.models.packed import forget_packing
 from surgery.models.reference import ReferenceModels
@@ -59,16 +61,17 @@ def apply_(
         `model`; or, where the plan converts it, the new model, which shares tensors with the old.
 
     Raises:
-        PlanError: the model is not the one the plan was made for, or a check failed. The model is
-            untouched then.
+        PlanError: the model is not the one the plan was made for, its weights cannot be edited
+            (`surgery.models.editable`), or a check failed. After any exception the model is what it
+            was before.
     """
-    sites = find_sites(model).sites
     mark = json.dumps(plan.to_json(), sort_keys=True)
-    if getattr(model, _MARK, None) == mark:
+    if getattr(model, _MARK, None) == mark or _is_result(model, plan):
         return model
-    if sites != plan.source:
-        if sites == _number_sites(plan.after) and _holds_patch(model, plan):
-            return model
+    obstacle = find_obstacle(model)
+    if obstacle is not None:
+        raise PlanError(f"{obstacle.problem}: {obstacle.remedy}")
+    if find_sites(model).sites != plan.source:
         raise PlanError(
             f"this {type(model).__name__} is not the model the plan was made for "
             f"({plan.model.get('class')}, {len(plan.source)} sites)"
@@ -91,6 +94,13 @@ def apply_(
             check_equivalence(model, plan, probe)
         for operation in operations.values():
             operation.verify(model, plan, probe)
+    with undoing_failure(model):
+        _operate(model, plan, references)
+        setattr(model, _MARK, mark)
+    return model
+
+
+def _operate(model: PreTrainedModel, plan: Plan, references: ReferenceModels) -> None:
     _edit(model, plan)
     attributes = merge_attributes(plan.attributes, plan.head_attributes)
     set_attributes(model, attributes)
@@ -105,8 +115,6 @@ def apply_(
         forget_record(model)
     # Undone when the model is saved, so they are not in the record.
     apply_transient_(model, plan)
-    setattr(model, _MARK, mark)
-    return model
 
 
 def _convert(model: PreTrainedModel, conversion: Mapping[str, Any]) -> PreTrainedModel:
@@ -120,6 +128,15 @@ def _convert(model: PreTrainedModel, conversion: Mapping[str, Any]) -> PreTraine
 def apply_transient_(model: PreTrainedModel, plan: Plan) -> None:
     """Do what a plan does only for the run, on a model on which the rest of it is done."""
     _perform(model, [s for s in plan.steps if get_operation(s.operation).transient])
+
+
+def _is_result(model: PreTrainedModel, plan: Plan) -> bool:
+    """Whether the model is what the plan changes its source to, though nothing marks it so."""
+    if not isinstance(model, PreTrainedModel):
+        return False
+    sites = find_sites(model).sites
+    done = sites != plan.source and sites == _number_sites(plan.after)
+    return done and _holds_patch(model, plan)
 
 
 def _holds_patch(model: PreTrainedModel, plan: Plan) -> bool:

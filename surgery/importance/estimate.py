@@ -14,14 +14,17 @@ from surgery.config.schema import ObjectiveName, Task
 from surgery.console import say, track_progress
 from surgery.data.collate import Batch
 from surgery.errors import ConfigError
+from surgery.importance.batches import check_labels, find_task, prepare_batches
 from surgery.importance.gate_gradient import GateGradient
 from surgery.importance.leave_one_out import LeaveOneOut
 from surgery.importance.losses import find_labelled_positions
 from surgery.importance.output_norm import OutputNorm
-from surgery.importance.table import GROUPS, HEADS, UNITS, ScoreTable, SiteScores
+from surgery.importance.table import BY_LOSS, GROUPS, HEADS, UNITS, ScoreTable, SiteScores
 from surgery.importance.work import BatchScores, Scores, Work, check_estimator
-from surgery.models.forward import evaluating
+from surgery.models.editable import check_values
+from surgery.models.forward import evaluating, find_device
 from surgery.models.sites import Site, find_sites
+from surgery.models.untrained import list_random_weights
 
 # Scores some sites of a model: (model, sites, estimator, unit) → table.
 Scorer = Callable[[PreTrainedModel, Sequence[Site], str, str], ScoreTable]
@@ -31,6 +34,8 @@ _MEASURED: dict[str, Callable[[Work], Callable[[Batch], BatchScores]]] = {
     "output_norm": OutputNorm,
     "leave_one_out": LeaveOneOut,
 }
+# On a model about whose head a line was printed.
+_SAID = "_surgery_said_untrained"
 _UNIT_OF_SCORES = {"output_norm": "norm", "random": "none"}
 
 
@@ -41,7 +46,7 @@ def score_heads(
     *,
     sites: Sequence[Site] | None = None,
     units: Sequence[str] = UNITS,
-    task: Task = Task.causal_lm,
+    task: Task | None = None,
     objective: ObjectiveName = ObjectiveName.lm,
     seed: int = 0,
     memory_rows: int = 32,
@@ -60,6 +65,7 @@ def score_heads(
         estimator: one of `ESTIMATORS`.
         sites: the sites to score; by default all sites of the model.
         units: ``heads``, ``groups`` (a KV head with the query heads that share it), or both.
+        task: what the labels are labels of; by default what `find_task` finds.
         objective: which loss: lm, the label loss; distill, KL from the unchanged model.
         seed: for random scores.
         memory_rows: most rows that run side by side in leave_one_out, ablations included.
@@ -67,26 +73,46 @@ def score_heads(
 
     Raises:
         ConfigError: the estimator or a unit is unknown, the model has no sites, the estimator
-            cannot use this objective, or the batches have no labels.
+            cannot use this objective, or the batches or their labels are not what it needs.
     """
     check_estimator("importance.estimator", estimator, objective)
     if not units or any(unit not in UNITS for unit in units):
         raise ConfigError("importance.units", "unknown units", given=list(units), valid=UNITS)
     if memory_rows < 1:
         raise ConfigError("importance.memory_windows", "must be at least 1", given=memory_rows)
+    check_values(model)
     sites = find_sites(model).sites if sites is None else tuple(sites)
     if not sites:
-        raise ConfigError(
-            "model", "has no attention heads that can be scored", given=type(model).__name__
-        )
+        raise _explain_no_sites(model)
+    rows = [] if estimator == "random" else prepare_batches(model, batches)
+    task = find_task(model, rows) if task is None else task
     work = Work(model, sites, tuple(units), task, objective, seed, memory_rows)
     if estimator == "random":
         scores = draw_random_scores(work)
         unknown = {u: [torch.full_like(row, math.nan) for row in scores[u]] for u in scores}
         return _make_table(work, estimator, scores, unknown, [], model_name, data_name)
-    measured = _measure_batches(work, estimator, list(batches))
+    if estimator in BY_LOSS and objective is ObjectiveName.lm:
+        _say_untrained(model)
+    measured = _measure_batches(work, estimator, rows)
     means, errors = average_batches(measured)
     return _make_table(work, estimator, means, errors, measured, model_name, data_name)
+
+
+def _say_untrained(model: PreTrainedModel) -> None:
+    """Say once that the loss is of a head that loading left random."""
+    untrained = list_random_weights(model)
+    if untrained and not hasattr(model, _SAID):
+        setattr(model, _SAID, True)
+        say(
+            f"  {untrained[-1]} was not in the checkpoint: unless it was trained since, it is "
+            "random and scores by the loss mean nothing"
+        )
+
+
+def _explain_no_sites(model: PreTrainedModel) -> ConfigError:
+    reasons = [f": {block.path}: {block.reason}" for block in find_sites(model).unreadable[:1]]
+    problem = f"has no attention heads that can be scored{''.join(reasons)}"
+    return ConfigError("model", problem, given=type(model).__name__)
 
 
 def draw_random_scores(work: Work) -> Scores:
@@ -135,13 +161,13 @@ def _measure_batches(work: Work, estimator: str, batches: Sequence[Batch]) -> li
     if not batches:
         raise ConfigError("importance.windows", "there are no batches to score heads on", given=0)
     measure = _MEASURED[estimator](work)
-    device = next(work.model.parameters()).device
+    device = find_device(work.model)
     measured = []
     with freezing(work.model), track_progress(f"importance, {estimator}", len(batches)) as steps:
         for batch in batches:
             batch = {name: value.to(device) for name, value in batch.items()}
             if estimator != "output_norm":
-                _check_labels(batch, estimator)
+                check_labels(batch, estimator, work.task)
             if (
                 estimator == "output_norm"
                 or find_labelled_positions(batch["labels"], work.task).total
@@ -154,16 +180,6 @@ def _measure_batches(work: Work, estimator: str, batches: Sequence[Batch]) -> li
         left_out = len(batches) - len(measured)
         say(f"  {left_out} batches have no labelled position and were left out")
     return measured
-
-
-def _check_labels(batch: Batch, estimator: str) -> None:
-    if "labels" not in batch:
-        raise ConfigError(
-            "importance.estimator",
-            "needs labels, but the batches have none",
-            given=estimator,
-            valid="output_norm or random, which need no loss",
-        )
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import torch
 
 from surgery.config.schema import Task
 from surgery.data.collate import IGNORED
+from surgery.errors import ConfigError
 
 
 class LabelledPositions(NamedTuple):
@@ -49,9 +50,31 @@ def find_labelled_positions(labels: torch.Tensor, task: Task) -> LabelledPositio
 
 
 def select_labelled(logits: torch.Tensor, where: LabelledPositions) -> torch.Tensor:
-    """Select the labelled rows of logits [B, N, V] (or [B, C]): [P, V], at least in fp32."""
+    """Select the labelled rows of logits [B, N, V] (or [B, C]): [P, V], at least in fp32.
+
+    Raises:
+        ConfigError: the logits have no place for a label.
+    """
+    _check_logits(logits, where)
     logits = logits[where.rows] if logits.ndim == 2 else logits[where.rows, where.positions]
     return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def _check_logits(logits: torch.Tensor, where: LabelledPositions) -> None:
+    """Check that logits have a place for every label."""
+    per_row = not len(where.positions)
+    fits = logits.ndim == (2 if per_row else 3) and len(logits) == len(where.counts)
+    fits = fits and bool(where.labels.max() < logits.shape[-1]) and bool(where.labels.min() >= 0)
+    fits = fits and (per_row or bool(where.positions.max() < logits.shape[1]))
+    if not fits:
+        classes = "[rows, classes]" if per_row else "[rows, tokens, classes]"
+        raise ConfigError(
+            "data",
+            f"the labels do not fit the model's logits of shape {list(logits.shape)}",
+            given=f"{'one label per row' if per_row else 'one label per token'}, up to "
+            f"{int(where.labels.max())}",
+            valid=f"logits of shape {classes}, and labels below the number of classes",
+        )
 
 
 def compute_label_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -6,11 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from surgery.data.collate import Batch
 from surgery.errors import SurgeryError
 from surgery.importance.table import GROUPS, HEADS
-from surgery.importance.work import BatchScores, Scores, Work, compute_logits
+from surgery.importance.work import BatchScores, Scores, Work, run_batch
+from surgery.models.editable import is_plain
+from surgery.models.forward import find_device
 from surgery.models.sites import Site
 
 
@@ -50,7 +53,7 @@ class OutputNorm:
         for number, site in enumerate(work.sites):
             watch(number, site)
         try:
-            compute_logits(work.model, batch)
+            run_batch(work.model, batch)
         finally:
             for handle in handles:
                 handle.remove()
@@ -66,8 +69,10 @@ class OutputNorm:
                 means = torch.stack([call[unit] for call in calls]).mean(0)
                 scores[unit].append(means.square().mean(0).sqrt())
         examples = next(iter(batch.values()))
-        mask = batch.get("attention_mask", batch.get("input_ids", examples))
-        tokens = int(mask.sum()) if "attention_mask" in batch else mask.numel()
+        mask = batch.get("attention_mask")
+        words = batch.get("input_ids")
+        count = len(examples) if words is None else words.numel()  # an image counts as one
+        tokens = count if mask is None else int(mask.sum())
         return BatchScores(scores, len(examples), tokens)
 
     def _average_norms(
@@ -94,12 +99,21 @@ def count_members(site: Site, unit: str) -> int:
     return {HEADS: 1, GROUPS: site.group_size}[unit]
 
 
-def compute_gram(model: torch.nn.Module, site: Site, together: int) -> torch.Tensor:
+def compute_gram(model: PreTrainedModel, site: Site, together: int) -> torch.Tensor:
     """Compute W_O,h^T W_O,h: [Hq / together, width, width], width = together * unit."""
-    weight = model.get_parameter(f"{site.output.path}.weight").detach()
-    weight = weight if site.output.transposed else weight.mT  # [in, out]
-    columns = weight.float().unflatten(0, (-1, together * site.output.unit))
+    columns = _read_weight(model, site).float().unflatten(0, (-1, together * site.output.unit))
     return columns @ columns.mT
+
+
+@torch.no_grad()
+def _read_weight(model: PreTrainedModel, site: Site) -> torch.Tensor:
+    """Read W_O: [in, out]. A projection that computes its weight is asked with a unit matrix."""
+    module: Any = model.get_submodule(site.output.path)
+    if is_plain(module) and not module.weight.is_meta:
+        return module.weight if site.output.transposed else module.weight.mT
+    units = torch.eye(site.output.in_features, device=find_device(model), dtype=model.dtype)
+    outputs: torch.Tensor = module(units) - module(torch.zeros_like(units[:1]))
+    return outputs
 
 
 def mark_real_tokens(work: Work, site: Site, batch: Batch, outputs: torch.Tensor) -> torch.Tensor:

@@ -14,6 +14,7 @@ from surgery.data.collate import Batch
 from surgery.importance.capture import LayerTrace, NotResumable, Stack
 from surgery.importance.losses import LabelledPositions
 from surgery.importance.work import Ablation, compute_logits
+from surgery.models.editable import is_plain
 from surgery.models.sites import Site
 
 
@@ -40,7 +41,8 @@ def resume(
         ablations: all with the same number of heads.
 
     Raises:
-        NotResumable: the site changes the output of its projection before it returns it.
+        NotResumable: the site changes the output of its projection before it returns it, or that
+            projection computes more than its weight.
     """
     rows, times = len(where.counts), len(ablations)
     replies: dict[nn.Module, Any] = {}
@@ -80,7 +82,10 @@ def project_without(
     """
     if trace.inputs is None or trace.projected is None:
         raise NotResumable("a site does not call its output projection")
-    weight: torch.Tensor = model.get_parameter(f"{site.output.path}.weight")
+    projection: Any = model.get_submodule(site.output.path)
+    if not is_plain(projection) or projection.weight.is_meta:
+        raise NotResumable("its output projections are not plain Linears in memory")
+    weight: torch.Tensor = projection.weight
     weight = weight if site.output.transposed else weight.mT  # [in, out]
     heads = torch.tensor([ablation.heads for ablation in ablations], device=weight.device)
     units = weight.unflatten(0, (site.q_heads, -1))[heads].flatten(1, 2)  # [A, w, out]
@@ -119,13 +124,17 @@ def replaying(replies: dict[nn.Module, Any]) -> Iterator[None]:
     def reply(value: Any) -> Callable[..., Any]:
         return lambda *args, **kwargs: value
 
+    # Some modules have a forward of their own: accelerate's hooks, or one that is compiled.
+    own = {module: vars(module)["forward"] for module in replies if "forward" in vars(module)}
     try:
         for module, value in replies.items():
             module.forward = reply(value)
         yield
     finally:
         for module in replies:
-            module.__dict__.pop("forward", None)
+            vars(module).pop("forward", None)
+            if module in own:
+                module.forward = own[module]
 
 
 @contextmanager

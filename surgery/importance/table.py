@@ -18,6 +18,7 @@ FORMAT = 1
 HEADS, GROUPS = "heads", "groups"
 UNITS = (HEADS, GROUPS)
 ESTIMATORS = ("gate_gradient", "output_norm", "leave_one_out", "random")
+BY_LOSS = ("gate_gradient", "leave_one_out")
 
 
 @dataclass(frozen=True)

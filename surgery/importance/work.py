@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from surgery.config.schema import ObjectiveName, Task
 from surgery.data.collate import Batch
 from surgery.errors import ConfigError
+from surgery.importance.batches import NO_LOSS, run_model
 from surgery.importance.table import ESTIMATORS, GROUPS, HEADS
 from surgery.models.packed import make_inputs
 from surgery.models.sites import Site
@@ -109,9 +110,23 @@ def make_empty_scores(sites: Sequence[Site], units: Sequence[str]) -> Scores:
     }
 
 
-def compute_logits(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
-    """Run the model on a batch without its labels: logits [B, N, V] or [B, C]."""
+def run_batch(model: PreTrainedModel, batch: Batch) -> Any:
+    """Run the model on a batch without its labels."""
     inputs: dict[str, Any] = {name: value for name, value in batch.items() if name != "labels"}
-    logits = model(**make_inputs(model, inputs)).logits
-    assert isinstance(logits, torch.Tensor)
+    return run_model(model, make_inputs(model, inputs))
+
+
+def compute_logits(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
+    """Run the model on a batch without its labels: logits [B, N, V] or [B, C].
+
+    Raises:
+        ConfigError: it has no logits.
+    """
+    logits = getattr(run_batch(model, batch), "logits", None)
+    if not isinstance(logits, torch.Tensor):
+        raise ConfigError(
+            "importance.estimator",
+            f"measures a loss, but {type(model).__name__} gives no logits",
+            valid=f"a model with one head on its outputs, or {NO_LOSS}",
+        )
     return logits

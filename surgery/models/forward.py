@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -33,6 +34,12 @@ def get_cache(model: PreTrainedModel, output: Any) -> dict[str, Any]:
     name = next((name for name in CACHES if name in parameters), "past_key_values")
     cache = getattr(output, name, None)
     return {} if cache is None else {name: cache}
+
+
+def find_device(model: nn.Module) -> torch.device:
+    """Find the device for the inputs of `model`: that of its first weight with values."""
+    devices = (p.device for p in model.parameters() if not p.is_meta)
+    return next(devices, torch.device("cpu"))  # hooks that offload every weight move inputs too
 
 
 @contextmanager

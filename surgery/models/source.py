@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
@@ -36,6 +36,7 @@ from surgery.config.schema import Dtype, ModelConfig, Task
 from surgery.console import say
 from surgery.errors import ConfigError, PlanError
 from surgery.files import read_json
+from surgery.models.headers import find_header_misfit
 from surgery.models.limits import (
     TooManyModulesError,
     check_fields,
@@ -44,7 +45,7 @@ from surgery.models.limits import (
     explain_zeros,
     limiting_modules,
 )
-from surgery.models.own_record import find_record
+from surgery.models.own_record import find_record, is_own_record
 from surgery.models.weight_files import INDEX, WEIGHTS, check_weight_files, read_shards
 
 EMBEDDED = "embedded"
@@ -254,6 +255,36 @@ class ModelSource:
             key, given = self._get_key()
             raise ConfigError(key, f"config.json: {error}", given=given) from None
 
+    def check_shapes(self, model: PreTrainedModel) -> None:
+        """Check by the headers of local weights that they have the heads that `model` has.
+
+        Args:
+            model: as the config describes it, on the meta device.
+
+        Raises:
+            ConfigError: they have not, or the config says that heads were pruned.
+        """
+        stored = getattr(model.config, "quantization_config", None)
+        quantized = stored is not None and not is_own_record(stored)  # packed, in other shapes
+        if self.spec.scratch is not None or quantized:
+            return
+        where, pruned = Path(self.locate()), getattr(model.config, "pruned_heads", None)
+        misfit = find_header_misfit(where, model) if where.is_dir() else None
+        if misfit is None and (where.is_dir() or not pruned):
+            return
+        problem = "" if misfit is None else _describe_misfit(*misfit)
+        if pruned:
+            raise ConfigError(
+                "model.path",
+                "its config.json has pruned_heads, which transformers 5 does not read"
+                + (problem and f": {problem}"),
+                given=f"pruned_heads: {pruned}",
+                valid="a checkpoint with all its heads; operations can remove the same ones again",
+            )
+        raise ConfigError(
+            "model.path", f"the weights do not fit the config: {problem}", given=self.spec.path
+        )
+
     def check_weights(self) -> None:
         """Check before any work that the model can be loaded and run as asked.
 
@@ -453,7 +484,7 @@ def _locate(key: str, path: str) -> str:
 def _find_misfit(report: Mapping[str, Any], model: PreTrainedModel, task: Task) -> str | None:
     """Find the first tensor that is missing, unexpected or of the wrong shape."""
     for name, stored, wanted in sorted(report["mismatched_keys"]):
-        return f"{name} is {list(stored)}, but should be {list(wanted)}"
+        return _describe_misfit(name, stored, wanted)
     for name in sorted(report["missing_keys"]):
         # The head of a new task starts random; `load` prints a line about it.
         if task is Task.causal_lm or name.startswith(f"{model.base_model_prefix}."):
@@ -462,6 +493,10 @@ def _find_misfit(report: Mapping[str, Any], model: PreTrainedModel, task: Task) 
         if re.search(r"\.\d+\.", name):  # a numbered layer, so not the head of another task
             return f"there is no {name} in this architecture"
     return None
+
+
+def _describe_misfit(name: str, stored: Iterable[int], wanted: Iterable[int]) -> str:
+    return f"{name} is {list(stored)}, but should be {list(wanted)}"
 
 
 def _format_error(error: BaseException) -> str:

@@ -67,6 +67,7 @@ def prepare(
         run = replace(run, optim=replace(run.optim, lr=_get_healing_rate(config)))
     _check_sources(run, reads_data)
     skeleton = source.build_meta_model(config)
+    source.check_shapes(skeleton)
     if Stage.analyze in wanted:
         from surgery.pipeline.analyze import check_analysis  # seconds, for matplotlib and scipy
 

@@ -6,18 +6,45 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedModel
 
-from surgery.config.schema import TaskMode
+from surgery.config.schema import ObjectiveName, Stage, TaskMode
 from surgery.console import say
 from surgery.data.collate import Batch
 from surgery.data.module import TextData
+from surgery.errors import ConfigError
 from surgery.importance.estimate import Scorer, score_heads
-from surgery.importance.table import GROUPS, HEADS, ScoreTable
+from surgery.importance.table import BY_LOSS, GROUPS, HEADS, ScoreTable
 from surgery.lab.report.importance import draw_scores
 from surgery.lab.tasks import combine_scores
 from surgery.lab.tasks.agreement import correlate_tasks
 from surgery.models.sites import Site
+from surgery.models.untrained import list_random_weights
 from surgery.pipeline.files import IMPORTANCE, IMPORTANCE_PICTURE, name_scores
 from surgery.pipeline.session import Session
+
+
+def check_head(session: Session) -> None:
+    """Check before any work that scores by the label loss are of a head that was trained.
+
+    Raises:
+        ConfigError: the checkpoint does not have it, so it is random.
+    """
+    run = session.run
+    estimators = [o.scored_by for o in session.immediate if session.has(Stage.calibrate)]
+    if session.has(Stage.score):
+        estimators.append(run.importance.estimator)
+    by_loss = [estimator for estimator in estimators if estimator in BY_LOSS]
+    if not by_loss or run.importance.objective is not ObjectiveName.lm:
+        return
+    untrained = list_random_weights(session.load_model())
+    if untrained:
+        raise ConfigError(
+            "model.path",
+            f"{untrained[-1]} is not in the checkpoint, so it is random, and {by_loss[0]} measures "
+            "the loss behind it",
+            given=run.model.path,
+            valid="a checkpoint with a trained head, or an estimator that needs no loss: "
+            "output_norm, random",
+        )
 
 
 def make_scorer(session: Session) -> Scorer:

@@ -38,6 +38,7 @@ def run_stages(session: Session, start: float) -> None:
     """
     with _naming_checkpoint(session), finish_loggers(session):
         begin(session)
+        _check_head(session)
         _measure(session, "before")
         _observe_heads(session)
         _operate(session)
@@ -118,6 +119,13 @@ def _measure(session: Session, moment: str) -> None:
         from surgery.pipeline.measure import measure
 
         measure(session, moment)
+
+
+def _check_head(session: Session) -> None:
+    if is_rank_zero() and (session.has(Stage.score) or session.has(Stage.calibrate)):
+        from surgery.pipeline.scorer import check_head
+
+        check_head(session)
 
 
 def _observe_heads(session: Session) -> None:

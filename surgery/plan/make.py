@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence, Sized
 from dataclasses import asdict, replace
 from typing import Any
 
-from torch import nn
 from transformers import PreTrainedModel
 
 from surgery.config.options import check_ranges
@@ -16,7 +15,7 @@ from surgery.models.attributes import merge_attributes
 from surgery.models.config import make_head_count_patch
 from surgery.models.convert import convert_model
 from surgery.models.copies import make_meta_copy
-from surgery.models.own_record import is_own_record
+from surgery.models.editable import check_editable, check_model
 from surgery.models.reference import ReferenceModels
 from surgery.models.sites import Anatomy, Site, find_sites, get_text_config
 from surgery.plan.digest import hash_tensor
@@ -62,17 +61,18 @@ def make_plan(
     Raises:
         ConfigError: an operation that cannot be performed on this model.
     """
+    check_order(operations)
+    check_model(model)
+    if operations:
+        check_editable(model)
     source = model
     source_sites = find_sites(source).sites
     parameters = _count_parameters(source)
-    check_order(operations)
     conversion = operations[0].choose_conversion(source) if operations else None
     if conversion is not None:
         model = _convert_source(operations[0], make_meta_copy(source), conversion)
     anatomy = find_sites(model)
     if operations:
-        _refuse_standing_in(model, anatomy)
-        _refuse_quantized(model)
         _refuse_unreadable(anatomy)
     context = PlanContext(seed, _get_initializer_range(model), device, native)
     draft = _draft_plan(
@@ -265,31 +265,6 @@ def _describe_outcomes(
 def _get_initializer_range(model: PreTrainedModel) -> float:
     found = getattr(get_text_config(model.config), "initializer_range", None)
     return found or DEFAULT_INITIALIZER_RANGE
-
-
-def _refuse_standing_in(model: PreTrainedModel, anatomy: Anatomy) -> None:
-    """Refuse query projections without a weight of their own; some name a remedy."""
-    for site in anatomy.sites:
-        module = model.get_submodule(site.query.path)
-        if not isinstance(module.weight, nn.Parameter):
-            raise ConfigError(
-                "attention",
-                f"{site.query.path} is a {type(module).__name__}, which holds no weight of its own",
-                given=site.path,
-                valid=getattr(module, "remedy", "plain Linear projections"),
-            )
-
-
-def _refuse_quantized(model: PreTrainedModel) -> None:
-    stored = getattr(model.config, "quantization_config", None)
-    if stored is not None and not is_own_record(stored):
-        method = stored.get("quant_method") if isinstance(stored, dict) else stored.quant_method
-        raise ConfigError(
-            "attention",
-            "quantized weights cannot be operated on",
-            given=str(getattr(method, "value", method)),
-            valid="the model's unquantized original",
-        )
 
 
 def _refuse_unreadable(anatomy: Anatomy) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import zip_longest
+from typing import Any
 
+import torch
 from torch import nn
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import DynamicSlidingWindowLayer
@@ -106,13 +108,19 @@ def _calls_itself_attention(module: nn.Module) -> bool:
 
 
 def _has_maps(module: nn.Module) -> bool:
-    own = list(module.parameters(recurse=False))
-    for child in module.children():
-        child = getattr(child, names.WRAPPED, child)
-        weight = getattr(child, "weight", None)
-        if isinstance(weight, nn.Parameter) and not isinstance(child, nn.Embedding):
-            own.append(weight)
-    return any(p.ndim > 1 for p in own)
+    children = (getattr(child, names.WRAPPED, child) for child in module.children())
+    own = any(parameter.ndim > 1 for parameter in module.parameters(recurse=False))
+    return own or any(map(_is_map, children))
+
+
+def _is_map(child: Any) -> bool:
+    # Its weight is no parameter while it is masked or parametrized, and no tensor if it is packed.
+    if isinstance(child, nn.Embedding):
+        return False
+    weight = getattr(child, "weight", None)
+    if isinstance(weight, torch.Tensor):
+        return weight.ndim > 1
+    return isinstance(getattr(child, "in_features", None), int)
 
 
 def _is_linear(config: PreTrainedConfig, module: nn.Module) -> bool:

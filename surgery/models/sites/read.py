@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Mapping
 from dataclasses import replace
 
+import torch
 from torch import nn
 from transformers import PreTrainedConfig
 from transformers.pytorch_utils import Conv1D
@@ -27,7 +28,7 @@ def read_site(
         NotASiteError: parts of the block are unknown, or do not fit together.
     """
     module = modules[path]
-    children = dict(module.named_children())
+    children = _list_children(module)
     refusal = names.REFUSED.get(type(module).__name__)
     if refusal is not None:
         raise NotASiteError(refusal)
@@ -83,6 +84,11 @@ def read_site(
     )
 
 
+def _list_children(module: nn.Module) -> dict[str, nn.Module]:
+    """List the children by name; one that has two names comes twice."""
+    return {name: child for name, child in module._modules.items() if child is not None}
+
+
 def _read_inputs(
     path: str, children: Mapping[str, nn.Module], config: PreTrainedConfig
 ) -> tuple[Projection, Projection, Projection]:
@@ -122,15 +128,23 @@ def _read_projection(path: str, name: str, module: nn.Module) -> Projection:
     # Not isinstance: the parts of a fused projection behave like Linears but are not.
     sizes = getattr(module, "in_features", None), getattr(module, "out_features", None)
     weight = getattr(module, "weight", None)
-    if None in sizes or weight is None:
-        raise NotASiteError(f"{name} is a {type(module).__name__}, not a Linear")
+    if None in sizes or not isinstance(weight, torch.Tensor):
+        raise NotASiteError(f"{name} is a {name_class(module)}, not a Linear")
     if tuple(weight.shape) != sizes[::-1]:
         raise NotASiteError(
-            f"{name} is said to map {sizes[0]} features to {sizes[1]}, but its weight is "
-            f"{list(weight.shape)}"
+            f"{name} is a {name_class(module)} that holds a weight of {list(weight.shape)}, not "
+            f"{list(sizes[::-1])}"
         )
     bias = getattr(module, "bias", None) is not None
     return Projection(f"{path}.{name}", int(sizes[0] or 0), int(sizes[1] or 0), bias, unit=0)
+
+
+def name_class(module: object) -> str:
+    """Name the class of a module, with its file if it is another Linear than torch's."""
+    kind = type(module)
+    if kind.__name__ == "Linear" and kind is not nn.Linear:
+        return f"{kind.__module__}.{kind.__qualname__}"
+    return kind.__name__
 
 
 def _find_head_dim(config: PreTrainedConfig, module: nn.Module, output: Projection) -> int:

@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import Any
 
 from surgery.calibration.case import Case
-from surgery.config.schema import Task
 from surgery.errors import ConfigError
 from surgery.importance import ScoreTable
 from surgery.importance.estimate import score_heads
@@ -64,18 +63,8 @@ def _make_table(operation: PruneOptions, sites: Sequence[Site], case: Case) -> S
         estimator,
         sites=sites,
         units=(operation.unit,),
-        task=_read_task(type(case.model).__name__),
         seed=case.options.seed,
     )
-
-
-def _read_task(name: str) -> Task:
-    """Find what a model was made to predict, by its class."""
-    if name.endswith("ForMaskedLM"):
-        return Task.masked_lm
-    if name.endswith("ForSequenceClassification"):
-        return Task.sequence_classification
-    return Task.causal_lm
 
 
 def _refuse_nan(operation: PruneOptions, sites: Sequence[Site], scores: HeadScores) -> None:
