@@ -71,7 +71,7 @@ def main() -> None:
         trainer = pl.Trainer(
             max_steps=WARM_UP_STEPS + 2 * options.pairs,
             callbacks=[*monitors, clock],
-            logger=WandbLogger(save_dir=folder, offline=True),
+            logger=WandbLogger(save_dir=folder, mode="offline"),
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,

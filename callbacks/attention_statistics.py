@@ -13,6 +13,7 @@ from surgery.errors import ConfigError
 from surgery.observe import AttentionCall
 from surgery.observe.rows import sample_rows
 from surgery.observe.statistics import MAXIMA, ROOTS, STATISTICS, compute_head_statistics
+from surgery.observe.tap import runs_in_backward
 
 from .head_monitor import HeadMonitor
 
@@ -80,13 +81,9 @@ class AttentionStatistics(HeadMonitor):
         self._row_seed = self.seed * 1_000_003 + step
         self._rows.clear()
 
-    def on_before_backward(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: torch.Tensor
-    ) -> None:
-        if self._tap is not None:  # with gradient checkpointing, backward runs attention again
-            self._tap.pause()
-
     def observe(self, call: AttentionCall) -> None:
+        if runs_in_backward():  # the same rows once more, for gradient checkpointing
+            return
         place = (call.query.shape[2], call.query.device)
         if place not in self._rows:
             generator = torch.Generator().manual_seed(self._row_seed)

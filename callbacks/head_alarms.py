@@ -7,12 +7,12 @@ from typing import Any, TypedDict
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
-from pytorch_lightning.loggers import WandbLogger
 
 from surgery.console import say
 from surgery.errors import ConfigError
 
 from .head_conditions import CONDITIONS, REMEMBERED, HeadCondition, find_conditions
+from .head_logging import find_wandb_run
 from .head_monitor import HeadMonitor, Observation
 
 ACTIONS = ("log", "alert", "stop")
@@ -108,7 +108,7 @@ class HeadAlarms(Callback):
         ]
         if blind:
             say(f"{self.name}: no monitor observes the metrics of: {', '.join(blind)}")
-        if self.action == "alert" and not any(isinstance(x, WandbLogger) for x in trainer.loggers):
+        if self.action == "alert" and not any(find_wandb_run(x) for x in trainer.loggers):
             say(f"{self.name}: action=alert needs logger=wandb; alarms are only printed")
 
     def on_train_batch_end(
@@ -181,9 +181,8 @@ class HeadAlarms(Callback):
         text = _format_alarms(kind, alarms)
         say(f"{self.name}: step {step}: {text}")
         if self.action != "log" and trainer.is_global_zero:
-            for logger in trainer.loggers:
-                if isinstance(logger, WandbLogger):
-                    logger.experiment.alert(f"{kind} at step {step}", text, level="WARN")
+            for run in filter(None, map(find_wandb_run, trainer.loggers)):
+                run.alert(f"{kind} at step {step}", text, level="WARN")
         if self.action == "stop" and not trainer.should_stop:
             trainer.should_stop = True
             say(f"{self.name}: training ends after step {step}: action=stop, and {text}")

@@ -9,11 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
+import wandb
+from PIL import Image
+
+from surgery.console import say
 
 from .head_picture import draw_heatmap
 
@@ -70,17 +74,60 @@ def log_scalars(trainer: pl.Trainer, scalars: dict[str, float], step: int) -> No
 def log_heatmap(trainer: pl.Trainer, grid: HeadGrid) -> None:
     """Log a picture to the loggers that accept pictures; its title has the step.
 
-    There is no picture of a metric that was not observed.
+    What a logger is, is asked of its `experiment`: Lightning goes by two names, and the classes of
+    one are none of the other. There is no picture of a metric that was not observed.
     """
-    loggers = [x for x in trainer.loggers if isinstance(x, WandbLogger | TensorBoardLogger)]
-    if not loggers or torch.cat(grid.layers).isnan().all():
+    if torch.cat(grid.layers).isnan().all():
         return
     key = f"{grid.metric}/heads"
-    picture = draw_heatmap(grid.to_array(), f"{grid.metric.replace('_', ' ')}, step {grid.step}")
-    for logger in loggers:
-        if isinstance(logger, WandbLogger):
+    title = f"{grid.metric.replace('_', ' ')}, step {grid.step}"
+    picture: Image.Image | None = None
+    for logger in trainer.loggers:
+        if is_off(logger):
+            continue
+        run, writer = find_wandb_run(logger), _find_picture_writer(logger)
+        if run is None and writer is None:
+            say_unsent(trainer, logger, "pictures of heads")
+            continue
+        picture = picture or draw_heatmap(grid.to_array(), title)
+        if run is not None:
+            shown = wandb.Image(picture, caption=f"step {grid.step}")
             # Lightning logs this step as `trainer/global_step`, as it does for scalars.
-            logger.log_image(key, [picture], step=grid.step, caption=[f"step {grid.step}"])
-        else:
-            pixels = np.asarray(picture)
-            logger.experiment.add_image(key, pixels, global_step=grid.step, dataformats="HWC")
+            logger.log_metrics({key: [shown]}, step=grid.step)  # type: ignore[dict-item]
+        elif writer is not None:
+            writer.add_image(key, np.asarray(picture), global_step=grid.step, dataformats="HWC")
+
+
+def find_wandb_run(logger: Any) -> wandb.Run | None:
+    """Find the W&B run that a logger of any class writes to; ``None`` if there is none.
+
+    A disabled run counts as none.
+    """
+    run = getattr(logger, "experiment", None)
+    return run if isinstance(run, wandb.Run) and not run.disabled else None
+
+
+def is_off(logger: Any) -> bool:
+    """Whether the user has disabled the W&B run of a logger."""
+    run = getattr(logger, "experiment", None)
+    return isinstance(run, wandb.Run) and run.disabled
+
+
+def _find_picture_writer(logger: Any) -> Any:
+    """Find TensorBoard's writer behind a logger of any class."""
+    writer = getattr(logger, "experiment", None)
+    names = {kind.__name__ for kind in type(writer).__mro__}  # torch's own, or tensorboardX's
+    return writer if "SummaryWriter" in names else None
+
+
+def say_unsent(trainer: pl.Trainer, logger: Any, what: str) -> None:
+    """Say once per run what a logger does not take.
+
+    Args:
+        what: in the plural.
+    """
+    line = f"  {type(logger).__name__} does not take {what}"
+    said: set[str] = trainer.__dict__.setdefault("_said_unsent", set())
+    if line not in said:
+        said.add(line)
+        say(line)

@@ -18,6 +18,7 @@ from surgery.errors import ConfigError, TapError
 from surgery.observe import AttentionCall, Tap
 from surgery.observe.head_sums import HeadSums
 
+from .forward_passes import ForwardPasses
 from .head_logging import HeadGrid, log_heatmap, log_scalars
 
 
@@ -38,7 +39,9 @@ class Observation(TypedDict):
 class HeadMonitor(Callback):
     """Observes every `every_n_steps`-th optimizer step, starting with the first.
 
-    Subclasses name their `metrics` and define how an attention call adds to them.
+    Subclasses name their `metrics` and define how an attention call adds to them. A step may have
+    several batches, and a batch several forward passes; all of them are observed, each with the
+    masks and tokens that the model was called with.
 
     Attributes:
         metrics: names; each is one scalar over all heads, one picture and a column of the table.
@@ -81,6 +84,8 @@ class HeadMonitor(Callback):
         self.observations: list[Observation] = []
         self._sums = HeadSums(self.metrics, self.maxima, self.roots)
         self._tap: Tap | None = None
+        self._passes: ForwardPasses | None = None
+        self._batch: Any = None
         self._step: int | None = None
 
     @abstractmethod
@@ -94,6 +99,7 @@ class HeadMonitor(Callback):
         model = find_watched_model(pl_module)
         self._model = model
         self._tap = Tap(model, self._observe_call)
+        self._passes = ForwardPasses(model, self._begin_pass)
         self._order = {path: index for index, (path, _) in enumerate(model.named_modules())}
         self._sums.clear()
         self._step = None
@@ -111,9 +117,34 @@ class HeadMonitor(Callback):
         if step % self.every_n_steps:
             return
         assert self._tap is not None
-        self._step = step
+        assert self._passes is not None
+        self._step = step if self._step is None else self._step
+        self._batch = batch
         self.start_step(trainer, batch, step)
         self._tap.open(*_get_query_masks(batch), *_get_tokens(batch, self._model))
+        self._passes.open()
+
+    def _begin_pass(self, module: torch.nn.Module, arguments: Mapping[str, Any]) -> None:
+        """Look at the rows that the model is called with, which need not be those of the batch."""
+        if module is not self._model and self._model.config.is_encoder_decoder:
+            return  # its encoder or its decoder alone: their arguments have other meanings
+        known = {name: value for name, value in arguments.items() if value is not None}
+        if isinstance(self._batch, Mapping) and _are_rows_of(self._batch, known):
+            known = {**self._batch, **known}
+        assert self._tap is not None
+        self._tap.open(*_get_query_masks(known), *_get_tokens(known, self._model))
+
+    @property
+    def _is_complete(self) -> bool:
+        """Whether nothing that was observed waits for an optimizer step."""
+        return True
+
+    def _close(self) -> None:
+        if self._tap is not None:
+            self._tap.close()
+        if self._passes is not None:
+            self._passes.close()
+        self._batch = None
 
     def on_train_batch_end(
         self,
@@ -126,24 +157,22 @@ class HeadMonitor(Callback):
         if self._step is None:
             return
         assert self._tap is not None
-        self._tap.close()
+        self._close()
         try:
             self._tap.require_calls()
         except TapError as error:
             remedy = f"its heads cannot be watched; set callbacks.{self.name}=null"
             raise TapError(f"{error}: {remedy}") from None
-        if trainer.global_step > self._step:  # the last micro-batch of this optimizer step
+        if trainer.global_step > self._step and self._is_complete:  # its last micro-batch
             self._flush(trainer)
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
-        if self._tap is not None:
-            self._tap.close()
+        self._close()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self._tap is not None:  # the last batch of an epoch that was cut short does not end
-            self._tap.close()
+        self._close()  # the last batch of an epoch that was cut short does not end
 
     def _flush(self, trainer: pl.Trainer) -> None:
         if trainer.world_size > 1:
@@ -200,6 +229,14 @@ def find_watched_model(pl_module: torch.nn.Module) -> PreTrainedModel:
         raise TapError(f"{type(pl_module).__name__} holds no transformers model to watch")
     trained = (m for m in models if any(p.requires_grad for p in m.parameters()))
     return next(trained, models[0])
+
+
+def _are_rows_of(batch: Mapping[str, Any], known: Mapping[str, Any]) -> bool:
+    """Whether a forward pass reads the very rows of a batch, all of them."""
+    ids, embeddings = batch.get("input_ids"), known.get("inputs_embeds")
+    if "input_ids" in known:
+        return known["input_ids"] is ids
+    return ids is not None and embeddings is not None and embeddings.shape[:2] == ids.shape
 
 
 def _get_query_masks(batch: Any) -> tuple[torch.Tensor | None, torch.Tensor | None]:

@@ -1,75 +1,40 @@
-"""The command line: Hydra composes, the pipeline runs, mistakes become one clear message."""
+"""The command line: what ends it early ends it with one message and a status of its own."""
 
 from __future__ import annotations
 
-import os
-import shutil
-from pathlib import Path
+import sys
 
-import hydra
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
-from hydra.types import RunMode
-from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
-
-import surgery.hydra  # noqa: F401
-from surgery.config.validate import check_config
-from surgery.errors import ConfigError, SurgeryError, refuse
-from surgery.refusals import explain_error, refuse_doubles
+from surgery.console import is_rank_zero
+from surgery.signals import Stopped, raise_on_signals
 
 
 def main() -> None:
-    """Entry of `train.py`, of `python -m surgery` and of the script `attention-surgery`."""
-    # Hydra then lets exceptions through instead of printing them and exiting with 1.
-    os.environ["HYDRA_FULL_ERROR"] = "1"
-    composed = False
+    """Entry of `train.py`, of `python -m surgery` and of the script `attention-surgery`.
 
-    @hydra.main(version_base="1.3", config_path="pkg://surgery.conf", config_name="config")
-    def train(cfg: DictConfig) -> None:
-        nonlocal composed
-        composed = True
+    Raises:
+        SystemExit: with status 2 for what the user can mend, with 128 + its number for a signal.
+    """
+    with raise_on_signals():
         try:
-            check_config(cfg)
-            refuse_doubles(_list_chosen("attention"))
-            # Takes seconds, so it comes after the checks: most mistakes are answered at once.
-            from surgery.pipeline.run import execute
+            # Takes a second, for Hydra; signals are handled by now.
+            from surgery.command import run_command
 
-            execute(cfg)
-        except (SurgeryError, OmegaConfBaseException) as error:
-            _forget(Path(HydraConfig.get().runtime.output_dir))
-            refuse(error)
-
-    try:
-        train()
-    except (HydraException, OmegaConfBaseException, SurgeryError) as error:
-        refuse(explain_error(error))
-    except OSError as error:
-        if composed:
+            run_command()
+        except Stopped as stop:
+            if is_rank_zero():
+                print(_format_stop(stop), file=sys.stderr)
             raise
-        # All Hydra does with files before our first line is to make the run directory.
-        where = error.filename or "the run directory"
-        refuse(ConfigError("hydra.run.dir", f"cannot be made: {error.strerror}", given=where))
 
 
-def _list_chosen(group: str) -> list[str]:
-    """List what was chosen, in order, of a config group that allows several choices."""
-    overrides, loader = HydraConfig.get().overrides, GlobalHydra.instance().config_loader()
-    try:
-        defaults = loader.compute_defaults_list(
-            config_name=HydraConfig.get().job.config_name,
-            overrides=[*overrides.hydra, *overrides.task],
-            run_mode=RunMode.RUN,
-        ).defaults
-    except (HydraException, OmegaConfBaseException):
-        return []  # something else is wrong, and is said with its key when the config is checked
-    paths = [str(default.config_path) for default in defaults]
-    return [p.removeprefix(f"{group}/") for p in paths if p.startswith(f"{group}/")]
-
-
-def _forget(run_dir: Path) -> None:
-    """Remove a run directory that holds nothing but what Hydra put there."""
-    names = {entry.name for entry in run_dir.iterdir()} if run_dir.is_dir() else set()
-    if ".hydra" in names and all(n == ".hydra" or n.endswith(".log") for n in names):
-        shutil.rmtree(run_dir, ignore_errors=True)
+def _format_stop(stop: Stopped) -> str:
+    """Format in one line what stopped the run, what is kept, and how to go on."""
+    where = f" in stage {stop.stage}" if stop.stage else " before the first stage"
+    if stop.step is not None:
+        where += f", after step {stop.step}"
+    name = "Ctrl-C" if stop.signal.name == "SIGINT" else stop.signal.name
+    if stop.run_dir is None or not stop.run_dir.is_dir():
+        return f"stopped by {name}{where}: nothing was written; the same command starts again"
+    text = f"stopped by {name}{where}: what is in {stop.run_dir} is whole"
+    if stop.checkpoint is None:
+        return f"{text}, but there is no checkpoint; the same command starts again"
+    return f"{text}; the same command with resume={stop.checkpoint} goes on from there"

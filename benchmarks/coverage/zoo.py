@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 import time
 import traceback
@@ -35,6 +34,7 @@ from benchmarks.coverage.exceptions import (
     UNBUILDABLE,
 )
 from benchmarks.coverage.feeds import LENGTH, feed
+from surgery.models.tiny import randomize_
 
 __all__ = [
     "EXCEPTIONS",
@@ -103,21 +103,9 @@ def tiny_model(
         model = build(config, attn_implementation=attention, experts_implementation="eager")
     finally:
         torch.set_rng_state(state)
-    model = _randomised(model, seed).eval()
+    model = randomize_(model, seed).eval()
     _settle(kind, model)
     return model.to(dtype)
-
-
-def _randomised(model: PreTrainedModel, seed: int) -> PreTrainedModel:
-    """Weights wide enough for uneven attention; norms and biases that are not 1 and 0."""
-    random = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if any(re.search(p, name) for p in model._keys_to_ignore_on_save or ()):
-                continue  # computed anew whenever the model is built
-            noise = 0.2 * torch.randn(weight.shape, generator=random)
-            weight.copy_(noise if weight.ndim > 1 else weight + noise)
-    return model
 
 
 @torch.no_grad()

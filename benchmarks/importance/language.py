@@ -13,7 +13,7 @@ from surgery.data.collate import Batch
 from surgery.data.module import TextData
 from surgery.importance import ScoreTable
 from surgery.importance.estimate import score_heads
-from surgery.models.forward import get_forward_options
+from surgery.models.packed import make_inputs
 from surgery.models.source import ModelSource
 
 
@@ -73,5 +73,5 @@ class LanguageModel:
 def _log_probabilities(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
     """[tokens, vocabulary], of every token that is predicted; whole windows without padding."""
     inputs = {name: value for name, value in batch.items() if name != "labels"}
-    logits = model(**inputs, **get_forward_options(model)).logits[:, :-1]
+    logits = model(**make_inputs(model, inputs)).logits[:, :-1]
     return torch.log_softmax(logits.float(), dim=-1).flatten(0, 1)

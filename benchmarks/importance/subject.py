@@ -15,7 +15,7 @@ from benchmarks.importance.presets import BERT, PRESETS
 from benchmarks.importance.sentence_model import SentenceModel
 from surgery.data.collate import Batch
 from surgery.importance import ScoreTable
-from surgery.models.forward import get_forward_options
+from surgery.models.packed import make_inputs
 
 
 class Subject(Protocol):
@@ -54,5 +54,5 @@ def forward_seconds(model: PreTrainedModel, batches: Iterable[Batch]) -> float:
     started = time.perf_counter()
     for batch in batches:
         inputs = {name: value for name, value in batch.items() if name != "labels"}
-        model(**inputs, **get_forward_options(model))
+        model(**make_inputs(model, inputs))
     return time.perf_counter() - started

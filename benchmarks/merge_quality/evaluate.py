@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from surgery.data.collate import Batch
-from surgery.models.forward import get_forward_options
+from surgery.models.packed import make_inputs
 from surgery.observe import AttentionCall, Tap
 from surgery.observe.rows import compute_row_entropy, compute_row_logits, sample_rows
 
@@ -53,7 +53,7 @@ def evaluate(
 
 def _log_probabilities(model: PreTrainedModel, inputs: Batch) -> torch.Tensor:
     """[tokens, vocabulary], of every token that is predicted."""
-    logits = model(**inputs, **get_forward_options(model)).logits[:, :-1]
+    logits = model(**make_inputs(model, inputs)).logits[:, :-1]
     return torch.log_softmax(logits.float(), dim=-1).flatten(0, 1)
 
 

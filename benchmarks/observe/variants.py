@@ -125,7 +125,7 @@ def fit(
     turns = [InTurn(watcher, name, schedule) for name, watcher in chosen.items()]
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        logger = WandbLogger(save_dir=folder, offline=True) if logged else None
+        logger = WandbLogger(save_dir=folder, mode="offline") if logged else None
         if logger is not None:
             # Lightning 2.6 hands over anonymous=None, of which wandb warns at every start.
             logger._wandb_init.pop("anonymous", None)

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from surgery.errors import SiteError
-from surgery.models.forward import get_forward_options
+from surgery.models.packed import make_inputs
 from surgery.models.sites import ROLES, Site
 
 
@@ -45,12 +45,13 @@ def refuse_repeated(
 
     handles = []
     device = next(model.parameters()).device
-    inputs = {name: value.to(device) for name, value in batch.items() if name != "labels"}
+    moved = {name: value.to(device) for name, value in batch.items() if name != "labels"}
+    inputs = make_inputs(model, moved)
     try:
         for site in sites:
             block: nn.Module = model.get_submodule(site.block)
             handles.append(block.register_forward_hook(partial(count_call, site.path)))
-        model(**inputs, **get_forward_options(model))
+        model(**inputs)
     finally:
         for handle in handles:
             handle.remove()

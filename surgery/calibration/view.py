@@ -14,7 +14,7 @@ from transformers import Cache, PreTrainedModel
 from surgery.calibration.rows import get_head_features
 from surgery.data.collate import Batch
 from surgery.errors import SiteError
-from surgery.models.forward import get_forward_options
+from surgery.models.packed import make_inputs
 from surgery.models.sites import Site
 from surgery.observe import AttentionCall, Tap
 
@@ -86,6 +86,7 @@ def observe_site(
         device = next(model.parameters()).device
         inputs = {name: value.to(device) for name, value in batch.items() if name != "labels"}
         masks = view.masks = inputs.get("attention_mask"), inputs.get("decoder_attention_mask")
+        inputs = make_inputs(model, inputs)
     with ExitStack() as stack:
         _record_site(stack, model, site, view, attention)
         tap = stack.enter_context(Tap(model, lambda call: _keep_call(call, site, view)))
@@ -94,7 +95,7 @@ def observe_site(
             if isinstance(batch, KeptBatch):
                 model.get_submodule(site.block)(*batch.args, **batch.kwargs)
             else:
-                model(**inputs, **get_forward_options(model))
+                model(**inputs)
         except _StopForward:
             pass
     if view.output is None:

@@ -90,6 +90,7 @@ class LoggerKind(Enum):
 class LoggerMode(Enum):
     offline = "offline"
     online = "online"
+    disabled = "disabled"
 
 
 class TaskMode(Enum):
@@ -247,12 +248,24 @@ class OptimConfig:
 @dataclass
 class LoggerConfig:
     kinds: list[LoggerKind] = option(MISSING, "any of wandb, csv, tensorboard; [] for none")
-    mode: LoggerMode = option(MISSING, "W&B: offline | online (after `wandb login`)")
-    project: str = option(MISSING, "W&B: where the run is listed")
-    name: str | None = option(MISSING, "W&B: of the run; null: W&B's choice")
-    entity: str | None = option(MISSING, "W&B: user or team; null: your default one")
-    group: str | None = option(MISSING, "W&B: runs that belong together")
-    tags: list[str] = option(MISSING, "W&B: words to find the run by")
+    mode: LoggerMode | None = option(
+        MISSING,
+        "W&B: offline | online (after `wandb login`) | disabled; null: WANDB_MODE, else offline",
+    )
+    project: str | None = option(
+        MISSING, "W&B: where the run is listed; null: WANDB_PROJECT, else attention-surgery"
+    )
+    name: str | None = option(MISSING, "W&B: of the run; null: WANDB_NAME, else W&B's choice")
+    entity: str | None = option(
+        MISSING, "W&B: user or team; null: WANDB_ENTITY, else your default one"
+    )
+    group: str | None = option(
+        MISSING, "W&B: runs that belong together; null: WANDB_RUN_GROUP, else none"
+    )
+    tags: list[str] | None = option(
+        MISSING, "W&B: words to find the run by; null: WANDB_TAGS, else none"
+    )
+    notes: str | None = option(MISSING, "W&B: about the run; null: WANDB_NOTES, else none")
     upload_export: bool = option(
         MISSING, "W&B: an artifact holds the weights; false: only what they are"
     )
@@ -397,6 +410,11 @@ class ExportConfig:
         MISSING, "largest file of weights", valid="a number and KB, MB or GB: 5GB"
     )
     verify: bool = option(MISSING, "reload the export and compare logits before calling it done")
+    tensor_parallel: int | None = option(
+        MISSING,
+        "devices that each layer is split over: refuse heads that they cannot share",
+        range=COUNT,
+    )
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ _VALIDATION = ("validation", "val", "dev")
 
 def is_saved(folder: Path) -> bool:
     """Whether `save_to_disk` wrote this folder."""
-    return (folder / _STATE).is_file() or (folder / _SPLITS).is_file()
+    # Unlike pathlib, it answers "no" for any text.
+    return os.path.isfile(folder / _STATE) or os.path.isfile(folder / _SPLITS)
 
 
 def list_splits(folder: Path, key: str) -> list[str]:
@@ -25,7 +27,7 @@ def list_splits(folder: Path, key: str) -> list[str]:
     Raises:
         ConfigError: the folder's own list cannot be read.
     """
-    if not (folder / _SPLITS).is_file():
+    if not os.path.isfile(folder / _SPLITS):
         return []
     splits = _read(folder / _SPLITS, "splits", key)
     return [split for split in splits if (folder / _name(folder, split, key)).is_dir()]
@@ -84,7 +86,7 @@ def _read(file: Path, name: str, key: str) -> list[Any]:
 
 def _name(folder: Path, name: Any, key: str) -> str:
     """Check that a name stays inside the folder."""
-    if not isinstance(name, str) or Path(name).name != name or name in ("", ".", ".."):
+    if not isinstance(name, str) or Path(name).name != name or "\0" in name:
         raise ConfigError(
             key, f"{folder} names a file outside of it, or none", given=repr(name)[:60]
         )

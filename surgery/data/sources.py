@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import datasets
+from datasets.utils.extract import Extractor
 from transformers import PreTrainedTokenizerBase
 
 from surgery.config.schema import DataConfig, DataKind, LossOn, Part, Streaming, Task
@@ -19,6 +21,7 @@ from surgery.data.cache import make_fingerprint
 from surgery.data.chat import COMPLETION, TEXT, has_messages, render_rows
 from surgery.data.stdlib import read_stdlib
 from surgery.errors import ConfigError, SurgeryError
+from surgery.files import MOST_NESTED, exceeds_nesting
 
 Documents: TypeAlias = datasets.Dataset | datasets.IterableDataset
 
@@ -213,11 +216,11 @@ def _load_stdlib(cfg: DataConfig, task: Task) -> Corpus:
 def _resolve_halves(cfg: DataConfig) -> tuple[list[Path], list[Path]]:
     """Find the files to train on, and those held out; none of these: a share decides."""
     train = _resolve_files("data.path", cfg.path, "data.split", cfg.split)
-    folders = [] if isinstance(cfg.path, list) else [Path(str(cfg.path)).expanduser()]
+    folders = [Path(os.path.expanduser(cfg.path))] if isinstance(cfg.path, str) else []
     wanted = cfg.val_split
     if cfg.val_path is not None:
-        held_out = Path(str(cfg.val_path)).expanduser()
-        if wanted is None and saved.is_saved(held_out):
+        if wanted is None and isinstance(cfg.val_path, str):
+            held_out = Path(os.path.expanduser(cfg.val_path))
             wanted = saved.find_validation(held_out, "data.val_path")
         return train, _resolve_files("data.val_path", cfg.val_path, "data.val_split", wanted)
     splits = [name for one in folders for name in saved.list_splits(one, "data.path")]
@@ -238,14 +241,15 @@ def _resolve_halves(cfg: DataConfig) -> tuple[list[Path], list[Path]]:
 def _resolve_files(key: str, given: Any, split_key: str, split: str | None) -> list[Path]:
     """Find the files that are named, or that the named folders of saved data sets hold."""
     types = ", ".join(_READERS)
-    names = [given] if isinstance(given, str) else list(given or [])
-    if not names:
+    names = given if isinstance(given, (list, tuple)) else [given]
+    if not names or not all(isinstance(name, str) and name for name in names):
         raise ConfigError(
             key, "must be a file", given=given, valid=f"one path or a list of paths ({types})"
         )
     paths: list[Path] = []
-    for path in (Path(str(name)).expanduser() for name in names):
-        if path.is_dir():
+    for path in (Path(os.path.expanduser(name)) for name in names):
+        # Unlike pathlib, `os.path` answers "no" for any text.
+        if os.path.isdir(path):
             if not saved.is_saved(path):
                 raise ConfigError(
                     key,
@@ -255,7 +259,7 @@ def _resolve_files(key: str, given: Any, split_key: str, split: str | None) -> l
                 )
             paths += saved.list_files(path, split, key, split_key)
             continue
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise ConfigError(
                 key, "there is no such file", given=str(path), valid=f"a file: {types}"
             )
@@ -280,6 +284,22 @@ def _get_reader(path: Path) -> str:
     return "arrow" if path.suffix == saved.SUFFIX else _READERS[path.suffix]
 
 
+def _check_content(key: str, path: Path) -> None:
+    """Refuse what the readers of `datasets` would unpack, or could end the process on."""
+    archive = Extractor.infer_extractor_format(path)
+    if archive:
+        raise ConfigError(
+            key, f"the file is compressed ({archive})", given=str(path), valid="an unpacked file"
+        )
+    if _get_reader(path) == "json" and exceeds_nesting(path):
+        raise ConfigError(
+            key,
+            "cannot be read: a row is nested too deeply",
+            given=str(path),
+            valid=f"at most {MOST_NESTED} levels of brackets",
+        )
+
+
 def _load_text(cfg: DataConfig) -> tuple[Documents, Documents | None]:
     paths, held_out_paths = _resolve_halves(cfg)
     size_gb = sum(path.stat().st_size for path in paths) / 1e9
@@ -288,6 +308,8 @@ def _load_text(cfg: DataConfig) -> tuple[Documents, Documents | None]:
     )
 
     def read(files: list[Path], stream: bool, key: str) -> Documents:
+        for path in files:
+            _check_content(key, path)
         reader = _get_reader(files[0])
         options = {"sample_by": cfg.sample_by} if reader == "text" else {}
         with reading(key):

@@ -20,7 +20,9 @@ from surgery.models.rotary import build_rotary, find_rotaries
 _KEPT = ("training", "forward", "_old_forward", "_hf_hook", "_is_hf_initialized")
 
 
-def patch_config_(model: PreTrainedModel, patch: Mapping[str, Any]) -> None:
+def patch_config_(
+    model: PreTrainedModel, patch: Mapping[str, Any], references: ReferenceModels | None = None
+) -> None:
     """Set dotted config keys, and rebuild what holds numbers that follow from them.
 
     The plan holds the attributes (`surgery.models.reference`). This function rebuilds rotary
@@ -28,12 +30,16 @@ def patch_config_(model: PreTrainedModel, patch: Mapping[str, Any]) -> None:
     another class under the patched config. Rebuilt modules keep their identity, their hooks and
     their device; frequencies are in fp32 whatever the model's dtype.
 
+    Args:
+        references: of the model before the patch, where there are some already.
+
     Raises:
         PlanError: a module cannot be built from the patched config.
     """
     if not patch:
         return
-    references, before = ReferenceModels(model), copy.deepcopy(model.config)
+    references = references or ReferenceModels(model)
+    before = copy.deepcopy(model.config)
     try:
         old_reference, new_reference = references.get({}), references.get(patch)
     except ConfigError as error:

@@ -11,23 +11,27 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from surgery.errors import PlanError
+from surgery.errors import ConfigError, PlanError
 from surgery.execute.config import patch_config_
-from surgery.models.attributes import merge_attributes, set_attributes
-from surgery.models.config import get_key
+from surgery.models.attributes import check_attributes, merge_attributes, set_attributes
+from surgery.models.config import check_patch, get_key
 from surgery.models.convert import convert_model
 from surgery.models.copies import is_on_meta
+from surgery.models.packed import forget_packing
+from surgery.models.reference import ReferenceModels
 from surgery.models.sites import Site, find_sites
 from surgery.plan.draft import Step
 from surgery.plan.plan import Plan
-from surgery.plan.registry import get_operation, is_step, run_step
+from surgery.plan.registry import check_arguments, check_step, get_operation, run_step
 from surgery.record.write import forget_record, write_record
-from surgery.transforms import run_transform
+from surgery.transforms import TRANSFORMS, run_transform
 from surgery.verify.conversion import check_conversion
 from surgery.verify.equivalence import check_equivalence
 
 # On a model: the plan that made it what it is.
 _MARK = "_surgery_plan"
+# What a transform raises for arguments that are not meant for it.
+_FAULTS = (PlanError, LookupError, TypeError, ValueError, RuntimeError, ArithmeticError)
 
 
 def apply_(
@@ -70,7 +74,6 @@ def apply_(
         )
     if plan.open_decisions:
         raise PlanError(f"the plan is not calibrated yet: {plan.open_decisions[0]}")
-    _check_edits(plan)
     operations = {spec["operation"]: get_operation(spec["operation"]) for spec in plan.operations}
     checked = check and not is_on_meta(model)
     if plan.conversion is not None:
@@ -80,6 +83,8 @@ def apply_(
             check_conversion(old, model, positions_dropped=positions is not None)
         if find_sites(model).sites != plan.before:
             raise PlanError("the converted model is not what the plan predicted")
+    references = ReferenceModels(model)
+    _check_plan(model, plan, references)
     if checked:
         if plan.changes:
             check_equivalence(model, plan, probe)
@@ -88,8 +93,9 @@ def apply_(
     _edit(model, plan)
     attributes = merge_attributes(plan.attributes, plan.head_attributes)
     set_attributes(model, attributes)
-    patch_config_(model, {**plan.head_patch, **plan.config_patch})
+    patch_config_(model, {**plan.head_patch, **plan.config_patch}, references)
     _perform(model, [s for s in plan.steps if not get_operation(s.operation).transient])
+    forget_packing(model)
     if find_sites(model).sites != _number_sites(plan.after):
         raise PlanError("the operated model is not what the plan predicted")
     if plan.export.format == "record":
@@ -141,9 +147,32 @@ def _edit(model: PreTrainedModel, plan: Plan) -> None:
             setattr(model.get_submodule(path), attribute, parameter)
 
 
-def _check_edits(plan: Plan) -> None:
-    """Run every transform on the meta device, so that a broken plan does not damage a model."""
+def _check_plan(model: PreTrainedModel, plan: Plan, references: ReferenceModels) -> None:
+    """Check all of a plan on the model, so that a broken or hostile plan does not damage it."""
+    _check_edits(model, plan)
+    check_attributes(model, plan.attributes)
+    check_attributes(model, plan.head_attributes)
+    patch = {**plan.head_patch, **plan.config_patch}
+    check_patch(model.config, patch)
+    if patch:
+        try:
+            references.get(patch)
+        except ConfigError as error:
+            raise PlanError(error.problem) from error
+    for step in plan.steps:
+        check_step(step.kind, step.arguments)
+
+
+def _check_edits(model: PreTrainedModel, plan: Plan) -> None:
+    """Run every transform on the meta device, with the shapes of the model's own tensors."""
+    held = {n: tuple(p.shape) for n, p in model.named_parameters(remove_duplicate=False)}
     for edit in plan.edits:
+        for spec in edit.sources:
+            if held.get(spec.name) != spec.shape:
+                raise PlanError(f"{spec.name} is {held.get(spec.name)}, the plan says {spec.shape}")
+        for spec in edit.results:
+            if spec.name not in held:
+                raise PlanError(f"the model has no {spec.name} for {edit.transform} to change")
         given = (*edit.sources, *edit.resolved)
         for spec, tensor in zip(edit.resolved, plan.get_inputs(edit), strict=True):
             if tuple(tensor.shape) != spec.shape:
@@ -151,15 +180,14 @@ def _check_edits(plan: Plan) -> None:
         sources = [torch.empty(spec.shape, device="meta") for spec in given]
         names = ", ".join(spec.name for spec in edit.results)
         try:
+            check_arguments(TRANSFORMS[edit.transform], edit.arguments)
             results = run_transform(edit.transform, sources, edit.arguments)
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        except _FAULTS as error:
             raise PlanError(f"{names}: {edit.transform} cannot be done: {error}") from None
         shapes = [tuple(result.shape) for result in results]
         if shapes != [spec.shape for spec in edit.results]:
             raise PlanError(f"{names}: {edit.transform} gives {shapes}, not what the plan says")
-    for step in plan.steps:
-        if not is_step(step.kind):
-            raise PlanError(f"the plan needs the step {step.kind!r}, which does not exist here")
+        held |= {spec.name: spec.shape for spec in edit.results}
 
 
 def _number_sites(sites: Sequence[Site]) -> tuple[Site, ...]:

@@ -277,6 +277,8 @@ def _check_enough(heads: int, layers: Sequence[_Layer], wanted: HeadCut) -> None
     more = f", or {wanted.allow_empty}" if wanted.allow_empty else ""
     if wanted.empty or wanted.uniform:
         more = ""
+    if wanted.allow_empty and wanted.by_group and any(layer.each > 1 for layer in layers):
+        more += f", or {wanted.prefix}.cut=queries"
     raise ConfigError(
         wanted.key,
         "there are not that many heads"

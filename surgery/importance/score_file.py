@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from surgery.config.hints import Size, find_misfit
 from surgery.errors import ConfigError
+from surgery.files import read_json
 from surgery.importance import ScoreTable, SiteScores
 from surgery.importance.table import GROUPS, HEADS
 from surgery.models.sites import Site
@@ -20,6 +22,7 @@ from surgery.models.sites import Site
 _VALID = 'a JSON file: {"scores": [[one number per query head] per layer]}, or a score table'
 # Unit → key of its rows in the JSON of a table.
 _ROWS = {HEADS: "scores", GROUPS: "group_scores"}
+
 
 LayerScores = Mapping[int, Sequence[float]]
 
@@ -77,7 +80,7 @@ def _select_sites(scored: Sequence[SiteScores] | None, sites: Sequence[Site]) ->
 
 def _read_json(path: str, key: str) -> Any:
     try:
-        return json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
+        return read_json(Path(os.path.expanduser(path)))
     except OSError as error:
         raise ConfigError(key, f"cannot be read: {error.strerror}", given=path) from None
     except ValueError as error:
@@ -87,7 +90,7 @@ def _read_json(path: str, key: str) -> Any:
 def _read_parquet(path: str, key: str) -> dict[str, Any]:
     """Read a parquet file into the rows that the JSON file would have."""
     try:
-        lines = pq.read_table(Path(path).expanduser()).to_pylist()
+        lines = pq.read_table(os.path.expanduser(path)).to_pylist()
     except OSError as error:
         problem = f"cannot be read: {error.strerror or 'not a parquet file'}"
         raise ConfigError(key, problem, given=path) from None
@@ -100,7 +103,7 @@ def _read_parquet(path: str, key: str) -> dict[str, Any]:
         for line in lines:
             layers = by_name.setdefault(_ROWS[line["unit"]], {})
             layers.setdefault(int(line["layer"]), {})[int(line["index"])] = line["score"]
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, ArithmeticError):
         raise ConfigError(key, "is not a score table", given=path, valid=_VALID) from None
     table: dict[str, Any] = {}
     for name, layers in by_name.items():
@@ -116,10 +119,15 @@ def _parse_rows(table: Any, name: str, path: str, key: str) -> dict[int, list[An
     rows = table.get(name) if isinstance(table, dict) else None
     if rows is None:
         return None
-    layers = table.get("layers", range(len(rows)) if isinstance(rows, list) else ())
-    right = isinstance(rows, list) and all(isinstance(row, list) for row in rows)
-    if not right or not all(type(n) is int for n in layers) or len(layers) != len(rows):
-        raise ConfigError(key, "is not a score table", given=path, valid=_VALID)
+    misfit = find_misfit(rows, list[list[Any]], name)
+    layers = list(range(len(rows))) if misfit is None else []
+    if "layers" in table:
+        layers = table["layers"]
+        misfit = misfit or find_misfit(layers, list[Size], "layers")
+    if misfit is None and len(set(layers)) != len(rows):
+        misfit = f"layers: must be a number for each of the {len(rows)} rows"
+    if misfit is not None:
+        raise ConfigError(key, f"is not a score table: {misfit}", given=path, valid=_VALID)
     return dict(zip(layers, rows, strict=True))
 
 
@@ -161,4 +169,9 @@ def _check_rows(
 
 def is_score(value: Any) -> bool:
     """Whether heads can be ordered by this value: a finite number."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number that no float can hold
+        return False

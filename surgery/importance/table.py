@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from surgery.config.hints import shorten
 from surgery.errors import SurgeryError
-from surgery.files import write_json
+from surgery.files import write_json, write_table
 
 FORMAT = 1
 # What is scored: query heads, or KV groups (a KV head with the query heads that share it).
@@ -109,8 +109,9 @@ class ScoreTable:
         Raises:
             SurgeryError: the format is another one, or the table is incomplete.
         """
-        if data.get("format") != FORMAT:
-            raise SurgeryError(f"a score table of format {data.get('format')}, not {FORMAT}")
+        if not isinstance(data, Mapping) or data.get("format") != FORMAT:
+            found = data.get("format") if isinstance(data, Mapping) else data
+            raise SurgeryError(f"a score table of format {shorten(found)}, not {FORMAT}")
         try:
             where = list(zip(data["layers"], data["sites"], strict=True))
             return cls(
@@ -138,7 +139,7 @@ class ScoreTable:
         """Write the table to `path` (.json), and beside it to the same name with .parquet."""
         path = Path(path)
         write_json(path, self.to_json())
-        pq.write_table(self.to_arrow(), path.with_suffix(".parquet"))
+        write_table(path.with_suffix(".parquet"), self.to_arrow())
 
 
 _PLAIN = (

@@ -13,7 +13,7 @@ from surgery.config.schema import ObjectiveName, Task
 from surgery.data.collate import Batch
 from surgery.errors import ConfigError
 from surgery.importance.table import ESTIMATORS, GROUPS, HEADS
-from surgery.models.forward import get_forward_options
+from surgery.models.packed import make_inputs
 from surgery.models.sites import Site
 
 # Unit → for each site, one number per head or group.
@@ -112,6 +112,6 @@ def make_empty_scores(sites: Sequence[Site], units: Sequence[str]) -> Scores:
 def compute_logits(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
     """Run the model on a batch without its labels: logits [B, N, V] or [B, C]."""
     inputs: dict[str, Any] = {name: value for name, value in batch.items() if name != "labels"}
-    logits = model(**inputs, **get_forward_options(model)).logits
+    logits = model(**make_inputs(model, inputs)).logits
     assert isinstance(logits, torch.Tensor)
     return logits

@@ -13,7 +13,7 @@ from surgery.config.schema import MeasureConfig, Task
 from surgery.console import track_progress
 from surgery.data.collate import IGNORED, Batch
 from surgery.data.module import TextData
-from surgery.models.forward import get_forward_options
+from surgery.models.packed import make_inputs
 
 
 def measure_held_out_loss(
@@ -43,7 +43,7 @@ def compute_mean_loss(
         for batch in batches:
             batch = {name: value.to(device) for name, value in batch.items()}
             labels = batch.pop("labels")
-            logits = model(**batch, **get_forward_options(model)).logits
+            logits = model(**make_inputs(model, batch)).logits
             if task is Task.causal_lm:
                 logits, labels = logits[:, :-1], labels[:, 1:]
             logits, labels = logits.reshape(-1, logits.shape[-1]), labels.reshape(-1)

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
+from transformers import PreTrainedModel
 
-from surgery.models.sites import Site, names
+from surgery.config.hints import shorten
+from surgery.config.options import SHARE
+from surgery.errors import PlanError
+from surgery.models.rotary import find_rotaries
+from surgery.models.sites import Site, find_sites, names
 
 # Module path → attribute → value, plain JSON.
 Attributes = dict[str, dict[str, Any]]
 _ABSENT = object()
+# Plain values of every block that say what it is, not how large.
+_NEVER = {"training", "layer_idx"}
+_MOST = 2**31 - 1
 
 
 def set_attributes(model: nn.Module, attributes: Mapping[str, Mapping[str, Any]]) -> None:
@@ -23,6 +32,105 @@ def set_attributes(model: nn.Module, attributes: Mapping[str, Mapping[str, Any]]
         for name, value in values.items():
             was_tuple = isinstance(vars(module).get(name), tuple)
             setattr(module, name, tuple(value) if was_tuple else copy.deepcopy(value))
+
+
+def check_attributes(model: PreTrainedModel, attributes: Mapping[str, Mapping[str, Any]]) -> None:
+    """Check that these are attributes which plans set, before any of them is set.
+
+    They are plain values that an attention block, a module in it or around it or a rotary module
+    holds already, or that the config has a field for; and the new value is of the same kind and in
+    its range. The whole model holds, besides its config's fields, only numbers.
+
+    Raises:
+        PlanError: one is not; the module, the attribute and what is valid are named.
+    """
+    if not attributes:
+        return
+    modules = dict(model.named_modules())
+    allowed = set(find_rotaries(model)) | _list_attention_paths(model, modules)
+    for path, values in attributes.items():
+        if path not in modules:
+            raise PlanError(f"{path}: the model has no such module")
+        if path not in allowed:
+            raise PlanError(
+                f"{path or type(model).__name__}: is not an attention block, nor a part of one, "
+                f"so {', '.join(values)} cannot be set on it"
+            )
+        for name, value in values.items():
+            valid = _find_valid(model, modules[path], name, value)
+            if not path and (type(value) is not int or _is_field(model, name)):
+                valid = "no plan sets it on the whole model"
+            if valid is not None:
+                raise PlanError(f"{path}.{name}: {valid}, not {shorten(value)}")
+
+
+def _list_attention_paths(model: PreTrainedModel, modules: Mapping[str, nn.Module]) -> set[str]:
+    """List the paths of the modules in attention blocks and around them, but the model's own."""
+    anatomy = find_sites(model)
+    blocks = {site.block for site in anatomy.sites} | {site.path for site in anatomy.sites}
+    blocks |= {block.path for block in (*anatomy.unreadable, *anatomy.left_alone)}
+    around = {path.rsplit(".", n)[0] for path in blocks for n in range(path.count(".") + 1)}
+    starts = tuple(f"{path}." for path in blocks)
+    return {p for p in modules if not p or p in around or p.startswith(starts)}
+
+
+def _is_field(model: PreTrainedModel, name: str) -> bool:
+    return hasattr(model.config.get_text_config(), name)
+
+
+def _find_valid(model: PreTrainedModel, module: nn.Module, name: str, value: Any) -> str | None:
+    """Find what an attribute must be instead; ``None`` if it can be set to this value."""
+    held = vars(module).get(name, _ABSENT)
+    if not name.isidentifier() or name.startswith("_") or name in _NEVER:
+        return "no plan sets it"
+    if held is _ABSENT:
+        known = name == names.GROUPS or _is_field(model, name)
+        if not known or hasattr(module, name):
+            return "the module has no such value"
+        held = None
+    if not is_plain(held):
+        return f"no plan sets a {type(held).__name__}"
+    if "drop" in name or (isinstance(module, nn.Dropout) and name == "p"):
+        return None if _is_number(value) and value in SHARE else f"must be a number {SHARE}"
+    if value is None:
+        return None if held is None or type(held) is int else f"must be a {type(held).__name__}"
+    if held is None:
+        held = value  # what kind it would be, nothing tells
+    return _find_valid_kind(held, value)
+
+
+def _find_valid_kind(held: Any, value: Any) -> str | None:
+    if isinstance(held, (bool, str)):
+        return None if type(value) is type(held) else f"must be a {type(held).__name__}"
+    if isinstance(held, int):
+        sizes = value if isinstance(value, list) and value else [value]
+        low = min(held, 1)
+        right = all(type(size) is int and low <= size <= _MOST for size in sizes)
+        return None if right else f"must be a whole number from {low} on"
+    if isinstance(held, float):
+        return None if _is_number(value) and math.isfinite(value) else "must be a finite number"
+    kind: type = dict if isinstance(held, dict) else list
+    right = isinstance(value, kind) and is_plain(value) and _is_finite(value)
+    return None if right else f"must be a {kind.__name__} of finite values"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_finite(value: Any) -> bool:
+    if isinstance(value, (list, tuple, dict)):
+        return all(map(_is_finite, value.values() if isinstance(value, dict) else value))
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+def is_plain(value: Any) -> bool:
+    """Whether JSON can hold this value of an attribute, tuples as lists."""
+    if isinstance(value, (tuple, list)):
+        return all(map(is_plain, value))
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and is_plain(item) for key, item in value.items())
+    return isinstance(value, (bool, int, float, str, type(None)))
 
 
 def merge_attributes(*several: Mapping[str, Mapping[str, Any]]) -> Attributes:

@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
+from surgery.errors import PlanError
 from surgery.models.sites import Site
 
 # Names of the number of KV heads in configs.
@@ -56,6 +57,8 @@ def _make_site_patch(
             return None
         if kv:
             patch["multi_query"] = site.kv_heads == 1
+        if kv and key is not None and site.kv_heads > 1:  # read only without `multi_query`
+            patch[key] = site.kv_heads
     elif key is not None and (kv or query):
         patch[key] = site.kv_heads
     elif site.kv_heads != site.q_heads:
@@ -90,6 +93,25 @@ def apply_patch(config: PreTrainedConfig, patch: Mapping[str, Any]) -> None:
         prefix, _, name = key.rpartition(".")
         # Configs change the values they get, so each gets its own copy.
         setattr(get_config_part(config, prefix), name, copy.deepcopy(value))
+
+
+def check_patch(config: PreTrainedConfig, patch: Mapping[str, Any]) -> None:
+    """Check that the dotted keys of `patch` are fields of an architecture's own.
+
+    Raises:
+        PlanError: one is not: it is private, belongs to every config, or is a method.
+    """
+    for key in patch:
+        prefix, _, name = key.rpartition(".")
+        if prefix and f"{prefix}." not in list_config_prefixes(config):
+            raise PlanError(f"the config has no part {prefix}, for {key}")
+        kind = type(get_config_part(config, prefix))
+        common = hasattr(PreTrainedConfig, name) or name in PreTrainedConfig.__dataclass_fields__
+        held = getattr(kind, name, None)
+        if not name.isidentifier() or name.startswith("_") or common or callable(held):
+            raise PlanError(f"{key}: no plan sets this key of a {config.model_type} config")
+        if isinstance(held, property):
+            raise PlanError(f"{key}: a {config.model_type} config computes it")
 
 
 def get_key(config: PreTrainedConfig, key: str) -> Any:

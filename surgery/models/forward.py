@@ -91,7 +91,7 @@ def make_probe_inputs(
         return {"pixel_values": _make_pixels(config, device).to(model.dtype)}
     if model.main_input_name in ("input_features", "input_values"):
         return dict(model.dummy_inputs)
-    vocabulary = _get_vocabulary_size(config)
+    vocabulary = get_vocabulary_size(config)
     # Different tokens, but not the first ones of the vocabulary, which are often special.
     rows = _count_codebooks(config)
     tokens = torch.arange(3, 3 + rows * TOKENS, device=device).view(rows, TOKENS) % vocabulary
@@ -117,7 +117,7 @@ def _get_probe_options(model: PreTrainedModel) -> dict[str, bool]:
         return {"use_cache": False}
 
 
-def _get_vocabulary_size(config: PreTrainedConfig) -> int:
+def get_vocabulary_size(config: PreTrainedConfig) -> int:
     for holder in (get_text_config(config), config, getattr(config, "decoder", None)):
         size = getattr(holder, "vocab_size", None)
         if isinstance(size, int) and size > 0:

@@ -19,7 +19,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from surgery.errors import ConfigError
-from surgery.models.attributes import Attributes
+from surgery.models.attributes import Attributes, is_plain
 from surgery.models.config import apply_patch, get_key, make_head_count_patch
 from surgery.models.sites import Site
 
@@ -35,7 +35,6 @@ _REFUSALS = (
     KeyError,
     StrictDataclassError,
 )
-_PLAIN = (bool, int, float, str, type(None))
 
 
 def _find_lost_key(config: PreTrainedConfig, patch: Mapping[str, Any]) -> str | None:
@@ -175,7 +174,7 @@ def find_differing_attributes(old: nn.Module, new: nn.Module) -> dict[str, Any]:
     """Find the plain attributes of `new` that `old` lacks or holds with another value."""
     values = {}
     for name, value in vars(new).items():
-        if name.startswith("_") or name == "training" or not _is_plain(value):
+        if name.startswith("_") or name == "training" or not is_plain(value):
             continue
         if vars(old).get(name) != value:
             values[name] = to_plain(value)
@@ -204,11 +203,3 @@ def get_shapes(module: nn.Module, prefix: str = "") -> Shapes:
 def find_first_difference(a: Shapes, b: Shapes) -> str | None:
     """Find the first name whose shapes differ."""
     return next((name for name in [*a, *b] if a.get(name) != b.get(name)), None)
-
-
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, (tuple, list)):
-        return all(map(_is_plain, value))
-    if isinstance(value, dict):
-        return all(isinstance(key, str) and _is_plain(item) for key, item in value.items())
-    return isinstance(value, _PLAIN)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import torch
@@ -26,11 +29,23 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.quantizers.auto import AutoHfQuantizer
+from transformers.utils import cached_file
 
+from surgery.config.hints import shorten
 from surgery.config.schema import Dtype, ModelConfig, Task
 from surgery.console import say
-from surgery.errors import ConfigError
+from surgery.errors import ConfigError, PlanError
+from surgery.files import read_json
+from surgery.models.limits import (
+    TooManyModulesError,
+    check_fields,
+    check_memory,
+    check_tensors,
+    explain_zeros,
+    limiting_modules,
+)
 from surgery.models.own_record import find_record
+from surgery.models.weight_files import INDEX, WEIGHTS, check_weight_files, read_shards
 
 EMBEDDED = "embedded"
 BYTES = "bytes"
@@ -53,6 +68,14 @@ _BAD_CONFIG = (
     AssertionError,
     StrictDataclassError,
 )
+# Fields of every config that are read before any class checks its own.
+_COMMON: dict[str, type] = {"model_type": str, "quantization_config": dict, "auto_map": dict}
+# A file of the hub that is not there is None.
+_QUIET = {
+    "_raise_exceptions_for_gated_repo": False,
+    "_raise_exceptions_for_missing_entries": False,
+    "_raise_exceptions_for_connection_errors": False,
+}
 _TOKENIZER_FILES = ("*token*", "vocab*", "*.model", "merges.txt", "*.tiktoken")
 
 
@@ -111,10 +134,7 @@ class ModelSource:
         if self.spec.scratch is not None:
             return self._make_scratch_config(dict(self.spec.scratch))
         where = self.locate()
-        if Path(where).is_dir() and not (Path(where) / "config.json").is_file():
-            raise ConfigError(
-                "model.path", "the directory has no config.json", given=self.spec.path
-            )
+        self._check_config_file(Path(where))
         try:
             config = AutoConfig.from_pretrained(
                 where,
@@ -132,6 +152,31 @@ class ModelSource:
             config.num_labels = self.spec.num_labels
         return config
 
+    def _check_config_file(self, where: Path) -> None:
+        """Check the fields of a config.json before transformers makes lists by them."""
+        given = self.spec.path
+        if not where.is_dir():
+            return
+        if not (where / "config.json").is_file():
+            raise ConfigError("model.path", "the directory has no config.json", given=given)
+        try:
+            fields = read_json(where / "config.json")
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                "model.path", f"config.json cannot be read: {_format_error(error)}", given=given
+            ) from None
+        if not isinstance(fields, dict):
+            raise ConfigError("model.path", "config.json is not an object", given=given)
+        for name, kind in _COMMON.items():
+            if not isinstance(fields.get(name), (kind, NoneType)):
+                raise ConfigError(
+                    "model.path",
+                    f"the config's {name} is {shorten(fields[name])}",
+                    given=given,
+                    valid=f"{name}: {kind.__name__}",
+                )
+        check_fields(fields, "model.path", given)
+
     def _make_scratch_config(self, fields: dict[str, Any]) -> PreTrainedConfig:
         model_type = str(fields.pop("model_type", ""))
         if model_type not in CONFIG_MAPPING:
@@ -143,6 +188,7 @@ class ModelSource:
                 valid=close or "a model type of transformers, e.g. llama",
             )
         self._check_scratch_keys(model_type, fields)
+        check_fields(fields, "model.scratch", self.spec.scratch)
         if "vocab_size" not in fields:
             tokenizer = self.load_tokenizer()
             fields["vocab_size"] = len(tokenizer)
@@ -179,10 +225,28 @@ class ModelSource:
             ConfigError: the architecture has no class for `model.task`, or cannot be built.
         """
         config = config if config is not None else self.load_config()
-        with torch.device("meta"):
-            return build_model(
-                config, self.spec.task, trust_remote_code=self.spec.trust_remote_code
+        key, given = self._get_key()
+        with torch.device("meta"), self._naming_record():
+            model = build_model(
+                config, self.spec.task, trust_remote_code=self.spec.trust_remote_code, key=key
             )
+        check_tensors(model, config, key, given)
+        return model
+
+    def _get_key(self) -> tuple[str, Any]:
+        """Get the config key that names the model, and its value."""
+        if self.spec.scratch is not None:
+            return "model.scratch", self.spec.scratch
+        return "model.path", self.spec.path
+
+    @contextmanager
+    def _naming_record(self) -> Iterator[None]:
+        """Say of a record that cannot be used where it is."""
+        try:
+            yield
+        except PlanError as error:
+            key, given = self._get_key()
+            raise ConfigError(key, f"config.json: {error}", given=given) from None
 
     def check_weights(self) -> None:
         """Check before any work that the model can be loaded and run as asked.
@@ -191,10 +255,11 @@ class ModelSource:
             ConfigError: the directory has no weights, or only pickled ones; or the model or the
                 machine does not have the attention implementation.
         """
-        if self.spec.scratch is None:
-            self._check_files(Path(self.locate()))
         config, implementation = self.load_config(), self.spec.attn_implementation
-        self.build_meta_model(config)  # any error here is not about the attention implementation
+        if self.spec.scratch is None:
+            self._check_files(self.locate(), getattr(config, "transformers_weights", None))
+        # Any error here is not about the attention implementation.
+        self._check_memory(self.build_meta_model(config))
         try:
             with torch.device("meta"):
                 _AUTO[self.spec.task].from_config(
@@ -212,16 +277,22 @@ class ModelSource:
                 "null: any",
             ) from None
 
-    def _check_files(self, where: Path) -> None:
-        if not where.is_dir() or any(where.glob("*.safetensors")):
+    def _check_files(self, where: str, named: Any) -> None:
+        if Path(where).is_dir():
+            check_weight_files(Path(where), self.spec.path, named)
             return
-        pickled = sorted(where.glob("*.bin")) + sorted(where.glob("*.pt"))
-        problem = "the directory has no weights"
-        if pickled:
-            problem = f"has only pickled weights ({pickled[0].name}), which are never loaded"
-        raise ConfigError(
-            "model.path", problem, given=self.spec.path, valid="a directory with *.safetensors"
-        )
+        # A hub id: what an index names is downloaded and loaded whatever it is called.
+        options: Any = {"revision": self.spec.revision, **_QUIET}
+        if named is None and cached_file(where, WEIGHTS, **options) is None:
+            index = cached_file(where, INDEX, **options)
+            if index is not None:
+                read_shards(Path(index), self.spec.path)
+
+    def _check_memory(self, model: PreTrainedModel) -> None:
+        dtype = None
+        if self.spec.dtype is not Dtype.auto:
+            dtype = getattr(torch, self.spec.dtype.value)
+        check_memory(model, dtype, *self._get_key())
 
     def load(self) -> PreTrainedModel:
         """Load the original model with its weights, on the CPU, in eval mode.
@@ -250,6 +321,8 @@ class ModelSource:
                 ignore_mismatched_sizes=True,  # `_find_misfit` explains them better
                 output_loading_info=True,
             )
+        except PlanError as error:
+            raise ConfigError("model.path", f"config.json: {error}", given=self.spec.path) from None
         except (*_BAD_CONFIG, SafetensorError) as error:
             raise ConfigError(
                 "model.path", f"cannot be loaded: {_format_error(error)}", given=self.spec.path
@@ -286,7 +359,7 @@ class ModelSource:
                 revision=self.spec.revision,
                 trust_remote_code=self.spec.trust_remote_code,
             )
-        except _BAD_CONFIG as error:
+        except Exception as error:  # the library in Rust raises nothing more special
             raise ConfigError(
                 "model.tokenizer",
                 f"cannot be loaded: {_format_error(error)}",
@@ -300,10 +373,14 @@ def build_model(
     task: Task,
     *,
     trust_remote_code: bool = False,
+    key: str = "model",
 ) -> PreTrainedModel:
     """Build a model of `task` with new weights, in the default dtype, on the current device.
 
     If the config has a record, the model gets the structure of the record.
+
+    Args:
+        key: config key for a config that no model can be built from.
 
     Raises:
         ConfigError: the architecture has no class for `task`, or does not accept the config.
@@ -317,10 +394,14 @@ def build_model(
             valid=[t.value for t, a in _AUTO.items() if type(config) in a._model_mapping],
         )
     try:
-        model = auto.from_config(config, trust_remote_code=trust_remote_code)
-    except _BAD_CONFIG as error:
+        with limiting_modules():
+            model = auto.from_config(config, trust_remote_code=trust_remote_code)
+    except (*_BAD_CONFIG, TooManyModulesError) as error:
+        zeros = explain_zeros(config)
         raise ConfigError(
-            "model", f"no {config.model_type} can be built from this config: {_format_error(error)}"
+            key,
+            f"no {config.model_type} can be built from this config: {_format_error(error)}"
+            f"{f' ({zeros})' if zeros else ''}",
         ) from None
     _rebuild_recorded(model)
     return model
@@ -342,10 +423,11 @@ def _rebuild_recorded(model: PreTrainedModel) -> None:
 
 
 def _locate(key: str, path: str) -> str:
-    local = Path(path).expanduser()
-    if local.is_dir():
-        return str(local)
-    if local.exists():
+    # Unlike pathlib, these answer "no" for any text.
+    local = os.path.expanduser(path)
+    if os.path.isdir(local):
+        return local
+    if os.path.exists(local):
         raise ConfigError(key, "is a file, not a model directory", given=path)
     if path.startswith((".", "/", "~")) or path.count("/") > 1:
         raise ConfigError(

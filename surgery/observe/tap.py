@@ -81,7 +81,6 @@ class Tap:
         self.observer = observer
         self.calls = 0
         self._calls_before = 0
-        self._paused = False
         self.query_mask: torch.Tensor | None = None
         self.decoder_mask: torch.Tensor | None = None
         self.tokens: torch.Tensor | None = None
@@ -107,7 +106,6 @@ class Tap:
         """
         self.query_mask, self.decoder_mask = query_mask, decoder_mask
         self.tokens, self.decoder_tokens = tokens, decoder_tokens
-        self._paused = False
         if self in Tap._open:
             return
         self._calls_before = self.calls
@@ -117,14 +115,6 @@ class Tap:
             if "torch._dynamo" in sys.modules and not _uses_flex(self._model):
                 Tap._stance.enter_context(torch.compiler.set_stance("force_eager"))
         Tap._open.append(self)
-
-    def pause(self) -> None:
-        """Stop observing until the tap is opened again or closed.
-
-        Call it before the backward pass. Gradient checkpointing runs attention once more there,
-        and this must run the same code as in the forward pass.
-        """
-        self._paused = True
 
     def close(self) -> None:
         """Stop observing. Does nothing if the tap is already closed."""
@@ -158,7 +148,7 @@ class Tap:
 
     def _take(self, module: nn.Module, implementation: str, arguments: _Arguments) -> None:
         path = self._paths.get(id(module))
-        if path is None or self._paused:
+        if path is None:
             return
         self.calls += 1
         query, key, value, mask, options, output = arguments
@@ -181,6 +171,15 @@ class Tap:
                 cross,
             )
         )
+
+
+def runs_in_backward() -> bool:
+    """Whether this thread is inside a backward pass.
+
+    Gradient checkpointing runs attention once more there, through the same code as in the forward
+    pass.
+    """
+    return torch._C._current_graph_task_id() != -1
 
 
 def _uses_flex(model: nn.Module) -> bool:

@@ -24,7 +24,7 @@ from surgery.models.convert import list_targets
 from surgery.models.forward import evaluating, make_probe_inputs, using_implementation
 from surgery.models.reference import ReferenceModels
 from surgery.models.rotary import list_nested_types
-from surgery.models.sites import Site, find_sites
+from surgery.models.sites import Site, find_sites, get_text_config
 from surgery.plan.draft import Draft
 from surgery.plan.layers import LAYERS_HELP, select_sites
 from surgery.plan.operation import Conversion, Operation
@@ -97,6 +97,12 @@ class SlidingWindow(Operation):
         for site in sites:
             draft.set_cell(
                 site.path, "window", "none" if self.size is None else f"{self.size} tokens"
+            )
+        longest = getattr(get_text_config(draft.config), "max_position_embeddings", None)
+        if self.size is not None and isinstance(longest, int) and self.size >= longest:
+            draft.notes.append(
+                f"{self.name}: a window of {self.size} tokens hides nothing, the model is for "
+                f"{longest} positions"
             )
 
     def _make_patch(

@@ -37,6 +37,10 @@ def calibrate(session: Session) -> None:
     # Training draws the same numbers as without this stage.
     with torch.random.fork_rng():
         session.plan = close_plan(session, session.load_model(), session.immediate, keep=True)
+    # Calibration may have chosen other counts per layer than the plan assumed.
+    degree = session.run.export.tensor_parallel
+    if degree is not None and session.deferred is None:
+        session.plan.check_tensor_parallel(degree)
     save_plan(session.plan, session.run_dir)
     show(build_plan_table(session.plan))
 

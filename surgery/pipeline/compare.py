@@ -30,7 +30,10 @@ def compare(session: Session) -> None:
     with torch.random.fork_rng():
         model = session.source.load().to(session.device)  # type: ignore[arg-type]
         try:
-            model = apply_(model, close_plan(session, model, operations, keep=False))
+            plan = close_plan(session, model, operations, keep=False)
+            if plan.changes == session.plan.changes:  # nothing to do better in these layers
+                return
+            model = apply_(model, plan)
         except (ConfigError, PlanError) as error:
             say(f"  {name} is not for this model: {error.args[0].splitlines()[0]}")
             return

@@ -14,7 +14,7 @@ from surgery.config.schema import Dtype
 from surgery.console import say
 from surgery.lab.report.card import render_card
 from surgery.models.length import read_length, state_tokenizer_length_
-from surgery.pipeline.files import CARD, EXPORT, EXPORT_DRAFT, RECORD
+from surgery.pipeline.files import CARD, EXPORT, EXPORT_DRAFT, EXPORT_OLD, RECORD
 from surgery.pipeline.session import Session
 from surgery.pipeline.summary import summarize
 from surgery.plan.registry import restore_saved_form_
@@ -57,10 +57,17 @@ def export(session: Session) -> None:
         "max_logit_difference_after_reload": difference,
     }
     (draft / CARD).write_text(render_card(summarize(session), session.whole_plan.outcomes))
-    if final.exists():
-        shutil.rmtree(final)
-    draft.rename(final)
+    _replace_folder(draft, final, session.run_dir / EXPORT_OLD)
     say(f"  {final}: {size / 1e6:.1f} MB, {plan.export.format}")
+
+
+def _replace_folder(draft: Path, final: Path, old: Path) -> None:
+    """Put `draft` in the place of `final`, which is never there in part."""
+    shutil.rmtree(old, ignore_errors=True)
+    if final.exists():
+        final.rename(old)
+    draft.rename(final)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _share_weights(folder: Path) -> None:

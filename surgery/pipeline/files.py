@@ -1,4 +1,12 @@
-"""Names of the files in a run's directory, except those of plans and summaries."""
+"""Names of the files in a run's directory, but those of plans and summaries; and their drafts."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from surgery.files import DRAFT
 
 CONFIG = "config.yaml"
 
@@ -18,15 +26,62 @@ TASKS_PICTURE = "tasks.png"
 TASK_RUNS = "tasks"  # a run directory per task
 PROJECTIONS = "projections"
 
-FINAL_CHECKPOINT = "checkpoints/final.ckpt"
+CHECKPOINTS = "checkpoints"
+FINAL_CHECKPOINT = f"{CHECKPOINTS}/final.ckpt"
 EXPORT = "export"
-EXPORT_DRAFT = "export.partial"
+EXPORT_DRAFT = f"{EXPORT}{DRAFT}"
+EXPORT_OLD = f"{EXPORT}.old{DRAFT}"  # of an earlier run, while the new one takes its place
 RECORD = "surgery.json"  # in the export: what was done to the model
 CARD = "README.md"  # in the export
 
 RESULT_PICTURE = "result.png"
+REPORT = "report.html"
+
+# What an earlier run in the same directory leaves to a new one, which may not write all of it.
+KEPT = (
+    EXPORT,
+    CHECKPOINTS,
+    ANALYSIS,
+    f"{IMPORTANCE}.json",
+    IMPORTANCE_PICTURE,
+    TASKS,
+    TASK_RUNS,
+    PROJECTIONS,
+    "heads.parquet",
+    "metrics.csv",
+)
 
 
 def name_scores(task: str) -> str:
     """Name the score table of a task, without its suffix."""
     return f"{IMPORTANCE}-{task}"
+
+
+def remove_drafts(run_dir: Path) -> None:
+    """Remove what a run that was killed had not finished writing."""
+    for path in list(_find_drafts(run_dir)):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+# A run directory may be somebody's working directory, so only what runs write there counts.
+_WRITTEN = (
+    CONFIG,
+    "plan.*",
+    "summary.*",
+    REPORT,
+    RESULT_PICTURE,
+    "heads.parquet",
+    f"{IMPORTANCE}*",
+    "tasks.*",
+    EXPORT,
+    f"{EXPORT}.old",
+)
+_FOLDERS = (CHECKPOINTS, ANALYSIS, PROJECTIONS)
+
+
+def _find_drafts(run_dir: Path) -> Iterator[Path]:
+    for name in (*_WRITTEN, *(f"{folder}/*" for folder in _FOLDERS)):
+        yield from run_dir.glob(f"{name}{DRAFT}")

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import transformers
+from transformers import PreTrainedModel
 
 from surgery.config.schema import DataConfig, Dtype, ExportFormat, RunConfig, Stage
 from surgery.console import is_terminal
@@ -20,6 +21,7 @@ from surgery.models.source import ModelSource
 from surgery.pipeline.check import check_calibrated, check_fit
 from surgery.pipeline.healing import check_healing
 from surgery.pipeline.log import is_logged
+from surgery.pipeline.packing import check_packing
 from surgery.pipeline.session import Prepared, Session, resolve_device
 from surgery.plan.make import make_plan
 from surgery.plan.operation import Operation
@@ -77,6 +79,8 @@ def prepare(
         "native": run.export.format is ExportFormat.native,
     }
     whole = plan = make_plan(skeleton, operations, **planning)
+    if run.export.tensor_parallel is not None:
+        whole.check_tensor_parallel(run.export.tensor_parallel)
     if operations and operations[-1].deferred:  # `whole` is made to check all operations
         plan = make_plan(skeleton, operations[:-1], **planning)
     check_calibrated(run, plan)
@@ -92,9 +96,9 @@ def prepare(
     if Stage.train in wanted:
         _build_callbacks(session)
     if reads_data:
-        _read_data(session, config)
+        _read_data(session, skeleton)
     if tasks:
-        _read_tasks(session, config, tasks)
+        _read_tasks(session, skeleton, tasks)
     return session
 
 
@@ -138,7 +142,7 @@ def _build_callbacks(session: Session) -> None:
     session.prepared.callbacks = callbacks
 
 
-def _read_data(session: Session, config: Any) -> None:
+def _read_data(session: Session, skeleton: PreTrainedModel) -> None:
     import datasets  # seconds, as does what uses it
 
     from surgery.data.module import TextData
@@ -146,7 +150,8 @@ def _read_data(session: Session, config: Any) -> None:
     if not is_terminal():
         datasets.disable_progress_bars()
     run = session.run
-    check_fit(run, config, session.whole_plan)
+    check_fit(run, skeleton.config, session.whole_plan)
+    check_packing(run, run.data, skeleton, session.whole_plan)
     data = TextData(run.data, session.tokenizer, run.model.task, run.seed)
     data.setup()
     if session.has(Stage.train):
@@ -154,13 +159,16 @@ def _read_data(session: Session, config: Any) -> None:
     session.prepared.data = data
 
 
-def _read_tasks(session: Session, config: Any, tasks: Mapping[str, DataConfig]) -> None:
+def _read_tasks(
+    session: Session, skeleton: PreTrainedModel, tasks: Mapping[str, DataConfig]
+) -> None:
     from surgery.data.module import TextData  # seconds, for datasets and Lightning
 
     run = session.run
     for name, cfg in tasks.items():
         with naming_task(name):
-            check_fit(replace(run, data=cfg), config, session.whole_plan)
+            check_fit(replace(run, data=cfg), skeleton.config, session.whole_plan)
+            check_packing(run, cfg, skeleton, session.whole_plan)
             data = TextData(cfg, session.tokenizer, run.model.task, run.seed)
             data.setup()
         session.prepared.task_data[name] = data

@@ -18,6 +18,7 @@ from surgery.importance.table import ScoreTable
 from surgery.models.source import ModelSource
 from surgery.plan.operation import Operation
 from surgery.plan.plan import Plan
+from surgery.signals import naming_stage
 
 if TYPE_CHECKING:  # Lightning and datasets take seconds to import, and a plan needs neither
     from pytorch_lightning.callbacks import Callback
@@ -155,9 +156,13 @@ class Session:
 
     @contextmanager
     def time_stage(self, name: str) -> Iterator[None]:
-        """Print a heading and time a stage; `timings` sums the seconds of each name."""
-        print_heading(name)
-        start = time.perf_counter()
-        yield
+        """Print a heading and time a stage; `timings` sums the seconds of each name.
+
+        A signal that ends the run in it learns its name.
+        """
+        with naming_stage(name):
+            print_heading(name)
+            start = time.perf_counter()
+            yield
         timings = self.results.timings
         timings[name] = timings.get(name, 0.0) + time.perf_counter() - start

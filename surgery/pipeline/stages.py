@@ -7,22 +7,27 @@ when they run: that takes seconds, and a run that only plans does not need them.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import set_seed
 
 from surgery.config.schema import Stage
-from surgery.console import is_rank_zero
+from surgery.console import is_rank_zero, say
 from surgery.files import write_json, write_text
 from surgery.lab.report.summary import SCHEMA, SUMMARY, read_schema
 from surgery.pipeline.cut import cut
 from surgery.pipeline.export import export
+from surgery.pipeline.files import KEPT, REPORT, RESULT_PICTURE, remove_drafts
 from surgery.pipeline.log import finish_loggers, send_results
 from surgery.pipeline.operate import operate, write_plan
 from surgery.pipeline.session import Session
 from surgery.pipeline.summary import summarize
 from surgery.plan.store import forget_plan
+from surgery.signals import Stopped, naming_stage
 
 
 def run_stages(session: Session, start: float) -> None:
@@ -31,7 +36,7 @@ def run_stages(session: Session, start: float) -> None:
     Args:
         start: when the run began, by `time.perf_counter`.
     """
-    with finish_loggers(session):
+    with _naming_checkpoint(session), finish_loggers(session):
         begin(session)
         _measure(session, "before")
         _observe_heads(session)
@@ -46,15 +51,42 @@ def run_stages(session: Session, start: float) -> None:
             _say_comparison(session)
 
 
+@contextmanager
+def _naming_checkpoint(session: Session) -> Iterator[None]:
+    """Tell a signal that ends the run after training which checkpoint there is."""
+    try:
+        yield
+    except Stopped as stop:
+        checkpoint = session.results.training.get("checkpoint")
+        if stop.checkpoint is None and checkpoint is not None:
+            stop.checkpoint = session.run_dir / checkpoint
+        raise
+
+
 def begin(session: Session) -> None:
     """Do what comes before the first stage, and the stage `plan`."""
     set_seed(session.run.seed)
     if session.run.threads:
         torch.set_num_threads(session.run.threads)
     if is_rank_zero():
-        forget_plan(session.run_dir)
+        forget_earlier_run(session.run_dir)
     if session.has(Stage.plan):
-        write_plan(session)
+        with naming_stage("plan"):
+            write_plan(session)
+
+
+def forget_earlier_run(run_dir: Path) -> None:
+    """Remove what says that the run in this directory is complete, and what was not finished.
+
+    Other results of an earlier run stay until this one writes its own; a line names them.
+    """
+    remove_drafts(run_dir)
+    forget_plan(run_dir)
+    for name in (SUMMARY, SCHEMA, REPORT, RESULT_PICTURE):
+        (run_dir / name).unlink(missing_ok=True)
+    kept = [name for name in KEPT if (run_dir / name).exists()]
+    if kept:
+        say(f"  of an earlier run, until this one writes its own: {', '.join(kept)}")
 
 
 def finish(session: Session, start: float) -> dict[str, Any] | None:
@@ -76,7 +108,8 @@ def finish(session: Session, start: float) -> dict[str, Any] | None:
     if session.has(Stage.report):
         from surgery.pipeline.report import report
 
-        report(session.run_dir)
+        with naming_stage("report"):
+            report(session.run_dir)
     return summary
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from dataclasses import asdict
 from enum import Enum
 from typing import Any
@@ -10,7 +11,8 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.strategies import DeepSpeedStrategy, FSDPStrategy
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
+from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
 from transformers import PreTrainedModel
 
 from surgery.config.schema import ExportFormat, RunConfig
@@ -23,9 +25,10 @@ from surgery.pipeline.log import open_loggers
 from surgery.pipeline.scorer import keep_tables, make_scorer
 from surgery.pipeline.session import Session
 from surgery.plan.plan import Plan
+from surgery.signals import Stopped
 from surgery.training.curve import LossCurve
 from surgery.training.module import SurgeryModule
-from surgery.training.trainer import build_trainer
+from surgery.training.trainer import build_trainer, say_profile
 
 
 def train(session: Session) -> Any:
@@ -50,10 +53,8 @@ def train(session: Session) -> Any:
         callbacks=[*session.prepared.callbacks, curve],
         loggers=session.loggers,
     )
-    try:
-        trainer.fit(module, datamodule=session.data, ckpt_path=run.resume, weights_only=True)
-    except MisconfigurationException as error:  # options or callbacks that contradict each other
-        raise ConfigError("trainer", str(error).splitlines()[0]) from None
+    _fit(trainer, module, session)
+    say_profile(session.run_dir)
     if trainer.global_step == 0:
         raise ConfigError("trainer", "no training step was done with these options")
     session.model = _gather_model(module, trainer, session)
@@ -64,6 +65,35 @@ def train(session: Session) -> Any:
     decision = module.decision.finish(trainer)
     session.results.training["decision"] = dict(module.decision.to_json())
     return decision
+
+
+def _fit(trainer: pl.Trainer, module: SurgeryModule, session: Session) -> None:
+    """Train; what ends it early ends the other processes of the run too.
+
+    Raises:
+        ConfigError: Lightning refuses the options only now.
+        Stopped: by a signal; it knows the step and the newest checkpoint.
+    """
+    resume = session.run.resume
+    try:
+        trainer.fit(module, datamodule=session.data, ckpt_path=resume, weights_only=True)
+    except MisconfigurationException as error:  # options or callbacks that contradict each other
+        raise ConfigError("trainer", str(error).splitlines()[0]) from None
+    except SIGTERMException:  # Lightning's, in the moment before training starts
+        raise _describe_stop(Stopped(signal.SIGTERM), trainer, session) from None
+    except Stopped as stop:
+        raise _describe_stop(stop, trainer, session) from None
+    finally:
+        launcher = trainer.strategy.launcher
+        if trainer.interrupted and isinstance(launcher, _SubprocessScriptLauncher):
+            launcher.kill(signal.SIGTERM)
+
+
+def _describe_stop(stop: Stopped, trainer: pl.Trainer, session: Session) -> Stopped:
+    checkpoint = _find_checkpoint(trainer)
+    stop.step = trainer.global_step
+    stop.checkpoint = None if checkpoint is None else session.run_dir / checkpoint
+    return stop
 
 
 def _gather_model(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -75,7 +75,9 @@ def make_plan(
         _refuse_quantized(model)
         _refuse_unreadable(anatomy)
     context = PlanContext(seed, _get_initializer_range(model), device, native)
-    draft = _draft_plan(model, anatomy, operations, context, resolutions or {})
+    draft = _draft_plan(
+        model, anatomy, operations, context, resolutions or {}, converted=conversion is not None
+    )
     before, after = anatomy.sites, tuple(draft.sites)
     references = draft.references
     structure = resolve_structure(model, before, after, draft.changes, references)
@@ -194,6 +196,8 @@ def _draft_plan(
     operations: Sequence[Operation],
     context: PlanContext,
     resolutions: Mapping[int, Resolution],
+    *,
+    converted: bool = False,
 ) -> Draft:
     draft = Draft(
         sites=list(anatomy.sites),
@@ -207,8 +211,24 @@ def _draft_plan(
         operation.check_options()
         draft.number, draft.name = number, operation.name
         draft.resolution = resolutions.get(number)
+        before = _collect_effects(draft)
         operation.plan(draft)
+        if _collect_effects(draft) == before and not (converted and not number):
+            draft.notes.append(f"{operation.name}: changes nothing, the model is so already")
     return draft
+
+
+def _collect_effects(draft: Draft) -> list[Any]:
+    """Collect what a draft does, and says: an operation that adds nothing has no effect."""
+    counted: tuple[Sized, ...] = (
+        draft.changes,
+        draft.steps,
+        draft.notes,
+        draft.open_decisions,
+        draft.removed,
+    )
+    own = copy.deepcopy(draft.attributes_by)
+    return [*map(len, counted), draft.config.to_dict(), own, draft.implementation]
 
 
 def _set_windows(sites: Sequence[Site], draft: Draft) -> tuple[Site, ...]:

@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 
+from surgery.config.hints import Count, find_misfit
 from surgery.errors import PlanError
 from surgery.models.sites import Block, Site
 from surgery.plan.draft import Step
 from surgery.plan.operation import SHARE_KV
+from surgery.plan.parallel import check_tensor_parallel
 from surgery.plan.resolution import Resolution
 from surgery.plan.sizes import Sizes
 from surgery.transforms.edits import SiteChange, TensorEdit
@@ -91,8 +93,8 @@ class Plan:
     open_decisions: tuple[str, ...]
     calibration: Mapping[str, Any] | None
     resolved: Mapping[str, str]
-    tokens: int
-    kv_bytes: int
+    tokens: Count
+    kv_bytes: Count
     sizes_before: Sizes
     sizes_after: Sizes
     export: Export
@@ -130,6 +132,14 @@ class Plan:
     def is_resolved(self) -> bool:
         """Whether no decision is left to calibration or training."""
         return set(self.wanted) <= set(self.resolved) and not self.open_decisions
+
+    def check_tensor_parallel(self, degree: int) -> None:
+        """Check that `degree` devices can share the heads of every layer of the result evenly.
+
+        Raises:
+            ConfigError: they cannot; it names the layers, their heads, and the degrees that can.
+        """
+        check_tensor_parallel(self.after, degree)
 
     def get_inputs(self, edit: TensorEdit) -> list[torch.Tensor]:
         """Get the calibrated tensors that an edit needs in addition to its sources.
@@ -197,8 +207,12 @@ class Plan:
         Raises:
             PlanError: the data is of another format, or is not a complete plan.
         """
-        if data.get("format") != FORMAT:
-            raise PlanError(f"a plan of format {data.get('format')}; this version reads {FORMAT}")
+        version = data.get("format")
+        if type(version) is not int or version != FORMAT:
+            raise PlanError(f"a plan of format {version}; this version reads {FORMAT}")
+        misfit = find_misfit({key: data[key] for key in data if key != "format"}, cls)
+        if misfit is not None:
+            raise PlanError(f"not a complete plan: {misfit}")
         try:
             return cls._read(data, dict(tensors or {}))
         except (KeyError, TypeError, AttributeError) as error:

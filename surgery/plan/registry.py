@@ -6,9 +6,10 @@ with the entry point group `surgery.operations`. They are imported on the first 
 
 from __future__ import annotations
 
+import inspect
 import math
 import pkgutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
 from enum import Enum
 from functools import cache
@@ -20,6 +21,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from transformers import PreTrainedModel
 
+from surgery.config.hints import find_misfit, shorten
 from surgery.config.options import check_ranges, get_valid
 from surgery.errors import ConfigError, PlanError
 from surgery.models.share_kv import use_shared_kv
@@ -117,6 +119,47 @@ def _share_kv(model: PreTrainedModel) -> None:
 
 def is_step(kind: str) -> bool:
     return kind in _find_steps()
+
+
+def is_recordable(kind: str) -> bool:
+    """Whether a record may hold a step of this kind: it changes what a model computes."""
+    owners = [one for one in _load_operations().values() if kind in one.steps]
+    return is_step(kind) and not any(one.runs_only or one.transient for one in owners)
+
+
+def check_arguments(function: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
+    """Check arguments from a file against the parameters of a function, but for the first.
+
+    Raises:
+        PlanError: one is unknown, missing, or of the wrong type.
+    """
+    hints = get_type_hints(function, include_extras=True)
+    parameters = list(inspect.signature(function).parameters.values())[1:]
+    known = {one.name: one for one in parameters if one.kind is not one.VAR_KEYWORD}
+    for name, value in arguments.items():
+        if name in known:
+            misfit = find_misfit(value, hints[name], name)
+            if misfit is not None:
+                raise PlanError(misfit)
+        elif len(known) == len(parameters):
+            raise PlanError(f"there is no argument {name!r}")
+    for one in known.values():
+        if one.default is one.empty and one.name not in arguments:
+            raise PlanError(f"{one.name}: is missing")
+
+
+def check_step(kind: Any, arguments: Mapping[str, Any]) -> None:
+    """Check a step of a plan or a record, which may be somebody else's.
+
+    Raises:
+        PlanError: there is no such step here, or it does not take these arguments.
+    """
+    if not isinstance(kind, str) or not is_step(kind):
+        raise PlanError(f"the step {shorten(kind)}, which does not exist here, is needed")
+    try:
+        check_arguments(_find_steps()[kind], arguments)
+    except PlanError as error:
+        raise PlanError(f"step {kind}: {error}") from None
 
 
 def run_step(kind: str, model: PreTrainedModel, arguments: Mapping[str, Any]) -> None:

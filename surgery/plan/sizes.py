@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from surgery.config.hints import Size
 from surgery.models.sites import Site
 
 
@@ -21,10 +22,10 @@ class Sizes:
             included (a multiply-add counts as two).
     """
 
-    parameters: int
-    kv_bytes: int
+    parameters: Size
+    kv_bytes: Size
     kv_bytes_per_token: float
-    attention_flops: int
+    attention_flops: Size
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

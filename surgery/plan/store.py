@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from surgery.errors import PlanError
-from surgery.files import write_json
+from surgery.files import read_json, write_json, write_whole
 from surgery.plan.digest import hash_tensor
 from surgery.plan.plan import Plan
 
@@ -23,9 +22,9 @@ def save_plan(plan: Plan, folder: Path) -> None:
     The tensors are written before the JSON that names them.
     """
     if plan.tensors:
-        draft = folder / f"{TENSORS}.partial"
-        save_file({name: t.detach().cpu().contiguous() for name, t in plan.tensors.items()}, draft)
-        draft.replace(folder / TENSORS)
+        plain = {name: t.detach().cpu().contiguous() for name, t in plan.tensors.items()}
+        with write_whole(folder / TENSORS) as draft:
+            save_file(plain, draft)
     write_json(folder / PLAN, plan.to_json())
 
 
@@ -36,7 +35,7 @@ def load_plan(folder: Path) -> Plan:
         PlanError: there is no plan, it is not complete, or it was made with other tensors.
     """
     try:
-        data = json.loads((folder / PLAN).read_text(encoding="utf-8"))
+        data = read_json(folder / PLAN)
     except (OSError, ValueError) as error:
         raise PlanError(f"{folder / PLAN} cannot be read: {error}") from None
     if not isinstance(data, dict):

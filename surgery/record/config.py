@@ -6,9 +6,16 @@ from typing import Any
 
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from surgery.config.hints import Count, find_misfit
+from surgery.errors import PlanError
 from surgery.models.own_record import METHOD
 
 FORMAT = 1
+_PARTS = {
+    "tensors": dict[str, list[Count]],
+    "attributes": dict[str, dict[str, Any]],
+    "steps": list[tuple[str, dict[str, Any]]],
+}
 
 
 class RecordConfig(QuantizationConfigMixin):
@@ -24,13 +31,29 @@ class RecordConfig(QuantizationConfigMixin):
     def __init__(
         self,
         format: int = FORMAT,
-        tensors: dict[str, list[int]] | None = None,
+        tensors: dict[str, list[Count]] | None = None,
         attributes: dict[str, dict[str, Any]] | None = None,
         steps: list[list[Any]] | None = None,
-        **_: Any,
+        **others: Any,
     ) -> None:
         self.quant_method = METHOD  # type: ignore[assignment]
         self.format = format
         self.tensors = tensors or {}
         self.attributes = attributes or {}
         self.steps = steps or []
+        unknown = sorted(set(others) - {"quant_method"})
+        if unknown:
+            raise PlanError(f"the record has a key {unknown[0]!r} that this version does not know")
+
+    def check(self) -> None:
+        """Check the record's own form; whether it fits a model is the reader's to say.
+
+        Raises:
+            PlanError: another version wrote it, or a part has the wrong type or size.
+        """
+        if type(self.format) is not int or self.format != FORMAT:
+            raise PlanError(f"a record of format {self.format}; this version reads {FORMAT}")
+        for part, hint in _PARTS.items():
+            misfit = find_misfit(getattr(self, part), hint, part)
+            if misfit is not None:
+                raise PlanError(f"the record is not complete: {misfit}")

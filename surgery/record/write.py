@@ -37,8 +37,8 @@ def write_record(
             if module is None:  # a later operation removed it
                 continue
             fresh = vars(_get_module(reference, path) or nn.Identity())
-            for name in values:
-                value = vars(module).get(name)
+            for name in sorted(vars(module).keys() & values.keys()):
+                value = vars(module)[name]
                 if name not in fresh or fresh[name] != value:
                     recorded.setdefault(path, {})[name] = to_plain(value)
     done = [list(step) for step in read_recorded_steps(model.config)]

@@ -16,7 +16,7 @@ from surgery.data.collate import Batch
 from surgery.errors import ConfigError, SurgeryError
 from surgery.execute.live import apply_
 from surgery.importance.estimate import Scorer
-from surgery.models.forward import get_forward_options
+from surgery.models.packed import make_inputs
 from surgery.models.source import ModelSource, build_model
 from surgery.plan.operation import TrainingDecision
 from surgery.plan.plan import Plan
@@ -88,6 +88,7 @@ class SurgeryModule(pl.LightningModule):
         self.trained: int | None = None
         self._frozen: list[nn.Parameter] | None = None
         self._exact: list[tuple[nn.Module, str, torch.Tensor]] | None = None
+        self._held_out = (0.0, 0)  # sum of the label losses of all tokens, number of tokens
 
     @property
     def task(self) -> Task:
@@ -181,7 +182,7 @@ class SurgeryModule(pl.LightningModule):
 
     def forward(self, **batch: torch.Tensor) -> Any:
         assert self.model is not None
-        return self.model(**batch, **get_forward_options(self.model))
+        return self.model(**make_inputs(self.model, batch))
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         assert self.model is not None
@@ -189,26 +190,57 @@ class SurgeryModule(pl.LightningModule):
         loss = compute_training_loss(
             self.model, teacher, batch, self.objective, self.task, self._pairs
         )
-        if not torch.isfinite(loss.total):
+        unlabelled = loss.total.new_tensor(float(count_labelled(batch, self.task) == 0))
+        total, unlabelled, *parts = self._average_over_processes(
+            [loss.total, unlabelled, *loss.parts.values()]
+        )
+        if not torch.isfinite(total):
             remedy = "lower optim.lr, or train in a wider trainer.precision"
-            if count_labelled(batch, self.task) == 0:
+            if unlabelled > 0:
                 remedy = "no position of this batch carries a label; raise data.batch_size"
             raise SurgeryError(
-                f"the training loss is {loss.total.item()} at step {self.global_step}; {remedy}"
+                f"the training loss is {total.item()} at step {self.global_step}; {remedy}"
             )
-        self.log("train/loss", loss.total, prog_bar=True)
-        for name, value in loss.parts.items():
+        self.log("train/loss", total, prog_bar=True)
+        for name, value in zip(loss.parts, parts, strict=True):
             self.log(f"train/{name}", value)
         if self.decision is not None:
             for name, number in self.decision.get_metrics().items():
                 self.log(name, number)
         return loss.total
 
+    def _average_over_processes(self, values: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Average scalars over all processes, whose gradients are averaged in the same way.
+
+        So each process judges the same loss, and all of them stop together if it is no number.
+        """
+        dtype = torch.promote_types(values[0].dtype, torch.float32)
+        own = torch.stack([value.detach().to(self.device, dtype) for value in values])
+        if self._trainer is None or self.trainer.world_size == 1:
+            return list(own)
+        mean = self.trainer.strategy.reduce(own, reduce_op="mean")
+        assert isinstance(mean, torch.Tensor)
+        return list(mean)
+
+    def on_validation_epoch_start(self) -> None:
+        self._held_out = (0.0, 0)
+
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         count = count_labelled(batch, self.task)
         if count:
-            loss = self(**batch).loss
-            self.log("val/loss", loss, prog_bar=True, sync_dist=True, batch_size=count)
+            nll, seen = self._held_out
+            self._held_out = (nll + float(self(**batch).loss) * count, seen + count)
+
+    def on_validation_epoch_end(self) -> None:
+        # Summed here, since Lightning's mean over processes rounds the number of tokens, and waits
+        # for ever for a process whose windows carry no label.
+        sums = torch.tensor(self._held_out, dtype=torch.float64)
+        if self.trainer.world_size > 1:
+            reduced = self.trainer.strategy.reduce(sums.to(self.device), reduce_op="sum")
+            assert isinstance(reduced, torch.Tensor)
+            sums = reduced
+        if sums[1] > 0:
+            self.log("val/loss", sums[0] / sums[1], prog_bar=True)
 
     def configure_optimizers(self) -> Any:
         assert self.model is not None

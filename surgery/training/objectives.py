@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from surgery.config.schema import ObjectiveConfig, ObjectiveName, Task
 from surgery.data.collate import IGNORED, Batch
-from surgery.models.forward import get_forward_options
+from surgery.models.packed import make_inputs
 from surgery.training.attention_match import Outputs, compute_attention_error
 from surgery.training.pairs import Pair
 
@@ -45,15 +45,17 @@ def compute_training_loss(
         SurgeryError: the attention of the two cannot be compared.
     """
     if cfg.name is ObjectiveName.lm:
-        return Loss(model(**batch, **get_forward_options(model)).loss, {})
+        return Loss(model(**make_inputs(model, batch)).loss, {})
     assert teacher is not None
     student_outputs = Outputs(model, [own for own, _ in pairs])
     teacher_outputs = Outputs(teacher, [path for _, path in pairs])
+    inputs = make_inputs(model, batch)
+    unlabelled = {name: value for name, value in batch.items() if name != "labels"}
+    teacher_inputs = make_inputs(teacher, unlabelled)
     with student_outputs:
-        output = model(**batch, **get_forward_options(model))
-    inputs = {name: value for name, value in batch.items() if name != "labels"}
+        output = model(**inputs)
     with teacher_outputs, torch.no_grad():
-        target = teacher(**inputs, **get_forward_options(teacher)).logits
+        target = teacher(**teacher_inputs).logits
     kl = compute_distillation_kl(output.logits, target, batch["labels"], cfg.temperature, task)
     total = (1 - cfg.label_weight) * kl + cfg.label_weight * output.loss
     parts = {"kl": kl.detach(), "label_loss": output.loss.detach()}

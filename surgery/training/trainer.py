@@ -5,18 +5,30 @@ from __future__ import annotations
 import inspect
 import logging
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
+from lightning_fabric.plugins.io import TorchCheckpointIO
 from pytorch_lightning.callbacks import Callback, LearningRateMonitor
 from pytorch_lightning.loggers import Logger
+from pytorch_lightning.profilers import (
+    AdvancedProfiler,
+    Profiler,
+    PyTorchProfiler,
+    SimpleProfiler,
+)
 
-from surgery.console import is_terminal
+from surgery.console import is_terminal, say
 from surgery.errors import ConfigError, get_first_line
+from surgery.signals import handle_signals_again
+from surgery.training.checkpoint_file import WholeCheckpointIO
 from surgery.training.progress import BarProgress, PlainProgress
+
+PROFILE = "profile"  # Lightning puts the stage before it, and the process behind
 
 
 def build_callbacks(entries: dict[str, Any]) -> list[Callback]:
@@ -69,7 +81,7 @@ def build_trainer(
             raise ConfigError(f"trainer.{name}", f"must be {valid}", given=value, valid=valid)
     if not loggers:  # it refuses to run where nothing is logged
         callbacks = [c for c in callbacks if not isinstance(c, LearningRateMonitor)]
-    callbacks = list(callbacks)
+    callbacks = [*callbacks, KeepSignals()]
     if options.get("enable_progress_bar", True):
         callbacks.append(BarProgress() if is_terminal() else PlainProgress())
     options["enable_progress_bar"] = False  # Lightning's own
@@ -79,8 +91,10 @@ def build_trainer(
     # asks the loader.
     for text in ("tensorboardX", "litlogger", "isinstance.treespec", "dataloader is not resumable"):
         warnings.filterwarnings("ignore", message=f".*{text}.*")
+    if isinstance(options.get("profiler"), str):
+        options["profiler"] = _build_profiler(options["profiler"], run_dir)
     try:
-        return pl.Trainer(
+        trainer = pl.Trainer(
             **options,
             default_root_dir=run_dir,
             callbacks=callbacks,
@@ -95,3 +109,33 @@ def build_trainer(
         if type(error).__name__ != "MisconfigurationException":
             raise
         raise ConfigError("trainer", get_first_line(error)) from None
+    if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # not one of the user's
+        trainer.strategy.checkpoint_io = WholeCheckpointIO()
+    return trainer
+
+
+class KeepSignals(Callback):
+    """Gives the signals back to the command line, which Lightning takes over before training.
+
+    Lightning would wait for the end of a batch, then for all processes, and end with status 0.
+    """
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        handle_signals_again()
+
+
+def _build_profiler(name: str, run_dir: Path) -> Profiler | str:
+    """Build a profiler that writes into the run directory; Lightning's own would only log."""
+    kinds: dict[str, Callable[..., Profiler]] = {
+        "simple": SimpleProfiler,
+        "advanced": AdvancedProfiler,
+        "pytorch": PyTorchProfiler,
+    }
+    kind = kinds.get(name.lower())
+    return name if kind is None else kind(dirpath=run_dir, filename=PROFILE)
+
+
+def say_profile(run_dir: Path) -> None:
+    """Print where the profiler of a training has written."""
+    for path in sorted(run_dir.glob(f"*-{PROFILE}*")):
+        say(f"  profile: {path}")

@@ -7,10 +7,11 @@ from dataclasses import asdict, dataclass
 from math import prod
 from typing import Any
 
+from surgery.config.hints import Size
 from surgery.models.sites import Site
 
 # Per head of the result, the heads of the source that become it.
-Parts = tuple[tuple[int, ...], ...]
+Parts = tuple[tuple[Size, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class TensorSpec:
     """A tensor by its name in the state dict."""
 
     name: str
-    shape: tuple[int, ...]
+    shape: tuple[Size, ...]
 
     @property
     def numel(self) -> int:

@@ -20,6 +20,11 @@ def keep_heads(heads: Sequence[int]) -> Parts:
     return tuple((head,) for head in heads)
 
 
+def repeat_heads(heads: int, results: int) -> Parts:
+    """Repeat every head so that there are `results`, a multiple; the same ones are neighbours."""
+    return tuple((head * heads // results,) for head in range(results))
+
+
 @dataclass(frozen=True)
 class Merging:
     """How several heads become one: the arguments of `combine_heads` besides the heads."""

@@ -99,6 +99,8 @@ def cut_excerpt(
 
 
 def _is_known(name: str, value: Any, main: torch.Tensor) -> bool:
+    if isinstance(value, Mapping):  # masks by kind of layer
+        return all(each is None or _is_known(name, each, main) for each in value.values())
     if not isinstance(value, torch.Tensor):
         return isinstance(value, (bool, int, float, str))
     if value is main:
@@ -114,6 +116,8 @@ def _find_row_dim(name: str, value: torch.Tensor) -> int:
 
 
 def _cut_rows(name: str, value: Any, rows: int, kept: int) -> Any:
+    if isinstance(value, Mapping):
+        return {kind: _cut_rows(name, each, rows, kept) for kind, each in value.items()}
     if not isinstance(value, torch.Tensor):
         return value
     dim = _find_row_dim(name, value)
@@ -130,6 +134,8 @@ def _choose_window(mask: Any, length: int, tokens: int) -> slice:
 
 
 def _cut_tokens(name: str, value: Any, length: int, window: slice) -> Any:
+    if isinstance(value, Mapping):
+        return {kind: _cut_tokens(name, each, length, window) for kind, each in value.items()}
     if not isinstance(value, torch.Tensor):
         return value
     if name == "attention_mask" and value.ndim == 4:  # [B, heads or 1, N, N]

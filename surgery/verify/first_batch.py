@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.attention.flex_attention import BlockMask, create_mask
 from transformers import AttentionInterface, PreTrainedModel
 
 from surgery.console import say
@@ -91,6 +92,7 @@ def _compare(model: PreTrainedModel, part: Excerpt, tolerance: float | None) -> 
     try:
         reference = get_eager_implementation(model)
         with using_implementation(model, reference):
+            part = part._replace(inputs=_make_masks_additive(part.inputs, model.dtype))
             eager, _ = _compute_logits(model, part, reference)
             measured = _compute_distance(chosen, eager, part.real)
             if tolerance is None and measured > allowed:
@@ -133,6 +135,24 @@ def _compute_logits(
     if logits is None:
         logits = getattr(output, "last_hidden_state", None)
     return (output[0] if logits is None else logits), len(calls)
+
+
+def _make_masks_additive(inputs: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+    """Turn masks [B, 1 or H, N, N] of another backend into what eager adds to its scores."""
+
+    def convert(mask: Any) -> Any:
+        if isinstance(mask, Mapping):  # by kind of layer
+            return {kind: convert(each) for kind, each in mask.items()}
+        if isinstance(mask, BlockMask):
+            batch, heads, queries, keys = mask.shape
+            device = mask.kv_num_blocks.device
+            mask = create_mask(mask.mask_mod, batch, heads, queries, keys, device)
+        if not isinstance(mask, torch.Tensor) or mask.ndim != 4 or mask.dtype != torch.bool:
+            return mask
+        added = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
+        return added.masked_fill_(~mask, torch.finfo(dtype).min)
+
+    return {k: convert(v) if k == "attention_mask" else v for k, v in inputs.items()}
 
 
 def _compute_distance(

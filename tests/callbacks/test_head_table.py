@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 import torch
+from pytorch_lightning.loggers import CSVLogger
 from surgery.callbacks import AttentionStatistics, HeadImportance, HeadTable
 
+from surgery.errors import ConfigError
 from tests.callbacks.fitting import OwnModule, by_layer, fit, unpadded
 from tests.tiny_models import tiny_model, tokens
 
@@ -105,3 +108,68 @@ def test_layers_of_unlike_width(tmp_path: Path) -> None:
         (1, 2),
         (1, 3),
     ]
+
+
+def write_table(root: Path, steps: int, table: HeadTable, **options: Any) -> None:
+    monitor = HeadImportance(1, 1)
+    fit(OwnModule(tiny_model("llama")), BATCHES[:steps], [monitor, table], root, **options)
+
+
+def count_steps(file: Path) -> int:
+    return len(set(pq.read_table(file)["step"].to_pylist()))
+
+
+def test_the_table_of_another_run_stays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for steps in (3, 1, 2):
+        write_table(tmp_path, steps, HeadTable())
+    names = ("heads.parquet", "heads-2.parquet", "heads-3.parquet")
+    assert [count_steps(tmp_path / name) for name in names] == [3, 1, 2]
+    assert capsys.readouterr().out.count("heads.parquet is another run's") == 2
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_a_run_that_goes_on_writes_its_own_table_again(tmp_path: Path) -> None:
+    first, module = HeadTable(), OwnModule(tiny_model("llama"))
+    monitor = HeadImportance(1, 1)
+    trainer = fit(module, BATCHES[:2], [monitor, first], tmp_path)
+    trainer.save_checkpoint(tmp_path / "two.ckpt")
+    write_table(tmp_path, 2, HeadTable(), resume=tmp_path / "two.ckpt", max_epochs=2)
+    assert count_steps(tmp_path / "heads.parquet") == 4
+    assert not (tmp_path / "heads-2.parquet").exists()
+
+
+def test_each_version_of_a_logger_has_a_table(tmp_path: Path) -> None:
+    for version in (0, 1):
+        logger = CSVLogger(tmp_path / "logs", name="mine")
+        write_table(tmp_path, 1 + version, HeadTable(), logger=logger)
+        file = tmp_path / "logs" / "mine" / f"version_{version}" / "heads.parquet"
+        assert count_steps(file) == 1 + version
+    assert not (tmp_path / "heads.parquet").exists()
+
+
+def test_a_path_is_written_to_and_what_it_replaces_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "mine" / "h.parquet"
+    write_table(tmp_path, 1, HeadTable(str(file)))
+    assert "replaced" not in capsys.readouterr().out
+    write_table(tmp_path, 2, HeadTable(file))
+    assert count_steps(file) == 2
+    assert f"{file} was there before, and is replaced" in capsys.readouterr().out
+    assert sorted(tmp_path.rglob("*.parquet")) == [file]
+
+
+@pytest.mark.parametrize("path", [5, ["a"], "."])
+def test_what_is_no_path_of_a_file(path: Any) -> None:
+    with pytest.raises(ConfigError) as caught:
+        HeadTable(path)
+    assert caught.value.key == "head_table.path"
+    assert caught.value.given == path
+
+
+def test_a_path_below_a_file_is_refused_before_training(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError) as caught:
+        write_table(tmp_path, 1, HeadTable(tmp_path / "file" / "heads.parquet"))
+    assert caught.value.key == "head_table.path"
+    assert "cannot be written to" in caught.value.problem

@@ -72,7 +72,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WANDB_SILENT", "true")
         patch.setenv("WANDB_DATA_DIR", str(root / "staging"))
-        wandb_logger = WandbLogger(save_dir=root, project="tests", offline=True)
+        wandb_logger = WandbLogger(save_dir=root, project="tests", mode="offline")
         fit(
             OwnModule(tiny_model("llama"), lr=0.1),
             [unpadded(tokens(2, 6, seed=i) % 5 + 3) for i in range(5)],  # tokens that come again

@@ -6,6 +6,7 @@ same to the original in another way. To add one, add an entry.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -16,17 +17,23 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from surgery.models.sites import Packing, Site, find_sites
+from surgery.models.sites import ROLES, Packing, Site, find_sites
+
+TENSORS = ("weight", "bias")
 
 
 @dataclass
 class Original:
     """A model that keeps its shapes, and which of its heads still count.
 
+    A model with fewer KV heads than query heads is written out first, each KV head as often as
+    query heads share it, so that more of them can be had later.
+
     Attributes:
         sites: of the original.
         query: per site, the original query heads that are left, in order.
-        kv: per site, the original KV heads that each KV head left stands for, in order.
+        kv: per site, the original KV heads that each KV head left stands for, in order; those of
+            the query heads that share it hold the same.
     """
 
     model: PreTrainedModel
@@ -35,9 +42,18 @@ class Original:
     kv: list[list[list[int]]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        shared = find_sites(self.model).sites
+        if any(site.group_size > 1 for site in shared):
+            self.model = _write_out(self.model, shared)
         self.sites = find_sites(self.model).sites
         self.query = [list(range(site.q_heads)) for site in self.sites]
-        self.kv = [[[head] for head in range(site.kv_heads)] for site in self.sites]
+        self.kv = [
+            [
+                list(range(head * site.group_size, (head + 1) * site.group_size))
+                for head in range(site.kv_heads)
+            ]
+            for site in shared
+        ]
 
     @contextmanager
     def silenced(self) -> Iterator[None]:
@@ -48,6 +64,12 @@ class Original:
                 hook = output.register_forward_pre_hook(_silencer(site, left))
                 stack.callback(hook.remove)
             yield
+
+    def repeat_kv(self, number: int, count: int) -> None:
+        """Nothing is rewritten: each KV head stands for those of its own query heads alone."""
+        left = self.query[number]
+        size = len(left) // count
+        self.kv[number] = [left[start : start + size] for start in range(0, len(left), size)]
 
     def rewrite_kv(self, number: int, groups: Sequence[Sequence[list[int]]], merge: str) -> None:
         """Every original head in a group of them becomes what their representatives merge to."""
@@ -61,6 +83,27 @@ class Original:
                     new = heads[0] if merge == "first" else torch.stack(heads).mean(0)
                     for head in members:
                         tensor[rows(head)] = new
+
+
+def _write_out(model: PreTrainedModel, shared: Sequence[Site]) -> PreTrainedModel:
+    """The same model with a KV head for each query head."""
+    config = copy.deepcopy(model.config)
+    config.num_key_value_heads = config.num_attention_heads
+    wide = type(model)(config).to(model.dtype).eval()
+    state = model.state_dict()
+    for old in shared:
+        for name in {f"{old.get_projection(role).path}.{t}" for role in ROLES for t in TENSORS}:
+            if name not in state:
+                continue
+            units = state[name].unflatten(0, (-1, old.head_dim))
+            repeats = torch.ones(len(units), dtype=torch.long)
+            # In one projection keys and values come after the queries.
+            first = 0 if old.packing is None else old.q_heads
+            if old.packing is not None or not name.startswith(f"{old.query.path}."):
+                repeats[first:] = old.group_size
+            state[name] = units.repeat_interleave(repeats, dim=0).flatten(0, 1)
+    wide.load_state_dict(state)
+    return wide
 
 
 def _silencer(site: Site, left: Sequence[int]) -> Callable[..., Any]:
@@ -118,7 +161,15 @@ class Entry:
 
 def _draw_gqa(draw: st.DrawFn, sites: Sequence[Site]) -> dict[str, Any]:
     counts = [
-        draw(st.sampled_from([n for n in range(1, s.kv_heads + 1) if not s.kv_heads % n]))
+        draw(
+            st.sampled_from(
+                [
+                    n
+                    for n in range(1, s.q_heads + 1)
+                    if not s.kv_heads % n or not (n % s.kv_heads or s.q_heads % n)
+                ]
+            )
+        )
         for s in sites
     ]
     return {"kv_heads": counts, "merge": draw(st.sampled_from(["mean", "first"]))}
@@ -126,6 +177,9 @@ def _draw_gqa(draw: st.DrawFn, sites: Sequence[Site]) -> dict[str, Any]:
 
 def _perform_gqa(original: Original, options: dict[str, Any], sites: Sequence[Site]) -> None:
     for number, (site, count) in enumerate(zip(sites, options["kv_heads"], strict=True)):
+        if count > site.kv_heads:
+            original.repeat_kv(number, count)
+            continue
         size, old = site.kv_heads // count, original.kv[number]
         groups = [old[start : start + size] for start in range(0, len(old), size)]
         if size > 1:

@@ -88,7 +88,21 @@ TABLE_OF_ROWS = {
     "kv_heads below zero": _gqa("llama", "-2", "does not divide the 8", "-2", "1, 2, 4, 8"),
     "kv_heads a fraction": _gqa("llama", "2.5", "must be a number of heads", "2.5", COUNTS),
     "kv_heads a mapping": _gqa("llama", "{0:4}", "must be a number of heads", "{0: 4}", COUNTS),
-    "kv_heads over the groups": _gqa("grouped", "4", "more than the 2 KV heads", "4", "1, 2"),
+    "kv_heads over the queries": _gqa(
+        "grouped", "16", "more than the 8 query heads", "16", "1, 2, 4, 8"
+    ),
+    "kv_heads no multiple": _gqa(
+        "grouped", "6", "2 KV heads of model.layers.0.self_attn cannot be", "6", "1, 2, 4, 8"
+    ),
+    "kv_heads that eight devices cannot share": _gqa(
+        "llama",
+        "4",
+        "8 devices cannot share evenly: 4 KV heads (layers 0, 1)",
+        "8",
+        "1, 2, 4; or multiples of 8",
+        key="export.tensor_parallel",
+        options="export.tensor_parallel=8",
+    ),
     "kv_heads no divisor of six": _gqa("six heads", "4", "divide the 6", "4", "1, 2, 3, 6"),
     "budget too large": _gqa(
         "llama",

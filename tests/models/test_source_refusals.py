@@ -93,8 +93,8 @@ class TestPath:
     ("edit", "said"),
     [
         (lambda d: (d / "config.json").unlink(), "has no config.json"),
-        (broken_json, "not a valid JSON file"),
-        (lambda d: (d / "config.json").write_text("[1]"), "Unrecognized model"),
+        (broken_json, "config.json cannot be read: "),
+        (lambda d: (d / "config.json").write_text("[1]"), "config.json is not an object"),
         (with_config(model_type=...), "Unrecognized model"),
         (with_config(model_type="lama"), "model type `lama`"),
         (with_config(hidden_size="wide"), "'hidden_size' expected int"),
@@ -200,7 +200,7 @@ class TestScratch:
     def test_values_that_only_building_finds(self) -> None:
         fields = {"rope_parameters": {"rope_type": "spiral", "rope_theta": 1e4}}
         error = refused(self.scratch(model_type="llama", **fields).build_meta_model)
-        assert error.key == "model"
+        assert error.key == "model.scratch"
         assert "no llama can be built from this config" in error.problem
 
 

@@ -26,9 +26,38 @@ def test_a_count_that_does_not_divide(kv_heads: int) -> None:
 
 @pytest.mark.parametrize("kv_heads", [9, 16])
 def test_more_than_there_are(kv_heads: int) -> None:
-    with pytest.raises(ConfigError, match="more than the 8 KV heads") as caught:
+    with pytest.raises(ConfigError, match="more than the 8 query heads") as caught:
         gqa_plan(family("llama"), kv_heads)
     assert (caught.value.key, caught.value.valid) == ("attention.gqa.kv_heads", ONE_TO_EIGHT)
+
+
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "wanted", "said", "valid"),
+    [
+        (8, 2, 3, "2 KV heads .* cannot be repeated to as many", "1, 2, 4, 8"),
+        (8, 2, 6, "2 KV heads .* cannot be repeated to as many", "1, 2, 4, 8"),
+        (12, 2, 8, "2 KV heads .* shared evenly by 12 query heads", "1, 2, 4, 6, 12"),
+        (12, 3, 4, "3 KV heads .* cannot be repeated to as many", "1, 3, 6, 12"),
+        (12, 3, 9, "3 KV heads .* shared evenly by 12 query heads", "1, 3, 6, 12"),
+        (8, 2, 16, "more than the 8 query heads", "1, 2, 4, 8"),
+    ],
+)
+def test_more_that_the_query_heads_cannot_share(
+    heads: int, kv_heads: int, wanted: int, said: str, valid: str
+) -> None:
+    sizes = {"hidden_size": 8 * heads, "num_attention_heads": heads}
+    model = family("llama", **sizes, num_key_value_heads=kv_heads)
+    with pytest.raises(ConfigError, match=said) as caught:
+        gqa_plan(model, wanted)
+    assert (caught.value.key, caught.value.valid) == ("attention.gqa.kv_heads", valid)
+    assert caught.value.given == wanted
+
+
+def test_groups_of_heads_that_are_repeated() -> None:
+    model = family("llama", num_key_value_heads=2)
+    with pytest.raises(ConfigError, match="are repeated, so none of them share one") as caught:
+        gqa_plan(model, 4, groups={0: [[0], [1]]})
+    assert caught.value.key == "attention.gqa.groups"
 
 
 @pytest.mark.parametrize("kv_heads", [0, -1, -2])

@@ -166,7 +166,6 @@ def test_another_parquet_is_no_table(tmp_path: Path) -> None:
         (None, {"amount": 0.4}, "4 of 8 heads go (50.0%) for amount=0.4"),
         (None, {"amount": 0.4, "scope": "global"}, "3 of 8 heads go (37.5%) for amount=0.4"),
         (2, {"count": 3}, "4 of 8 heads go (50.0%) for count=3"),
-        (2, {"count": 1}, "0 of 8 heads go (0.0%) for count=1"),
         (None, {"count": 2, "uniform": True}, None),
         (None, {"count": 4, "uniform": True, "scope": "global"}, "every layer keeps 2 heads"),
     ],

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from benchmarks.coverage import shrink, zoo
 from surgery.execute.live import apply_
+from surgery.models.tiny import randomize_
 from surgery.plan.make import make_plan
 from surgery.plan.plan import Plan
 from surgery.plan.registry import parse_operations
@@ -34,7 +35,7 @@ def build(
     model = zoo.KINDS[kind].from_config(
         config, attn_implementation=attention, experts_implementation="eager"
     )
-    return zoo._randomised(model, 0).eval().to(dtype)
+    return randomize_(model, 0).eval().to(dtype)
 
 
 def plan_of(model: PreTrainedModel, attention: Mapping[str, Any], **options: Any) -> Plan:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -395,26 +392,3 @@ def test_heads_that_cannot_be_cut_stop_the_first_step(tmp_path: Path) -> None:
         fit(module, small_data(tmp_path), tmp_path, max_steps=4)
     assert caught.value.key == "export.format"
     assert module.global_step == 0
-
-
-# On several processes.
-
-
-def test_two_processes_close_the_same_heads(tmp_path: Path) -> None:
-    """One measures; both follow, and go on averaging their gradients after it."""
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.training.two_ranks", str(tmp_path)],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    one, other = (torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1))
-    assert one["decision"] == other["decision"]
-    assert [event["step"] for event in one["decision"]["events"]] == [0, 2]
-    assert done.stdout.count("heads closed") == 2
-    for name, tensor in one["weights"].items():
-        assert torch.equal(tensor, other["weights"][name]), name

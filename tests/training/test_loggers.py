@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from surgery.config.schema import LoggerConfig
 from surgery.errors import ConfigError
 from surgery.training.loggers import build_loggers, check_loggers
 from surgery.training.module import parse_section
+from surgery.training.wandb_options import DISABLED, VARIABLES, resolve_wandb_options
 from tests.training.making import options
 
 HOST = "api.wandb.ai"
@@ -21,7 +23,7 @@ HOST = "api.wandb.ai"
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A home nobody has logged in from."""
-    for name in ("WANDB_API_KEY", "WANDB_BASE_URL", "WANDB_IDENTITY_TOKEN_FILE", "NETRC"):
+    for name in ("NETRC", *(one for one in os.environ if one.startswith("WANDB_"))):
         monkeypatch.delenv(name, raising=False)
     folder = tmp_path / "home"
     folder.mkdir()
@@ -90,7 +92,6 @@ def test_each_kind_writes_into_the_run_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WANDB_SILENT", "true")
-    monkeypatch.delenv("WANDB_DIR", raising=False)
     run_dir = tmp_path / "run"
     run_dir.mkdir()
     loggers = build_loggers(_logger("all", name="mine"), run_dir, {"optim": {"lr": 0.5}})
@@ -109,3 +110,121 @@ def test_each_kind_writes_into_the_run_directory(
     assert list((run_dir / "wandb").glob("offline-run-*/run-*.wandb"))
     assert {path.name for path in tmp_path.iterdir()} == {"run", "home"}
     assert build_loggers(_logger("none"), run_dir, {}) == []
+
+
+def _build(run_dir: Path, **fields: Any) -> WandbLogger:
+    (logger,) = build_loggers(_logger("wandb", **fields), run_dir, {})
+    assert isinstance(logger, WandbLogger)
+    return logger
+
+
+OWN = {"project": "p", "name": "n", "entity": "e", "group": "g", "tags": ["t", "u"], "notes": "no"}
+
+
+@pytest.mark.parametrize("key", OWN)
+def test_a_key_wins_over_its_variable_and_this_over_the_default(
+    key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    default = {"project": "attention-surgery"}
+    assert _build(tmp_path)._wandb_init.get(key) == default.get(key)
+    monkeypatch.setenv(VARIABLES[key], "a, b")
+    assert _build(tmp_path)._wandb_init[key] == (["a", "b"] if key == "tags" else "a, b")
+    check_loggers(_logger("wandb"))
+    assert capsys.readouterr().out == ""
+    assert _build(tmp_path, **{key: OWN[key]})._wandb_init[key] == OWN[key]
+    check_loggers(_logger("wandb", **{key: OWN[key]}))
+    said = capsys.readouterr().out
+    assert f"overrules {VARIABLES[key]}=a, b" in said
+    assert said.count("\n") == 1
+    assert _build(tmp_path, tags=[])._wandb_init["tags"] == []  # none, and not the variable's
+
+
+@pytest.mark.parametrize(
+    ("environment", "key", "mode"),
+    [
+        ({}, None, "offline"),
+        ({"WANDB_MODE": "disabled"}, None, "disabled"),
+        ({"WANDB_MODE": "online"}, None, "online"),
+        ({"WANDB_MODE": "run"}, None, "online"),
+        ({"WANDB_MODE": "dryrun"}, None, "offline"),
+        ({DISABLED: "true"}, None, "disabled"),
+        ({DISABLED: "1", "WANDB_MODE": "online"}, None, "disabled"),
+        ({DISABLED: "false"}, None, "offline"),
+        ({"WANDB_MODE": "disabled"}, "offline", "offline"),
+        ({DISABLED: "true"}, "offline", "offline"),
+        ({"WANDB_MODE": "online"}, "disabled", "disabled"),
+    ],
+)
+def test_the_mode(
+    environment: dict[str, str],
+    key: str | None,
+    mode: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    cfg = _logger("wandb", mode=key)
+    check_loggers(cfg)
+    said = capsys.readouterr().out
+    loggers = build_loggers(cfg, tmp_path, {})
+    if mode == "disabled":
+        assert loggers == []
+        assert "writes nothing" in said
+    else:
+        assert loggers[0]._wandb_init["mode"] == mode  # type: ignore[attr-defined]
+    overruled = key is not None
+    assert all(
+        (f"overrules {name}={value}" in said) is overruled for name, value in environment.items()
+    )
+    assert (said == "") is (not overruled and mode != "disabled")
+    assert os.environ.get("WANDB_MODE") == environment.get("WANDB_MODE")
+
+
+def test_the_mode_that_wandbs_own_command_keeps(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`wandb disabled` writes it into a file."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "wandb").mkdir()
+    (tmp_path / "wandb/settings").write_text("[default]\nmode = disabled\n")
+    assert build_loggers(_logger("wandb"), tmp_path, {}) == []
+    assert resolve_wandb_options(_logger("wandb", mode="offline")).mode.value == "offline"
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert resolve_wandb_options(_logger("wandb")).mode.value == "offline"
+
+
+def test_a_mode_that_wandb_does_not_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "off")
+    with pytest.raises(ConfigError) as caught:
+        check_loggers(_logger("wandb"))
+    assert (caught.value.key, caught.value.given) == ("WANDB_MODE", "off")
+    assert "disabled" in str(caught.value.valid)
+    check_loggers(_logger("csv"))  # nothing there asks W&B
+
+
+def test_online_by_the_environment_needs_a_login_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "online")
+    with pytest.raises(ConfigError) as caught:
+        check_loggers(_logger("wandb"))
+    assert (caught.value.key, caught.value.given) == ("WANDB_MODE", "online")
+
+
+def test_wandbs_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outside the run directory if the user says so; W&B itself would fall back to /tmp."""
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path / "deep" / "below"))
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    check_loggers(_logger("wandb"))
+    logger = _build(run_dir)
+    logger.log_metrics({"loss": 1.0}, step=1)
+    logger.experiment.finish()
+    assert list((tmp_path / "deep/below/wandb").glob("offline-run-*/run-*.wandb"))
+    assert list(run_dir.iterdir()) == []
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path / "file" / "below"))
+    with pytest.raises(ConfigError, match="WANDB_DIR: cannot be written to"):
+        check_loggers(_logger("wandb"))

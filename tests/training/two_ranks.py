@@ -1,4 +1,7 @@
-"""A script, not a test: close heads in a training of two gloo processes; write down each result."""
+"""A script, not a test: train on two gloo processes; write down what each knows at the end.
+
+The first training closes heads, the others log losses.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ import torch
 from pytorch_lightning.callbacks import Callback
 
 from tests.training.making import operated, save_model, small_data
+from tests.training.two_ranks_losses import log_losses
 
 
 class WriteDown(Callback):
@@ -21,7 +25,7 @@ class WriteDown(Callback):
         torch.save(known, Path(trainer.default_root_dir) / f"rank{trainer.global_rank}.pt")
 
 
-def main(root: Path) -> None:
+def close_heads(root: Path) -> None:
     module = operated(
         save_model(root / "model"),
         attention={},
@@ -59,4 +63,5 @@ def main(root: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    close_heads(Path(sys.argv[1]) / "heads")
+    log_losses(Path(sys.argv[1]) / "losses")

@@ -7,6 +7,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
+from surgery.files import write_picture
 from surgery.lab.analysis.draw_roles import format_role
 from surgery.lab.analysis.maps import Map
 
@@ -42,7 +43,7 @@ def draw_map(attention: Map, role: str, path: Path) -> None:
     bar = figure.colorbar(image, ax=axes, shrink=0.6, aspect=25)
     bar.ax.tick_params(labelsize=7)
     bar.ax.yaxis.set_minor_locator(NullLocator())
-    figure.savefig(path)
+    write_picture(path, figure)
 
 
 def _escape(token: str) -> str:

@@ -8,6 +8,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from surgery.files import write_picture
+
 _HEAD, _OFFSET = "#d55e00", "#8a8a80"
 # Relations that are drawn; more would be unreadable.
 MOST = 40
@@ -51,7 +53,7 @@ def draw_probes(result: Mapping[str, Any], path: Path) -> None:
         one.spines[["top", "right", "left"]].set_visible(False)
     axes.grid(axis="x", color="#eeeeea", zorder=0)
     axes.set_axisbelow(True)
-    figure.savefig(path)
+    write_picture(path, figure)
 
 
 def _compute_gain(probe: Mapping[str, Any]) -> float:

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Patch
 from matplotlib.ticker import MaxNLocator
 
+from surgery.files import write_picture
 from surgery.lab.analysis.roles import MIXED, ROLES
 
 # Colours that colour-blind people can tell apart (after Okabe and Ito), and letters besides.
@@ -86,7 +87,8 @@ def draw_roles(result: Mapping[str, Any], path: Path) -> None:
         handlelength=1.1,
         handleheight=1.1,
     )
-    figure.savefig(path, bbox_inches="tight", pad_inches=0.15)  # the label of an equal axis is cut
+    # Else the label of an equal axis is cut.
+    write_picture(path, figure, bbox_inches="tight", pad_inches=0.15)
 
 
 def _draw_cell(

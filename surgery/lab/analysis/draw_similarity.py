@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from scipy.cluster.hierarchy import dendrogram, set_link_color_palette
 
+from surgery.files import write_picture
 from surgery.lab.analysis.draw_roles import COLOURS
 from surgery.lab.analysis.similarity import Similarity
 
@@ -44,7 +45,7 @@ def draw_similarity(
             for tick, leaf in zip(axes.get_yticklabels(), order, strict=True):
                 tick.set_color(_choose_text_colour(COLOURS[roles[leaf]]))
     _draw_redundancy(figure, own, result)
-    figure.savefig(path)
+    write_picture(path, figure)
 
 
 def _draw_tree(axes: Axes, links: np.ndarray, distance: float) -> list[int]:

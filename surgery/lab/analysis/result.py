@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
-from surgery.files import write_json
+from surgery.files import write_json, write_table
 from surgery.lab.analysis.behaviour import Behaviour
 from surgery.lab.analysis.clusters import compute_redundancies, find_nearest
 from surgery.lab.analysis.probes import ProbeResult
@@ -96,7 +95,7 @@ def probes_to_json(probes: Mapping[str, ProbeResult]) -> dict[str, Any]:
 def save_heads(result: Mapping[str, Any], path: Path) -> None:
     """Write the result to `path` (.json), and a row per head to the same name with .parquet."""
     write_json(path, round_numbers(result))
-    pq.write_table(to_arrow(result["heads"]), path.with_suffix(".parquet"))
+    write_table(path.with_suffix(".parquet"), to_arrow(result["heads"]))
 
 
 def to_arrow(heads: Sequence[Mapping[str, Any]]) -> pa.Table:

@@ -12,7 +12,7 @@ from surgery.console import track_progress
 from surgery.data.collate import Batch
 from surgery.errors import ConfigError, TapError
 from surgery.importance.estimate import freezing
-from surgery.models.forward import get_forward_options
+from surgery.models.packed import make_inputs
 from surgery.models.sites import Site, find_sites
 from surgery.observe import AttentionCall, Tap
 from surgery.observe.rows import compute_row_logits, weigh_rows
@@ -74,10 +74,11 @@ def run_passes(
     with freezing(model), torch.no_grad(), track_progress(what, len(batches)) as steps:
         for arguments in batches:
             batch = {k: v.to(device) for k, v in arguments.items() if k != "labels"}
+            inputs = make_inputs(model, batch)
             observed.clear()
             tap.open(batch.get("attention_mask"), tokens=batch.get("input_ids"))
             try:
-                model(**batch, **get_forward_options(model))
+                model(**inputs)
             finally:
                 tap.close()
             if not observed:

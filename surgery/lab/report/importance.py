@@ -13,6 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from rich.table import Table
 
+from surgery.files import write_picture
+
 _NAMES = {
     "gate_gradient": "gate gradient",
     "output_norm": "output norm",
@@ -61,7 +63,7 @@ def draw_scores(table: Mapping[str, Any], path: Path) -> None:
     for axes in (where, ranking):
         axes.tick_params(labelsize=8)
     ranking.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path)
+    write_picture(path, figure)
 
 
 def tabulate_scores(table: Mapping[str, Any], ends: int = 5) -> Table:

@@ -8,6 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from surgery.files import write_picture
 from surgery.lab.report.figures import MOMENT_NAMES
 from surgery.lab.report.summary import MOMENTS
 from surgery.units import format_bytes
@@ -47,7 +48,7 @@ def draw_result(summary: Mapping[str, Any], path: Path) -> None:
     for axes in (loss, curve, cache, decode):
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(labelsize=8)
-    figure.savefig(path)
+    write_picture(path, figure)
 
 
 def _bars(

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from surgery.files import write_picture
 from surgery.importance.table import ScoreTable
 from surgery.lab.tasks.agreement import get_head_scores
 
@@ -47,7 +48,7 @@ def draw_tasks(
     _draw_losses(axes[-1], found)
     for panel in axes:
         panel.tick_params(labelsize=8)
-    figure.savefig(path)
+    write_picture(path, figure)
 
 
 def _draw_correlations(axes: Axes, found: Mapping[str, Any]) -> None:

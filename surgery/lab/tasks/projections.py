@@ -13,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from surgery.errors import SurgeryError
+from surgery.files import write_whole
 from surgery.models.sites import find_sites
 
 FORMAT = "1"
@@ -111,10 +112,8 @@ class OutputProjections:
         tensors = {key: parameters[key].detach().cpu().contiguous().clone() for key in self._names}
         dtype = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
         about = {"kind": KIND, "format": FORMAT, "model": name, "dtype": dtype, **self._identity}
-        path = Path(path)
-        partial = path.with_name(path.name + ".partial")
-        save_file(tensors, partial, metadata=about)
-        partial.replace(path)
+        with write_whole(Path(path)) as draft:
+            save_file(tensors, draft, metadata=about)
 
     def _get_current(self) -> dict[str, torch.Tensor]:
         parameters = dict(self.model.named_parameters(remove_duplicate=False))

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from surgery.config.hints import Count, Size
+
 ROLES = ("query", "key", "value")
 
 
@@ -24,7 +26,7 @@ class Packing:
     """
 
     order: tuple[str, ...]
-    blocks: int
+    blocks: Count
     grouped: bool
 
 
@@ -42,10 +44,10 @@ class Projection:
     """
 
     path: str
-    in_features: int
-    out_features: int
+    in_features: Count
+    out_features: Count
     bias: bool
-    unit: int
+    unit: Size
     transposed: bool = False
     packing: Packing | None = None
 
@@ -65,7 +67,7 @@ class Norm:
     """
 
     path: str
-    size: int
+    size: Count
     tensors: tuple[str, ...] = ("weight",)
 
 
@@ -89,12 +91,12 @@ class Site:
 
     path: str
     block: str
-    layer: int
-    q_heads: int
-    kv_heads: int
-    head_dim: int
-    value_dim: int
-    hidden_size: int
+    layer: Size
+    q_heads: Count
+    kv_heads: Count
+    head_dim: Count
+    value_dim: Count
+    hidden_size: Count
     query: Projection
     key: Projection
     value: Projection
@@ -104,7 +106,7 @@ class Site:
     cached: bool
     cross: bool
     config_prefix: str
-    window: int | None = None
+    window: Size | None = None
 
     @property
     def group_size(self) -> int:

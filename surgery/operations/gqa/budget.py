@@ -13,7 +13,7 @@ from surgery.calibration.case import Calibration
 from surgery.data.collate import Batch
 from surgery.errors import ConfigError
 from surgery.models.copies import make_sharing_copy
-from surgery.models.forward import get_forward_options
+from surgery.models.packed import make_inputs
 from surgery.models.sites import Site
 from surgery.operations.gqa.layerwise import calibrate_site
 from surgery.operations.gqa.options import GQAOptions, list_divisors
@@ -81,7 +81,7 @@ def compute_divergence(
     device = next(model.parameters()).device
     for batch in batches:
         inputs = _get_inputs(batch, device)
-        outputs = [one(**inputs, **get_forward_options(one)) for one in (model, changed)]
+        outputs = [one(**make_inputs(one, inputs)) for one in (model, changed)]
         log_p, log_q = (F.log_softmax(output.logits.float(), dim=-1) for output in outputs)
         kl = F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1)
         mask = inputs.get(
@@ -97,7 +97,7 @@ def compute_divergence(
 @torch.no_grad()
 def _check_logits(model: PreTrainedModel, operation: GQAOptions, batch: Batch) -> None:
     inputs = _get_inputs(batch, next(model.parameters()).device)
-    if not hasattr(model(**inputs, **get_forward_options(model)), "logits"):
+    if not hasattr(model(**make_inputs(model, inputs)), "logits"):
         raise ConfigError(
             operation.get_key("kv_heads"),
             f"a {type(model).__name__} returns no logits, and a budget compares layers by them",

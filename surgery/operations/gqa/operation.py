@@ -1,4 +1,4 @@
-"""The operation `gqa`: fewer KV heads, each shared by a group of query heads."""
+"""The operation `gqa`: fewer KV heads, each shared by a group of query heads, or repeated ones."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from surgery.transforms.head_edits import (
     keep_all_heads,
     make_rewrite_specs,
     regroup,
+    repeat_heads,
 )
 
 
@@ -28,7 +29,8 @@ from surgery.transforms.head_edits import (
 class GQA(GQAOptions):
     """Fewer KV heads, each shared by a group of query heads (arXiv:2305.13245).
 
-    See `GQAOptions` for the options.
+    Or more of them: each is repeated, and the model computes the same. See `GQAOptions` for the
+    options.
     """
 
     name = "gqa"
@@ -58,19 +60,25 @@ class GQA(GQAOptions):
         sites = select_sites(draft.sites, self.layers, self.get_key("layers"), draft.removed)
         counts = self.list_counts(sites)
         self._check_groups(sites, counts)
-        changing = [(s, n) for s, n in zip(sites, counts, strict=True) if s.kv_heads != n]
-        for site, _ in changing:
+        merged = [(s, n) for s, n in zip(sites, counts, strict=True) if s.kv_heads > n]
+        repeated = [s for s, n in zip(sites, counts, strict=True) if s.kv_heads < n]
+        for site, _ in merged:
             if self.rewrites or self.grouping is Grouping.similarity or self.groups:
                 self._check_gates(site)
             if self.rewrites:
                 self._check_norms(site)
         if draft.resolution is None:
-            self._add_open_decisions(draft, changing)
-        for site, count in changing:
-            groups = make_contiguous_groups(site.kv_heads, count)
-            assumed = SiteResolution(keep_all_heads(site.q_heads), groups)
-            found = (draft.resolution or {}).get(site.path, assumed)
-            draft.add_changes([self._make_change(draft, site, found)])
+            self._add_open_decisions(draft, merged)
+        for site, count in zip(sites, counts, strict=True):
+            if count < site.kv_heads:
+                groups = make_contiguous_groups(site.kv_heads, count)
+                assumed = SiteResolution(keep_all_heads(site.q_heads), groups)
+                found = (draft.resolution or {}).get(site.path, assumed)
+                draft.add_changes([self._make_change(draft, site, found)])
+            elif count > site.kv_heads:
+                query, kv = keep_all_heads(site.q_heads), repeat_heads(site.kv_heads, count)
+                draft.add_changes([regroup(site, self.name, query, kv, Merging())])
+        self._add_repeating_note(draft, repeated)
 
     def _make_change(self, draft: Draft, site: Site, found: SiteResolution) -> Any:
         context = draft.context
@@ -88,6 +96,20 @@ class GQA(GQAOptions):
             specs = make_rewrite_specs(site, rewrite, found.query, found.kv)
             draft.tensors |= {specs[role].name: t for role, t in found.tensors.items()}
         return regroup(site, self.name, found.query, found.kv, merging, rewrite)
+
+    def _add_repeating_note(self, draft: Draft, sites: Sequence[Site]) -> None:
+        """Say which options have no effect where KV heads are repeated."""
+        given = [
+            f"{name}={value.value}"
+            for name, value in (("merge", self.merge), ("grouping", self.grouping))
+            if value is not getattr(type(self), name)
+        ]
+        if sites and given:
+            layers = ", ".join(str(site.layer) for site in sites)
+            draft.notes.append(
+                f"{self.name}: {' and '.join(given)}: no effect in layers {layers}, whose KV heads "
+                "are repeated"
+            )
 
     def _add_open_decisions(self, draft: Draft, changing: Sequence[tuple[Site, int]]) -> None:
         if self.average is not None and not draft.context.native:

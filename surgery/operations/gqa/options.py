@@ -53,9 +53,10 @@ class GQAOptions(Operation):
     """Options of `attention.gqa`.
 
     Attributes:
-        kv_heads: KV heads per site afterwards, a divisor of what it has; 1 is MQA. A list has one
-            number per chosen layer. ``{average: n}``: as many on average, chosen where fewer hurt
-            least; as many everywhere where the export must be native.
+        kv_heads: KV heads per site afterwards, a divisor of what it has; 1 is MQA. A multiple
+            repeats them, up to one for each query head. A list has one number per chosen layer.
+            ``{average: n}``: as many on average, chosen where fewer hurt least; as many everywhere
+            where the export must be native.
         merge: see `Merge`; those after random are calibrated.
         grouping: see `Grouping`; similarity is calibrated.
         layers: sites to change, by number from 0; ``None`` for all.
@@ -66,7 +67,7 @@ class GQAOptions(Operation):
 
     kv_heads: Any = option(
         MISSING,
-        "a divisor of what the model has; one per layer: [8,4,4,2]; {average: 3}",
+        "a divisor or multiple of what it has; per layer: [8,4,4,2]; {average: 3}",
         valid=_COUNTS,
     )
     merge: Merge = option(Merge.mean, " | ".join(merge.value for merge in Merge))
@@ -174,6 +175,13 @@ class GQAOptions(Operation):
         groups = found.get(str(site.layer))
         if groups is None:
             return None
+        if count > site.kv_heads:
+            raise ConfigError(
+                self.get_key("groups"),
+                f"the KV heads of {site.path} are repeated, so none of them share one",
+                given=groups,
+                valid="no groups for that layer",
+            )
         lists = isinstance(groups, (list, tuple)) and all(
             isinstance(group, (list, tuple)) and all(type(head) is int for head in group)
             for group in groups
@@ -203,23 +211,27 @@ class GQAOptions(Operation):
 
     def _check_count(self, site: Site, count: int) -> None:
         key = self.get_key("kv_heads")
-        valid = list_divisors(site.kv_heads)
-        if count > site.kv_heads:
-            raise ConfigError(
-                key,
-                f"more than the {site.kv_heads} KV heads of {site.path}",
-                given=count,
-                valid=valid,
+        valid = list_counts(site)
+        if count in valid:
+            return
+        if count > site.q_heads:
+            problem = f"more than the {site.q_heads} query heads of {site.path}"
+        elif count > site.kv_heads:
+            problem = (
+                f"the {site.kv_heads} KV heads of {site.path} cannot be repeated to as many, and "
+                f"shared evenly by {site.q_heads} query heads"
             )
-        if count not in valid:
-            raise ConfigError(
-                key,
-                f"does not divide the {site.kv_heads} KV heads of {site.path}",
-                given=count,
-                valid=valid,
-            )
+        else:
+            problem = f"does not divide the {site.kv_heads} KV heads of {site.path}"
+        raise ConfigError(key, problem, given=count, valid=valid)
 
 
 def list_divisors(heads: int) -> list[int]:
-    """List what a number of KV heads can become, ascending."""
+    """List what a number of KV heads can be merged to, ascending."""
     return [n for n in range(1, heads + 1) if heads % n == 0]
+
+
+def list_counts(site: Site) -> list[int]:
+    """List what the KV heads of a site can be merged or repeated to, ascending."""
+    repeated = range(2 * site.kv_heads, site.q_heads + 1, site.kv_heads)
+    return list_divisors(site.kv_heads) + [n for n in repeated if site.q_heads % n == 0]

@@ -31,12 +31,12 @@ def resolve_gqa(operation: GQAOptions, case: Case) -> tuple[GQAOptions, Resoluti
 
             operation = choose_counts(model, sites, operation, batches, options, report)
     counts = operation.list_counts(sites)
-    changed = sum(site.kv_heads != count for site, count in zip(sites, counts, strict=True))
-    if not operation.calibrated:
+    merged = [site for site, count in zip(sites, counts, strict=True) if site.kv_heads > count]
+    if not operation.calibrated or not merged:
         return operation, {}
-    refuse_shared(model, [s for s, n in zip(sites, counts, strict=True) if s.kv_heads != n])
+    refuse_shared(model, merged)
     refuse_repeated(model, sites, batches[0])
-    with track_progress("calibration", PASSES * changed * len(batches)) as steps:
+    with track_progress("calibration", PASSES * len(merged) * len(batches)) as steps:
 
         def advance(what: str) -> None:
             steps.describe(f"calibration, {what}")

@@ -139,6 +139,13 @@ class PruneHeads(PruneOptions):
             draft.notes.append(
                 f"prune_heads: {gone} of {total} heads go ({gone / total:.1%}) for {option}"
             )
+        whole = [site.layer for site in sites if not removed.get(site.layer)]
+        if wanted and whole and not self.together and not self.uniform:
+            layers = ", ".join(map(str, whole))
+            draft.notes.append(
+                f"prune_heads: {option} is less than what goes together in layers {layers}, which "
+                "keep all their heads"
+            )
         if self.uniform and sites:
             left = sites[0].q_heads - len(removed.get(sites[0].layer, []))
             if self.together:

@@ -9,7 +9,7 @@ from typing import Any
 
 from surgery.config.options import COUNT, NOT_NEGATIVE, SHARE, Range, option
 from surgery.errors import ConfigError
-from surgery.importance.choice import HeadCut, choose_heads, parse_head_lists
+from surgery.importance.choice import HeadCut, Heads, choose_heads, parse_head_lists
 from surgery.importance.score_file import HeadScores, read_scores
 from surgery.importance.table import ESTIMATORS, GROUPS, HEADS
 from surgery.models.sites import Site
@@ -152,7 +152,15 @@ class PruneOptions(Operation):
             scores = read_scores(
                 self.scores, sites, self.get_key("scores"), unit=self.unit, layers=layers
             )
-        wanted = HeadCut(
+        protected = parse_head_lists(self.protect or [], sites, self.get_key("protect"))
+        scores = scores or _make_even_scores(sites)
+        removed = choose_heads(sites, scores, self._make_head_cut(), protected)
+        if sites and (self.amount or self.count) and not any(removed.values()):
+            raise self._explain_nothing(sites, protected)
+        return removed
+
+    def _make_head_cut(self) -> HeadCut:
+        return HeadCut(
             self.amount,
             self.count,
             together=self.together,
@@ -162,8 +170,56 @@ class PruneOptions(Operation):
             prefix=f"attention.{self.name}",
             allow_empty=f"{self.get_key('remove_attention')}=true",
         )
-        protected = parse_head_lists(self.protect or [], sites, self.get_key("protect"))
-        return choose_heads(sites, scores or _make_even_scores(sites), wanted, protected)
+
+    def _explain_nothing(self, sites: Sequence[Site], protected: Heads) -> ConfigError:
+        """Make the error for an amount that rounds to no head at all."""
+        by_group = self.cut is Cut.groups
+        sizes = sorted({site.group_size if by_group else site.kv_heads for site in sites})
+        together = " or ".join(map(str, sizes))
+        unit = (
+            f"{together} query heads share a KV head and go together"
+            if by_group
+            else f"{together} query heads go together, one of each KV group"
+        )
+        way = "amount" if self.count is None else "count"
+        valid = [
+            f"{self.get_key('cut')}={cut.value}"
+            for cut in Cut
+            if cut is not self.cut and self._removes_any(sites, protected, cut=cut)
+        ]
+        least = self._find_least(sites, protected)
+        if least is not None:
+            valid.insert(0, f"at least {least:.4g}")
+        return ConfigError(
+            self.get_key(way),
+            f"removes nothing: {unit}, and this is too little for any",
+            given=self.amount if self.count is None else self.count,
+            valid=" or ".join(valid) or "0: no head of these layers can go",
+        )
+
+    def _find_least(self, sites: Sequence[Site], protected: Heads) -> float | None:
+        """Find the least amount (or count) that is exactly one cut; ``None`` if none can be."""
+        moves = [site.group_size if self.cut is Cut.groups else site.kv_heads for site in sites]
+        heads = [site.q_heads for site in sites]
+        if self.together:
+            one = sum(moves) if self.uniform else min(moves)
+            found = [one if self.count is not None else one / sum(heads)]
+        elif self.count is not None:
+            found = sorted(moves)
+        else:
+            found = sorted(move / of for move, of in zip(moves, heads, strict=True))
+        for number in found:
+            given = {"count": int(number)} if self.count is not None else {"amount": number}
+            if self._removes_any(sites, protected, **given):
+                return number
+        return None
+
+    def _removes_any(self, sites: Sequence[Site], protected: Heads, **options: Any) -> bool:
+        wanted = replace(self, **options)._make_head_cut()
+        try:
+            return any(choose_heads(sites, _make_even_scores(sites), wanted, protected).values())
+        except ConfigError:
+            return False
 
 
 def _make_even_scores(sites: Sequence[Site]) -> HeadScores:

@@ -73,15 +73,14 @@ def remove_attention_(model: PreTrainedModel, sites: Sequence[str]) -> None:
     """Put a `RemovedAttention` in the place of every named block.
 
     Raises:
-        PlanError: a block without an output projection of its own.
+        PlanError: a block without an output projection of its own. No block is changed then.
     """
     found = {site.path: site for site in find_sites(model).sites}
-    for path in sites:
-        module = model.get_submodule(path)
-        if isinstance(module, RemovedAttention):
-            continue
+    left = [p for p in sites if not isinstance(model.get_submodule(p), RemovedAttention)]
+    for path in left:
         if path not in found or found[path].block != path:
             raise PlanError(f"{path} has no output projection of its own, so it cannot be removed")
+    for path in left:
         _put_module(model, path, _make_removed(model, found[path]))
 
 

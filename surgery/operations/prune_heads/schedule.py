@@ -81,6 +81,15 @@ def check_schedule(operation: PruneOptions, run: Any) -> None:
         )
     if Stage.train not in run.stages:
         return
+    degree = run.export.tensor_parallel
+    if degree is not None and operation.together and not operation.uniform:
+        raise ConfigError(
+            operation.get_key("scope"),
+            f"training decides how many heads each layer keeps, so {degree} devices "
+            "(export.tensor_parallel) may not share them evenly",
+            given=operation.scope.value,
+            valid="layer, uniform: true, or export.tensor_parallel: null",
+        )
     strategy = str(run.trainer.get("strategy"))
     if strategy.startswith(("fsdp", "deepspeed")):
         raise make_strategy_error(operation, strategy)

@@ -62,7 +62,7 @@ OPTIONS = sorted(set.union(*(needed | possible for needed, possible in _OPTIONS.
 # Types whose `rope_parameters` hold the length before scaling.
 HOLDS_ORIGINAL = (RopeType.yarn, RopeType.longrope, RopeType.llama3)
 SCALED = (RopeType.linear, RopeType.proportional, *HOLDS_ORIGINAL)
-_NAMES = {"theta": "rope_theta"}
+NAMES = {"theta": "rope_theta"}
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
 NOPE = {"rope_type": "proportional", "partial_rotary_factor": 0.0}
 
@@ -155,7 +155,7 @@ def make_rope_parameters(
         new = dict(NOPE)
     else:
         new = {"rope_type": kind.value}
-        new |= {_NAMES.get(name, name): given[name] for name in OPTIONS if name in given}
+        new |= {NAMES.get(name, name): given[name] for name in OPTIONS if name in given}
         if kind is RopeType.llama3:
             new = {**LLAMA3, **new}
         if kind in HOLDS_ORIGINAL:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_type_hints
 
 from transformers import PreTrainedModel
 
-from surgery.config.options import POSITIVE, Range, option
+from surgery.config.hints import find_misfit
+from surgery.config.options import POSITIVE, Range, get_range, option
 from surgery.errors import ConfigError, PlanError
 from surgery.models.config import get_config_part
 from surgery.models.rotary import list_nested_types
-from surgery.models.sites import Site
+from surgery.models.sites import Site, find_sites
 from surgery.operations.rope.check import (
     can_say_nope,
     check_everywhere,
@@ -23,6 +24,7 @@ from surgery.operations.rope.check import (
 from surgery.operations.rope.frequencies import get_head_dim
 from surgery.operations.rope.kinds import (
     HOLDS_ORIGINAL,
+    NAMES,
     RopeType,
     check_type_options,
     make_rope_parameters,
@@ -35,6 +37,33 @@ from surgery.plan.operation import Operation, StepFunction
 
 # Types for which transformers reads `head_dim` without deriving it where it is null.
 _STRICT = (RopeType.dynamic, RopeType.yarn, RopeType.longrope)
+
+
+def _set_checked_site_rope_(
+    model: PreTrainedModel, sites: Mapping[str, Mapping[str, Any] | None]
+) -> None:
+    """Do the step, which may come from somebody else's record, after a check of its numbers.
+
+    Raises:
+        PlanError: a parameter has another type or range than the option of its name.
+    """
+    paths = {site.path for site in find_sites(model).sites}
+    hints = get_type_hints(Rope)
+    for path, parameters in sites.items():
+        if path not in paths:
+            raise PlanError(f"the model has no attention block {path}")
+        for field in fields(Rope):
+            name = NAMES.get(field.name, field.name)
+            if field.name == "type" or not parameters or name not in parameters:
+                continue
+            value, bounds = parameters[name], get_range(field)
+            misfit = find_misfit(value, hints[field.name], f"{path}.{name}")
+            if misfit is not None:
+                raise PlanError(misfit)
+            numbers = value if isinstance(value, (list, tuple)) else [value]
+            if bounds is not None and any(n not in bounds for n in numbers if n is not None):
+                raise PlanError(f"{path}.{name}: must be {bounds}, not {value}")
+    set_site_rope_(model, sites)
 
 
 @dataclass
@@ -64,7 +93,7 @@ class Rope(Operation):
     """
 
     name = "rope"
-    steps: ClassVar[Mapping[str, StepFunction]] = {"site_rope": set_site_rope_}
+    steps: ClassVar[Mapping[str, StepFunction]] = {"site_rope": _set_checked_site_rope_}
 
     type: RopeType = option(RopeType.default)
     theta: float | None = option(

@@ -231,6 +231,22 @@ def test_a_run_that_fails_is_ended_as_failed(
     assert not [key for key in reading.summary(records) if key.startswith("result/")]
 
 
+def test_wandb_writes_nothing_where_it_is_disabled(
+    model: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "data"))
+    monkeypatch.setenv("WANDB_CACHE_DIR", str(tmp_path / "cache"))
+    reading.go(tmp_path, *model, "stages=[plan,score,train]", "trainer.max_steps=1")
+    assert (tmp_path / "heads.parquet").is_file()
+    names = {path.name for path in tmp_path.iterdir()}
+    assert not names & {"wandb", "data", "cache"}
+    assert capsys.readouterr().out.count("W&B is off, and writes nothing: WANDB_MODE=disabled") == 1
+
+
 @pytest.mark.parametrize("changes", [("logger=csv",), ("logger=none",), ("stages=[plan]",)])
 def test_nothing_goes_to_wandb_unasked(
     model: tuple[str, ...], tmp_path: Path, changes: tuple[str, ...]

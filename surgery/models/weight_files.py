@@ -1,0 +1,115 @@
+"""Check the weight files of a model directory before a loader sees them.
+
+transformers loads what an index names, and unpickles what is not called .safetensors. So all that
+it would open is checked here: safetensors files inside the directory, with valid headers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from surgery.config.hints import shorten
+from surgery.errors import ConfigError
+from surgery.files import read_json
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+_SUFFIX = ".safetensors"
+_VALID = "a directory with *.safetensors"
+
+
+def check_weight_files(folder: Path, given: Any, named: Any = None) -> None:
+    """Check the files that transformers would load from `folder`.
+
+    Args:
+        given: the value of `model.path`, for messages.
+        named: the config's `transformers_weights`, which takes the place of the usual names.
+
+    Raises:
+        ConfigError: there are no weights, or only pickled ones; or a file is not a safetensors
+            file inside the directory.
+    """
+    if (folder / "adapter_config.json").is_file():
+        raise ConfigError(
+            "model.path",
+            "the directory holds an adapter (adapter_config.json), whose base would be loaded",
+            given=given,
+            valid="a model whose adapter is merged into its weights, without that file",
+        )
+    if named is not None:
+        name = _check_name(named, "config.json names", given)
+    elif (folder / WEIGHTS).is_file():
+        name = WEIGHTS
+    elif (folder / INDEX).is_file():
+        name = INDEX
+    else:
+        raise _explain_missing(folder, given)
+    if not name.endswith(".json"):
+        _check_header(folder / name, given)
+        return
+    for shard in read_shards(folder / name, given):
+        _check_header(folder / shard, given)
+
+
+def read_shards(index: Path, given: Any) -> list[str]:
+    """Read the names of the shards from an index; each is a plain name of a safetensors file.
+
+    Raises:
+        ConfigError: the index is no index, or names something else.
+    """
+    try:
+        data = read_json(index)
+    except (OSError, ValueError) as error:
+        raise _make_error(f"{index.name} cannot be read: {_format(error)}", given) from None
+    names = data.get("weight_map") if isinstance(data, dict) else None
+    if not isinstance(names, Mapping) or not names:
+        raise _make_error(f"{index.name} has no weight_map of tensors to files", given)
+    return sorted({_check_name(name, f"{index.name} names", given) for name in names.values()})
+
+
+def _check_name(name: Any, where: str, given: Any) -> str:
+    endings = (_SUFFIX, f"{_SUFFIX}.index.json")
+    plain = isinstance(name, str) and "/" not in name and "\\" not in name and "\0" not in name
+    if not plain or not name.endswith(endings):
+        raise _make_error(
+            f"{where} {shorten(name)}, which is not a safetensors file of the directory", given
+        )
+    return str(name)
+
+
+def _check_header(path: Path, given: Any) -> None:
+    if not path.is_file():
+        raise _make_error(f"there is no {path.name}", given)
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = len(file.keys())
+    except (SafetensorError, OSError, ValueError) as error:
+        raise _make_error(
+            f"cannot be loaded: {path.name} is not a safetensors file: {_format(error)}", given
+        ) from None
+    if not tensors:
+        raise _make_error(f"{path.name} holds no tensors", given)
+
+
+def _explain_missing(folder: Path, given: Any) -> ConfigError:
+    pickled = sorted(folder.glob("*.bin")) + sorted(folder.glob("*.pt"))
+    if pickled:
+        return _make_error(
+            f"has only pickled weights ({pickled[0].name}), which are never loaded", given
+        )
+    others = sorted(folder.glob(f"*{_SUFFIX}"))
+    if others:
+        return _make_error(f"has {others[0].name}, but no {WEIGHTS} and no {INDEX}", given)
+    return _make_error("the directory has no weights", given)
+
+
+def _make_error(problem: str, given: Any) -> ConfigError:
+    return ConfigError("model.path", problem, given=given, valid=_VALID)
+
+
+def _format(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
