@@ -95,6 +95,8 @@ def render_rows(
 def _get_template(tokenizer: PreTrainedTokenizerBase, cfg: DataConfig) -> str:
     try:
         return str(tokenizer.get_chat_template())
+    except (AttributeError, NotImplementedError):
+        return ""  # it renders by code
     except ValueError:
         raise ConfigError(
             "model.tokenizer",

@@ -17,7 +17,7 @@ _VALIDATION = ("validation", "val", "dev")
 
 def is_saved(folder: Path) -> bool:
     """Whether `save_to_disk` wrote this folder."""
-    # Unlike pathlib, os.path answers "no" for any text.
+    # Unlike pathlib, it answers "no" for any text.
     return os.path.isfile(folder / _STATE) or os.path.isfile(folder / _SPLITS)
 
 
@@ -86,7 +86,7 @@ def _read(file: Path, name: str, key: str) -> list[Any]:
 
 def _name(folder: Path, name: Any, key: str) -> str:
     """Check that a name stays inside the folder."""
-    if not isinstance(name, str) or Path(name).name != name or name in ("", ".", ".."):
+    if not isinstance(name, str) or Path(name).name != name or "\0" in name:
         raise ConfigError(
             key, f"{folder} names a file outside of it, or none", given=repr(name)[:60]
         )

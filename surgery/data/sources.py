@@ -216,11 +216,11 @@ def _load_stdlib(cfg: DataConfig, task: Task) -> Corpus:
 def _resolve_halves(cfg: DataConfig) -> tuple[list[Path], list[Path]]:
     """Find the files to train on, and those held out; none of these: a share decides."""
     train = _resolve_files("data.path", cfg.path, "data.split", cfg.split)
-    folders = [] if isinstance(cfg.path, list) else [Path(os.path.expanduser(str(cfg.path)))]
+    folders = [Path(os.path.expanduser(cfg.path))] if isinstance(cfg.path, str) else []
     wanted = cfg.val_split
     if cfg.val_path is not None:
-        held_out = Path(os.path.expanduser(str(cfg.val_path)))
-        if wanted is None and saved.is_saved(held_out):
+        if wanted is None and isinstance(cfg.val_path, str):
+            held_out = Path(os.path.expanduser(cfg.val_path))
             wanted = saved.find_validation(held_out, "data.val_path")
         return train, _resolve_files("data.val_path", cfg.val_path, "data.val_split", wanted)
     splits = [name for one in folders for name in saved.list_splits(one, "data.path")]
@@ -248,7 +248,7 @@ def _resolve_files(key: str, given: Any, split_key: str, split: str | None) -> l
         )
     paths: list[Path] = []
     for path in (Path(os.path.expanduser(name)) for name in names):
-        # Unlike pathlib, os.path answers "no" for any text.
+        # Unlike pathlib, `os.path` answers "no" for any text.
         if os.path.isdir(path):
             if not saved.is_saved(path):
                 raise ConfigError(
