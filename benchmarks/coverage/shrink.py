@@ -153,7 +153,7 @@ def tiny_fields(
 ) -> dict[str, Any]:
     """Constructor arguments for a tiny config of `default`'s class."""
     marker = marker or iter(range(FIRST_MARKER, 0, -1))
-    if _get(default, "kv_lora_rank") is not None or default.model_type in AS_MANY:
+    if get_value(default, "kv_lora_rank") is not None or default.model_type in AS_MANY:
         kv_heads = None
     own = exception(default)
     found: dict[str, Any] = {}
@@ -161,7 +161,7 @@ def tiny_fields(
         name = field.name
         if not field.init or (name in own and not (kv_heads and name in KV_HEADS)):
             continue
-        value = _get(default, name)
+        value = get_value(default, name)
         if isinstance(value, PreTrainedConfig):
             found[name] = type(value)(**(_switches(value) | tiny_fields(value, kv_heads, marker)))
             continue
@@ -169,7 +169,7 @@ def tiny_fields(
         if tiny is not None:
             found[name] = tiny
     found |= _layer_lists(default, found, own)
-    if isinstance(rope := _get(default, "rope_parameters"), dict):
+    if isinstance(rope := get_value(default, "rope_parameters"), dict):
         found["rope_parameters"] = _rope(rope, found.get("head_dim", HEAD_DIM))
     return found | {
         name: value for name, value in own.items() if not (kv_heads and name in KV_HEADS)
@@ -184,11 +184,11 @@ def _switches(part: PreTrainedConfig) -> dict[str, Any]:
         for field in dataclasses.fields(part)
         if field.init
         and field.name not in common
-        and isinstance(value := _get(part, field.name), bool | str)
+        and isinstance(value := get_value(part, field.name), bool | str)
     }
 
 
-def _get(config: PreTrainedConfig, name: str) -> Any:
+def get_value(config: PreTrainedConfig, name: str) -> Any:
     """A field's value for the whole model, where layers may have their own."""
     try:
         return config._getattr_without_heterogeneous_validation(name)
@@ -237,13 +237,13 @@ def _layer_lists(
 ) -> dict[str, Any]:
     """Lists of kinds of layer, cut to the number of layers: every kind is there if four do."""
     count = next((name for name in found if name in LAYER_COUNTS), None)
-    before = count and _get(default, count)
+    before = count and get_value(default, count)
     if not isinstance(before, int) or before <= LAYERS:
         return {}
     lists = {
         field.name: list(dict.fromkeys(value))
         for field in dataclasses.fields(default)
-        if isinstance(value := _get(default, field.name), list | tuple)
+        if isinstance(value := get_value(default, field.name), list | tuple)
         and len(value) == before
         and all(isinstance(each, str) for each in value)
     }

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from benchmarks.coverage import zoo
+from benchmarks.coverage import shrink, zoo
 from surgery.models.reference import find_differing_attributes, get_shapes
 from surgery.models.sites import find_sites
 
@@ -28,7 +28,7 @@ def list_variants(kind: str, model_type: str) -> list[dict[str, bool]]:
     default = _build(kind, config)
     found = []
     for field in dataclasses.fields(config):
-        value = getattr(config, field.name, None)
+        value = shrink.get_value(config, field.name)
         if not field.init or field.name in _COMMON or not isinstance(value, bool):
             continue
         fields = {field.name: not value}

@@ -253,8 +253,8 @@ def _add_cache_note(draft: Draft, sites: Sequence[Site], reference: PreTrainedMo
     kept = max(site.kv_heads for site in own)
     if held > kept:
         draft.notes.append(
-            f"KV cache: {type(reference).__name__} itself keeps {held} heads per layer, one for each "
-            f"query head; the sizes are those of software that keeps {kept}"
+            f"KV cache: {type(reference).__name__} itself keeps {held} heads per layer, one for "
+            f"each query head; the sizes are those of software that keeps {kept}"
         )
 
 
