@@ -15,6 +15,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from benchmarks.coverage import zoo
 from surgery.models.reference import find_differing_attributes, get_shapes
 from surgery.models.sites import find_sites
+from surgery.models.tiny import get_field
 
 # Switches of all models, none of attention.
 _COMMON = {field.name for field in dataclasses.fields(PreTrainedConfig)}
@@ -28,7 +29,7 @@ def list_variants(kind: str, model_type: str) -> list[dict[str, bool]]:
     default = _build(kind, config)
     found = []
     for field in dataclasses.fields(config):
-        value = getattr(config, field.name, None)
+        value = get_field(config, field.name)
         if not field.init or field.name in _COMMON or not isinstance(value, bool):
             continue
         fields = {field.name: not value}

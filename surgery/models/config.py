@@ -46,6 +46,8 @@ def _make_site_patch(
     config: PreTrainedConfig, site: Site, *, kv: bool, query: bool
 ) -> dict[str, Any] | None:
     patch: dict[str, Any] = {}
+    if any(_differs_by_layer(config, name) for name in ("num_attention_heads", *_KV_KEYS)):
+        return None
     if query:
         patch["num_attention_heads"] = site.q_heads
         # Without it, head_dim would become hidden_size / heads.
@@ -64,6 +66,15 @@ def _make_site_patch(
     elif site.kv_heads != site.q_heads:
         return None
     return patch
+
+
+def _differs_by_layer(config: PreTrainedConfig, name: str) -> bool:
+    """Whether each layer has its own value, so that transformers raises for the whole model's."""
+    try:
+        getattr(config, name, None)
+    except RuntimeError:
+        return True
+    return False
 
 
 def _has_key(config: PreTrainedConfig, name: str) -> bool:

@@ -17,7 +17,8 @@ from surgery.models.convert import convert_model
 from surgery.models.copies import make_meta_copy
 from surgery.models.editable import check_editable, check_model
 from surgery.models.reference import ReferenceModels
-from surgery.models.sites import Anatomy, Site, find_sites, get_text_config
+from surgery.models.share_kv import has_own_eager
+from surgery.models.sites import Anatomy, Site, find_sites, get_text_config, names
 from surgery.plan.digest import hash_tensor
 from surgery.plan.draft import Draft, PlanContext, Step
 from surgery.plan.export import can_config_say, decide_export
@@ -27,6 +28,7 @@ from surgery.plan.resolution import Resolution
 from surgery.plan.sizes import count_sizes
 from surgery.plan.structure import plan_shapes, resolve_structure
 from surgery.transforms.edits import SiteChange
+from surgery.verify.cache import list_cached_heads
 
 DEFAULT_INITIALIZER_RANGE = 0.02
 
@@ -91,6 +93,8 @@ def make_plan(
     head_patch = {}
     if heads and can_config_say(shapes, heads | draft.patch, references):
         head_patch = heads
+    if operations:
+        _add_cache_note(draft, after, references.get({**head_patch, **draft.patch}))
     attributes = draft.find_attributes()
     export = decide_export(
         after,
@@ -229,6 +233,29 @@ def _collect_effects(draft: Draft) -> list[Any]:
     )
     own = copy.deepcopy(draft.attributes_by)
     return [*map(len, counted), draft.config.to_dict(), own, draft.implementation]
+
+
+def _add_cache_note(draft: Draft, sites: Sequence[Site], reference: PreTrainedModel) -> None:
+    """Say where an architecture's own cache keeps more heads than the planned sizes count."""
+    shared = [site for site in sites if site.cached and site.group_size > 1]
+    # Code that is told of groups, or calls attention through transformers, repeats them afterwards.
+    own = [
+        site
+        for site in shared
+        if names.GROUPS not in vars(module := draft.model.get_submodule(site.path))
+        and not has_own_eager(module)
+    ]
+    described = {site.path: site.kv_heads for site in find_sites(reference).sites} if own else {}
+    own = [site for site in own if described.get(site.path) == site.kv_heads]
+    if not own:
+        return
+    held = max(list_cached_heads(reference), default=0)
+    kept = max(site.kv_heads for site in own)
+    if held > kept:
+        draft.notes.append(
+            f"KV cache: {type(reference).__name__} itself keeps {held} heads per layer, one for "
+            f"each query head; the sizes are those of software that keeps {kept}"
+        )
 
 
 def _set_windows(sites: Sequence[Site], draft: Draft) -> tuple[Site, ...]:

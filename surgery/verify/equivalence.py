@@ -116,7 +116,10 @@ def check_equivalence(
         raise PlanError(f"{what} cannot be run: {get_first_line(error)}") from error
     for path, site in sites.items():
         if path not in differences:
-            raise PlanError(f"{path} took no part in a forward pass, so it cannot be checked")
+            raise PlanError(
+                f"{path} took no part in a forward pass, so it cannot be checked"
+                + ("" if probe is not None else "; give `apply_` inputs that reach it, as probe=")
+            )
         if not differences[path] <= choose_tolerance(model.get_submodule(site.block)):
             raise PlanError(
                 f"{path} does not use its heads as planned: with the new ones its output is "

@@ -52,10 +52,16 @@ def _gqa(model: str, kv_heads: str, problem: str, given: str, valid: str, **more
 
 
 def _prune(
-    options: str, key: str, problem: str, given: str, valid: str, model: str = "llama"
+    options: str,
+    key: str,
+    problem: str,
+    given: str,
+    valid: str,
+    model: str = "llama",
+    more: str = "",
 ) -> Bad:
     spelt = " ".join(f"{PRUNE}.{option}" for option in options.split())
-    return Bad(model, "prune_heads", spelt, key, problem, given, valid)
+    return Bad(model, "prune_heads", f"{spelt} {more}", key, problem, given, valid)
 
 
 def _rope(
@@ -104,6 +110,22 @@ TABLE_OF_ROWS = {
         options="export.tensor_parallel=8",
     ),
     "kv_heads no divisor of six": _gqa("six heads", "4", "divide the 6", "4", "1, 2, 3, 6"),
+    "heads that training may leave unequal, for two devices": _prune(
+        "count=2 estimator=random schedule=gradual scope=global",
+        f"{PRUNE}.scope",
+        "training decides how many heads each layer keeps, so 2 devices",
+        "global",
+        "layer, uniform: true",
+        more="stages=[plan,operate,train] export.tensor_parallel=2",
+    ),
+    "half of the heads under one KV head": _prune(
+        "amount=0.5 estimator=random",
+        f"{PRUNE}.amount",
+        "removes nothing: 8 query heads share a KV head",
+        "0.5",
+        f"{PRUNE}.cut=queries",
+        model="multi-query",
+    ),
     "budget too large": _gqa(
         "llama",
         "{average:9}",

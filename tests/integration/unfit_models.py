@@ -34,6 +34,7 @@ def _yarn(**more: object) -> dict[str, object]:
 MODELS: dict[str, dict[str, object]] = {
     "llama": _LLAMA,
     "grouped": {**_LLAMA, "num_key_value_heads": 2},
+    "multi-query": {**_LLAMA, "num_key_value_heads": 1},
     "six heads": {**_LLAMA, "hidden_size": 48, "num_attention_heads": 6, "num_key_value_heads": 6},
     "biased": {**_LLAMA, "attention_bias": True},
     "mlp biased": {**_LLAMA, "mlp_bias": True},

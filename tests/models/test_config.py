@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 from transformers import AutoConfig
 
-from surgery.models.config import apply_patch, get_key, patching_config
+from surgery.models.config import apply_patch, get_key, make_head_count_patch, patching_config
+from surgery.models.sites import find_sites
 from tests.execute.test_towers import gemma3
-from tests.families import family_config
+from tests.families import family, family_config
 
 
 @pytest.mark.parametrize(
@@ -59,3 +61,15 @@ def test_dotted_keys_reach_the_configs_within() -> None:
     assert config.to_dict() == before
     apply_patch(config, {"text_config.num_key_value_heads": 2})
     assert config.text_config.num_key_value_heads == 2
+
+
+def test_no_patch_says_heads_that_each_layer_has_of_its_own() -> None:
+    """transformers raises where such a key is read for the whole model."""
+    model = family("llama", num_key_value_heads=2)
+    sites = find_sites(model).sites
+    fewer = [replace(site, kv_heads=1) for site in sites]
+    assert make_head_count_patch(model.config, sites, fewer) == {"num_key_value_heads": 1}
+    by_layer = type(model.config)(per_layer_config={0: {"num_key_value_heads": 2}})
+    with pytest.raises(RuntimeError):
+        _ = by_layer.num_key_value_heads
+    assert make_head_count_patch(by_layer, sites, fewer) is None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,6 +17,7 @@ from surgery.plan.registry import parse_operations
 from surgery.plan.sizes import count_attention_flops, count_sizes
 from tests.families import SEPARATE, family, masked_lm, randomised, tokens
 from tests.operations.reference import gqa_plan
+from tests.operations.zoo_models import build, plan_of
 
 
 def cache_bytes(model: PreTrainedModel, length: int) -> int:
@@ -160,3 +163,23 @@ def test_every_familys_sizes_fall_as_predicted_when_heads_go(name: str) -> None:
     assert sum(p.numel() for p in model.parameters()) == plan.sizes_after.parameters
     assert cache_bytes(model, 5) == plan.sizes_after.kv_bytes
     assert plan.sizes_after.attention_flops < plan.sizes_before.attention_flops
+
+
+@pytest.mark.parametrize(
+    ("kv_heads", "fields", "kept"),
+    [
+        (2, {"new_decoder_architecture": True, "multi_query": False, "alibi": False}, 4),
+        (1, {"new_decoder_architecture": False, "multi_query": True, "alibi": False}, None),
+    ],
+)
+def test_a_cache_that_keeps_more_than_its_kv_heads_is_said(
+    kv_heads: int, fields: dict[str, Any], kept: int | None
+) -> None:
+    """Falcon's newer architecture repeats them before it caches them."""
+    model = build("causal-lm", "falcon", kv_heads=kv_heads, **fields)
+    plan = plan_of(model, {"prune_heads": {"heads": []}}, kv_bytes=8, tokens=12)
+    held = cache_bytes(model, 12)
+    notes = [note for note in plan.notes if note.startswith("KV cache: ")]
+    assert held == plan.sizes_after.kv_bytes * (1 if kept is None else kept // kv_heads)
+    assert len(notes) == (kept is not None)
+    assert kept is None or f"itself keeps {kept} heads per layer" in notes[0]
