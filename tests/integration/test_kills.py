@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 
 def test_a_few_kills(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "tests.integration.kills", "--kills", "4", "--short"],
+        [sys.executable, "-m", "tests.integration.kills", "--kills", "2", "--short"],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path)},
         capture_output=True,

@@ -22,7 +22,7 @@ from tests.lab.dashboard.reading import QUICK, model_and_text
 
 RUN = (
     *(one for one in QUICK if not one.startswith("callbacks.checkpoint")),
-    "stages=[plan,measure,score,calibrate,operate,train,export,report]",
+    "stages=[plan,measure,calibrate,operate,train,export,report]",
     "attention=[gqa]",
     "attention.gqa.kv_heads=2",
     "attention.gqa.merge=optimal",
@@ -86,7 +86,6 @@ def go(model: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> Callable[...,
 STAGES = {
     "plan": ("Plan for", signal.SIGTERM, "in stage plan"),
     "measure": ("== measure", signal.SIGINT, "in stage measure"),
-    "score": ("== score", signal.SIGTERM, "in stage score"),
     "calibrate": ("== calibrate", signal.SIGTERM, "in stage calibrate"),
     "operate": ("== operate", signal.SIGINT, "in stage operate"),
     "before training": ("== train", signal.SIGTERM, "in stage train"),
