@@ -46,17 +46,25 @@ def find_file(module: str) -> Path | None:
 
 
 @cache
-def is_heavy(module: str, seen: frozenset[str] = frozenset()) -> bool:
-    """Whether importing it imports a library that takes seconds."""
-    if module.split(".")[0] in HEAVY:
-        return True
+def list_top(module: str) -> tuple[str, ...]:
+    """What a module of ours imports when it is imported itself; nothing for others'."""
     file = find_file(module) if module.startswith("surgery.") else None
-    if file is None or module in seen:
-        return False
+    if file is None:
+        return ()
     body = ast.parse(file.read_text(encoding="utf-8")).body
     top = [node for node in body if isinstance(node, (ast.Import, ast.ImportFrom))]
-    names = [name for node in top for name in name_imports(node)]
-    return any(is_heavy(name, seen | {module}) for name in names)
+    return tuple(dict.fromkeys(name for node in top for name in name_imports(node)))
+
+
+@cache
+def is_heavy(module: str) -> bool:
+    """Whether importing it imports a library that takes seconds."""
+    reached, waiting = {module}, [module]
+    while waiting:
+        fresh = set(list_top(waiting.pop())) - reached
+        reached |= fresh
+        waiting += fresh
+    return any(name.split(".")[0] in HEAVY for name in reached)
 
 
 def test_no_circle() -> None:
