@@ -58,10 +58,10 @@ def render_rows(
             must be; the message says its number, counted from 1.
     """
     template = _get_template(tokenizer, cfg) if conversations else ""
-    features = {TEXT: datasets.Value("string")}
+    features: dict[str, Any] = {TEXT: datasets.Value("string")}
     marked = cfg.loss_on is LossOn.assistant
     if marked:
-        features[ANSWERS] = [[datasets.Value("int64")]]
+        features[ANSWERS] = datasets.List(datasets.List(datasets.Value("int64")))
 
     def render(batch: Mapping[str, list[Any]], numbers: list[int]) -> dict[str, list[Any]]:
         rendered: dict[str, list[Any]] = {name: [] for name in features}
@@ -82,12 +82,13 @@ def render_rows(
     if isinstance(documents, datasets.Dataset):
         work = [hash_tokenizer(tokenizer), conversations, cfg.completion_column, cfg.loss_on.value]
         options = make_fingerprint(documents, "render", *work)
+        # Of streams with features, older releases of datasets cannot filter the rows.
+        options["features"] = datasets.Features(features)
     return documents.map(
         render,
         batched=True,
         with_indices=True,
         remove_columns=list(documents.column_names or []),
-        features=datasets.Features(features),
         **options,
     )
 
