@@ -138,6 +138,7 @@ class TestRecord:
             ({"model.layers.9.self_attn.q_layernorm.norms": 3}, "does not fit the model"),
             ({"model.layers.0.self_attn": 3}, "is no list of modules"),
             ({"model.layers.0.self_attn.q_layernorm.norms": 0}, "cannot have 0 modules"),
+            ({"model.layers.0.self_attn.q_layernorm.norms": 10**9}, "cannot have 1000000000"),
             ({"model.layers.0.self_attn.q_layernorm.norms": "3"}, "cannot have 3 modules"),
         ],
     )
