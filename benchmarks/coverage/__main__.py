@@ -82,6 +82,8 @@ def _check_variants(only: list[str] | None) -> dict[str, Any]:
             for model_type in chosen:
                 for fields in list_variants(kind, model_type):
                     outcomes = check_variant(kind, model_type, fields)
+                    if not outcomes:
+                        continue
                     found[kind][format_variant(model_type, fields)] = {
                         name: outcome.to_json() for name, outcome in outcomes.items()
                     }

@@ -147,6 +147,13 @@ UNBUILDABLE: dict[tuple[str, str], str] = {
     ("image-classification", "timm_wrapper"): _TIMM,
 }
 
+# (kind, model type, switch) → why a model with that switch turned shows nothing.
+SHOWS_NOTHING: dict[tuple[str, str, str], str] = {
+    ("masked-lm", "ibert", "quant_mode"): (
+        "its activations are quantized by ranges that training has to find first"
+    ),
+}
+
 # (kind, model type) of models that draw random numbers in eval mode.
 NONDETERMINISTIC: set[tuple[str, str]] = set()
 

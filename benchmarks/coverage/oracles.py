@@ -138,6 +138,13 @@ def first_heads_written_(
     for site in sites:
         module = model.get_submodule(site.path)
         size = site.kv_heads // groups[site.path]
+        if site.packing is not None and not site.packing.grouped:  # GPT-2: all queries first
+            start, heads = site.q_heads * site.head_dim, site.kv_heads
+            for tensor in model.get_submodule(site.query.path).parameters():
+                rows = tensor.mT if tensor.ndim > 1 and site.query.transposed else tensor
+                units = rows[start:].unflatten(0, (2, heads, -1))
+                units.copy_(units[:, ::size].repeat_interleave(size, dim=1))
+            continue
         if site.packing is not None:  # Falcon: each KV head after the queries that share it
             own = site.group_size * site.head_dim
             for tensor in model.get_submodule(site.query.path).parameters():

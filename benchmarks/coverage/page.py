@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.coverage.attention_kinds import OTHER_ATTENTION
+from benchmarks.coverage.exceptions import SHOWS_NOTHING
 
 ROOT = Path(__file__).parents[2]
 FIGURES = ROOT / "benchmarks/results/coverage.json"
@@ -52,6 +53,16 @@ figures are kept in `benchmarks/results/coverage.json`.
 """
 
 
+_VARIANTS = """## Other configs than the defaults
+
+Every switch of a config's class is turned, one at a time. Those that change the modules, tensors or
+attributes of attention blocks are here, with the operations whose work depends on these, and the
+same oracles. No list of keys says which: a model is built both ways and compared. Run alone:
+
+    python -m benchmarks.coverage variants
+"""
+
+
 def page(found: Mapping[str, Any]) -> str:
     """Markdown: counts, then every type, then every reason."""
     operations = found["operations"]
@@ -60,6 +71,16 @@ def page(found: Mapping[str, Any]) -> str:
         parts.append(_table(kind, types, operations))
     for kind, types in found["types"].items():
         parts.append(_reasons(kind, types))
+    parts.append(_VARIANTS)
+    parts += [
+        f"Left out: {name} with another `{key}` ({kind}): {why}.\n"
+        for (kind, name, key), why in SHOWS_NOTHING.items()
+    ]
+    for kind, variants in found["variants"].items():
+        if variants:
+            columns = list(next(iter(variants.values())))
+            parts.append(_table(f"Other configs: {kind}", variants, columns))
+            parts.append(_reasons(f"other configs, {kind}", variants))
     return "\n".join(parts)
 
 

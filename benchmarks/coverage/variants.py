@@ -13,6 +13,7 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from benchmarks.coverage import zoo
+from benchmarks.coverage.exceptions import SHOWS_NOTHING
 from surgery.models.reference import find_differing_attributes, get_shapes
 from surgery.models.sites import find_sites
 from surgery.models.tiny import get_field
@@ -31,6 +32,8 @@ def list_variants(kind: str, model_type: str) -> list[dict[str, bool]]:
     for field in dataclasses.fields(config):
         value = get_field(config, field.name)
         if not field.init or field.name in _COMMON or not isinstance(value, bool):
+            continue
+        if (kind, model_type, field.name) in SHOWS_NOTHING:
             continue
         fields = {field.name: not value}
         try:

@@ -8,6 +8,9 @@ from contextlib import contextmanager
 
 from torch import nn
 
+# No attention block has more heads; a record that asks for more is damaged.
+MOST = 1024
+
 
 def grow_lists(model: nn.Module, names: Iterable[str]) -> dict[str, int]:
     """Append copies of their first module to the `ModuleList`s that lack one for these parameters.
@@ -49,7 +52,7 @@ def set_length(model: nn.Module, path: str, length: int) -> None:
     modules = model.get_submodule(path)
     if not isinstance(modules, nn.ModuleList) or not len(modules):
         raise TypeError(f"{path} is no list of modules")
-    if type(length) is not int or length < 1:
+    if type(length) is not int or not 1 <= length <= MOST:
         raise TypeError(f"{path} cannot have {length} modules")
     while len(modules) > length:
         del modules[-1]

@@ -11,8 +11,16 @@ import transformers
 from benchmarks.coverage import zoo
 from benchmarks.coverage.attention_kinds import OTHER_ATTENTION
 from benchmarks.coverage.caching import cache_bytes
-from benchmarks.coverage.check import REFUSED, WORKS, WRONG, check
+from benchmarks.coverage.check import (
+    REFUSED,
+    STRUCTURAL,
+    WORKS,
+    WRONG,
+    check,
+    check_variant,
+)
 from benchmarks.coverage.page import FIGURES, PAGE, page
+from benchmarks.coverage.variants import format_variant, list_variants
 from surgery.models.sites import find_sites
 from surgery.plan.sizes import count_kv_bytes
 
@@ -71,6 +79,31 @@ def test_a_sample_comes_out_as_it_is_kept(kind: str, model_type: str) -> None:
     for operation, outcome in check(kind, model_type).items():
         assert outcome.status == kept[operation]["status"], (operation, outcome.reason)
         assert outcome.status in (WORKS, REFUSED)
+        assert outcome.export == kept[operation].get("export", "")
+
+
+def test_other_configs_are_those_that_change_attention_and_none_is_wrong() -> None:
+    kept = KEPT["variants"]["causal-lm"]
+    for model_type in ("cohere", "stablelm"):
+        names = [format_variant(model_type, f) for f in list_variants("causal-lm", model_type)]
+        assert names == [name for name in kept if name.partition(" ")[0] == model_type]
+    assert {"cohere use_qk_norm=true", "stablelm qk_layernorm=true"} <= set(kept)
+    for variants in KEPT["variants"].values():
+        for name, outcomes in variants.items():
+            assert sorted(outcomes) == sorted(STRUCTURAL)
+            assert WRONG not in {outcome["status"] for outcome in outcomes.values()}, name
+
+
+@pytest.mark.parametrize(
+    ("model_type", "fields"),
+    [("stablelm", {"qk_layernorm": True}), ("falcon", {"new_decoder_architecture": True})],
+)
+def test_a_sample_of_other_configs_comes_out_as_it_is_kept(
+    model_type: str, fields: dict[str, bool]
+) -> None:
+    kept = KEPT["variants"]["causal-lm"][format_variant(model_type, fields)]
+    for operation, outcome in check_variant("causal-lm", model_type, fields).items():
+        assert outcome.status == kept[operation]["status"], (operation, outcome.reason)
         assert outcome.export == kept[operation].get("export", "")
 
 
