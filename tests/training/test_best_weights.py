@@ -87,7 +87,7 @@ def heal(
     best = BestWeights(
         root / run / "best.safetensors", keep=keep, resumed=None if resume is None else str(resume)
     )
-    data, snapshots = small_data(root), Snapshots()
+    data, snapshots = small_data(root, isolate_documents=False), Snapshots()
     data.validation_windows = WINDOWS
     done = fit(
         module,
@@ -111,7 +111,8 @@ def measure(root: Path, module: SurgeryModule, weights: Weights) -> float:
     assert module.model is not None
     before = copy_weights(module.model)
     module.model.load_state_dict(weights)
-    batches = small_data(root).load_held_out_batches(WINDOWS, 2)
+    data = small_data(root, isolate_documents=False)
+    batches = data.load_held_out_batches(WINDOWS, 2)
     loss = compute_mean_loss(module.model.eval(), batches, module.task, total=2, label="by hand")
     module.model.load_state_dict(before)
     return loss
