@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 import surgery.hydra  # noqa: F401
 from surgery.config.validate import check_config
 from surgery.errors import ConfigError, SurgeryError, refuse
-from surgery.refusals import explain_error, refuse_deep, refuse_doubles
+from surgery.refusals import explain_choice, explain_error, refuse_deep, refuse_doubles
 
 
 def main() -> None:
@@ -47,6 +47,11 @@ def main() -> None:
         train()
     except (HydraException, OmegaConfBaseException, SurgeryError) as error:
         refuse(explain_error(error))
+    except ValueError as error:  # Hydra's own, for a choice that is a number
+        refusal = explain_choice(error, sys.argv[1:])
+        if composed or refusal is None:
+            raise
+        refuse(refusal)
     except OSError as error:
         if composed:
             raise
