@@ -20,7 +20,7 @@ from surgery.config.validate import check_config
 from surgery.console import is_rank_zero
 from surgery.errors import ConfigError, SurgeryError, refuse
 from surgery.pipeline.files import remove_drafts
-from surgery.refusals import explain_error, refuse_deep, refuse_doubles
+from surgery.refusals import explain_choice, explain_error, refuse_deep, refuse_doubles
 from surgery.signals import Stopped
 
 
@@ -61,6 +61,11 @@ def run_command() -> None:
         train()
     except (HydraException, OmegaConfBaseException, SurgeryError) as error:
         refuse(explain_error(error))
+    except ValueError as error:  # Hydra's own, for a choice that is a number
+        refusal = explain_choice(error, sys.argv[1:])
+        if composed or refusal is None:
+            raise
+        refuse(refusal)
     except OSError as error:
         if composed:
             raise

@@ -44,6 +44,20 @@ def explain_error(error: Exception) -> Exception:
     return error
 
 
+def explain_choice(error: ValueError, arguments: Iterable[str]) -> ConfigError | None:
+    """Make the error for a choice that is no name; Hydra does not say of which group."""
+    if "group override must be" not in str(error):
+        return None
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        valid = _list_choices(key.lstrip("+~").partition("@")[0])
+        if valid and value not in valid and not value.startswith("["):
+            return ConfigError(
+                key.lstrip("+~"), "there is no such choice", given=value, valid=valid
+            )
+    return None
+
+
 def refuse_deep(arguments: Iterable[str]) -> None:
     """Refuse an override nested so deeply that Hydra's parser, which recurses, could not end.
 

@@ -13,6 +13,7 @@ import json
 import os
 import resource
 import select
+import signal
 import subprocess
 import sys
 import tempfile
@@ -40,6 +41,8 @@ def main(arguments: list[str]) -> int:
     counts: Counter[str] = Counter()
     faults: list[str] = []
     started, seed = time.monotonic(), options.seed
+    # What was found so far is told, whatever ends this.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(_tell_counts(counts, faults, started)))
     while sum(counts.values()) < options.examples:
         left = options.examples - sum(counts.values())
         shown = len(faults)
@@ -48,6 +51,10 @@ def main(arguments: list[str]) -> int:
         for fault in faults[shown:]:
             print(f"\n{fault}\n")
         print(f"{sum(counts.values())} of {options.examples}, {len(faults)} faults", flush=True)
+    return _tell_counts(counts, faults, started)
+
+
+def _tell_counts(counts: Counter[str], faults: list[str], started: float) -> int:
     print()
     for end, count in sorted(counts.items()):
         print(f"{count:6} {end}")

@@ -47,6 +47,8 @@ TABLE = {
     ),
     # choices
     "no such data": Bad((RECIPE, "data=nosuch"), ("data:", "nosuch", "hub, stdlib, text")),
+    "a number for a choice": Bad((RECIPE, "objective=5"), ("objective:", "5", "distill", "lm")),
+    "null for a choice": Bad((RECIPE, "objective=null"), ("objective",)),
     "no such variant": Bad((RECIPE, "attention=[gqa,rop]"), ("attention:", "rop", "gqa", "mqa")),
     "no such objective": Bad(
         (RECIPE, "objective=kd"), ("objective:", "kd", "distill, distill_attention, lm")
