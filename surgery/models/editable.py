@@ -78,12 +78,14 @@ def check_values(model: nn.Module) -> None:
         ConfigError: it is not a model of transformers, or weights are on the meta device.
     """
     check_model(model)
-    for path, module in model.named_modules():
-        for name, parameter in module.named_parameters(prefix=path, recurse=False):
-            if parameter.is_meta and not _is_offloaded(module):
-                problem = f"{name} is on the meta device, so it has no values"
-                kind = type(model).__name__
-                raise ConfigError("model", problem, given=kind, valid="a model with its weights")
+    # A hook can also serve the modules inside its own.
+    offloaded = [path for path, module in model.named_modules() if _is_offloaded(module)]
+    served = tuple(f"{path}." if path else "" for path in offloaded)
+    for name, parameter in model.named_parameters():
+        if parameter.is_meta and not name.startswith(served):
+            problem = f"{name} is on the meta device, so it has no values"
+            kind = type(model).__name__
+            raise ConfigError("model", problem, given=kind, valid="a model with its weights")
 
 
 def _make_error(key: str, obstacle: Obstacle) -> ConfigError:
