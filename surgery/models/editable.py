@@ -60,13 +60,16 @@ def check_model(model: nn.Module) -> None:
         raise _make_error("model", obstacle)
 
 
-def check_editable(model: nn.Module) -> None:
+def check_editable(model: nn.Module, *, converts: bool = False) -> None:
     """Check that the weights of `model` can be edited; see the module's docstring.
+
+    Args:
+        converts: whether it is converted first, which refuses a quantized config in its own words.
 
     Raises:
         ConfigError: they cannot.
     """
-    obstacle = find_obstacle(model)
+    obstacle = find_obstacle(model, converts=converts)
     if obstacle is not None:
         raise _make_error("attention", obstacle)
 
@@ -92,16 +95,15 @@ def _make_error(key: str, obstacle: Obstacle) -> ConfigError:
     return ConfigError(key, obstacle.problem, given=obstacle.given, valid=obstacle.remedy)
 
 
-def find_obstacle(model: nn.Module) -> Obstacle | None:
+def find_obstacle(model: nn.Module, *, converts: bool = False) -> Obstacle | None:
     """Find the first thing that stands in the way of editing the attention of `model`."""
     foreign = _find_foreign(model)
     if foreign is not None:
         return foreign
     if not isinstance(model, PreTrainedModel):
         return _explain_wrapped_model(model)
-    return (
-        _find_quantized(model) or _find_absent(model) or _find_in_blocks(model, find_sites(model))
-    )
+    quantized = None if converts else _find_quantized(model)
+    return quantized or _find_absent(model) or _find_in_blocks(model, find_sites(model))
 
 
 def _find_foreign(model: nn.Module) -> Obstacle | None:
