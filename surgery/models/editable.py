@@ -60,13 +60,16 @@ def check_model(model: nn.Module) -> None:
         raise _make_error("model", obstacle)
 
 
-def check_editable(model: nn.Module) -> None:
+def check_editable(model: nn.Module, *, converts: bool = False) -> None:
     """Check that the weights of `model` can be edited; see the module's docstring.
+
+    Args:
+        converts: whether it is converted first, which refuses a quantized config in its own words.
 
     Raises:
         ConfigError: they cannot.
     """
-    obstacle = find_obstacle(model)
+    obstacle = find_obstacle(model, converts=converts)
     if obstacle is not None:
         raise _make_error("attention", obstacle)
 
@@ -78,28 +81,29 @@ def check_values(model: nn.Module) -> None:
         ConfigError: it is not a model of transformers, or weights are on the meta device.
     """
     check_model(model)
-    for path, module in model.named_modules():
-        for name, parameter in module.named_parameters(prefix=path, recurse=False):
-            if parameter.is_meta and not _is_offloaded(module):
-                problem = f"{name} is on the meta device, so it has no values"
-                kind = type(model).__name__
-                raise ConfigError("model", problem, given=kind, valid="a model with its weights")
+    # A hook can also serve the modules inside its own.
+    offloaded = [path for path, module in model.named_modules() if _is_offloaded(module)]
+    served = tuple(f"{path}." if path else "" for path in offloaded)
+    for name, parameter in model.named_parameters():
+        if parameter.is_meta and not name.startswith(served):
+            problem = f"{name} is on the meta device, so it has no values"
+            kind = type(model).__name__
+            raise ConfigError("model", problem, given=kind, valid="a model with its weights")
 
 
 def _make_error(key: str, obstacle: Obstacle) -> ConfigError:
     return ConfigError(key, obstacle.problem, given=obstacle.given, valid=obstacle.remedy)
 
 
-def find_obstacle(model: nn.Module) -> Obstacle | None:
+def find_obstacle(model: nn.Module, *, converts: bool = False) -> Obstacle | None:
     """Find the first thing that stands in the way of editing the attention of `model`."""
     foreign = _find_foreign(model)
     if foreign is not None:
         return foreign
     if not isinstance(model, PreTrainedModel):
         return _explain_wrapped_model(model)
-    return (
-        _find_quantized(model) or _find_absent(model) or _find_in_blocks(model, find_sites(model))
-    )
+    quantized = None if converts else _find_quantized(model)
+    return quantized or _find_absent(model) or _find_in_blocks(model, find_sites(model))
 
 
 def _find_foreign(model: nn.Module) -> Obstacle | None:

@@ -65,12 +65,12 @@ def make_plan(
     """
     check_order(operations)
     check_model(model)
+    conversion = operations[0].choose_conversion(model) if operations else None
     if operations:
-        check_editable(model)
+        check_editable(model, converts=conversion is not None)
     source = model
     source_sites = find_sites(source).sites
     parameters = _count_parameters(source)
-    conversion = operations[0].choose_conversion(source) if operations else None
     if conversion is not None:
         model = _convert_source(operations[0], make_meta_copy(source), conversion)
     anatomy = find_sites(model)
