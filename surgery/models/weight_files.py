@@ -6,6 +6,7 @@ it would open is checked here: safetensors files inside the directory, with vali
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -82,8 +83,9 @@ def _check_name(name: Any, where: str, given: Any) -> str:
 
 
 def _check_header(path: Path, given: Any) -> None:
-    if not path.is_file():
-        raise _make_error(f"there is no {path.name}", given)
+    # Unlike pathlib, it answers "no" for any text.
+    if not os.path.isfile(path):
+        raise _make_error(f"there is no {shorten(path.name)}", given)
     try:
         with safe_open(path, framework="pt") as file:
             tensors = len(file.keys())

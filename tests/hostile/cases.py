@@ -123,7 +123,7 @@ class Damage:
 
     share: float
     how: str
-    put: bytes = b""
+    put: int = 0  # number of what is put in
 
 
 _PUT = (
@@ -152,7 +152,7 @@ def make_damage() -> st.SearchStrategy[list[Damage]]:
             Damage,
             st.sampled_from([0.0, 0.01, 0.1, 0.5, 0.99, 1.0]),
             st.sampled_from(["cut", "flip", "put", "put"]),
-            st.sampled_from(_PUT),
+            st.integers(0, len(_PUT) - 1),
         ),
         min_size=1,
         max_size=2,
@@ -167,7 +167,7 @@ def damage_bytes(content: bytes, damages: list[Damage]) -> bytes:
         elif damage.how == "flip" and at < len(content):
             content = content[:at] + bytes([content[at] ^ 0xFF]) + content[at + 1 :]
         elif damage.how == "put":
-            content = content[:at] + damage.put + content[at:]
+            content = content[:at] + _PUT[damage.put] + content[at:]
     return content
 
 
