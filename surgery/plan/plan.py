@@ -213,6 +213,8 @@ class Plan:
         if type(version) is not int or version != FORMAT:
             raise PlanError(f"a plan of format {version}; this version reads {FORMAT}")
         misfit = find_misfit({key: data[key] for key in data if key != "format"}, cls)
+        for number, spec in enumerate(data["operations"] if misfit is None else ()):
+            misfit = misfit or find_misfit(spec.get("operation"), str, f"operations[{number}]")
         if misfit is not None:
             raise PlanError(f"not a complete plan: {misfit}")
         try:
