@@ -14,7 +14,12 @@ from transformers import PreTrainedModel
 from surgery.errors import ConfigError, ConversionError, PlanError, get_first_line
 from surgery.execute.config import patch_config_
 from surgery.execute.undo import undoing_failure
-from surgery.models.attributes import check_attributes, merge_attributes, set_attributes
+from surgery.models.attributes import (
+    Attributes,
+    check_attributes,
+    merge_attributes,
+    set_attributes,
+)
 from surgery.models.config import check_patch, get_key
 from surgery.models.convert import convert_model
 from surgery.models.copies import is_on_meta, make_meta_copy
@@ -204,15 +209,17 @@ def _edit(model: PreTrainedModel, plan: Plan) -> None:
 def _check_plan(model: PreTrainedModel, plan: Plan, references: ReferenceModels) -> None:
     """Check all of a plan on the model, so that a broken or hostile plan does not damage it."""
     _check_edits(model, plan)
-    check_attributes(model, plan.attributes)
-    check_attributes(model, plan.head_attributes)
     patch = {**plan.head_patch, **plan.config_patch}
     check_patch(model.config, patch)
+    derived: Attributes = {}
     if patch:
         try:
             references.get(patch)
+            derived = references.find_attributes(plan.config_patch)
         except ConfigError as error:
             raise PlanError(error.problem) from error
+    check_attributes(model, plan.attributes, derived)
+    check_attributes(model, plan.head_attributes)
     for step in plan.steps:
         check_step(step.kind, step.arguments)
 

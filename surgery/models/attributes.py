@@ -34,12 +34,20 @@ def set_attributes(model: nn.Module, attributes: Mapping[str, Mapping[str, Any]]
             setattr(module, name, tuple(value) if was_tuple else copy.deepcopy(value))
 
 
-def check_attributes(model: PreTrainedModel, attributes: Mapping[str, Mapping[str, Any]]) -> None:
+def check_attributes(
+    model: PreTrainedModel,
+    attributes: Mapping[str, Mapping[str, Any]],
+    derived: Mapping[str, Mapping[str, Any]] | None = None,
+) -> None:
     """Check that these are attributes which plans set, before any of them is set.
 
     They are plain values that an attention block, a module in it or around it or a rotary module
     holds already, or that the config has a field for; and the new value is of the same kind and in
-    its range. The whole model holds, besides its config's fields, only numbers.
+    its range. The whole model holds, besides its config's fields, only numbers. What a module holds
+    already, and what follows from the patched config, may be set on any module.
+
+    Args:
+        derived: what follows from the config, in the form of `attributes`.
 
     Raises:
         PlanError: one is not; the module, the attribute and what is valid are named.
@@ -48,10 +56,16 @@ def check_attributes(model: PreTrainedModel, attributes: Mapping[str, Mapping[st
         return
     modules = dict(model.named_modules())
     allowed = set(find_rotaries(model)) | _list_attention_paths(model, modules)
-    for path, values in attributes.items():
+    for path, wanted in attributes.items():
         if path not in modules:
             raise PlanError(f"{path}: the model has no such module")
-        if path not in allowed:
+        known = {**_get_plain(modules[path]), **(derived or {}).get(path, {})}
+        values = {
+            name: value
+            for name, value in wanted.items()
+            if name not in known or type(known[name]) is not type(value) or known[name] != value
+        }
+        if values and path not in allowed:
             raise PlanError(
                 f"{path or type(model).__name__}: is not an attention block, nor a part of one, "
                 f"so {', '.join(values)} cannot be set on it"
@@ -63,6 +77,12 @@ def check_attributes(model: PreTrainedModel, attributes: Mapping[str, Mapping[st
             if valid is not None:
                 where = path or type(model).__name__
                 raise PlanError(f"{where}.{name}: {valid}, not {shorten(value)}")
+
+
+def _get_plain(module: nn.Module) -> dict[str, Any]:
+    """Get the plain values that a module holds, as JSON holds them, and that plans may set."""
+    held = {n: v for n, v in vars(module).items() if is_plain(v) and n not in _NEVER}
+    return {name: list(v) if isinstance(v, tuple) else v for name, v in held.items()}
 
 
 def _list_attention_paths(model: PreTrainedModel, modules: Mapping[str, nn.Module]) -> set[str]:

@@ -12,6 +12,7 @@ from surgery.models.own_record import METHOD
 
 # 2 has lists of modules; what needs none is written as 1, which older versions read too.
 FORMATS = (1, 2)
+_LEAST: Any = object()  # the first that can hold what is in the record
 _PARTS = {
     "tensors": dict[str, list[Count]],
     "attributes": dict[str, dict[str, Any]],
@@ -33,7 +34,7 @@ class RecordConfig(QuantizationConfigMixin):
 
     def __init__(
         self,
-        format: int | None = None,
+        format: int = _LEAST,
         tensors: dict[str, list[Count]] | None = None,
         attributes: dict[str, dict[str, Any]] | None = None,
         steps: list[list[Any]] | None = None,
@@ -41,7 +42,7 @@ class RecordConfig(QuantizationConfigMixin):
         **others: Any,
     ) -> None:
         self.quant_method = METHOD  # type: ignore[assignment]
-        self.format = format if format is not None else FORMATS[1 if lists else 0]
+        self.format = FORMATS[1 if lists else 0] if format is _LEAST else format
         self.tensors = tensors or {}
         self.attributes = attributes or {}
         self.steps = steps or []
