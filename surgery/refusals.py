@@ -19,6 +19,7 @@ _LEVELS = {"[": 1, "{": 1, "(": 1, "]": -1, "}": -1, ")": -1}
 _MOST_LEVELS = 20
 _UNKNOWN_KEY = re.compile(r"Could not override '([^']+)'\.")
 _NO_OPTION = re.compile(r"Could not (?:find|load) '([^'/]+)/([^']*)'")
+_NO_GROUP = re.compile(r"Error merging override ([^=]+)=(.*)")
 _OPTIONS = re.compile(r"Available options in '[^']+':\n((?:\t.*\n?)+)")
 
 
@@ -41,17 +42,26 @@ def explain_error(error: Exception) -> Exception:
         if undeclared is not None:
             return undeclared
         return ConfigError(key, "unknown key", valid=_list_keys_beside(key))
+    merged = _NO_GROUP.match(text)
+    if merged is not None:
+        key, value = merged.groups()
+        if value.startswith("{"):
+            return ConfigError(key, "must be no group of keys", given=value, valid="a list")
+        valid = _list_keys_beside(f"{key}.")
+        return ConfigError(key, "must be a group of keys", given=value, valid=valid)
     return error
 
 
-def explain_choice(error: ValueError, arguments: Iterable[str]) -> ConfigError | None:
+def explain_choice(error: Exception, arguments: Iterable[str]) -> ConfigError | None:
     """Make the error for a choice that is no name; Hydra does not say of which group."""
-    if "group override must be" not in str(error):
+    in_list = isinstance(error, TypeError)
+    if not in_list and "group override must be" not in str(error):
         return None
     for argument in arguments:
         key, _, value = argument.partition("=")
         valid = _list_choices(key.lstrip("+~").partition("@")[0])
-        if valid and value not in valid and not value.startswith("["):
+        names = [name.strip() for name in value.strip("[]").split(",")]
+        if valid and value.startswith("[") is in_list and not set(names) <= set(valid):
             return ConfigError(
                 key.lstrip("+~"), "there is no such choice", given=value, valid=valid
             )
