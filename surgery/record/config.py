@@ -41,7 +41,7 @@ class RecordConfig(QuantizationConfigMixin):
         **others: Any,
     ) -> None:
         self.quant_method = METHOD  # type: ignore[assignment]
-        self.format = format if format is not None else FORMATS[1 if lists else 0]
+        self.format = format
         self.tensors = tensors or {}
         self.attributes = attributes or {}
         self.steps = steps or []

@@ -118,7 +118,7 @@ def attribute(path: str, name: str, value: Any) -> dict[str, Any]:
         (attribute(SITE, "num_key_value_groups", 3), "it is 3, but the tensors are for 4"),
         (
             attribute(f"{SITE}.k_proj", "out_features", 9),
-            "k_proj is said to map 32 features to 9",
+            "k_proj is a Linear that holds a weight of [8, 32], not [9, 32]",
         ),
     ],
 )
