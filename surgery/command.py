@@ -61,8 +61,8 @@ def run_command() -> None:
         train()
     except (HydraException, OmegaConfBaseException, SurgeryError) as error:
         refuse(explain_error(error))
-    except (ValueError, TypeError) as error:  # Hydra's own, for a choice that is a number
-        refusal = explain_choice(error, sys.argv[1:])
+    except (ValueError, TypeError):  # Hydra's own, for a choice that is a number
+        refusal = explain_choice(sys.argv[1:])
         if composed or refusal is None:
             raise
         refuse(refusal)

@@ -52,16 +52,12 @@ def explain_error(error: Exception) -> Exception:
     return error
 
 
-def explain_choice(error: Exception, arguments: Iterable[str]) -> ConfigError | None:
+def explain_choice(arguments: Iterable[str]) -> ConfigError | None:
     """Make the error for a choice that is no name; Hydra does not say of which group."""
-    in_list = isinstance(error, TypeError)
-    if not in_list and "group override must be" not in str(error):
-        return None
     for argument in arguments:
         key, _, value = argument.partition("=")
         valid = _list_choices(key.lstrip("+~").partition("@")[0])
-        names = [name.strip() for name in value.strip("[]").split(",")]
-        if valid and value.startswith("[") is in_list and not set(names) <= set(valid):
+        if valid and any(n.strip() not in valid for n in value.strip("[]").split(",")):
             return ConfigError(
                 key.lstrip("+~"), "there is no such choice", given=value, valid=valid
             )

@@ -106,7 +106,7 @@ def load_corpus(cfg: DataConfig, task: Task, tokenizer: PreTrainedTokenizerBase)
     held_out, _ = _read_texts(held_out, cfg, task, tokenizer)
     corpus = Corpus(
         train=_select_share(train, fraction=0.0, held_out=False),
-        held_out=_select_share(held_out, fraction=1.0, held_out=True),
+        held_out=_select_share(held_out, fraction=1.0, held_out=True, key="data.val_path"),
         whole=whole,
     )
     _refuse_blank("data.path", cfg.path, corpus.train)
@@ -164,15 +164,20 @@ def _refuse_blank(key: str, given: Any, *halves: Documents) -> None:
         raise ConfigError(key, "has no text: every document is blank", given=given)
 
 
-def _select_share(documents: Documents, *, fraction: float, held_out: bool) -> Documents:
+def _select_share(
+    documents: Documents, *, fraction: float, held_out: bool, key: str = "data.path"
+) -> Documents:
     options = {"fraction": fraction, "held_out": held_out}
-    return documents.filter(
-        _mark_share,
-        batched=True,
-        input_columns=[TEXT],
-        fn_kwargs=options,
-        **make_fingerprint(documents, "share", options),
-    )
+    try:
+        return documents.filter(
+            _mark_share,
+            batched=True,
+            input_columns=[TEXT],
+            fn_kwargs=options,
+            **make_fingerprint(documents, "share", options),
+        )
+    except UnicodeDecodeError as error:  # the first look at text that a reader passed on unread
+        raise ConfigError(key, f"cannot be read: {error}", valid="text in UTF-8") from None
 
 
 def _mark_share(texts: list[Any], *, fraction: float, held_out: bool) -> list[bool]:
@@ -307,7 +312,8 @@ def _load_text(cfg: DataConfig) -> tuple[Documents, Documents | None]:
 
     def read(files: list[Path], stream: bool, key: str) -> Documents:
         for path in files:
-            _check_content(key, path)
+            with reading(key):
+                _check_content(key, path)
         reader = _get_reader(files[0])
         options = {"sample_by": cfg.sample_by} if reader == "text" else {}
         with reading(key):

@@ -11,13 +11,13 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from surgery.errors import ConfigError, ConversionError, PlanError
+from surgery.errors import ConfigError, ConversionError, PlanError, get_first_line
 from surgery.execute.config import patch_config_
 from surgery.execute.undo import undoing_failure
 from surgery.models.attributes import check_attributes, merge_attributes, set_attributes
 from surgery.models.config import check_patch, get_key
 from surgery.models.convert import convert_model
-from surgery.models.copies import is_on_meta
+from surgery.models.copies import is_on_meta, make_meta_copy
 from surgery.models.editable import find_obstacle
 from surgery.models.lists import can_grow, drop_parameters, grow_lists
 from surgery.models.packed import forget_packing
@@ -94,6 +94,8 @@ def apply_(
             check_equivalence(model, plan, probe)
         for operation in operations.values():
             operation.verify(model, plan, probe)
+    if plan.loaded:
+        _try_on_copy(model, plan, references)
     with undoing_failure(model):
         _operate(model, plan, references)
         setattr(model, _MARK, mark)
@@ -101,20 +103,44 @@ def apply_(
 
 
 def _operate(model: PreTrainedModel, plan: Plan, references: ReferenceModels) -> None:
-    _edit(model, plan)
-    attributes = merge_attributes(plan.attributes, plan.head_attributes)
-    set_attributes(model, attributes)
-    patch_config_(model, {**plan.head_patch, **plan.config_patch}, references)
-    _perform(model, [s for s in plan.steps if not get_operation(s.operation).transient])
+    attributes = _change(model, plan, references)
     forget_packing(model)
-    if find_sites(model).sites != _number_sites(plan.after):
-        raise PlanError("the operated model is not what the plan predicted")
     if plan.export.format == "record":
         write_record(model, attributes, [step for step in plan.steps if step.recorded])
     else:
         forget_record(model)
     # Undone when the model is saved, so they are not in the record.
     apply_transient_(model, plan)
+
+
+def _change(
+    model: PreTrainedModel, plan: Plan, references: ReferenceModels
+) -> dict[str, dict[str, Any]]:
+    """Do all of a plan but its transient steps; return the attributes that were set."""
+    _edit(model, plan)
+    attributes = merge_attributes(plan.attributes, plan.head_attributes)
+    set_attributes(model, attributes)
+    patch_config_(model, {**plan.head_patch, **plan.config_patch}, references)
+    _perform(model, [s for s in plan.steps if not get_operation(s.operation).transient])
+    if find_sites(model).sites != _number_sites(plan.after):
+        raise PlanError("the operated model is not what the plan predicted")
+    return attributes
+
+
+def _try_on_copy(model: PreTrainedModel, plan: Plan, references: ReferenceModels) -> None:
+    """Do all of a plan on a copy without weights: its parts may contradict each other.
+
+    Raises:
+        PlanError: the result is not what the plan says, or a step cannot be done.
+    """
+    copied = make_meta_copy(model)
+    tensors = {name: tensor.to("meta") for name, tensor in plan.tensors.items()}
+    hollow = replace(plan, tensors=tensors)
+    try:
+        _change(copied, hollow, references)
+        apply_transient_(copied, hollow)
+    except (AttributeError, *_FAULTS) as error:
+        raise PlanError(f"the plan cannot be done: {get_first_line(error)}") from error
 
 
 def _convert(model: PreTrainedModel, conversion: Mapping[str, Any]) -> PreTrainedModel:

@@ -94,7 +94,7 @@ def _read_parquet(path: str, key: str) -> dict[str, Any]:
     except OSError as error:
         problem = f"cannot be read: {error.strerror or 'not a parquet file'}"
         raise ConfigError(key, problem, given=path) from None
-    except pa.ArrowException as error:
+    except (pa.ArrowException, ValueError) as error:
         raise ConfigError(
             key, f"is not a parquet file: {error}", given=path, valid=_VALID
         ) from None

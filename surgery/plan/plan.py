@@ -71,6 +71,7 @@ class Plan:
         export: how the result can be saved.
         tensors: the calibrated tensors themselves. JSON holds their digests alone.
         resolutions: what calibration decided, by the operation's place; not in JSON.
+        loaded: whether it was read, so that it may be somebody else's; not in JSON.
     """
 
     model: Mapping[str, str]
@@ -100,6 +101,7 @@ class Plan:
     export: Export
     tensors: Mapping[str, torch.Tensor] = field(default_factory=dict, repr=False, compare=False)
     resolutions: Mapping[int, Resolution] = field(default_factory=dict, repr=False, compare=False)
+    loaded: bool = field(default=False, repr=False, compare=False)
 
     @property
     def changes_anything(self) -> bool:
@@ -211,6 +213,8 @@ class Plan:
         if type(version) is not int or version != FORMAT:
             raise PlanError(f"a plan of format {version}; this version reads {FORMAT}")
         misfit = find_misfit({key: data[key] for key in data if key != "format"}, cls)
+        for number, spec in enumerate(data["operations"] if misfit is None else ()):
+            misfit = misfit or find_misfit(spec.get("operation"), str, f"operations[{number}]")
         if misfit is not None:
             raise PlanError(f"not a complete plan: {misfit}")
         try:
@@ -248,6 +252,7 @@ class Plan:
             sizes_after=Sizes(**data["sizes_after"]),
             export=Export(**{**export, "runtimes": tuple(export["runtimes"])}),
             tensors=tensors,
+            loaded=True,
         )
 
 

@@ -186,6 +186,10 @@ EDIT = ("changes", 0, "edits", 0)
         (("config_patch",), {"num_attention_heads": "x"}, "does not accept"),
         (("conversion",), {"into": "nowhere"}, "nowhere"),
         (("conversion",), {"from": 5}, "conversion"),
+        (("after",), [], "the operated model is not what the plan predicted"),
+        (("after", 0, "window"), 3, "the operated model is not what the plan predicted"),
+        (("operations", 0, "operation"), {"x": 1}, "operations[0]: must be a text"),
+        (("operations", 0), {}, "operations[0]: must be a text, not None"),
         (("operations", 0, "operation"), "melt", "the plan needs the operation 'melt'"),
     ],
 )

@@ -135,6 +135,16 @@ def test_a_null_within_a_row_is_none_of_these(tmp_path: Path, content: str) -> N
     assert find_unreadable(path) is None
 
 
+@pytest.mark.parametrize("streaming", ["never", "always"])
+def test_rows_that_are_no_utf8(tmp_path: Path, streaming: str) -> None:
+    """pyarrow passes on what stands in a string of JSON."""
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'{"text": "w1 w2"}\n' * 20 + b'{"text": "w1 \x8b"}\n')
+    with pytest.raises(ConfigError, match="cannot be read") as caught:
+        text_data(str(path), streaming=streaming).setup()
+    assert caught.value.key == "data.path"
+
+
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.txt"])
 def test_what_would_be_unpacked(tmp_path: Path, name: str) -> None:
     path = tmp_path / name

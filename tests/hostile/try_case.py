@@ -169,7 +169,7 @@ def _write_parquet(path: Path, rows: Any, changes: Any) -> None:
     changed = rows if damaged else change_data(rows, changes)
     try:
         pq.write_table(pa.Table.from_pylist(changed), path)
-    except (pa.ArrowException, TypeError, ValueError, AttributeError, OverflowError):
+    except (pa.ArrowException, TypeError, ValueError, AttributeError, OverflowError, KeyError):
         path.write_bytes(dump(changed).encode("utf-8", "replace"))  # no table can hold that
     if damaged:
         path.write_bytes(damage_bytes(path.read_bytes(), changes))
