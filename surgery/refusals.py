@@ -19,6 +19,7 @@ _LEVELS = {"[": 1, "{": 1, "(": 1, "]": -1, "}": -1, ")": -1}
 _MOST_LEVELS = 20
 _UNKNOWN_KEY = re.compile(r"Could not override '([^']+)'\.")
 _NO_OPTION = re.compile(r"Could not (?:find|load) '([^'/]+)/([^']*)'")
+_NO_GROUP = re.compile(r"Error merging override ([^=]+)=(.*)")
 _OPTIONS = re.compile(r"Available options in '[^']+':\n((?:\t.*\n?)+)")
 
 
@@ -41,6 +42,13 @@ def explain_error(error: Exception) -> Exception:
         if undeclared is not None:
             return undeclared
         return ConfigError(key, "unknown key", valid=_list_keys_beside(key))
+    merged = _NO_GROUP.match(text)
+    if merged is not None:
+        key, value = merged.groups()
+        if value.startswith("{"):
+            return ConfigError(key, "must be no group of keys", given=value, valid="a list")
+        valid = _list_keys_beside(f"{key}.")
+        return ConfigError(key, "must be a group of keys", given=value, valid=valid)
     return error
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import fields, is_dataclass
+from typing import Any, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import (
@@ -50,6 +51,9 @@ def check_config(cfg: DictConfig) -> RunConfig:
             )
         if key not in known:
             raise ConfigError(str(key), "unknown key", valid=sorted(known))
+    plain = OmegaConf.to_container(cfg, resolve=False)
+    assert isinstance(plain, dict)
+    _refuse_values_for_groups({str(key): value for key, value in plain.items()}, RunConfig)
     try:
         merged = OmegaConf.merge(OmegaConf.structured(RunConfig), cfg)
         _refuse_missing(merged)
@@ -61,6 +65,23 @@ def check_config(cfg: DictConfig) -> RunConfig:
     if Stage.train in run.stages:  # Lightning takes seconds to import, and a plan needs none of it
         _check_trainer(run.trainer)
     return run
+
+
+def _refuse_values_for_groups(cfg: Mapping[str, Any], kind: type, path: str = "") -> None:
+    """Refuse a value where a group of keys must stand; OmegaConf does not say where that is."""
+    for name, hint in get_type_hints(kind).items():
+        if not isinstance(hint, type) or not is_dataclass(hint) or name not in cfg:
+            continue
+        value = cfg[name]
+        if isinstance(value, Mapping):
+            _refuse_values_for_groups(value, hint, f"{path}{name}.")
+        elif not (isinstance(value, str) and value.startswith(("${", "???"))):
+            raise ConfigError(
+                f"{path}{name}",
+                "must be a group of keys",
+                given=str(value),
+                valid=[field.name for field in fields(hint)],
+            )
 
 
 def _refuse_missing(cfg: Any) -> None:

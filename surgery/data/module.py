@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Iterator
 from itertools import islice
@@ -204,6 +205,15 @@ class TextData(pl.LightningDataModule):
         """Count the held-out rows that a validation looks at."""
         size = self.held_out_size
         return size if self.validation_windows is None else min(size, self.validation_windows)
+
+    def hash_validation_rows(self) -> str:
+        """Hash what a validation feeds the model, row by row: tokens, positions and labels."""
+        digest = hashlib.sha256()
+        for batch in self.load_held_out_batches(self.count_validation_rows(), 1):
+            for name, tensor in sorted(batch.items()):
+                digest.update(f"{name} {tuple(tensor.shape)}".encode())
+                digest.update(tensor.contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     def _make_loader(self, rows: Any, **options: Any) -> DataLoader[Any]:
         # Few workers are enough: packing is done already, and collating is cheap.

@@ -42,6 +42,7 @@ REPORT = "report.html"
 KEPT = (
     EXPORT,
     CHECKPOINTS,
+    BEST_WEIGHTS,
     ANALYSIS,
     f"{IMPORTANCE}.json",
     IMPORTANCE_PICTURE,

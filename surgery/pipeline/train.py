@@ -53,12 +53,13 @@ def train(session: Session) -> Any:
     if any(isinstance(c, StochasticWeightAveraging) for c in session.prepared.callbacks):
         module.configure_model()  # it copies the module before Lightning has it built
     curve = LossCurve()
+    session.data.validation_windows = run.validation.windows
     best = BestWeights(
         session.run_dir / BEST_WEIGHTS,
         keep=run.validation.keep is Kept.best,
         resumed=run.resume,
+        windows=f"{session.data.hash_validation_rows()} {run.trainer.get('limit_val_batches')}",
     )
-    session.data.validation_windows = run.validation.windows
     ends = FirstAndLastValidation(best, find_cadence(run))
     open_loggers(session)
     forget_profile(session.run_dir)
@@ -170,8 +171,20 @@ def _say_validation(session: Session, trainer: pl.Trainer) -> None:
         return
     every = find_cadence(session.run)
     when = f"every {every} steps" if every else "as trainer.val_check_interval says"
-    rows, total = session.data.count_validation_rows(), session.data.held_out_size
+    rows, total = _count_validated_rows(session, trainer), session.data.held_out_size
     say(f"  held-out loss at the start, {when} and at the end, on {rows} of {total} windows")
+
+
+def _count_validated_rows(session: Session, trainer: pl.Trainer) -> int:
+    """Count the windows of a validation; `trainer.limit_val_batches` may leave some out."""
+    rows, size = session.data.count_validation_rows(), session.run.data.batch_size
+    limit = trainer.limit_val_batches
+    mine = rows if rows < trainer.world_size else rows // trainer.world_size
+    batches = min(limit, math.ceil(mine / size)) if isinstance(limit, int) else 0
+    if isinstance(limit, float):  # Lightning rounds a share down
+        batches = int(math.ceil(mine / size) * limit)
+    seen = min(batches * size, mine)
+    return seen if rows < trainer.world_size else min(rows, seen * trainer.world_size)
 
 
 def _describe_validation(
@@ -184,7 +197,7 @@ def _describe_validation(
     kept = lowest if best.keep and lowest is not None else best.evaluations[-1]
     return {
         "every_n_steps": find_cadence(session.run),
-        "windows": session.data.count_validation_rows(),
+        "windows": _count_validated_rows(session, trainer),
         "losses": [[step, _to_finite(loss)] for step, loss in best.evaluations],
         "first_step": None if best.first is None else best.first.step,
         "best_step": None if lowest is None else lowest.step,

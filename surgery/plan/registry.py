@@ -208,10 +208,11 @@ def _parse(name: str, options: Any) -> Operation:
     try:
         parsed = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(spec), dict(options)))
     except OmegaConfBaseException as error:
-        option = str(error.full_key or error.key).split("[")[0].split(".")[0]
+        path = error.full_key or _find_misfit(spec, options) or str(error.key)
+        option = path.split("[")[0].split(".")[0]
         missing = isinstance(error, MissingMandatoryValue)
         problem = str(error.msg or error).splitlines()[0]
-        if "ListConfig, list or tuple" in problem:
+        if "ListConfig, list or tuple" in problem or "with ListConfig" in problem:
             problem = "must be a list"
         raise ConfigError(
             f"attention.{name}.{option}",
@@ -224,6 +225,16 @@ def _parse(name: str, options: Any) -> Operation:
     check_ranges(parsed, f"attention.{name}.")
     parsed.check_options()
     return parsed
+
+
+def _find_misfit(spec: type[Operation], options: Mapping[str, Any]) -> str | None:
+    """Find the option whose value does not fit, where OmegaConf does not name it."""
+    for option, value in options.items():
+        try:
+            OmegaConf.merge(OmegaConf.structured(spec), {option: value})
+        except OmegaConfBaseException:
+            return option
+    return None
 
 
 def _check_finite(spec: Operation, options: Mapping[str, Any]) -> None:

@@ -12,7 +12,6 @@ from surgery.models.own_record import METHOD
 
 # 2 has lists of modules; what needs none is written as 1, which older versions read too.
 FORMATS = (1, 2)
-_LEAST: Any = object()  # the first that can hold what is in the record
 _PARTS = {
     "tensors": dict[str, list[Count]],
     "attributes": dict[str, dict[str, Any]],
@@ -34,7 +33,7 @@ class RecordConfig(QuantizationConfigMixin):
 
     def __init__(
         self,
-        format: int = _LEAST,
+        format: int = FORMATS[0],
         tensors: dict[str, list[Count]] | None = None,
         attributes: dict[str, dict[str, Any]] | None = None,
         steps: list[list[Any]] | None = None,
@@ -42,7 +41,7 @@ class RecordConfig(QuantizationConfigMixin):
         **others: Any,
     ) -> None:
         self.quant_method = METHOD  # type: ignore[assignment]
-        self.format = FORMATS[1 if lists else 0] if format is _LEAST else format
+        self.format = format
         self.tensors = tensors or {}
         self.attributes = attributes or {}
         self.steps = steps or []

@@ -129,7 +129,9 @@ def _check_counts(model: Any, before: Any, held: Mapping[str, Mapping[str, Any]]
         counts |= dict.fromkeys(names.KV_HEADS, (old.kv_heads, site.kv_heads))
         counts[names.GROUPS] = old.group_size, site.group_size
         module = model.get_submodule(site.path)
-        for name, value in held.get(site.path, {}).items():
+        # A config that was changed later sets this one as well.
+        values = {n: v for n, v in vars(module).items() if n == names.GROUPS}
+        for name, value in {**values, **held.get(site.path, {})}.items():
             # Whether an attribute is such a count, its value before tells.
             was, count = counts.get(name, (None, None))
             if count is None or value not in (was, None) or getattr(module, name) == count:

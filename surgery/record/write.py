@@ -12,7 +12,7 @@ from surgery.models.lists import list_lengths
 from surgery.models.own_record import find_record, read_recorded_attributes, read_recorded_steps
 from surgery.models.reference import ReferenceModels, get_shapes, to_plain
 from surgery.plan.draft import Step
-from surgery.record.config import RecordConfig
+from surgery.record.config import FORMATS, RecordConfig
 
 
 def write_record(
@@ -47,7 +47,11 @@ def write_record(
     lengths = list_lengths(reference)
     lists = {p: n for p, n in list_lengths(model).items() if lengths.get(p, n) != n}
     model.config.quantization_config = RecordConfig(
-        tensors=tensors, attributes=recorded, steps=done, lists=lists
+        format=FORMATS[1 if lists else 0],
+        tensors=tensors,
+        attributes=recorded,
+        steps=done,
+        lists=lists,
     )
 
 

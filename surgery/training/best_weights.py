@@ -44,6 +44,7 @@ class BestWeights(Callback):
         file: where they are kept.
         keep: whether they are; if not, the losses are only remembered.
         resumed: the checkpoint that this training continues from.
+        windows: says which windows are held out; losses on others are not compared with theirs.
 
     Attributes:
         evaluations: all validations so far, in order.
@@ -51,9 +52,12 @@ class BestWeights(Callback):
         best: that of the weights that are kept; ``None``: none are.
     """
 
-    def __init__(self, file: Path, *, keep: bool = True, resumed: str | None = None) -> None:
+    def __init__(
+        self, file: Path, *, keep: bool = True, resumed: str | None = None, windows: str = ""
+    ) -> None:
         self.file = file
         self.keep = keep
+        self.windows = windows
         self.evaluations: list[Evaluation] = []
         self.first: Evaluation | None = None
         self.best: Evaluation | None = None
@@ -168,9 +172,13 @@ class BestWeights(Callback):
             "first": None if self.first is None else list(self.first),
             "best": None if self.best is None else list(self.best),
             "file": str(self.file.absolute()),
+            "windows": self.windows,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if state_dict["windows"] != self.windows:
+            say("  other windows are held out than before: earlier held-out losses do not count")
+            return
         self.evaluations = [Evaluation(*one) for one in state_dict["evaluations"]]
         self.first, self.best = (
             None if state_dict[name] is None else Evaluation(*state_dict[name])

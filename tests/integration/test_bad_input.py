@@ -48,6 +48,8 @@ TABLE = {
     # choices
     "no such data": Bad((RECIPE, "data=nosuch"), ("data:", "nosuch", "hub, stdlib, text")),
     "a number for a choice": Bad((RECIPE, "objective=5"), ("objective:", "5", "distill", "lm")),
+    "numbers for choices": Bad((RECIPE, "trainer=[1]"), ("trainer: there is no", "[1]", "fsdp")),
+    "a number among choices": Bad(("attention=[gqa,5]",), ("attention", "5", "gqa", "mqa")),
     "null for a choice": Bad((RECIPE, "objective=null"), ("objective",)),
     "no such variant": Bad((RECIPE, "attention=[gqa,rop]"), ("attention:", "rop", "gqa", "mqa")),
     "no such objective": Bad(
@@ -81,6 +83,23 @@ TABLE = {
     "length in words": Bad((RECIPE, "data.seq_len=long"), ("data.seq_len", "long", "Integer")),
     "rate in words": Bad((RECIPE, "optim.lr=fast"), ("optim.lr", "fast", "Float")),
     "operation without options": Bad((RECIPE, "attention.gqa=2"), ("attention.gqa", "2")),
+    "a number for a group": Bad(
+        (RECIPE, "validation=5"), ("validation: must be a group of keys", "5", "windows, keep")
+    ),
+    "a word for a group of a group": Bad(
+        (RECIPE, "analysis.maps=x"), ("analysis.maps: must be a group of keys", "x", "heads, texts")
+    ),
+    "null for a group": Bad((RECIPE, "export=null"), ("export: must be a group of keys", "None")),
+    "a list for a group": Bad(
+        (RECIPE, "measure=[1]"), ("measure: must be a group of keys", "[1]", "windows, batch_size")
+    ),
+    "a group of keys for a list": Bad(
+        (RECIPE, "stages={{a: 1}}"), ("stages: must be no group of keys", "{a: 1}", "a list")
+    ),
+    "a group of keys for a list of layers": Bad(
+        (RECIPE, "attention.gqa.layers={{a: 1}}"),
+        ("attention.gqa.layers: must be a list", "'a': 1"),
+    ),
     # ranges
     "rate below zero": Bad((RECIPE, "optim.lr=-1"), ("optim.lr", "-1.0")),
     "no batch": Bad((RECIPE, "data.batch_size=0"), ("data.batch_size", "0")),

@@ -85,6 +85,8 @@ def test_the_last_weights_where_they_are_wanted(cli: Callable[..., Any], tmp_pat
         *GQA,
         "stages=[operate,train]",
         "validation.keep=last",
+        "data.batch_size=3",
+        "trainer.limit_val_batches=1",
         "trainer.max_steps=2",
         "optim.lr=0.5",
         "optim.warmup_steps=0",
@@ -97,6 +99,7 @@ def test_the_last_weights_where_they_are_wanted(cli: Callable[..., Any], tmp_pat
     assert "validation.keep=best keeps such weights" in outcome.out
     healed = read(tmp_path)["training"]["held_out"]
     assert (healed["kept"], healed["kept_step"], healed["best_step"]) == ("last", 2, 0)
+    assert healed["windows"] == 3
     assert not (tmp_path / "best.safetensors").exists()
 
 

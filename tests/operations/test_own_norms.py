@@ -157,6 +157,15 @@ class TestRecord:
         with pytest.raises(PlanError, match=said):
             type(model).from_pretrained(tmp_path)
 
+    def test_a_config_with_other_groups_is_named(self, tmp_path: Path) -> None:
+        """The record says nothing of groups, since there were none when it was written."""
+        model, _ = operated(built("stablelm"), prune_heads={"heads": [1]})
+        model.save_pretrained(tmp_path)
+        path = tmp_path / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"num_key_value_heads": 2}))
+        with pytest.raises(PlanError, match=r"num_key_value_groups: it is 2, but .* are for 1"):
+            type(model).from_pretrained(tmp_path)
+
 
 def test_rows_of_norms_are_native(tmp_path: Path) -> None:
     model, plan = operated(built("cohere"), prune_heads={"heads": {0: [1], 1: [3]}})

@@ -74,6 +74,7 @@ def heal(
     callbacks: tuple[Callback, ...] = (),
     resume: Path | None = None,
     run: str = "run",
+    windows: int = WINDOWS,
     optim: dict[str, Any] | None = None,
     **trainer: Any,
 ) -> tuple[SurgeryModule, BestWeights, Snapshots, pl.Trainer]:
@@ -84,11 +85,14 @@ def heal(
     rate = options("optim", "adamw", warmup_steps=1, lr=lr, **(optim or {}))
     module = module or operated(root / "model", optim=rate)
     (root / run).mkdir(exist_ok=True)
-    best = BestWeights(
-        root / run / "best.safetensors", keep=keep, resumed=None if resume is None else str(resume)
-    )
     data, snapshots = small_data(root, isolate_documents=False), Snapshots()
-    data.validation_windows = WINDOWS
+    data.validation_windows = windows
+    best = BestWeights(
+        root / run / "best.safetensors",
+        keep=keep,
+        resumed=None if resume is None else str(resume),
+        windows=data.hash_validation_rows(),
+    )
     done = fit(
         module,
         data,
@@ -243,6 +247,23 @@ def test_weights_that_are_gone_are_not_the_best(
     assert min(best.first.step, best.best.step) >= 2
     assert resumed.model is not None
     best.restore_(resumed.model)
+
+
+def test_losses_on_other_windows_are_not_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The checkpoint's best loss is of windows that the resumed training does not look at."""
+    _, _, _, stopped = heal(tmp_path, lr=HARMFUL, steps=2)
+    stopped.save_checkpoint(tmp_path / "run" / "two.ckpt")
+    options = {"lr": HARMFUL, "steps": 3, "resume": tmp_path / "run" / "two.ckpt"}
+    module, best, seen, _ = heal(tmp_path, windows=WINDOWS - 2, **options)
+    assert "other windows are held out than before" in capsys.readouterr().out
+    assert [step for step, _ in best.evaluations] == [2, 3]
+    assert best.first == best.evaluations[0]
+    assert best.best == min(best.evaluations, key=lambda one: one.loss)
+    assert module.model is not None
+    best.restore_(module.model)
+    assert same(copy_weights(module.model), seen.trained[best.best.step])
 
 
 def test_a_file_of_an_earlier_run_is_removed(tmp_path: Path) -> None:
