@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 RECIPE = "+recipe=gqa_convert"
 
@@ -281,7 +283,8 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         (root / name).mkdir()
         (root / name / "config.json").write_text(json.dumps({"vocab_size": 300, **config}))
     for name in teachers:
-        (root / name / "model.safetensors").write_bytes(b"never read")
+        # Only the header is read.
+        save_file({"lm_head.weight": torch.zeros(1)}, root / name / "model.safetensors")
     (root / "pickled" / "pytorch_model.bin").write_bytes(b"not looked at")
     (root / "folder").mkdir()
     files = {

@@ -49,7 +49,12 @@ def _summary(run: Path) -> dict[str, Any]:
 def healed(process: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     where = tmp_path_factory.mktemp("optimal")
     outcome = process(
-        "+recipe=gqa_optimal", *SMALL, "trainer.max_steps=2", f"hydra.run.dir={where}", cwd=where
+        "+recipe=gqa_optimal",
+        *SMALL,
+        "trainer.max_steps=2",
+        "validation.keep=last",  # what the last checkpoint holds
+        f"hydra.run.dir={where}",
+        cwd=where,
     )
     assert outcome.code == 0, outcome.err
     (where / "stdout").write_text(outcome.out)
