@@ -130,6 +130,8 @@ def _find_valid_kind(held: Any, value: Any) -> str | None:
         return None if right else f"must be a whole number from {low} on"
     if isinstance(held, float):
         return None if _is_number(value) and math.isfinite(value) else "must be a finite number"
+    if isinstance(held, (list, tuple)) and type(value) is int:  # one size where there were several
+        return _find_valid_kind(max([1, *(one for one in held if type(one) is int)]), value)
     kind: type = dict if isinstance(held, dict) else list
     right = isinstance(value, kind) and is_plain(value) and _is_finite(value)
     return None if right else f"must be a {kind.__name__} of finite values"

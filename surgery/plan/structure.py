@@ -141,6 +141,8 @@ def _find_attributes(
                     values[name] = value
                 elif name in vars(new_module):
                     values[name] = to_plain(vars(new_module)[name])
+                elif name == names.GROUPS and path == new.path:  # the class itself has none
+                    values[name] = new.group_size
             if found.setdefault(path, values) != values:
                 raise ConfigError(
                     "attention",

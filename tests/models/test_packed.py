@@ -343,5 +343,9 @@ def test_every_pass_over_data_is_fed_in_one_place() -> None:
         for path in (ROOT / room).rglob("*.py")
         if "get_forward_options(" in path.read_text(encoding="utf-8")
     }
-    fed_otherwise = {"surgery/models/forward.py", "surgery/verify/first_batch.py"}
+    fed_otherwise = {
+        "surgery/models/forward.py",
+        "surgery/models/probe.py",
+        "surgery/verify/first_batch.py",
+    }
     assert users == {"surgery/models/packed.py", *fed_otherwise}

@@ -35,12 +35,12 @@ from transformers import (
     WhisperForConditionalGeneration,
 )
 
-from benchmarks.coverage import zoo
 from benchmarks.coverage.oracles import heads_silenced
 from surgery.errors import PlanError
 from surgery.execute.live import apply_
 from surgery.models.probe import make_probe_inputs
 from surgery.models.sites import find_sites
+from surgery.models.tiny import randomize_
 from tests.operations.zoo_models import assert_other, assert_same, operated, plan_of
 
 BOTH = {
@@ -130,7 +130,7 @@ BUILDERS: dict[str, tuple[Callable[[], PreTrainedModel], set[str], int]] = {
 
 def built(name: str) -> PreTrainedModel:
     torch.manual_seed(0)
-    return zoo._randomised(BUILDERS[name][0](), 0).eval().double()
+    return randomize_(BUILDERS[name][0](), seed=0).eval().double()
 
 
 @torch.no_grad()
@@ -186,7 +186,7 @@ def test_inputs_that_are_not_known_are_asked_for() -> None:
     """A model of time series takes neither tokens, images nor sound."""
     sizes = {"d_model": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "ffn_dim": 48}
     config = PatchTSTConfig(context_length=32, patch_length=8, prediction_length=4, **sizes)
-    model = zoo._randomised(PatchTSTForPrediction(config), 0).eval()
+    model = randomize_(PatchTSTForPrediction(config), seed=0).eval()
     original, sites = copy.deepcopy(model), find_sites(model).sites
     plan = plan_of(model, {"prune_heads": {"heads": [1]}})
     state = {key: tensor.clone() for key, tensor in model.state_dict().items()}

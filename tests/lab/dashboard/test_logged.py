@@ -78,7 +78,7 @@ def converted(go: Callable[..., Any]) -> tuple[Path, Records]:
 def expected() -> dict[str, list[int]]:
     """Name → steps, by the names of `surgery.lab.dashboard` and the cadences above."""
     training = (names.LOSS, *names.PARTS, names.OPEN_HEADS, "lr-AdamW/pg1", "lr-AdamW/pg2")
-    steps = dict.fromkeys(training, EVERY) | {names.HELD_OUT: [1, 3]}
+    steps = dict.fromkeys(training, EVERY) | {names.HELD_OUT: [0, 1, 3, STEPS]}
     for metric in names.HEADS:
         mine = metric == names.IMPORTANCE
         steps[names.name_over_heads(metric)] = EVERY if mine else [0, 2, 4]
@@ -89,7 +89,7 @@ def expected() -> dict[str, list[int]]:
         ):
             steps[name] = steps[names.name_over_heads(metric)]
     steps |= {names.name_alarm(kind): [0, 2, 4] for kind in names.ALARMS}
-    once = [STEPS - 1]
+    once = [STEPS]  # after the last validation
     return steps | {names.SCORE_TABLE: once, names.SCORE_PICTURE: once}
 
 
