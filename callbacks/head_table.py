@@ -39,6 +39,9 @@ class HeadTable(Callback):
             `heads.parquet` in the trainer's log directory (of its first logger; without one its
             `default_root_dir`). If another run has left one there, `heads-2.parquet` and so on.
 
+    Attributes:
+        heads_file: the table that the last training has written; ``None`` if it has written none.
+
     Raises:
         ConfigError: `path` is no path of a file.
     """
@@ -55,10 +58,12 @@ class HeadTable(Callback):
                 valid="such as runs/heads.parquet, or null for the trainer's log directory",
             )
         self.path = None if path is None else Path(path)
+        self.heads_file: Path | None = None
         # A resumed run keeps it, and so knows its own table.
         self._run = uuid.uuid4().hex
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.heads_file = None
         if self.path is None or not trainer.is_global_zero:
             return
         problem = "cannot be written to"  # better now than after the training
@@ -80,6 +85,7 @@ class HeadTable(Callback):
         file = self._choose_file(Path(folder or trainer.default_root_dir))
         file.parent.mkdir(parents=True, exist_ok=True)
         write_table(file, table.replace_schema_metadata({_RUN: self._run}))
+        self.heads_file = file
         for logger in trainer.loggers:
             run = find_wandb_run(logger)
             if run is not None:

@@ -76,7 +76,7 @@ _WRITTEN = (
     "summary.*",
     REPORT,
     RESULT_PICTURE,
-    "heads.parquet",
+    "heads*.parquet",  # numbered where an earlier run has left one
     f"{IMPORTANCE}*",
     "tasks.*",
     EXPORT,

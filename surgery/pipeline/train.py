@@ -7,6 +7,7 @@ import os
 import signal
 from dataclasses import asdict
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -160,6 +161,7 @@ def _describe_training(
         "final_train_loss": _to_float(trainer.callback_metrics.get("train/loss")),
         "checkpoint": _find_checkpoint(trainer),
         "curve": curve.points,
+        "heads": _find_heads_table(trainer),
         "alarms": [alarm for c in trainer.callbacks for alarm in getattr(c, "alarms", ())],  # type: ignore[attr-defined]
         "decision": None,
     }
@@ -272,3 +274,12 @@ def _find_checkpoint(trainer: pl.Trainer) -> str | None:
     callback = trainer.checkpoint_callback
     path = getattr(callback, "last_model_path", "") or getattr(callback, "best_model_path", "")
     return os.path.relpath(path, trainer.default_root_dir) if path else None
+
+
+def _find_heads_table(trainer: pl.Trainer) -> str | None:
+    """Find the table that this training's `HeadTable` wrote, if it is in the run directory."""
+    root = Path(trainer.default_root_dir).absolute()
+    tables = [getattr(c, "heads_file", None) for c in trainer.callbacks]  # type: ignore[attr-defined]
+    written = [file.absolute() for file in tables if file is not None]
+    inside = [file.relative_to(root) for file in written if file.is_relative_to(root)]
+    return inside[0].as_posix() if inside else None

@@ -120,9 +120,11 @@ def count_steps(file: Path) -> int:
 
 
 def test_the_table_of_another_run_stays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for steps in (3, 1, 2):
-        write_table(tmp_path, steps, HeadTable())
     names = ("heads.parquet", "heads-2.parquet", "heads-3.parquet")
+    for steps, name in zip((3, 1, 2), names, strict=True):
+        table = HeadTable()
+        write_table(tmp_path, steps, table)
+        assert table.heads_file == tmp_path / name
     assert [count_steps(tmp_path / name) for name in names] == [3, 1, 2]
     assert capsys.readouterr().out.count("heads.parquet is another run's") == 2
     assert not list(tmp_path.glob("*.partial"))

@@ -154,7 +154,8 @@ def test_composed_config_is_kept(run: Path) -> None:
     assert kept["run_dir"] == str(run)
 
 
-def test_heads_table_has_every_head(run: Path) -> None:
+def test_heads_table_has_every_head(run: Path, summary: dict[str, Any]) -> None:
+    assert summary["training"]["heads"] == "heads.parquet"
     table = pq.read_table(run / "heads.parquet").to_pydict()
     seen = set(zip(table["step"], table["layer"], table["head"], strict=True))
     assert seen == {(s, layer, h) for s in (0, 10) for layer in range(4) for h in range(8)}

@@ -25,6 +25,7 @@ def test_another_run_in_its_directory(cli: Callable[..., Any], tmp_path: Path) -
     weights = (run_dir / "export/model.safetensors").read_bytes()
     # As if it had been killed while it wrote these.
     drafts = ["summary.json.partial", "plan.safetensors.partial", "importance-code.png.partial"]
+    drafts.append("heads-2.parquet.partial")
     for name in (*drafts, "mine.partial"):
         (run_dir / name).write_text("half")
     for folder in ("export.partial", "export.old.partial", "checkpoints"):

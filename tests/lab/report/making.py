@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from surgery.importance.table import ScoreTable, SiteScores
+from surgery.lab.analysis.result import summarize
 from surgery.lab.report.summary import FORMAT, describe_machine, find_versions
 from surgery.models.sites import Projection, Site
 from surgery.plan.plan import Export, Plan
@@ -73,6 +74,7 @@ def summary(
             "checkpoint": None,
             "decision": None,
             "held_out": None,
+            "heads": None,
             "alarms": [],
             "curve": [[step, loss + 1.3 * 0.95**step] for step in range(1, 101)],
         },
@@ -118,6 +120,15 @@ def write_run(directory: Path, config: str = "", **changes: Any) -> Path:
     return directory
 
 
+def _tell(directory: Path, part: str, said: dict[str, Any]) -> None:
+    """Let the run's summary, where there is one, say that the run wrote a file."""
+    file = directory / "summary.json"
+    if file.exists():
+        found = json.loads(file.read_text())
+        found[part] = (found[part] or {}) | said
+        file.write_text(json.dumps(found))
+
+
 def write_heads(
     directory: Path, steps: list[int], layers: int, heads: int, metrics: tuple[str, ...] = METRICS
 ) -> dict[str, np.ndarray]:
@@ -141,6 +152,7 @@ def write_heads(
         drawn[name] = values
         columns[name] = pa.array(values.ravel(), from_pandas=True)
     pq.write_table(pa.table(columns), directory / "heads.parquet")
+    _tell(directory, "training", {"heads": "heads.parquet"})
     return drawn
 
 
@@ -155,9 +167,9 @@ def write_importance(directory: Path, layers: int, heads: int) -> None:
         )
         for layer in range(layers)
     )
-    ScoreTable("leave_one_out", "lm", sites, None, "tiny", "stdlib", 4, 16384).save(
-        directory / "importance.json"
-    )
+    table = ScoreTable("leave_one_out", "lm", sites, None, "tiny", "stdlib", 4, 16384)
+    table.save(directory / "importance.json")
+    _tell(directory, "importance", table.describe())
 
 
 def write_analysis(directory: Path, layers: int, heads: int) -> dict[str, Any]:
@@ -204,6 +216,7 @@ def write_analysis(directory: Path, layers: int, heads: int) -> dict[str, Any]:
     }
     (directory / "analysis").mkdir(exist_ok=True)
     (directory / "analysis" / "heads.json").write_text(json.dumps(found))
+    _tell(directory, "analysis", summarize(found, ["analysis/heads.json"]))
     return found
 
 

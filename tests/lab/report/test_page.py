@@ -97,9 +97,11 @@ def test_files_are_read_in_the_format_they_are_written_in() -> None:
     assert FORMATS == WRITTEN
 
 
-def test_made_up_summaries_are_such_as_runs_write() -> None:
+def test_made_up_summaries_are_such_as_runs_write(tmp_path: Path) -> None:
     """So that what these tests show holds for real runs."""
-    jsonschema.validate(summary(), json.loads(read_schema()))
+    whole = json.loads((write_full_run(tmp_path) / "summary.json").read_text())
+    for made in (summary(), whole):
+        jsonschema.validate(made, json.loads(read_schema()))
 
 
 def test_strings_of_the_run_stay_text(tmp_path: Path) -> None:
@@ -241,8 +243,34 @@ def test_what_stands_in_the_way_is_said(changes: dict[str, Any], said: str, tmp_
     assert any(said in remark.text for remark in found)
 
 
+def test_what_an_earlier_run_left_is_not_shown(tmp_path: Path) -> None:
+    write_full_run(tmp_path)
+    whole = read_run(tmp_path)
+    assert whole.importance
+    assert whole.analysis
+    assert whole.heads == tmp_path / "heads.parquet"
+
+    write_run(tmp_path)  # as a run does that neither scores nor analyzes nor watches heads
+    later = read_run(tmp_path)
+    assert (later.importance, later.analysis, later.heads) == ({}, {}, None)
+    assert later.plan == whole.plan
+    write_run(tmp_path, training=None)
+    assert read_run(tmp_path).heads is None
+
+
+def test_the_table_of_heads_is_the_one_of_this_run(tmp_path: Path) -> None:
+    write_full_run(tmp_path)
+    (tmp_path / "heads-2.parquet").write_bytes((tmp_path / "heads.parquet").read_bytes())
+    training = summary()["training"]
+    write_run(tmp_path, training=training | {"heads": "heads-2.parquet"})
+    assert read_run(tmp_path).heads == tmp_path / "heads-2.parquet"
+    del training["heads"]  # earlier versions did not say it
+    write_run(tmp_path, training=training)
+    assert read_run(tmp_path).heads == tmp_path / "heads.parquet"
+
+
 def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
-    run = write_run(tmp_path)
+    run = write_full_run(tmp_path)
     (run / "plan.json").write_text("{")
     (run / "importance.json").write_text('{"format": 99}')
     (run / "heads.parquet").write_text("no parquet")

@@ -38,7 +38,7 @@ def collect_charts(run: RunFiles, room: int) -> tuple[dict[str, Any], list[str]]
         try:
             maps.append(read_maps(run.heads, room * 3 // 4))
         except (OSError, ValueError, KeyError) as error:  # pyarrow's are among them
-            problems.append(f"heads.parquet cannot be read and is left out: {error}")
+            problems.append(f"{run.heads.name} cannot be read and is left out: {error}")
     heads = run.analysis.get("heads") or []
     places = [(head["layer"], head["head"]) for head in heads]
     maps.append(pack_maps("in the analysis", places, _collect_columns(heads), room // 4))

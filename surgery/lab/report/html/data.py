@@ -16,6 +16,8 @@ HEADS = "heads.parquet"
 _CONFIG = 200_000
 # file → the format that is read
 FORMATS = {"plan.json": 4, "importance.json": 1, "analysis/heads.json": 1}
+# file that an earlier run may have left → part of the summary of the run that wrote it
+_WRITTEN_WITH = {"importance.json": "importance", "analysis/heads.json": "analysis"}
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class RunFiles:
     Attributes:
         directory: the run's.
         summary, plan, importance, analysis: the JSON of that name.
-        heads: where `heads.parquet` is; ``None`` where it is not.
+        heads: where the table of watched heads is; ``None`` where it is not.
         config: text of `config.yaml`.
         problems: a sentence for each file that could not be read.
     """
@@ -82,23 +84,40 @@ class RunFiles:
 
 
 def read_run(directory: Path) -> RunFiles:
-    """Everything of a run that a report is made of."""
+    """Everything of a run that a report is made of.
+
+    An earlier run may have left files in the directory. So where there is a summary, results on
+    heads are read only if it says that this run wrote them.
+    """
     problems: list[str] = []
     summary = _read_json(directory / SUMMARY, FORMAT, problems)
     plan, importance, analysis = (
-        _read_json(directory / name, known, problems) for name, known in FORMATS.items()
+        _read_json(directory / name, known, problems) if _is_of_run(name, summary) else {}
+        for name, known in FORMATS.items()
     )
-    heads, config = directory / HEADS, directory / "config.yaml"
+    config = directory / "config.yaml"
     return RunFiles(
         directory=directory,
         summary=summary,
         plan=plan,
         importance=importance,
         analysis=analysis,
-        heads=heads if heads.is_file() else None,
+        heads=_find_heads(directory, summary),
         config=_read_text(config) if config.is_file() else "",
         problems=tuple(problems),
     )
+
+
+def _is_of_run(name: str, summary: Mapping[str, Any]) -> bool:
+    part = _WRITTEN_WITH.get(name)
+    return not summary or part is None or bool(summary.get(part))
+
+
+def _find_heads(directory: Path, summary: Mapping[str, Any]) -> Path | None:
+    training = summary.get("training") or {} if summary else {"heads": HEADS}
+    # Summaries of earlier versions do not say which table is theirs.
+    name = training.get("heads", HEADS) if training else None
+    return directory / name if name and (directory / name).is_file() else None
 
 
 def _read_text(path: Path) -> str:
