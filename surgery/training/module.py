@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import pytorch_lightning as pl
 import torch
@@ -211,17 +211,9 @@ class SurgeryModule(pl.LightningModule):
         loss = compute_training_loss(
             self.model, teacher, batch, self.objective, self.task, self._pairs
         )
-        unlabelled = loss.total.new_tensor(float(count_labelled(batch, self.task) == 0))
-        total, unlabelled, *parts = self._average_over_processes(
-            [loss.total, unlabelled, *loss.parts.values()]
-        )
+        total, *parts = self._average_over_processes([loss.total, *loss.parts.values()])
         if not torch.isfinite(total):
-            remedy = "lower optim.lr, or train in a wider trainer.precision"
-            if unlabelled > 0:
-                remedy = "no position of this batch carries a label; raise data.batch_size"
-            raise SurgeryError(
-                f"the training loss is {total.item()} at step {self.global_step}; {remedy}"
-            )
+            self._refuse_loss(total, batch)
         self.log("train/loss", total, prog_bar=True)
         for name, value in zip(loss.parts, parts, strict=True):
             self.log(f"train/{name}", value)
@@ -229,6 +221,17 @@ class SurgeryModule(pl.LightningModule):
             for name, number in self.decision.get_metrics().items():
                 self.log(name, number)
         return loss.total
+
+    def _refuse_loss(self, total: torch.Tensor, batch: Batch) -> NoReturn:
+        """Raise an error for a loss that is no number; all processes call it in the same step."""
+        unlabelled = total.new_tensor(float(count_labelled(batch, self.task) == 0))
+        (share,) = self._average_over_processes([unlabelled])
+        remedy = "lower optim.lr, or train in a wider trainer.precision"
+        if share > 0:
+            remedy = "no position of this batch carries a label; raise data.batch_size"
+        raise SurgeryError(
+            f"the training loss is {total.item()} at step {self.global_step}; {remedy}"
+        )
 
     def _average_over_processes(self, values: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Average scalars over all processes, whose gradients are averaged in the same way.
