@@ -35,21 +35,24 @@ EXPORT_OLD = f"{EXPORT}.old{DRAFT}"  # of an earlier run, while the new one take
 RECORD = "surgery.json"  # in the export: what was done to the model
 CARD = "README.md"  # in the export
 
+WATCHED_HEADS = "heads*.parquet"  # numbered where an earlier run has left one
+
 RESULT_PICTURE = "result.png"
 REPORT = "report.html"
 
-# What an earlier run in the same directory leaves to a new one, which may not write all of it.
+# Patterns of what an earlier run in the same directory leaves to a new one, which may not write
+# all of it.
 KEPT = (
     EXPORT,
     CHECKPOINTS,
     BEST_WEIGHTS,
     ANALYSIS,
-    f"{IMPORTANCE}.json",
+    f"{IMPORTANCE}*.json",
     IMPORTANCE_PICTURE,
     TASKS,
     TASK_RUNS,
     PROJECTIONS,
-    "heads.parquet",
+    WATCHED_HEADS,
     "metrics.csv",
 )
 
@@ -76,7 +79,7 @@ _WRITTEN = (
     "summary.*",
     REPORT,
     RESULT_PICTURE,
-    "heads*.parquet",  # numbered where an earlier run has left one
+    WATCHED_HEADS,
     f"{IMPORTANCE}*",
     "tasks.*",
     EXPORT,

@@ -85,7 +85,7 @@ def forget_earlier_run(run_dir: Path) -> None:
     forget_plan(run_dir)
     for name in (SUMMARY, SCHEMA, REPORT, RESULT_PICTURE):
         (run_dir / name).unlink(missing_ok=True)
-    kept = [name for name in KEPT if (run_dir / name).exists()]
+    kept = [path.name for pattern in KEPT for path in sorted(run_dir.glob(pattern))]
     if kept:
         say(f"  of an earlier run, until this one writes its own: {', '.join(kept)}")
 

@@ -172,7 +172,7 @@ def _say_validation(session: Session, trainer: pl.Trainer) -> None:
         say("  trainer.limit_val_batches=0: no held-out loss is looked at, the last weights stay")
         return
     every = find_cadence(session.run)
-    when = f"every {every} steps" if every else "as trainer.val_check_interval says"
+    when = f"every {every} steps" if every else "as trainer.* says"
     rows, total = _count_validated_rows(session, trainer), session.data.held_out_size
     say(f"  held-out loss at the start, {when} and at the end, on {rows} of {total} windows")
 

@@ -31,11 +31,12 @@ def test_another_run_in_its_directory(cli: Callable[..., Any], tmp_path: Path) -
     for folder in ("export.partial", "export.old.partial", "checkpoints"):
         (run_dir / folder).mkdir()
         (run_dir / folder / "x.ckpt.partial").write_text("half")
-    (run_dir / "best.safetensors").write_text("whole")
+    for name in ("best.safetensors", "importance-code.json", "heads-2.parquet"):
+        (run_dir / name).write_text("whole")
     second = cli(*own, "stages=[plan]", "attention=[]")
     assert second.code == 0, second.err
     said = "of an earlier run, until this one writes its own: export, checkpoints, best.safetensors"
-    assert said in second.out
+    assert f"{said}, importance-code.json, heads-2.parquet" in second.out
     assert json.loads((run_dir / "summary.json").read_text())["operations"] == []
     left = {path.name for path in run_dir.rglob("*.partial")}
     assert left == {"mine.partial"}  # somebody else's
