@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from surgery.config.hints import shorten
 from surgery.errors import ConfigError
 from surgery.files import read_json
 
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
+WEIGHTS = SAFE_WEIGHTS_NAME
+INDEX = SAFE_WEIGHTS_INDEX_NAME
 _SUFFIX = ".safetensors"
 _VALID = "a directory with *.safetensors"
 
@@ -27,12 +28,11 @@ def check_weight_files(folder: Path, given: Any, named: Any = None) -> None:
     """Check the files that transformers would load from `folder`.
 
     Args:
-        given: the value of `model.path`, for messages.
-        named: the config's `transformers_weights`, which takes the place of the usual names.
+        given, named: as for `list_weight_files`.
 
     Raises:
         ConfigError: there are no weights, or only pickled ones; or a file is not a safetensors
-            file inside the directory.
+            file inside the directory; or the model is an adapter.
     """
     if (folder / "adapter_config.json").is_file():
         raise ConfigError(
@@ -41,6 +41,21 @@ def check_weight_files(folder: Path, given: Any, named: Any = None) -> None:
             given=given,
             valid="a model whose adapter is merged into its weights, without that file",
         )
+    for file in list_weight_files(folder, given, named):
+        _check_header(file, given)
+
+
+def list_weight_files(folder: Path, given: Any, named: Any = None) -> list[Path]:
+    """List the files that transformers would load from `folder`; they need not be there.
+
+    Args:
+        given: the value of `model.path`, for messages.
+        named: the config's `transformers_weights`, which takes the place of the usual names.
+
+    Raises:
+        ConfigError: there are no weights, or only pickled ones; or what names the files is no
+            index, or names something else than safetensors files inside the directory.
+    """
     if named is not None:
         name = _check_name(named, "config.json names", given)
     elif (folder / WEIGHTS).is_file():
@@ -50,10 +65,8 @@ def check_weight_files(folder: Path, given: Any, named: Any = None) -> None:
     else:
         raise _explain_missing(folder, given)
     if not name.endswith(".json"):
-        _check_header(folder / name, given)
-        return
-    for shard in read_shards(folder / name, given):
-        _check_header(folder / shard, given)
+        return [folder / name]
+    return [folder / shard for shard in read_shards(folder / name, given)]
 
 
 def read_shards(index: Path, given: Any) -> list[str]:
