@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from surgery.config.hints import shorten
-from surgery.errors import ConfigError
+from surgery.errors import ConfigError, join_lines
 from surgery.files import read_json
 
 WEIGHTS = SAFE_WEIGHTS_NAME
@@ -78,7 +78,7 @@ def read_shards(index: Path, given: Any) -> list[str]:
     try:
         data = read_json(index)
     except (OSError, ValueError) as error:
-        raise _make_error(f"{index.name} cannot be read: {_format(error)}", given) from None
+        raise _make_error(f"{index.name} cannot be read: {join_lines(error)}", given) from None
     names = data.get("weight_map") if isinstance(data, dict) else None
     if not isinstance(names, Mapping) or not names:
         raise _make_error(f"{index.name} has no weight_map of tensors to files", given)
@@ -104,7 +104,7 @@ def _check_header(path: Path, given: Any) -> None:
             tensors = len(file.keys())
     except (SafetensorError, OSError, ValueError) as error:
         raise _make_error(
-            f"cannot be loaded: {path.name} is not a safetensors file: {_format(error)}", given
+            f"cannot be loaded: {path.name} is not a safetensors file: {join_lines(error)}", given
         ) from None
     if not tensors:
         raise _make_error(f"{path.name} holds no tensors", given)
@@ -124,7 +124,3 @@ def _explain_missing(folder: Path, given: Any) -> ConfigError:
 
 def _make_error(problem: str, given: Any) -> ConfigError:
     return ConfigError("model.path", problem, given=given, valid=_VALID)
-
-
-def _format(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
