@@ -15,6 +15,11 @@ def get_first_line(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
+def join_lines(error: BaseException) -> str:
+    """Return the whole text of an error in one line, without a colon at its end."""
+    return " ".join(str(error).split()).rstrip(":") or type(error).__name__
+
+
 class SurgeryError(Exception):
     """Something the user asked for cannot be done; the text says what and why."""
 

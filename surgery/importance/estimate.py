@@ -23,6 +23,7 @@ from surgery.importance.table import BY_LOSS, GROUPS, HEADS, UNITS, ScoreTable, 
 from surgery.importance.work import BatchScores, Scores, Work, check_estimator
 from surgery.models.editable import check_values
 from surgery.models.forward import evaluating, find_device
+from surgery.models.packed import make_inputs
 from surgery.models.sites import Site, find_sites
 from surgery.models.untrained import list_random_weights
 
@@ -172,6 +173,8 @@ def _measure_batches(work: Work, estimator: str, batches: Sequence[Batch]) -> li
                 estimator == "output_norm"
                 or find_labelled_positions(batch["labels"], work.task).total
             ):
+                # It may ask the model about packed documents, which no estimator's hook may see.
+                make_inputs(work.model, batch)
                 measured.append(measure(batch))
             steps.advance()
     if not measured:

@@ -9,6 +9,7 @@ import torch
 from surgery.config.schema import ObjectiveName
 from surgery.console import say
 from surgery.data.collate import Batch
+from surgery.errors import join_lines
 from surgery.importance.capture import NotResumable, capture, find_stack
 from surgery.importance.gates import Gates
 from surgery.importance.losses import (
@@ -156,10 +157,9 @@ class LeaveOneOut:
         distill = self.work.objective is ObjectiveName.distill
         return sum_losses(whole, where, None), whole.log_softmax(-1) if distill else None
 
-    def _give_up(self, reason: object) -> None:
+    def _give_up(self, reason: Exception) -> None:
         self.shared = None
-        text = " ".join(str(reason).split()) or type(reason).__name__
-        say(f"  leave_one_out: a full pass for every head, because {text}")
+        say(f"  leave_one_out: a full pass for every head, because {join_lines(reason)}")
 
 
 class SharedPasses:

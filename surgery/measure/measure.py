@@ -40,7 +40,7 @@ class Measurement:
     decode_ms: float | None
 
     def to_json(self) -> dict[str, Any]:
-        return {field.name: getattr(self, field.name) for field in fields(self)[1:]}
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "windows"}
 
 
 def measure_model(

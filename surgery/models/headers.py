@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
-from surgery.files import read_json
+from surgery.errors import ConfigError
 from surgery.models.sites import ROLES, find_sites
+from surgery.models.weight_files import list_weight_files
 
 # Name, shape in the checkpoint, shape in the model.
 Misfit = tuple[str, list[int], list[int]]
@@ -23,9 +23,15 @@ def find_header_misfit(directory: Path, model: PreTrainedModel) -> Misfit | None
     Only headers are read. Names that the checkpoint does not have, and files that cannot be read,
     are left to the loader, which knows how names are converted.
     """
+    try:
+        files = list_weight_files(
+            directory, directory, getattr(model.config, "transformers_weights", None)
+        )
+    except ConfigError:  # said once the weights are wanted
+        return None
     wanted = dict(_iterate_shapes(model))
     aliases = {alias: name for name in wanted for alias in _list_aliases(model, name)}
-    for alias, shape in _read_shapes(directory, aliases):
+    for alias, shape in _read_shapes(files, aliases):
         name = aliases[alias]
         if shape != wanted[name]:
             return name, shape, wanted[name]
@@ -46,30 +52,11 @@ def _list_aliases(model: PreTrainedModel, name: str) -> tuple[str, ...]:
     return (name, name.removeprefix(prefix) if name.startswith(prefix) else f"{prefix}{name}")
 
 
-def _read_shapes(directory: Path, names: Iterable[str]) -> Iterator[tuple[str, list[int]]]:
-    for file, held in _locate_tensors(directory, set(names)).items():
+def _read_shapes(files: Iterable[Path], names: Iterable[str]) -> Iterator[tuple[str, list[int]]]:
+    for file in filter(os.path.isfile, files):
         try:
             with safe_open(file, framework="pt") as tensors:
-                present = set(tensors.keys())
-                for name in sorted(present & held):
+                for name in sorted(set(tensors.keys()).intersection(names)):
                     yield name, list(tensors.get_slice(name).get_shape())
         except (SafetensorError, OSError):
             continue
-
-
-def _locate_tensors(directory: Path, names: set[str]) -> dict[Path, set[str]]:
-    """Find the files that hold these tensors, as transformers does; only in the directory."""
-    whole = directory / SAFE_WEIGHTS_NAME
-    if whole.is_file():
-        return {whole: names}
-    try:
-        index: Any = read_json(directory / SAFE_WEIGHTS_INDEX_NAME)
-        shards = dict(index["weight_map"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
-    files: dict[Path, set[str]] = {}
-    for name in names & shards.keys():
-        shard = shards[name]
-        if isinstance(shard, str) and shard == Path(shard).name:
-            files.setdefault(directory / shard, set()).add(name)
-    return files

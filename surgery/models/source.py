@@ -34,7 +34,7 @@ from transformers.utils import cached_file
 from surgery.config.hints import shorten
 from surgery.config.schema import Dtype, ModelConfig, Task
 from surgery.console import say
-from surgery.errors import ConfigError, PlanError
+from surgery.errors import ConfigError, PlanError, join_lines
 from surgery.files import read_json
 from surgery.models.headers import find_header_misfit
 from surgery.models.limits import (
@@ -151,7 +151,7 @@ class ModelSource:
         except _BAD_CONFIG as error:
             raise ConfigError(
                 "model.path",
-                f"no usable config: {_format_error(error)}",
+                f"no usable config: {join_lines(error)}",
                 given=self.spec.path,
                 valid="embedded, an existing directory, or a hub id that can be reached",
             ) from None
@@ -170,7 +170,7 @@ class ModelSource:
             fields = read_json(where / "config.json")
         except (OSError, ValueError) as error:
             raise ConfigError(
-                "model.path", f"config.json cannot be read: {_format_error(error)}", given=given
+                "model.path", f"config.json cannot be read: {join_lines(error)}", given=given
             ) from None
         if not isinstance(fields, dict):
             raise ConfigError("model.path", "config.json is not an object", given=given)
@@ -205,9 +205,7 @@ class ModelSource:
         try:
             return AutoConfig.for_model(model_type, **fields)
         except _BAD_CONFIG as error:
-            raise ConfigError(
-                "model.scratch", _format_error(error), given=self.spec.scratch
-            ) from None
+            raise ConfigError("model.scratch", join_lines(error), given=self.spec.scratch) from None
 
     @staticmethod
     def _check_scratch_keys(model_type: str, fields: Mapping[str, Any]) -> None:
@@ -308,7 +306,7 @@ class ModelSource:
             others = [name for name in ("eager", "sdpa") if name != implementation]
             raise ConfigError(
                 "model.attn_implementation",
-                _format_error(error),
+                join_lines(error),
                 given=implementation,
                 valid=f"{', '.join(others)}, or another one that this model and machine have; "
                 "null: any",
@@ -362,7 +360,7 @@ class ModelSource:
             raise ConfigError("model.path", f"config.json: {error}", given=self.spec.path) from None
         except (*_BAD_CONFIG, SafetensorError) as error:
             raise ConfigError(
-                "model.path", f"cannot be loaded: {_format_error(error)}", given=self.spec.path
+                "model.path", f"cannot be loaded: {join_lines(error)}", given=self.spec.path
             ) from None
         misfit = _find_misfit(report, model, self.spec.task)
         if misfit is not None:
@@ -403,7 +401,7 @@ class ModelSource:
         except Exception as error:  # the library in Rust raises nothing more special
             raise ConfigError(
                 "model.tokenizer",
-                f"cannot be loaded: {_format_error(error)}",
+                f"cannot be loaded: {join_lines(error)}",
                 given=path,
                 valid=valid,
             ) from None
@@ -441,7 +439,7 @@ def build_model(
         zeros = explain_zeros(config)
         raise ConfigError(
             key,
-            f"no {config.model_type} can be built from this config: {_format_error(error)}"
+            f"no {config.model_type} can be built from this config: {join_lines(error)}"
             f"{f' ({zeros})' if zeros else ''}",
         ) from None
     _rebuild_recorded(model)
@@ -497,8 +495,3 @@ def _find_misfit(report: Mapping[str, Any], model: PreTrainedModel, task: Task) 
 
 def _describe_misfit(name: str, stored: Iterable[int], wanted: Iterable[int]) -> str:
     return f"{name} is {list(stored)}, but should be {list(wanted)}"
-
-
-def _format_error(error: BaseException) -> str:
-    """Format the text of an error in one line."""
-    return " ".join(str(error).split()).rstrip(":") or type(error).__name__

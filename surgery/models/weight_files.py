@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from surgery.config.hints import shorten
-from surgery.errors import ConfigError
+from surgery.errors import ConfigError, join_lines
 from surgery.files import read_json
 
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
+WEIGHTS = SAFE_WEIGHTS_NAME
+INDEX = SAFE_WEIGHTS_INDEX_NAME
 _SUFFIX = ".safetensors"
 _VALID = "a directory with *.safetensors"
 
@@ -27,12 +28,11 @@ def check_weight_files(folder: Path, given: Any, named: Any = None) -> None:
     """Check the files that transformers would load from `folder`.
 
     Args:
-        given: the value of `model.path`, for messages.
-        named: the config's `transformers_weights`, which takes the place of the usual names.
+        given, named: as for `list_weight_files`.
 
     Raises:
         ConfigError: there are no weights, or only pickled ones; or a file is not a safetensors
-            file inside the directory.
+            file inside the directory; or the model is an adapter.
     """
     if (folder / "adapter_config.json").is_file():
         raise ConfigError(
@@ -41,6 +41,21 @@ def check_weight_files(folder: Path, given: Any, named: Any = None) -> None:
             given=given,
             valid="a model whose adapter is merged into its weights, without that file",
         )
+    for file in list_weight_files(folder, given, named):
+        _check_header(file, given)
+
+
+def list_weight_files(folder: Path, given: Any, named: Any = None) -> list[Path]:
+    """List the files that transformers would load from `folder`; they need not be there.
+
+    Args:
+        given: the value of `model.path`, for messages.
+        named: the config's `transformers_weights`, which takes the place of the usual names.
+
+    Raises:
+        ConfigError: there are no weights, or only pickled ones; or what names the files is no
+            index, or names something else than safetensors files inside the directory.
+    """
     if named is not None:
         name = _check_name(named, "config.json names", given)
     elif (folder / WEIGHTS).is_file():
@@ -50,10 +65,8 @@ def check_weight_files(folder: Path, given: Any, named: Any = None) -> None:
     else:
         raise _explain_missing(folder, given)
     if not name.endswith(".json"):
-        _check_header(folder / name, given)
-        return
-    for shard in read_shards(folder / name, given):
-        _check_header(folder / shard, given)
+        return [folder / name]
+    return [folder / shard for shard in read_shards(folder / name, given)]
 
 
 def read_shards(index: Path, given: Any) -> list[str]:
@@ -65,7 +78,7 @@ def read_shards(index: Path, given: Any) -> list[str]:
     try:
         data = read_json(index)
     except (OSError, ValueError) as error:
-        raise _make_error(f"{index.name} cannot be read: {_format(error)}", given) from None
+        raise _make_error(f"{index.name} cannot be read: {join_lines(error)}", given) from None
     names = data.get("weight_map") if isinstance(data, dict) else None
     if not isinstance(names, Mapping) or not names:
         raise _make_error(f"{index.name} has no weight_map of tensors to files", given)
@@ -91,7 +104,7 @@ def _check_header(path: Path, given: Any) -> None:
             tensors = len(file.keys())
     except (SafetensorError, OSError, ValueError) as error:
         raise _make_error(
-            f"cannot be loaded: {path.name} is not a safetensors file: {_format(error)}", given
+            f"cannot be loaded: {path.name} is not a safetensors file: {join_lines(error)}", given
         ) from None
     if not tensors:
         raise _make_error(f"{path.name} holds no tensors", given)
@@ -111,7 +124,3 @@ def _explain_missing(folder: Path, given: Any) -> ConfigError:
 
 def _make_error(problem: str, given: Any) -> ConfigError:
     return ConfigError("model.path", problem, given=given, valid=_VALID)
-
-
-def _format(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

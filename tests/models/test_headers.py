@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -40,15 +41,19 @@ def save(path: Path, kind: type[PreTrainedModel] = BertForMaskedLM, **options: A
 def remove_head(path: Path) -> None:
     """As transformers 4 saved a model whose head 1 of layer 0 was pruned."""
     for file in path.glob("*.safetensors"):
-        weights = load_file(file)
-        keep = torch.cat([torch.arange(0, 8), torch.arange(16, 32)])
-        for name in weights:
-            if "layer.0.attention.self" in name:
-                weights[name] = weights[name][keep].contiguous()
-            if "layer.0.attention.output.dense.weight" in name:
-                weights[name] = weights[name][:, keep].contiguous()
-        save_file(weights, file, metadata={"format": "pt"})
+        prune(file)
     with_config(pruned_heads=PRUNED)(path)
+
+
+def prune(file: Path) -> None:
+    weights = load_file(file)
+    keep = torch.cat([torch.arange(0, 8), torch.arange(16, 32)])
+    for name in weights:
+        if "layer.0.attention.self" in name:
+            weights[name] = weights[name][keep].contiguous()
+        if "layer.0.attention.output.dense.weight" in name:
+            weights[name] = weights[name][:, keep].contiguous()
+    save_file(weights, file, metadata={"format": "pt"})
 
 
 def check(path: Path, task: Task = Task.masked_lm) -> None:
@@ -91,6 +96,28 @@ def test_other_weights_that_do_not_fit(tmp_path: Path) -> None:
         check(path)
     assert no.value.given == str(path)
     assert "but should be [64" in no.value.problem
+
+
+def test_the_weights_that_the_config_names(tmp_path: Path) -> None:
+    """transformers does not open the usual ones then, so these may have other heads."""
+
+    other = "other.safetensors"
+    name_other = with_config(transformers_weights=other)
+
+    def add_pruned(path: Path) -> None:
+        shutil.copy(path / WEIGHTS, path / other)
+        prune(path / WEIGHTS)
+        name_other(path)
+
+    def name_pruned(path: Path) -> None:
+        (path / WEIGHTS).rename(path / other)
+        prune(path / other)
+        name_other(path)
+
+    whole = save(tmp_path / "whole")
+    check(edited(whole, tmp_path / "a", add_pruned))
+    with pytest.raises(ConfigError, match="the weights do not fit the config"):
+        check(edited(whole, tmp_path / "b", name_pruned))
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from surgery.data.collate import IGNORED, Batch, CausalCollator
 from surgery.data.windows import make_windows
 from surgery.errors import ConfigError
 from surgery.execute.live import apply_
+from surgery.importance import score_heads
 from surgery.importance.work import compute_logits
 from surgery.lab.analysis.watch import run_passes
 from surgery.measure.loss import compute_mean_loss
@@ -175,7 +176,8 @@ def test_the_mask_has_the_window_of_the_operated_model(batch: Batch) -> None:
     assert (after - before).abs().max() > 1e-2
 
 
-def test_a_model_without_a_tiny_one_is_asked_itself(batch: Batch) -> None:
+def build_outsider() -> PreTrainedModel:
+    """Build a model of which there is no tiny one."""
     model = build("opt")
 
     class Outsider(type(model)):  # type: ignore[misc]
@@ -183,9 +185,25 @@ def test_a_model_without_a_tiny_one_is_asked_itself(batch: Batch) -> None:
             super().__init__(config)
 
     model.__class__ = Outsider
+    return model
+
+
+def test_a_model_without_a_tiny_one_is_asked_itself(batch: Batch) -> None:
+    model = build_outsider()
     assert ask_tiny_model(type(model), model.config, "eager") is None
     assert_alone(model, batch, run(model, **make_inputs(model, batch)))
     assert find_packing(model).isolation is MASK
+
+
+@pytest.mark.parametrize("estimator", ["gate_gradient", "output_norm", "leave_one_out"])
+def test_scores_of_a_model_that_is_asked_itself(
+    estimator: str, batch: Batch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The hooks of the estimators do not see the question, and it does not see them."""
+    expected = score_heads(build("opt"), [batch], estimator).to_json()["scores"]
+    capsys.readouterr()
+    assert score_heads(build_outsider(), [batch], estimator).to_json()["scores"] == expected
+    assert "full pass" not in capsys.readouterr().out
 
 
 def test_the_question_leaves_no_trace(batch: Batch) -> None:
