@@ -94,4 +94,5 @@ def _find_other_kinds(old: nn.Module, new: nn.Module) -> Iterator[tuple[str, nn.
 def _replace(model: nn.Module, path: str, fresh: nn.Module) -> None:
     parent, _, name = path.rpartition(".")
     holder = model.get_submodule(parent)
-    setattr(holder, name, fresh.train(holder.training))
+    # A copy, since reference models are kept, and a plan may be tried on another model first.
+    setattr(holder, name, copy.deepcopy(fresh).train(holder.training))

@@ -249,7 +249,8 @@ def _check_edits(model: PreTrainedModel, plan: Plan) -> None:
         shapes = [tuple(result.shape) for result in results]
         if shapes != [spec.shape for spec in edit.results]:
             raise PlanError(f"{names}: {edit.transform} gives {shapes}, not what the plan says")
-        held = {name: shape for name, shape in held.items() if name not in edit.dropped}
+        for name in edit.dropped:
+            held.pop(name, None)  # a plan from a file may name a source twice
         held |= {spec.name: spec.shape for spec in edit.results}
 
 

@@ -81,8 +81,12 @@ def check_attributes(
 
 def _get_plain(module: nn.Module) -> dict[str, Any]:
     """Get the plain values that a module holds, as JSON holds them, and that plans may set."""
-    held = {n: v for n, v in vars(module).items() if is_plain(v) and n not in _NEVER}
-    return {name: list(v) if isinstance(v, tuple) else v for name, v in held.items()}
+    return {n: to_plain(v) for n, v in vars(module).items() if _is_public(n) and is_plain(v)}
+
+
+def _is_public(name: str) -> bool:
+    """Whether plans may set an attribute of this name, where its value allows it."""
+    return name.isidentifier() and not name.startswith("_") and name not in _NEVER
 
 
 def _list_attention_paths(model: PreTrainedModel, modules: Mapping[str, nn.Module]) -> set[str]:
@@ -102,7 +106,7 @@ def _is_field(model: PreTrainedModel, name: str) -> bool:
 def _find_valid(model: PreTrainedModel, module: nn.Module, name: str, value: Any) -> str | None:
     """Find what an attribute must be instead; ``None`` if it can be set to this value."""
     held = vars(module).get(name, _ABSENT)
-    if not name.isidentifier() or name.startswith("_") or name in _NEVER:
+    if not _is_public(name):
         return "no plan sets it"
     if held is _ABSENT:
         known = name == names.GROUPS or _is_field(model, name)
@@ -154,6 +158,13 @@ def is_plain(value: Any) -> bool:
     if isinstance(value, dict):
         return all(isinstance(key, str) and is_plain(item) for key, item in value.items())
     return isinstance(value, (bool, int, float, str, type(None)))
+
+
+def to_plain(value: Any) -> Any:
+    """Convert a plain value of an attribute to what JSON reads back, tuples to lists."""
+    if isinstance(value, dict):
+        return {key: to_plain(item) for key, item in value.items()}
+    return [to_plain(item) for item in value] if isinstance(value, (tuple, list)) else value
 
 
 def merge_attributes(*several: Mapping[str, Mapping[str, Any]]) -> Attributes:

@@ -19,7 +19,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from surgery.errors import ConfigError
-from surgery.models.attributes import Attributes, is_plain
+from surgery.models.attributes import Attributes, is_plain, to_plain
 from surgery.models.config import apply_patch, get_key, make_head_count_patch
 from surgery.models.sites import Site
 
@@ -179,13 +179,6 @@ def find_differing_attributes(old: nn.Module, new: nn.Module) -> dict[str, Any]:
         if vars(old).get(name) != value:
             values[name] = to_plain(value)
     return values
-
-
-def to_plain(value: Any) -> Any:
-    """Convert the value of an attribute to what JSON can hold."""
-    if isinstance(value, dict):
-        return {key: to_plain(item) for key, item in value.items()}
-    return [to_plain(item) for item in value] if isinstance(value, (tuple, list)) else value
 
 
 def list_ancestors(path: str) -> list[str]:

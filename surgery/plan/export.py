@@ -8,7 +8,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from surgery.errors import ConfigError
-from surgery.models.attributes import Attributes
+from surgery.models.attributes import Attributes, to_plain
 from surgery.models.own_record import read_recorded_attributes, read_recorded_steps
 from surgery.models.reference import (
     ReferenceModels,
@@ -16,7 +16,6 @@ from surgery.models.reference import (
     find_differing_attributes,
     find_first_difference,
     get_shapes,
-    to_plain,
 )
 from surgery.models.sites import Site, find_sites
 from surgery.plan.draft import Step

@@ -155,7 +155,7 @@ def check_step(kind: Any, arguments: Mapping[str, Any]) -> None:
         PlanError: there is no such step here, or it does not take these arguments.
     """
     if not isinstance(kind, str) or not is_step(kind):
-        raise PlanError(f"the step {shorten(kind)}, which does not exist here, is needed")
+        raise PlanError(f"it needs the step {shorten(kind)}, which does not exist here")
     try:
         check_arguments(_find_steps()[kind], arguments)
     except PlanError as error:
@@ -208,7 +208,7 @@ def _parse(name: str, options: Any) -> Operation:
     try:
         parsed = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(spec), dict(options)))
     except OmegaConfBaseException as error:
-        path = error.full_key or _find_misfit(spec, options) or str(error.key)
+        path = error.full_key or _find_refused_option(spec, options) or str(error.key)
         option = path.split("[")[0].split(".")[0]
         missing = isinstance(error, MissingMandatoryValue)
         problem = str(error.msg or error).splitlines()[0]
@@ -227,7 +227,7 @@ def _parse(name: str, options: Any) -> Operation:
     return parsed
 
 
-def _find_misfit(spec: type[Operation], options: Mapping[str, Any]) -> str | None:
+def _find_refused_option(spec: type[Operation], options: Mapping[str, Any]) -> str | None:
     """Find the option whose value does not fit, where OmegaConf does not name it."""
     for option, value in options.items():
         try:

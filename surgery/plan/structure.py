@@ -16,7 +16,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter
 
 from surgery.errors import ConfigError
-from surgery.models.attributes import Attributes, guess_attributes
+from surgery.models.attributes import Attributes, guess_attributes, to_plain
 from surgery.models.own_record import read_recorded_attributes
 from surgery.models.reference import (
     ReferenceModels,
@@ -24,7 +24,6 @@ from surgery.models.reference import (
     find_differing_attributes,
     get_shapes,
     list_ancestors,
-    to_plain,
 )
 from surgery.models.share_kv import has_own_eager
 from surgery.models.sites import Site, names

@@ -8,9 +8,10 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
+from surgery.models.attributes import to_plain
 from surgery.models.lists import list_lengths
 from surgery.models.own_record import find_record, read_recorded_attributes, read_recorded_steps
-from surgery.models.reference import ReferenceModels, get_shapes, to_plain
+from surgery.models.reference import ReferenceModels, get_shapes
 from surgery.plan.draft import Step
 from surgery.record.config import FORMATS, RecordConfig
 

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from surgery.errors import PlanError
 from surgery.execute.config import patch_config_
 from surgery.models.config import apply_patch
+from surgery.models.reference import ReferenceModels
 from tests.families import family, logits, skeleton, tokens
 from tests.operations.rope_models import ROTARY_FAMILIES, built_from, draft_of, rope_
 
@@ -104,6 +105,16 @@ def test_modules_of_another_kind_take_their_place() -> None:
     patch_config_(model, patch)
     assert all(module.training for module in model.modules())
     assert torch.equal(logits(model.eval()), logits(expected))
+
+
+def test_models_that_are_patched_from_the_same_references_share_no_module() -> None:
+    model, copied = family("llama").eval(), family("llama").train()
+    references, patch = ReferenceModels(model), {"hidden_act": "relu"}
+    patch_config_(copied, patch, references)
+    patch_config_(model, patch, references)
+    reference = references.get(patch)
+    assert not {*model.modules()} & {*copied.modules(), *reference.modules()}
+    assert not any(module.training for module in (*model.modules(), *reference.modules()))
 
 
 def test_what_cannot_be_built_is_refused() -> None:

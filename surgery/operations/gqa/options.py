@@ -211,7 +211,7 @@ class GQAOptions(Operation):
 
     def _check_count(self, site: Site, count: int) -> None:
         key = self.get_key("kv_heads")
-        valid = list_counts(site)
+        valid = _list_valid_counts(site)
         if count in valid:
             return
         if count > site.q_heads:
@@ -231,7 +231,7 @@ def list_divisors(heads: int) -> list[int]:
     return [n for n in range(1, heads + 1) if heads % n == 0]
 
 
-def list_counts(site: Site) -> list[int]:
+def _list_valid_counts(site: Site) -> list[int]:
     """List what the KV heads of a site can be merged or repeated to, ascending."""
     repeated = range(2 * site.kv_heads, site.q_heads + 1, site.kv_heads)
     return list_divisors(site.kv_heads) + [n for n in repeated if site.q_heads % n == 0]
