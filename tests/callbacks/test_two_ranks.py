@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +13,13 @@ from surgery.callbacks import AttentionStatistics, HeadImportance
 from tests.callbacks.fitting import OwnModule, fit
 from tests.callbacks.two_ranks import STEPS, alarms, batch
 from tests.tiny_models import tiny_model
-
-ROOT = Path(__file__).parents[2]
+from tests.two_processes import run_script
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
     root = tmp_path_factory.mktemp("ranks")
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.callbacks.two_ranks", str(root)],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    run_script("tests.callbacks.two_ranks", root)
     return root, [torch.load(root / f"rank{rank}.pt") for rank in (0, 1)]
 
 

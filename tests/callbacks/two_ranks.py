@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from surgery.observe.head_sums import HeadSums
 from tests.callbacks.fitting import Batch, OwnModule, padded
 from tests.tiny_models import tiny_model, tokens
+from tests.two_processes import fit_on_two
 
 STEPS = 3
 
@@ -67,26 +68,16 @@ def unlike_sites(rank: int) -> dict[str, list[float]]:
 
 
 def main(root: Path) -> None:
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        devices=2,
-        strategy="ddp_fork",  # one import of everything for both
+    fit_on_two(
+        TwoRanks(tiny_model("llama"), lr=0.1),
+        root,
+        HeadImportance(1, 1),
+        AttentionStatistics(1, 1, rows=None),
+        alarms(),
+        HeadTable(),
+        WriteDown(),
         max_epochs=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        default_root_dir=root,
-        callbacks=[
-            HeadImportance(1, 1),
-            AttentionStatistics(1, 1, rows=None),
-            alarms(),
-            HeadTable(),
-            WriteDown(),
-        ],
     )
-    trainer.fit(TwoRanks(tiny_model("llama"), lr=0.1))
 
 
 if __name__ == "__main__":

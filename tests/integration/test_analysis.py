@@ -9,7 +9,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import matplotlib.image
 import pyarrow.parquet as pq
 import pytest
@@ -17,6 +16,7 @@ import pytest
 import surgery
 from surgery.importance.table import ScoreTable
 from surgery.lab.analysis.roles import MIXED, ROLES
+from tests.integration.summaries import read_summary
 
 TINY = (
     "model=tiny_llama",
@@ -75,9 +75,7 @@ def test_the_recipe_leaves_tables_and_pictures_that_say_the_same(
         assert line["attention_entropy"] == pytest.approx(
             head["statistics"]["attention_entropy"], abs=1e-6
         )
-    summary = json.loads((run / "summary.json").read_text())
-    jsonschema.validate(summary, json.loads((run / "summary.schema.json").read_text()))
-    short = summary["analysis"]
+    short = read_summary(run)["analysis"]
     assert short["roles"] == dict(Counter(head["role"] for head in heads))
     assert short["probes"]["python:bracket"]["accuracy"] == best["accuracy"]
     assert {"analysis/roles.png", "analysis/probes.png", "analysis/similarity.png"} <= set(

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.integration.summaries import read_summary
 from tests.integration.test_healing import SHORT
 from tests.integration.test_pruning_schedules import RECIPE, SCHEDULE
 
@@ -20,12 +19,6 @@ EMA = (
     "+callbacks.average._target_=pytorch_lightning.callbacks.EMAWeightAveraging",
     "+callbacks.average.decay=0.9",
 )
-
-
-def read(run: Path) -> dict[str, Any]:
-    summary = json.loads((run / "summary.json").read_text())
-    jsonschema.validate(summary, json.loads((run / "summary.schema.json").read_text()))
-    return summary
 
 
 def test_the_untrained_weights_come_out_of_harmful_healing(
@@ -41,7 +34,7 @@ def test_the_untrained_weights_come_out_of_harmful_healing(
         f"hydra.run.dir={run}",
     )
     assert outcome.code == 0, outcome.err
-    summary = read(run)
+    summary = read_summary(run)
     healed = summary["training"]["held_out"]
     losses = healed.pop("losses")
     assert [step for step, _ in losses] == [0, 10, 12]
@@ -97,7 +90,7 @@ def test_the_last_weights_where_they_are_wanted(cli: Callable[..., Any], tmp_pat
     assert outcome.code == 0, outcome.err
     assert "healing ended worse than it began" in outcome.out
     assert "validation.keep=best keeps such weights" in outcome.out
-    healed = read(tmp_path)["training"]["held_out"]
+    healed = read_summary(tmp_path)["training"]["held_out"]
     assert (healed["kept"], healed["kept_step"], healed["best_step"]) == ("last", 2, 0)
     assert healed["windows"] == 3
     assert not (tmp_path / "best.safetensors").exists()
@@ -111,7 +104,7 @@ def test_averaged_weights_are_exported(
     what = (*RECIPE, f"{SCHEDULE}=gradual") if gradual else (*GQA, "trainer.max_steps=3")
     outcome = cli(*what, *EMA, "stages=[operate,train,export]", f"hydra.run.dir={tmp_path}")
     assert outcome.code == 0, outcome.err
-    summary = read(tmp_path)
+    summary = read_summary(tmp_path)
     assert summary["export"]["max_logit_difference_after_reload"] <= 1e-6
     first = summary["training"]["held_out"]["first_step"]
     assert first == (6 if gradual else 0)  # gradual: all heads are closed at step 3
@@ -136,4 +129,4 @@ def test_no_held_out_loss_is_said(cli: Callable[..., Any], tmp_path: Path) -> No
     )
     assert outcome.code == 0, outcome.err
     assert "trainer.limit_val_batches=0: no held-out loss is looked at" in outcome.out
-    assert read(tmp_path)["training"]["held_out"] is None
+    assert read_summary(tmp_path)["training"]["held_out"] is None

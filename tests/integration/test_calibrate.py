@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -16,6 +14,7 @@ from transformers import AutoModelForCausalLM
 import surgery
 from surgery.models.source import find_embedded_dir
 from surgery.training.module import SurgeryModule
+from tests.integration.summaries import read_summary
 
 SMALL = (
     "data.seq_len=64",
@@ -39,12 +38,6 @@ OPTIMAL = (
 )
 
 
-def _summary(run: Path) -> dict[str, Any]:
-    summary = json.loads((run / "summary.json").read_text())
-    jsonschema.validate(summary, json.loads((run / "summary.schema.json").read_text()))
-    return summary
-
-
 @pytest.fixture(scope="module")
 def healed(process: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     where = tmp_path_factory.mktemp("optimal")
@@ -62,7 +55,7 @@ def healed(process: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
 
 
 def test_the_recipe_says_what_was_decided_and_on_what(healed: Path) -> None:
-    summary = _summary(healed)
+    summary = read_summary(healed)
     calibration = summary["calibration"]
     assert calibration["batches"] == 2
     assert calibration["tokens"] == 8 * 64
@@ -129,7 +122,7 @@ def test_a_budget_within_what_the_export_can_say(
     assert sum(counts) <= 12
     if kept == "native":
         assert counts == [2, 2, 2, 2]
-        assert _summary(tmp_path)["export"]["format"] == "native"
+        assert read_summary(tmp_path)["export"]["format"] == "native"
     else:
         assert sum(counts) > 8  # more than the most that all can have: the budget is used
 
@@ -165,6 +158,6 @@ def test_a_model_that_optimal_is_not_for_is_averaged_all_the_same(
     assert outcome.code == 0, outcome.err
     assert "merge=optimal is not for this model" in outcome.out
     assert "taken over all heads together" in outcome.out
-    summary = _summary(tmp_path)
+    summary = read_summary(tmp_path)
     assert summary["comparison"] is None
     assert summary["after_training"] is not None

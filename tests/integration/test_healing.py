@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from surgery.training.module import SurgeryModule
+from tests.integration.summaries import read_summary
 
 SHORT = (
     "data.seq_len=64",
@@ -46,17 +45,11 @@ def export(
     return run / "export", request.param
 
 
-def _summary(run: Path) -> dict[str, Any]:
-    summary = json.loads((run / "summary.json").read_text())
-    jsonschema.validate(summary, json.loads((run / "summary.schema.json").read_text()))
-    return summary
-
-
 def test_by_the_text(export: tuple[Path, str], cli: Callable[..., Any], tmp_path: Path) -> None:
     path, kind = export
     outcome = cli("+recipe=heal_lm", f"model.path={path}", *QUICK, f"hydra.run.dir={tmp_path}")
     assert outcome.code == 0, outcome.err
-    summary = _summary(tmp_path)
+    summary = read_summary(tmp_path)
     assert summary["export"]["format"] == kind
     assert summary["planned"]["before"]["parameters"] == summary["before"]["parameters"]
     training = summary["training"]
@@ -87,7 +80,7 @@ def test_by_the_original(export: tuple[Path, str], cli: Callable[..., Any], tmp_
         f"hydra.run.dir={tmp_path}",
     )
     assert outcome.code == 0, outcome.err
-    summary = _summary(tmp_path)
+    summary = read_summary(tmp_path)
     assert summary["export"]["format"] == kind
     training = summary["training"]
     said = {

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -17,6 +16,7 @@ from transformers import AutoModelForCausalLM
 
 import surgery
 from surgery.importance.table import ScoreTable
+from tests.integration.summaries import read_summary
 
 TINY = (
     "model=tiny_llama",
@@ -39,12 +39,6 @@ TINY = (
 )
 
 
-def _summary(run: Path) -> dict[str, Any]:
-    summary: dict[str, Any] = json.loads((run / "summary.json").read_text())
-    jsonschema.validate(summary, json.loads((run / "summary.schema.json").read_text()))
-    return summary
-
-
 def test_the_recipe_leaves_a_table_for_scripts_people_and_dashboards(
     cli: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -54,7 +48,7 @@ def test_the_recipe_leaves_a_table_for_scripts_people_and_dashboards(
     assert [len(site.scores) for site in table.get_scores("heads")] == [4, 4]
     assert pq.read_table(tmp_path / "importance.parquet").num_rows == 2 * 4 * 2
     assert (tmp_path / "importance.png").stat().st_size > 0
-    assert _summary(tmp_path)["importance"] == table.describe()
+    assert read_summary(tmp_path)["importance"] == table.describe()
     assert "Importance by leave one out" in outcome.out
     (file,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
     command = [sys.executable, "-m", "wandb", "leet", "inspect", str(file), "--json"]
@@ -98,7 +92,7 @@ def test_the_table_of_one_run_prunes_in_the_next(cli: Callable[..., Any], tmp_pa
         for name in "bc"
     )
     assert all(torch.equal(first[name], second[name]) for name in first)
-    assert _summary(tmp_path / "c")["importance"]["estimator"] == "leave_one_out"
+    assert read_summary(tmp_path / "c")["importance"]["estimator"] == "leave_one_out"
 
 
 @pytest.mark.parametrize(

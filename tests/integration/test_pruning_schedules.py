@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -15,6 +13,7 @@ from transformers import AutoModelForCausalLM
 import surgery
 from surgery.plan.store import load_plan
 from surgery.training.module import SurgeryModule
+from tests.integration.summaries import read_summary
 
 # An architecture whose config can say any number of heads.
 TINY = (
@@ -57,18 +56,12 @@ RECIPE = (
 SCHEDULE = "attention.prune_heads.schedule"
 
 
-def _summary(run: Path) -> dict[str, Any]:
-    summary = json.loads((run / "summary.json").read_text())
-    jsonschema.validate(summary, json.loads((run / "summary.schema.json").read_text()))
-    return summary
-
-
 def test_gradual_ends_in_an_ordinary_pruned_model(cli: Callable[..., Any], tmp_path: Path) -> None:
     outcome = cli(
         *RECIPE, f"{SCHEDULE}=gradual", "export.format=native", f"hydra.run.dir={tmp_path}"
     )
     assert outcome.code == 0, outcome.err
-    summary = _summary(tmp_path)
+    summary = read_summary(tmp_path)
     decision = summary["training"]["decision"]
     (event,) = decision.pop("events")
     assert decision == {"schedule": "gradual", "estimator": "gate_gradient", "rounds": None}
@@ -115,7 +108,7 @@ def test_the_original_teaches_what_becomes_of_it(cli: Callable[..., Any], tmp_pa
         f"hydra.run.dir={tmp_path}",
     )
     assert outcome.code == 0, outcome.err
-    (event,) = _summary(tmp_path)["training"]["decision"]["events"]
+    (event,) = read_summary(tmp_path)["training"]["decision"]["events"]
     assert sum(map(len, event["closed"].values())) == 13
 
 
@@ -141,7 +134,7 @@ def test_iterative_after_a_calibrated_merge(cli: Callable[..., Any], tmp_path: P
         f"hydra.run.dir={tmp_path}",
     )
     assert outcome.code == 0, outcome.err
-    summary = _summary(tmp_path)
+    summary = read_summary(tmp_path)
     assert summary["after_surgery"] is not None
     events = summary["training"]["decision"]["events"]
     assert [event["step"] for event in events] == [0, 3]

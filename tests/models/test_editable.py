@@ -208,7 +208,8 @@ def test_scores_are_those_of_the_computed_weights(kind: str, estimator: str) -> 
     batches = [{"input_ids": ids, "labels": ids}]
     scores = surgery.score_heads(model, batches, estimator)
     expected = surgery.score_heads(put(("o_proj",), unwrap)(model), batches, estimator)
-    for one, other in zip(scores.heads or (), expected.heads or (), strict=True):
+    assert scores.heads
+    for one, other in zip(scores.heads, expected.heads or (), strict=True):
         assert one.scores == pytest.approx(other.scores, rel=1e-6)
 
 
@@ -427,5 +428,6 @@ def test_offloaded_models_are_scored_and_stay_offloaded(
     scores = surgery.score_heads(model, batches, estimator)
     assert [n for n, m in model.named_modules() if "forward" in vars(m)] == hooked
     expected = surgery.score_heads(whole, batches, estimator)
-    for one, other in zip(scores.heads or (), expected.heads or (), strict=True):
+    assert scores.heads
+    for one, other in zip(scores.heads, expected.heads or (), strict=True):
         assert one.scores == pytest.approx(other.scores, abs=2e-5)

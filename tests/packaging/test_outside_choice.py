@@ -59,6 +59,27 @@ def main(cfg):
 main()
 """,
 }
+# Prints the status and the message of a run for each argument, an override.
+SEVERAL = """
+import json
+import sys
+from contextlib import redirect_stderr
+from io import StringIO
+
+from surgery.cli import main
+
+answers = []
+for override in sys.argv[1:]:
+    printed, code = StringIO(), 0
+    sys.argv = ["surgery", "stages=[plan]", "attention=[their_softcap]", override]
+    try:
+        with redirect_stderr(printed):
+            main()
+    except SystemExit as stop:
+        code = stop.code
+    answers.append((code, printed.getvalue()))
+print(json.dumps(answers))
+"""
 YAML = "their_softcap:\n  bound: 30.0\n  side: right\n  layers: [0]\n"
 
 
@@ -151,23 +172,24 @@ def test_our_own_command_line_plans_with_it(app: Path, python: Runner) -> None:
     assert "their_bound=20" in done.stdout
 
 
-@pytest.mark.parametrize(
-    ("override", "says"),
-    [
-        ("attention.their_softcap.bound=0", "attention.their_softcap.bound: must be above 0"),
-        ("attention.their_softcap.limit=1", "attention.their_softcap.limit: unknown key"),
-        ("attention=[their_softcap,their]", "attention: there is no such choice"),
-        ("attention.their_softcap.layers=[0]", "attention.their_softcap.bound: a value is req"),
-    ],
-)
-def test_mistakes_are_answered_as_with_ours(
-    app: Path, python: Runner, override: str, says: str
-) -> None:
-    done = python("-m", "surgery", "stages=[plan]", "attention=[their_softcap]", override, path=app)
-    assert done.returncode == 2
-    assert done.stderr.startswith(f"error: {says}")
-    assert "their_softcap" in done.stderr
-    assert "Traceback" not in done.stderr
+def test_mistakes_are_answered_as_with_ours(app: Path, python: Runner) -> None:
+    """In one process: each new one would import everything again."""
+    messages = {
+        "attention.their_softcap.bound=0": "attention.their_softcap.bound: must be above 0",
+        "attention.their_softcap.limit=1": "attention.their_softcap.limit: unknown key",
+        "attention=[their_softcap,their]": "attention: there is no such choice",
+        "attention.their_softcap.layers=[0]": "attention.their_softcap.bound: a value is req",
+    }
+    _write(app, {"several.py": SEVERAL})
+    done = python("several.py", *messages, path=app)
+    assert done.returncode == 0, done.stderr
+    answers = json.loads(done.stdout)
+    assert len(answers) == len(messages)
+    for (code, printed), says in zip(answers, messages.values(), strict=True):
+        assert code == 2
+        assert printed.startswith(f"error: {says}")
+        assert "their_softcap" in printed
+        assert "Traceback" not in printed
 
 
 def test_its_yaml_can_be_printed(app: Path, python: Runner) -> None:

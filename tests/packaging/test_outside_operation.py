@@ -62,11 +62,14 @@ def run_python(installed: Path, *arguments: str) -> subprocess.CompletedProcess[
     )
 
 
-def test_it_goes_all_the_way(installed: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def run_dir(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with the operation, through every stage."""
+    folder = tmp_path_factory.mktemp("run")
     done = run_python(
         installed,
         "train.py",
-        f"hydra.run.dir={tmp_path}",
+        f"hydra.run.dir={folder}",
         "attention=[temperature]",
         "attention.temperature.value=2",
         "stages=[plan,measure,operate,train,export,report]",
@@ -81,14 +84,18 @@ def test_it_goes_all_the_way(installed: Path, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "operation temperature" in done.stdout
-    plan = json.loads((tmp_path / "plan.json").read_text())
+    return folder
+
+
+def test_it_goes_all_the_way(installed: Path, run_dir: Path) -> None:
+    plan = json.loads((run_dir / "plan.json").read_text())
     assert plan["export"]["format"] == "record"
-    page = (tmp_path / "report.html").read_text()
+    page = (run_dir / "report.html").read_text()
     assert "temperature" in page
-    card = (tmp_path / "export" / "README.md").read_text()
+    card = (run_dir / "export" / "README.md").read_text()
     assert "temperature" in card
     original = ROOT / "surgery" / "models" / "embedded"
-    reloaded = run_python(installed, "-c", RELOAD, str(original), str(tmp_path / "export"))
+    reloaded = run_python(installed, "-c", RELOAD, str(original), str(run_dir / "export"))
     assert reloaded.returncode == 0, reloaded.stderr
     difference, shares = reloaded.stdout.splitlines()
     assert float(difference) <= 1e-5
@@ -109,19 +116,10 @@ def test_a_mistake_in_it_is_answered_as_any_other(installed: Path, tmp_path: Pat
     assert "Traceback" not in done.stderr
 
 
-def test_without_the_package_the_plan_says_what_is_missing(installed: Path, tmp_path: Path) -> None:
-    done = run_python(
-        installed,
-        "train.py",
-        f"hydra.run.dir={tmp_path}",
-        "stages=[plan]",
-        "attention=[temperature]",
-        "attention.temperature.value=2",
-    )
-    assert done.returncode == 0, done.stderr
+def test_without_the_package_the_plan_says_what_is_missing(run_dir: Path, tmp_path: Path) -> None:
     load = "import surgery, sys, pathlib\n"
     load += "from surgery.models.source import *\nfrom transformers import AutoModelForCausalLM\n"
-    load += f"plan = surgery.load_plan(pathlib.Path({str(tmp_path)!r}))\n"
+    load += f"plan = surgery.load_plan(pathlib.Path({str(run_dir)!r}))\n"
     load += "model = AutoModelForCausalLM.from_pretrained(find_embedded_dir())\n"
     load += "try:\n    surgery.apply_(model, plan)\nexcept surgery.PlanError as error: print(error)"
     done = run_python(tmp_path, "-c", load)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,25 +14,14 @@ from tests.training.making import operated, options, small_data
 from tests.training.two_ranks_best import STEPS as STEPS_OF_BEST
 from tests.training.two_ranks_best import WINDOWS
 from tests.training.two_ranks_losses import STEPS, make_batch
-
-ROOT = Path(__file__).parents[2]
+from tests.two_processes import run_script
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """Where both have written down what they know, and what they printed."""
     root = tmp_path_factory.mktemp("ranks")
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.training.two_ranks", str(root)],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return root, done.stdout
+    return root, run_script("tests.training.two_ranks", root)
 
 
 @pytest.fixture(scope="module")

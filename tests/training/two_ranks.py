@@ -15,6 +15,7 @@ from pytorch_lightning.callbacks import Callback
 from tests.training.making import operated, save_model, small_data
 from tests.training.two_ranks_best import keep_best
 from tests.training.two_ranks_losses import log_losses
+from tests.two_processes import fit_on_two
 
 
 class WriteDown(Callback):
@@ -46,21 +47,7 @@ def close_heads(root: Path) -> None:
             "native": False,
         },
     )
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        devices=2,
-        strategy="ddp_fork",  # one import of everything for both
-        max_steps=4,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        limit_val_batches=0,
-        default_root_dir=root,
-        callbacks=[WriteDown()],
-    )
-    trainer.fit(module, datamodule=small_data(root))
+    fit_on_two(module, root, WriteDown(), data=small_data(root), max_steps=4, limit_val_batches=0)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from pytorch_lightning.callbacks import Callback
 
 from surgery.training.best_weights import BestWeights, FirstAndLastValidation
 from tests.training.making import operated, options, save_model, small_data
+from tests.two_processes import fit_on_two
 
 WINDOWS, STEPS = 4, 3
 
@@ -44,19 +45,15 @@ def keep_best(root: Path) -> None:
     best = BestWeights(root / "best.safetensors")
     data = small_data(root)
     data.validation_windows = WINDOWS
-    pl.Trainer(
-        accelerator="cpu",
-        devices=2,
-        strategy="ddp_fork",  # one import of everything for both
+    fit_on_two(
+        module,
+        root,
+        best,
+        FirstAndLastValidation(best, 1),
+        WriteBest(best),
+        data=data,
         max_steps=STEPS,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
         num_sanity_val_steps=0,
         val_check_interval=1,
         check_val_every_n_epoch=None,
-        default_root_dir=root,
-        callbacks=[best, FirstAndLastValidation(best, 1), WriteBest(best)],
-    ).fit(module, datamodule=data)
+    )

@@ -16,6 +16,7 @@ from surgery.errors import SurgeryError
 from surgery.training.curve import LossCurve
 from surgery.training.module import SurgeryModule
 from tests.training.making import operated, options, save_model
+from tests.two_processes import fit_on_two
 
 STEPS = 3
 
@@ -67,20 +68,7 @@ class WriteDown(Callback):
 
 
 def fit(module: SurgeryModule, data: OwnBatches, root: Path, *callbacks: Callback) -> None:
-    pl.Trainer(
-        accelerator="cpu",
-        devices=2,
-        strategy="ddp_fork",  # one import of everything for both
-        max_steps=STEPS,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        num_sanity_val_steps=0,
-        default_root_dir=root,
-        callbacks=list(callbacks),
-    ).fit(module, datamodule=data)
+    fit_on_two(module, root, *callbacks, data=data, max_steps=STEPS, num_sanity_val_steps=0)
 
 
 class WriteResult(Callback):
