@@ -17,7 +17,7 @@ from surgery.config.schema import (
     Stage,
     Task,
 )
-from surgery.errors import ConfigError
+from surgery.errors import ConfigError, get_first_line
 from surgery.importance.work import check_estimator
 from surgery.plan.make import check_order
 from surgery.plan.operation import Operation
@@ -162,7 +162,7 @@ def _check_device(device: str) -> None:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(
-            "model.device", str(error).splitlines()[0], given=device, valid="auto, cpu, cuda, …"
+            "model.device", get_first_line(error), given=device, valid="auto, cpu, cuda, …"
         ) from None
 
 

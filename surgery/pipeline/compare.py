@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from surgery.console import say
-from surgery.errors import ConfigError, PlanError
+from surgery.errors import ConfigError, PlanError, get_first_line
 from surgery.execute.live import apply_
 from surgery.measure.loss import measure_held_out_loss
 from surgery.pipeline.calibrate import close_plan
@@ -35,7 +35,7 @@ def compare(session: Session) -> None:
                 return
             model = apply_(model, plan)
         except (ConfigError, PlanError) as error:
-            say(f"  {name} is not for this model: {error.args[0].splitlines()[0]}")
+            say(f"  {name} is not for this model: {get_first_line(error)}")
             return
         loss = measure_held_out_loss(model, session.data, run.measure, run.model.task, label=name)
     session.results.comparison = {

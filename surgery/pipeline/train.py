@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from surgery.config.schema import ExportFormat, Kept, RunConfig, Stage
 from surgery.console import say
-from surgery.errors import ConfigError
+from surgery.errors import ConfigError, get_first_line
 from surgery.lab.report.healing import describe_healing
 from surgery.models.source import ModelSource
 from surgery.pipeline.files import BEST_WEIGHTS, FINAL_CHECKPOINT
@@ -102,7 +102,7 @@ def _fit(trainer: pl.Trainer, module: SurgeryModule, session: Session) -> None:
     try:
         trainer.fit(module, datamodule=session.data, ckpt_path=resume, weights_only=True)
     except MisconfigurationException as error:  # options or callbacks that contradict each other
-        raise ConfigError("trainer", str(error).splitlines()[0]) from None
+        raise ConfigError("trainer", get_first_line(error)) from None
     except SIGTERMException:  # Lightning's, in the moment before training starts
         raise _describe_stop(Stopped(signal.SIGTERM), trainer, session) from None
     except Stopped as stop:
