@@ -1,7 +1,8 @@
 """Find the operations; no list of them is kept.
 
 Every module of `surgery.operations` that defines an `Operation` adds one; other packages add theirs
-with the entry point group `surgery.operations`. They are imported on the first call.
+with the entry point group `surgery.operations`. They are imported on the first call. A class that
+is defined later, in a notebook say, is found from then on.
 """
 
 from __future__ import annotations
@@ -37,21 +38,14 @@ def find_operations() -> dict[str, type[Operation]]:
     Raises:
         PlanError: two have the same name, or one of another package cannot be imported.
     """
-    return dict(_load_operations())
-
-
-@cache
-def _load_operations() -> dict[str, type[Operation]]:
-    for module in pkgutil.iter_modules(import_module(GROUP).__path__, f"{GROUP}."):
-        import_module(module.name)
-    for entry in entry_points(group=GROUP):
-        _load_entry(entry)
+    _import_operations()
     found: dict[str, type[Operation]] = {}
     for kind in _walk_subclasses(Operation):  # type: ignore[type-abstract]
         if not hasattr(kind, "name"):
             continue
-        if kind.name in found and found[kind.name] is not kind:
-            other = found[kind.name]
+        other = found.get(kind.name, kind)
+        # The same name in the same place is the same class, written once more.
+        if (other.__module__, other.__qualname__) != (kind.__module__, kind.__qualname__):
             raise PlanError(
                 f"two operations are named {kind.name}: {other.__module__} and {kind.__module__}"
             )
@@ -59,6 +53,14 @@ def _load_operations() -> dict[str, type[Operation]]:
         for name, (transform, equivalent) in kind.transforms.items():
             register_transform(name, transform, equivalent)
     return dict(sorted(found.items()))
+
+
+@cache
+def _import_operations() -> None:
+    for module in pkgutil.iter_modules(import_module(GROUP).__path__, f"{GROUP}."):
+        import_module(module.name)
+    for entry in entry_points(group=GROUP):
+        _load_entry(entry)
 
 
 def _load_entry(entry: EntryPoint) -> None:
@@ -84,28 +86,27 @@ def get_operation(name: str) -> type[Operation]:
     Raises:
         PlanError: no operation of this name is installed.
     """
-    if name not in _load_operations():
+    if name not in find_operations():
         raise PlanError(
             f"the plan needs the operation {name!r}, which is not installed here; installed are "
-            f"{', '.join(_load_operations())}"
+            f"{', '.join(find_operations())}"
         )
-    return _load_operations()[name]
+    return find_operations()[name]
 
 
 def list_operations() -> list[str]:
-    return list(_load_operations())
+    return list(find_operations())
 
 
 def list_options(name: str) -> list[str]:
     """List the options of an operation; empty if there is no such operation."""
-    kind = _load_operations().get(name)
+    kind = find_operations().get(name)
     return [] if kind is None else [field.name for field in fields(kind)]
 
 
-@cache
 def _find_steps() -> dict[str, StepFunction]:
     found: dict[str, StepFunction] = {SHARE_KV: _share_kv}
-    for operation in _load_operations().values():
+    for operation in find_operations().values():
         for kind, function in operation.steps.items():
             if kind in found and found[kind] is not function:
                 raise PlanError(f"two operations have a step {kind!r}")
@@ -123,7 +124,7 @@ def is_step(kind: str) -> bool:
 
 def is_recordable(kind: str) -> bool:
     """Whether a record may hold a step of this kind: it changes what a model computes."""
-    owners = [one for one in _load_operations().values() if kind in one.steps]
+    owners = [one for one in find_operations().values() if kind in one.steps]
     return is_step(kind) and not any(one.runs_only or one.transient for one in owners)
 
 
@@ -173,7 +174,7 @@ def run_step(kind: str, model: PreTrainedModel, arguments: Mapping[str, Any]) ->
 
 def restore_saved_form_(model: PreTrainedModel) -> None:
     """Undo in place what operations did only for the run, before the model is saved."""
-    for operation in _load_operations().values():
+    for operation in find_operations().values():
         operation.undo_(model)
 
 
@@ -196,11 +197,11 @@ def parse_specs(specs: Any) -> list[Operation]:
 
 
 def _parse(name: str, options: Any) -> Operation:
-    if name not in _load_operations():
+    if name not in find_operations():
         raise ConfigError(f"attention.{name}", "unknown operation", valid=list_operations())
     if not isinstance(options, Mapping):
         raise ConfigError(f"attention.{name}", "needs its options as keys", given=options)
-    spec = _load_operations()[name]
+    spec = find_operations()[name]
     known = [field.name for field in fields(spec)]
     for option in options:
         if option not in known:

@@ -21,7 +21,6 @@ from surgery.execute.live import apply_
 from surgery.models.config import get_key, list_config_prefixes
 from surgery.models.reference import ReferenceModels
 from surgery.models.sites import find_sites
-from surgery.plan import registry
 from surgery.plan.draft import Draft
 from surgery.plan.make import make_plan
 from surgery.plan.operation import Operation
@@ -60,11 +59,6 @@ class PatchConfig(Operation):
     def plan(self, draft: Draft) -> None:
         for key, value in self.keys.items():
             draft.set_config(key, value)
-
-
-@pytest.fixture(autouse=True)
-def known() -> None:
-    registry._load_operations.cache_clear()
 
 
 def find_changes(model: PreTrainedModel) -> dict[str, Any]:

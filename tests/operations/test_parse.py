@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -10,6 +11,8 @@ import pytest
 from surgery.errors import ConfigError
 from surgery.operations.gqa.operation import GQA, Grouping, Merge
 from surgery.operations.prune_heads.operation import PruneHeads
+from surgery.plan.draft import Draft
+from surgery.plan.operation import Operation
 from surgery.plan.registry import list_operations, list_options, parse_operations
 
 TYPES = "a whole number, a list with one number per layer, or {average: number}"
@@ -84,7 +87,6 @@ def test_names_and_fields_are_those_of_the_registry() -> None:
 @pytest.mark.parametrize(
     ("attention", "key", "valid"),
     [
-        ({"gqaa": {"kv_heads": 2}}, "attention.gqaa", ", ".join(list_operations())),
         ({"gqa": {"kv_heads": 2, "heads": 3}}, "attention.gqa.heads", FIELDS),
         ({"gqa": {"kv_heads": "many"}}, "attention.gqa.kv_heads", TYPES),
         ({"gqa": {"kv_heads": 2.5}}, "attention.gqa.kv_heads", TYPES),
@@ -119,6 +121,31 @@ def test_what_cannot_be_names_the_key_and_what_would_do(
         parse_operations(attention)
     assert caught.value.key == key
     assert caught.value.valid == valid
+
+
+def test_an_unknown_operation_names_those_there_are() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_operations({"gqaa": {"kv_heads": 2}})
+    assert caught.value.key == "attention.gqaa"
+    assert caught.value.valid == ", ".join(list_operations())
+
+
+def define_operation(default: int) -> None:
+    @dataclass
+    class Late(Operation):
+        name = "late_in_a_test"
+        size: int = default
+
+        def plan(self, draft: Draft) -> None:
+            draft.notes.append(self.name)
+
+
+def test_a_class_defined_later_is_found_and_the_last_one_of_its_place_counts() -> None:
+    list_operations()
+    for default in (1, 2):  # a notebook's cell, run twice
+        define_operation(default)
+        (spec,) = parse_operations({"late_in_a_test": {}})
+        assert spec.to_json()["size"] == default
 
 
 def test_the_value_given_is_shown() -> None:
