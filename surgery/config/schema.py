@@ -141,11 +141,13 @@ _SEED = Range(low=0, high=2**32 - 1)  # what numpy takes
 
 @dataclass
 class ModelConfig:
-    path: str | None = option(MISSING, "embedded | a local directory | a hub id")
+    path: str | None = option(
+        MISSING, "embedded | smollm2 | minilm | a directory | a .gguf file | a hub id"
+    )
     revision: str | None = option(MISSING, "of the hub: a branch, a tag or a commit")
     tokenizer: str | None = option(
         MISSING,
-        "null: the model's | bytes: a token per byte | a directory or hub id",
+        "null: the model's | bytes: a token per byte | of another model",
     )
     task: Task = option(MISSING)
     dtype: Dtype = option(MISSING)
@@ -226,7 +228,7 @@ class ObjectiveConfig:
         range=NOT_NEGATIVE,
     )
     teacher: str | None = option(
-        MISSING, "null: the original of this run | a local directory | a hub id | embedded"
+        MISSING, "null: the original of this run | another model, named as model.path is"
     )
 
 

@@ -26,6 +26,7 @@ from surgery.pipeline.resume import check_resume
 from surgery.pipeline.session import Prepared, Session, resolve_device
 from surgery.plan.make import make_plan
 from surgery.plan.operation import Operation
+from surgery.training.teacher import check_teacher_tokens
 
 _WEIGHTS = {Stage.measure, Stage.score, Stage.analyze, Stage.operate, Stage.train, Stage.export}
 _DATA = {Stage.measure, Stage.score, Stage.analyze, Stage.train}
@@ -98,6 +99,8 @@ def prepare(
         session.prepared.tokenizer = source.load_tokenizer()
         if Stage.export in wanted:
             session.prepared.loaded_tokenizer = copy.deepcopy(session.prepared.tokenizer)
+    if Stage.train in wanted and run.objective.teacher is not None:
+        check_teacher_tokens(run.model, run.objective.teacher, session.tokenizer)
     if Stage.train in wanted:
         _build_callbacks(session)
     if reads_data:

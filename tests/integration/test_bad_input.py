@@ -214,7 +214,14 @@ TABLE = {
     "revision of a directory": Bad((RECIPE, "model.revision=main"), ("model.revision", "main")),
     "no config": Bad((RECIPE, "model.path={folder}"), ("model.path", "config.json")),
     "no weights": Bad((RECIPE, "model.path={weightless}"), ("model.path", "no weights")),
-    "pickled weights": Bad((RECIPE, "model.path={pickled}"), ("model.path", "pytorch_model.bin")),
+    "a damaged pickle": Bad(
+        (RECIPE, "model.path={pickled}"),
+        ("model.path: cannot be loaded: pytorch_model.bin does not hold tensors alone",),
+    ),
+    "a damaged GGUF": Bad((RECIPE, "model.path={gguf}"), ("model.path: is no whole GGUF file",)),
+    "a GGUF that is not there": Bad(
+        (RECIPE, "model.path=no.gguf"), ("model.path: there is no such file", "no.gguf")
+    ),
     "a task it has not": Bad((RECIPE, "model.task=masked_lm"), ("model.task", "llama")),
     "a device it has not": Bad((RECIPE, "model.device=cuda:99"), ("model.device", "cuda:99")),
     "no such tokenizer": Bad((RECIPE, "model.tokenizer=/no/where"), ("model.tokenizer",)),
@@ -285,7 +292,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for name in teachers:
         # Only the header is read.
         save_file({"lm_head.weight": torch.zeros(1)}, root / name / "model.safetensors")
-    (root / "pickled" / "pytorch_model.bin").write_bytes(b"not looked at")
+    (root / "pickled" / "pytorch_model.bin").write_bytes(b"not a pickle of tensors")
     (root / "folder").mkdir()
     files = {
         "file": ("file", "x"),
@@ -293,6 +300,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "blank": ("blank.txt", "\n\n \n"),
         "short": ("short.txt", "hi"),
         "csv": ("table.csv", "a,b\n1,2\n"),
+        "gguf": ("model.gguf", "no GGUF at all"),
         "broken": ("broken.jsonl", '{"text": "a'),
         "columns": ("columns.jsonl", '{"body": "text"}\n' * 20),
     }
