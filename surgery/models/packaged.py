@@ -112,8 +112,6 @@ def find_packaged_dir(name: str, key: str = "model.path") -> Path:
             with WeakFileLock(home / f"{name}.lock"):  # freed when its process ends
                 if not folder.is_dir():  # another process may have made it
                     _make(name, packaged, folder, key)
-        status = (folder / WEIGHTS).stat()
-        found = _digest_once(folder / WEIGHTS, status.st_mtime_ns, status.st_size)
     except (OSError, SafetensorError) as error:
         raise ConfigError(
             key,
@@ -121,7 +119,7 @@ def find_packaged_dir(name: str, key: str = "model.path") -> Path:
             given=name,
             valid="a directory that can be written, in XDG_CACHE_HOME or ATTENTION_SURGERY_HOME",
         ) from None
-    if found != packaged.tensors_sha256:
+    if not _is_whole(folder / WEIGHTS, packaged):
         raise ConfigError(
             key,
             "the kept weights are damaged: they are not those that were written",
@@ -129,6 +127,15 @@ def find_packaged_dir(name: str, key: str = "model.path") -> Path:
             valid=f"delete {folder}, and it is made anew",
         )
     return folder
+
+
+def _is_whole(weights: Path, packaged: Packaged) -> bool:
+    try:
+        status = weights.stat()
+        found = _digest_once(weights, status.st_mtime_ns, status.st_size)
+    except (OSError, SafetensorError):
+        return False
+    return found == packaged.tensors_sha256
 
 
 def _make(name: str, packaged: Packaged, folder: Path, key: str) -> None:

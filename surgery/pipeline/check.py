@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from surgery.config.schema import (
     Layout,
@@ -105,6 +106,28 @@ def check_fit(run: RunConfig, config: Any, plan: Plan) -> None:
             "sequence_classification pads its batches, and this model has no pad token",
             given=run.model.path,
             valid="a model whose config.json has a pad_token_id",
+        )
+
+
+def check_tokenizer(
+    run: RunConfig, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel
+) -> None:
+    """Check that the model embeds every token of a tokenizer that is not its own.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    if run.model.tokenizer is None:
+        return
+    embedding: Any = model.get_input_embeddings()
+    rows = embedding.weight.shape[0]
+    tokens = 1 + max(tokenizer.get_vocab().values())
+    if tokens > rows:
+        raise ConfigError(
+            "model.tokenizer",
+            f"has {tokens} tokens, but the model embeds {rows}",
+            given=run.model.tokenizer,
+            valid="null: the model's own, or one of as many tokens",
         )
 
 

@@ -18,7 +18,7 @@ from surgery.errors import ConfigError
 from surgery.lab.tasks.declare import naming_task
 from surgery.models.sites import get_text_config
 from surgery.models.source import ModelSource
-from surgery.pipeline.check import check_calibrated, check_fit
+from surgery.pipeline.check import check_calibrated, check_fit, check_tokenizer
 from surgery.pipeline.healing import check_healing
 from surgery.pipeline.log import is_logged
 from surgery.pipeline.packing import check_packing
@@ -97,6 +97,7 @@ def prepare(
     session = Session(run, settings, run_dir, Prepared(source, operations, planning, whole), plan)
     if reads_data or tasks or Stage.export in wanted:
         session.prepared.tokenizer = source.load_tokenizer()
+        check_tokenizer(run, session.tokenizer, skeleton)
         if Stage.export in wanted:
             session.prepared.loaded_tokenizer = copy.deepcopy(session.prepared.tokenizer)
     if Stage.train in wanted and run.objective.teacher is not None:
