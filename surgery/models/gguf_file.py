@@ -13,6 +13,8 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from functools import lru_cache
+from importlib import import_module
+from importlib.util import find_spec
 from io import StringIO
 from math import isclose
 from pathlib import Path
@@ -20,20 +22,28 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import transformers
 from tokenizers import Tokenizer, pre_tokenizers
 from transformers import (
     AutoConfig,
     AutoTokenizer,
+    GgufConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
+from transformers.integrations.gguf import GGUF_CONFIG_ARCHS
+from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
+from transformers.modeling_gguf_pytorch_utils import (
+    GGUF_TO_TRANSFORMERS_MAPPING,
+    TENSOR_PROCESSORS,
+    TensorProcessor,
+    get_gguf_hf_weights_map,
+)
 
 from surgery.config.hints import shorten
 from surgery.console import is_terminal
-from surgery.errors import ConfigError, get_first_line, join_lines
+from surgery.errors import ConfigError, join_lines
 from surgery.models.gguf_header import GgufHeader, check_extents, read_gguf_header
 from surgery.models.limits import check_fields
 from surgery.models.sites import get_text_config
@@ -70,16 +80,14 @@ def read_header(path: Path, given: Any) -> GgufHeader:
 
 
 def _check_packages(given: Any) -> None:
-    try:
-        import accelerate  # noqa: F401  transformers asks for it
-        import gguf  # noqa: F401
-    except ImportError as error:
+    missing = [name for name in ("gguf", "accelerate") if find_spec(name) is None]
+    if missing:
         raise ConfigError(
             _KEY,
-            f"a GGUF is read by the packages gguf and accelerate: {get_first_line(error)}",
+            f"a GGUF is read by packages that are not installed: {', '.join(missing)}",
             given=given,
             valid="pip install 'attention-surgery[real]', or a model's directory",
-        ) from None
+        )
 
 
 def load_gguf_config(path: Path, given: Any) -> PreTrainedConfig:
@@ -158,7 +166,7 @@ def check_gguf(path: Path, model: PreTrainedModel, given: Any, *, whole: bool) -
 
 
 def _check_data(header: GgufHeader, given: Any) -> None:
-    import gguf
+    gguf: Any = import_module("gguf")  # of the extra `real`
 
     def find_block(kind: int) -> tuple[int, int] | None:
         try:
@@ -202,8 +210,6 @@ def _find_unread_field(header: GgufHeader, config: PreTrainedConfig) -> str | No
 
 def _list_read_fields(header: GgufHeader, config: PreTrainedConfig) -> set[str] | None:
     """List the metadata that transformers reads; ``None`` where it has another reader for it."""
-    from transformers.modeling_gguf_pytorch_utils import GGUF_TO_TRANSFORMERS_MAPPING
-
     tables: Any = GGUF_TO_TRANSFORMERS_MAPPING["config"]
     names = (header.architecture, header.architecture.replace("-", "_"), config.model_type)
     found = [tables[name] for name in names if name in tables]
@@ -213,10 +219,6 @@ def _list_read_fields(header: GgufHeader, config: PreTrainedConfig) -> set[str] 
 
 
 def _has_own_reader(header: GgufHeader) -> bool:
-    try:
-        from transformers.integrations.gguf import GGUF_CONFIG_ARCHS
-    except ImportError:  # older versions have one reader
-        return False
     return header.architecture in GGUF_CONFIG_ARCHS
 
 
@@ -276,12 +278,6 @@ def _find_misplaced(path: Path, model: PreTrainedModel, whole: bool) -> str | No
 
 def _map_tensors(path: Path, model: PreTrainedModel) -> Mapping[str, str]:
     """Map the names of a GGUF to those of a model, as transformers does; slow, so done once."""
-    from transformers.modeling_gguf_pytorch_utils import (
-        TENSOR_PROCESSORS,
-        TensorProcessor,
-        get_gguf_hf_weights_map,
-    )
-
     key = (path, path.stat().st_mtime_ns, type(model))
     if key not in _maps:
         architecture = read_gguf_header(path).architecture
@@ -303,9 +299,8 @@ def load_gguf_model(
     Returns:
         The model, and what `from_pretrained` reports of missing and unexpected tensors.
     """
-    loading = dict(options)
-    if hasattr(transformers, "GgufConfig"):  # it would keep them packed where a kernel is found
-        loading["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    # Without it, they would be kept packed where a kernel for them is found.
+    loading = {**options, "quantization_config": GgufConfig(dequantize=True)}
     with _isolate(path) as (folder, file), _hide_progress():
         loaded, report = auto.from_pretrained(
             folder,
@@ -360,18 +355,10 @@ def _set_split_(tokenizer: Any, rule: Any, given: Any) -> None:
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, words])
     elif rule in _BY_GPT2:
         tokenizer.backend_tokenizer.pre_tokenizer = words
-    elif rule not in _list_split_rules():
+    elif rule not in GGUF_PRE_TOKENIZER_SPLITS:
         raise ConfigError(
             "model.tokenizer",
             f"the GGUF splits text by the rule {shorten(rule)}, which transformers does not know",
             given=given,
             valid="a directory or hub id with the original's tokenizer",
         )
-
-
-def _list_split_rules() -> set[str]:
-    try:
-        from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
-    except ImportError:
-        return set()
-    return set(GGUF_PRE_TOKENIZER_SPLITS)

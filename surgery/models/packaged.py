@@ -20,7 +20,7 @@ from tempfile import TemporaryDirectory
 import torch
 from huggingface_hub.utils import WeakFileLock
 from safetensors import SafetensorError, safe_open
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from surgery.console import say
 from surgery.errors import ConfigError, get_first_line
@@ -269,8 +269,6 @@ def digest_tensors(path: Path) -> str:
 
 def digest_tokens(folder: Path) -> str:
     """Compute SHA-256 over what a tokenizer makes of a sample text, and its special tokens."""
-    from transformers import AutoTokenizer
-
     tokenizer = AutoTokenizer.from_pretrained(folder)
     special = [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id]
     found = [len(tokenizer), *special, *tokenizer(_SAMPLE)["input_ids"]]

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import constants
 from safetensors.torch import load_file
 from transformers import BertConfig, BertForMaskedLM
 
@@ -186,3 +187,28 @@ def test_a_pickle_is_read_again_once_it_changes(tmp_path: Path) -> None:
     for size in (3, 5000):
         torch.save({"x": torch.zeros(size)}, path)
         assert read_pickled_shapes(path) == {"x": [size]}
+
+
+@pytest.mark.parametrize("edit", [pickle_weights, in_shards])
+def test_of_the_hub(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, edit: Any
+) -> None:
+    repository = tmp_path / "hub" / "models--owner--name"
+    folder = edited(saved, repository / "snapshots" / ("0" * 40), edit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0" * 40)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    expected = family("llama", dtype=torch.float32)
+    assert torch.equal(logits(source("owner/name").load()), logits(expected))
+    # Whatever is loaded is looked at before.
+    if edit is pickle_weights:
+        torch.save({"x": Evil(tmp_path / "ran")}, folder / PICKLED)
+    else:
+        (folder / INDEX).write_text('{"weight_map": {"x": "../evil.bin"}}')
+    with pytest.raises(ConfigError) as caught:
+        source("owner/name").check_weights()
+    assert caught.value.key == "model.path"
+    assert "posix.system" in caught.value.problem or "../evil.bin" in caught.value.problem
+    assert not (tmp_path / "ran").exists()
