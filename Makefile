@@ -5,6 +5,7 @@
 #   make demo DEMO_ARGS="attention.gqa.kv_heads=1 trainer.max_steps=20"
 #   make test PYTEST_ARGS="tests/plan -x"      WORKERS=0 for one process, with all threads
 #   make fuzz EXAMPLES=500 SEED=1
+#   make real REAL_ARGS="--minutes 60"         or --only original 'gqa-*', --list, --page
 #   make demo PYTHON=/opt/python3.12/bin/python3
 #   make test-newest PYTEST_ARGS="tests/plan"  the same tests on the newest versions of everything
 #
@@ -33,6 +34,7 @@ TORCH := 2.13.0
 PYTEST_ARGS ?=
 KILL_ARGS ?= --kills 30
 DEMO_ARGS ?=
+REAL_ARGS ?=
 WORKERS ?= 2
 EXAMPLES ?= 5000
 SEED ?= 0
@@ -44,13 +46,16 @@ SOME_HOME := $(if $(shell test -w "$$HOME" && echo yes),,HOME="$(CURDIR)/$(VENV)
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
 .NOTPARALLEL:
-.PHONY: help demo test fuzz test-kills test-newest test-oldest lint types conf wheel constraints constraints-oldest clean
+.PHONY: help demo real test fuzz test-kills test-newest test-oldest lint types conf wheel constraints constraints-oldest clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile
 
 demo: $(VENV)/.installed  ## convert the embedded model to grouped queries and heal it
 	$(SOME_HOME)$(BIN) train.py +recipe=gqa_convert $(DEMO_ARGS)
+
+real: $(VENV)/.installed-real  ## measure every headline on a real model, as far as it is not done
+	$(SOME_HOME)$(BIN) -m benchmarks.real $(REAL_ARGS)
 
 # With several workers, one thread each: torch's own threads would fight over the cores.
 THREADS = $(if $(filter-out 0,$(WORKERS)),OMP_NUM_THREADS=1 )
@@ -98,6 +103,11 @@ $(VENV)/.installed: pyproject.toml $(PINS)
 $(VENV)/.installed-dev: pyproject.toml $(PINS)
 	$(make_venv)
 	@$(call pip_install,$(BUILD_ARGS) --editable '.[dev]')
+	@touch $(VENV)/.installed $@
+
+$(VENV)/.installed-real: pyproject.toml $(PINS)
+	$(make_venv)
+	@$(call pip_install,$(BUILD_ARGS) --editable '.[real]')
 	@touch $(VENV)/.installed $@
 
 IS_GOOD := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))

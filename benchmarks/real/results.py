@@ -1,0 +1,95 @@
+"""The results file: all rows, done or not, with what the targets come to."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.real.sizes import Sizes
+from benchmarks.real.store import Record, Records
+from benchmarks.real.targets import list_targets
+from benchmarks.results_file import FOLDER
+from surgery.lab.report.summary import describe_machine, find_versions
+
+MOST_SEEDS = 100
+_KEPT = ("seed", "status", "error", "figures", "costs", "wall_seconds", "date")
+
+
+def name_results(name: str) -> Path:
+    """Name the results file of a model: by the kind of machine, not by the machine."""
+    kind = "cuda" if describe_machine()["gpu"] else "cpu"
+    return FOLDER / f"real-{name}-{kind}.json"
+
+
+def collect(records: Records, sizes: Sizes, command: str) -> dict[str, Any]:
+    """Put the results together from the files of the rows; raises nothing for those not run."""
+    rows: list[dict[str, Any]] = []
+    runs: list[dict[str, Any]] = []
+    for name, row in records.rows.items():
+        found = [
+            record
+            for seed in (range(MOST_SEEDS) if row.seeded else range(1))
+            if (record := _find(records, name, seed)) is not None
+        ]
+        rows.append(
+            {
+                "name": name,
+                "section": row.section,
+                "what": row.what,
+                "needs": list(row.needs),
+                "seeded": row.seeded,
+                "seen": row.seen,
+                "commands": _show_commands(records, name),
+                "records": [{key: record.get(key) for key in _KEPT} for record in found],
+            }
+        )
+        for record in found:
+            run = {"machine": record["machine"], "versions": record["versions"]}
+            if run not in runs:
+                runs.append(run)
+    subject = records.places.subject
+    by_name = {row["name"]: row for row in rows}
+    return {
+        "what": "every headline on a language model that people use",
+        "command": command,
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "model": {
+            "name": subject.name,
+            "override": subject.shown,
+            "weights": subject.weights,
+            "kv_heads": subject.kv_heads,
+            "width": subject.width,
+            "positions": subject.positions,
+        },
+        "sizes": sizes.to_json(),
+        "targets": list_targets(by_name, sizes),
+        "rows": rows,
+        "runs": runs,
+        "machine": describe_machine(),
+        "versions": find_versions(),
+    }
+
+
+def _find(records: Records, name: str, seed: int) -> Record | None:
+    return records.read(name, seed) if records.find_path(name, seed).is_file() else None
+
+
+def _show_commands(records: Records, name: str) -> list[str]:
+    row, need = records.rows[name], records.find_need(name, 0)
+    return [records.places.show(words, row, 0, need) for words in row.commands]
+
+
+def hide_paths(given: Sequence[str], hidden: Sequence[str]) -> str:
+    """The command line without the options that only say where things lie."""
+    words, skip = [], False
+    for word in given:
+        if skip:
+            skip = False
+        elif word in hidden:
+            skip = True
+        elif word.partition("=")[0] not in hidden:
+            words.append("DIR" if os.sep in word and Path(word).exists() else word)
+    return " ".join(["python", "-m", "benchmarks.real", *words])
