@@ -103,7 +103,8 @@ def perform(
         if status in (128 + 2, 128 + 15, -2, -15):  # by a signal: nobody's fault
             raise KeyboardInterrupt
         if status:
-            error = f"status {status}: {places.hide(_find_reason(log))}"
+            killed = " (killed: out of memory?)" if status == -9 else ""
+            error = f"status {status}{killed}: {places.hide(_find_reason(log))}"
             break
     if error is None:
         try:

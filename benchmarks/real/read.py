@@ -52,12 +52,20 @@ def read_exchange(folder: Path) -> Figures:
 
 def read_healing(folder: Path) -> Figures:
     summary = _summary(folder / "heal")
-    training = summary["training"]
+    found = _trained(summary["training"]) | _measured(summary["after_training"])
+    return found | {"loss_before": summary["before"]["loss"]}
+
+
+def read_healing_elsewhere(folder: Path) -> Figures:
+    """Healed on other text than all losses are of; the export was measured on these."""
+    found = _trained(_summary(folder / "heal")["training"])
+    return found | {"curve": None} | _measured(_summary(folder / "measure")["before"])
+
+
+def _trained(training: Mapping[str, Any]) -> Figures:
     held_out = training.get("held_out") or {}
     losses = [pair for pair in held_out.get("losses", []) if pair[1] is not None]
     return {
-        **_measured(summary["after_training"]),
-        "loss_before": summary["before"]["loss"],
         "tokens": training["tokens"],
         "steps": training["steps"],
         "lr": training["lr"],

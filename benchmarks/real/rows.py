@@ -391,7 +391,7 @@ class _Maker:
                     "trainer.precision=bf16-mixed",
                     f"optim.warmup_steps={warmup_steps(steps)}",
                     f"validation.windows={sizes.held_out}",
-                    "stages=[plan,measure,train]",
+                    _HEALED_STAGES,
                     f"measure.windows={sizes.held_out}",
                     "measure.batch_size=2",
                     _SHORT_PROMPT,
@@ -483,10 +483,11 @@ class _Maker:
         return f"{steps * self.sizes.batch * self.sizes.seq_len:,}"
 
     def calibrate_on_itself(self) -> Iterator[Row]:
-        """The same merge on text that the original wrote, where the run has such data."""
+        """The same merge, and healing, on text that the original wrote, if runs have such data."""
         if not files("surgery.conf.data").joinpath("self.yaml").is_file():
             return
-        windows, tokens = self.sizes.many
+        sizes = self.sizes
+        windows, tokens = sizes.many
         row = self.cut(
             "gqa-optimal-self",
             "gqa",
@@ -505,10 +506,30 @@ class _Maker:
         )
         first, *rest = row.commands
         own = tuple("data=self" if word == "data=stdlib" else word for word in first)
-        yield replace(row, commands=(own, *rest))
+        yield replace(row, commands=(own, *rest), keeps=(EXPORT,))
+        healed = self.heal(
+            "heal-gqa-optimal-self",
+            f"gqa-optimal-self, distilled on {self._count(sizes.compared)} tokens that the "
+            "original wrote",
+            row.name,
+            sizes.compared,
+            *DISTILL,
+        )
+        # Its loss is that of the common held-out text, so it is exported and measured there.
+        words = [
+            {"data=stdlib": "data=self", _HEALED_STAGES: "stages=[plan,train,export]"}.get(w, w)
+            for w in healed.commands[0]
+        ]
+        yield replace(
+            healed,
+            commands=(tuple(words), self.measure("model.path=<run>/heal/export")),
+            read=read.read_healing_elsewhere,
+        )
 
     def extend(self) -> Iterator[Row]:
         """One long window; the loss of its parts says what position costs."""
+        if not self.subject.positions:
+            return
         longest = self.sizes.extended * self.subject.positions
         plain = (f"attention.rope.max_position_embeddings={longest}",)
         factor = (f"attention.rope.factor={self.sizes.extended}",)
@@ -547,6 +568,7 @@ class _Maker:
             )
 
 
+_HEALED_STAGES = "stages=[plan,measure,train]"
 # Tokens of the prompt whose time tells how long a forward pass takes.
 PROMPT = 256
 _TIMED = ("measure.decode_tokens=16", "measure.repeats=3")

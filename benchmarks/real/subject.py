@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 
 import surgery.hydra  # noqa: F401  (Hydra finds the groups)
 from surgery.config.validate import check_config
+from surgery.models.length import read_length
 from surgery.models.sites import get_text_config
 from surgery.models.source import EMBEDDED, ModelSource, find_embedded_dir
 
@@ -34,7 +35,7 @@ class Subject:
         kv_heads: of a layer.
         width: of the hidden states.
         head_dim: width of a head.
-        positions: that it was trained for.
+        positions: that it was trained for; 0 if its config does not say.
     """
 
     name: str
@@ -59,6 +60,8 @@ def find_subject(model: str | None, name: str | None) -> Subject:
     Raises:
         SurgeryError: there is no such model.
     """
+    if model is not None and Path(model).is_dir():
+        model = str(Path(model).absolute())  # commands run in the project's folder
     override = f"model={DEFAULT}" if model is None else f"model.path={model}"
     # Runs that were started in this process may have left Hydra as they needed it.
     GlobalHydra.instance().clear()
@@ -83,7 +86,7 @@ def find_subject(model: str | None, name: str | None) -> Subject:
         head_dim=int(
             getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         ),
-        positions=int(config.max_position_embeddings),
+        positions=read_length(config) or 0,
     )
 
 
