@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from benchmarks.real.rows import AMOUNTS, ESTIMATORS, ORIGINAL, name_cut
 from benchmarks.real.targets import compute_gap, compute_rise, get_median
@@ -22,6 +22,7 @@ _BY_ESTIMATOR = {
     "random": "#9aa0a8",
 }
 _LINES = ("#c8553d", "#4c6a92", "#c9a227", "#5b8c5a", "#8a6fa8", "#7f8794", "#2b2b2b", "#b07aa1")
+_LOOKS = ("-", "--", ":")  # more lines than colours go on with the next look
 _FLOOR = 1e-3  # nats: gaps below are drawn here
 
 
@@ -59,8 +60,14 @@ def _make_figure(width: float = 6.4, height: float = 3.6) -> tuple[Figure, Any]:
 
 def _scale(axes: Any) -> None:
     axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _style(number: int) -> dict[str, Any]:
+    look = _LOOKS[number // len(_LINES) % len(_LOOKS)]
+    return {"color": _LINES[number % len(_LINES)], "linestyle": look, "linewidth": 1.6}
 
 
 def _draw_merges(rows: Rows) -> Figure | None:
@@ -111,7 +118,7 @@ def _draw_pruning(rows: Rows) -> Figure | None:
     axes.set_xticks(AMOUNTS, [f"{amount}%" for amount in AMOUNTS])
     axes.set_xlabel("heads that went", fontsize=8)
     axes.set_ylabel("loss above the original's", fontsize=8)
-    axes.legend(frameon=False, fontsize=7)
+    axes.legend(frameon=False, fontsize=7, handlelength=3.5)
     return figure
 
 
@@ -119,15 +126,14 @@ def _draw_positions(rows: Rows) -> Figure | None:
     """Loss of each part of a long window, by kind of scaling."""
     figure, axes = _make_figure()
     names = [name for name, row in rows.items() if row["section"] == "rope"]
-    for name, colour in zip(names, _LINES, strict=False):
+    for number, name in enumerate(names):
         for record in rows[name]["records"]:
             parts = record["figures"].get("by_position") if record["status"] == "done" else None
             known = [((a + b) / 2, loss) for a, b, loss in parts or () if loss is not None]
             if known:
                 axes.plot(
                     *zip(*known, strict=True),
-                    color=colour,
-                    linewidth=1.6,
+                    **_style(number),
                     label=name.removeprefix("rope-"),
                 )
     if not axes.lines:
@@ -141,16 +147,16 @@ def _draw_positions(rows: Rows) -> Figure | None:
 
 def _draw_healing(rows: Rows) -> Figure | None:
     """Held-out loss by tokens of healing, of the first seed of each row."""
-    figure, axes = _make_figure(height=4.2)
+    figure, axes = _make_figure(width=8.0, height=4.0)
     names = [name for name, row in rows.items() if row["section"] in ("heal", "objectives")]
-    for name, colour in zip(names, _LINES, strict=False):
+    for number, name in enumerate(names):
         record = next((r for r in rows[name]["records"] if r["status"] == "done"), None)
         if record is None or not record["figures"].get("curve"):
             continue
         found = record["figures"]
         per_step = found["tokens"] / max(1, found["steps"])
         points = [(step * per_step, loss) for step, loss in found["curve"]]
-        axes.plot(*zip(*points, strict=True), color=colour, linewidth=1.6, label=name)
+        axes.plot(*zip(*points, strict=True), **_style(number), label=name)
     if not axes.lines:
         return None
     original = get_median(rows, ORIGINAL, "loss")
@@ -159,7 +165,7 @@ def _draw_healing(rows: Rows) -> Figure | None:
     _scale(axes)
     axes.set_xlabel("tokens of healing", fontsize=8)
     axes.set_ylabel("held-out loss, nats per token", fontsize=8)
-    axes.legend(frameon=False, fontsize=7)
+    figure.legend(loc="outside right upper", frameon=False, fontsize=7)
     return figure
 
 
