@@ -46,14 +46,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.seeds < 1 or not options.minutes > 0:
         parser.error("--seeds must be at least 1, and --minutes greater than 0")
     name = choose_name(options.model, options.name)
-    results: Path = options.results or name_results(name)
+    home: Path = options.folder or ROOT / "outputs/real" / name / ("quick" if options.quick else "")
+    # A try-out overwrites no result.
+    results: Path = options.results or (
+        home / "results.json" if options.quick else name_results(name)
+    )
     sizes = QUICK if options.quick else FULL
     try:
         if options.page:
             write_docs(results, options.docs)
             return 0
         subject = find_subject(options.model, options.name)
-        home = options.folder or ROOT / "outputs/real" / name
         rows = {row.name: row for row in list_rows(subject, sizes)}
         records = Records(rows, home / "rows", Places(subject, (home / "runs").absolute()))
         tasks = choose(records, options.only, options.seeds)
@@ -77,7 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         left = [task for task in todo if not records.is_done(*task)]
         say(f"stopped: {len(left)} of {len(todo)} rows are left; the same command goes on")
     results.parent.mkdir(parents=True, exist_ok=True)
-    write_json(results, collect(records, sizes, hide_paths(given, _PLACES)))
+    earlier = json.loads(results.read_text(encoding="utf-8")) if results.is_file() else None
+    write_json(results, collect(records, sizes, hide_paths(given, _PLACES), earlier))
     say(f"kept in {results}; python -m benchmarks.real --page writes the page")
     return status
 

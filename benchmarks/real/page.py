@@ -7,7 +7,15 @@ from statistics import median
 from typing import Any
 
 from benchmarks.real.reasons import REASONS
-from benchmarks.real.rows import AMOUNTS, ESTIMATORS, HEALED_PRUNING, ORIGINAL, PROMPT, name_cut
+from benchmarks.real.rows import (
+    AMOUNTS,
+    ESTIMATORS,
+    HEALED_PRUNING,
+    ORIGINAL,
+    PROMPT,
+    QUIET,
+    name_cut,
+)
 from benchmarks.real.targets import (
     compute_gap,
     compute_rise,
@@ -322,12 +330,18 @@ def _list_failures(rows: Rows) -> list[str]:
 
 
 def _list_commands(rows: Rows) -> list[str]:
+    quiet = " ".join(QUIET)
     lines = [
         "In order; a row takes up what the rows before it have left. `seed=0` stands for every "
-        "seed.\n"
+        "seed.\n",
+        f'    QUIET="{quiet}"\n',
     ]
     for name, row in rows.items():
-        lines += [f"`{name}`: {row['what']}\n", *(f"    {one}" for one in row["commands"]), ""]
+        lines += [
+            f"`{name}`: {row['what']}\n",
+            *(f"    {one.replace(quiet, '$QUIET')}" for one in row["commands"]),
+            "",
+        ]
     return lines[:-1]
 
 

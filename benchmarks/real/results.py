@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from benchmarks.results_file import FOLDER
 from surgery.lab.report.summary import describe_machine, find_versions
 
 MOST_SEEDS = 100
-_KEPT = ("seed", "status", "error", "figures", "costs", "wall_seconds", "date")
+_KEPT = ("key", "seed", "status", "error", "figures", "costs", "wall_seconds", "date")
 
 
 def name_results(name: str) -> Path:
@@ -24,15 +24,23 @@ def name_results(name: str) -> Path:
     return FOLDER / f"real-{name}-{kind}.json"
 
 
-def collect(records: Records, sizes: Sizes, command: str) -> dict[str, Any]:
-    """Put the results together from the files of the rows; raises nothing for those not run."""
+def collect(
+    records: Records, sizes: Sizes, command: str, earlier: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Put the results together from the files of the rows; those not run are in it, too.
+
+    Args:
+        earlier: results that were kept before; what they hold of the same rows, and has no file
+            here, stays.
+    """
+    before = _list_earlier(earlier or {})
     rows: list[dict[str, Any]] = []
     runs: list[dict[str, Any]] = []
     for name, row in records.rows.items():
         found = [
             record
             for seed in (range(MOST_SEEDS) if row.seeded else range(1))
-            if (record := _find(records, name, seed)) is not None
+            if (record := _find(records, name, seed, before)) is not None
         ]
         rows.append(
             {
@@ -43,13 +51,9 @@ def collect(records: Records, sizes: Sizes, command: str) -> dict[str, Any]:
                 "seeded": row.seeded,
                 "seen": row.seen,
                 "commands": _show_commands(records, name),
-                "records": [{key: record.get(key) for key in _KEPT} for record in found],
+                "records": [_pack(record, runs) for record in found],
             }
         )
-        for record in found:
-            run = {"machine": record["machine"], "versions": record["versions"]}
-            if run not in runs:
-                runs.append(run)
     subject = records.places.subject
     by_name = {row["name"]: row for row in rows}
     return {
@@ -73,8 +77,30 @@ def collect(records: Records, sizes: Sizes, command: str) -> dict[str, Any]:
     }
 
 
-def _find(records: Records, name: str, seed: int) -> Record | None:
-    return records.read(name, seed) if records.find_path(name, seed).is_file() else None
+def _find(
+    records: Records, name: str, seed: int, before: Mapping[tuple[str, int], Record]
+) -> Record | None:
+    if records.find_path(name, seed).is_file() and (found := records.read(name, seed)):
+        return found
+    kept = before.get((name, seed))
+    return kept if kept is not None and kept["key"] == records.make_key(name, seed) else None
+
+
+def _pack(record: Record, runs: list[dict[str, Any]]) -> Record:
+    """Leave out what is the same for many records: `run` is the number of machine and versions."""
+    run = {"machine": record["machine"], "versions": record["versions"]}
+    if run not in runs:
+        runs.append(run)
+    return {name: record.get(name) for name in _KEPT} | {"run": runs.index(run)}
+
+
+def _list_earlier(earlier: Mapping[str, Any]) -> dict[tuple[str, int], Record]:
+    """List records by row and seed, each with its machine and versions."""
+    return {
+        (row["name"], record["seed"]): record | earlier["runs"][record["run"]]
+        for row in earlier.get("rows", ())
+        for record in row["records"]
+    }
 
 
 def _show_commands(records: Records, name: str) -> list[str]:

@@ -172,6 +172,26 @@ def test_a_row_is_done_again_where_what_it_depends_on_has_changed(
     assert find_todo(changed, tasks) == tasks[1:]  # and so is what was made from it
 
 
+def test_results_that_were_kept_stay_where_nothing_was_run_again(
+    subject: Subject, tmp_path: Path
+) -> None:
+    records = make_records(subject, tmp_path / "one")
+    for name in THREE:
+        write_done(records, name, loss=1.0)
+    first = collect(records, QUICK, "c")
+    elsewhere = make_records(subject, tmp_path / "two")
+    write_done(elsewhere, ORIGINAL, loss=2.0)
+    found = {row["name"]: row for row in collect(elsewhere, QUICK, "c", first)["rows"]}
+    assert found[ORIGINAL]["records"][0]["figures"] == {"loss": 2.0}
+    assert found[THREE[1]]["records"] == first["rows"][names(first).index(THREE[1])]["records"]
+    other = make_records(replace(subject, weights="other"), tmp_path / "three")
+    assert not any(row["records"] for row in collect(other, QUICK, "c", first)["rows"])
+
+
+def names(figures: dict[str, Any]) -> list[str]:
+    return [row["name"] for row in figures["rows"]]
+
+
 def test_no_row_starts_that_would_not_end_in_time(subject: Subject, tmp_path: Path) -> None:
     records = make_records(subject, tmp_path)
     todo = [(ORIGINAL, 0), ("scores-random", 0)]
