@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from surgery.config.schema import (
 )
 from surgery.errors import ConfigError, get_first_line
 from surgery.importance.work import check_estimator
+from surgery.models.length import LENGTH, read_length
 from surgery.plan.make import check_order
 from surgery.plan.operation import Operation
 from surgery.plan.plan import Plan
@@ -79,11 +81,13 @@ def check_fit(run: RunConfig, config: Any, plan: Plan) -> None:
     Raises:
         ConfigError: the windows are too long for the model, or the batches are of the wrong kind.
     """
-    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+    text = copy.deepcopy(config.get_text_config())
     for key, value in plan.config_patch.items():
-        if key.endswith("max_position_embeddings"):
-            limit = value
-    if isinstance(limit, int) and run.data.seq_len > limit:
+        name = key.rpartition(".")[2]
+        if name in (LENGTH, "rope_parameters"):
+            setattr(text, name, value)
+    limit = read_length(text)
+    if limit is not None and run.data.seq_len > limit:
         raise ConfigError(
             "data.seq_len",
             "is more than the model has positions",

@@ -16,6 +16,7 @@ from surgery.config.schema import RunConfig, Stage
 from surgery.console import print_heading
 from surgery.importance.table import ScoreTable
 from surgery.models.source import ModelSource
+from surgery.pipeline.memory import MemoryWatch, Peaks, merge_peaks
 from surgery.plan.operation import Operation
 from surgery.plan.plan import Plan
 from surgery.signals import naming_stage
@@ -74,6 +75,7 @@ class Results:
         tasks: results for several tasks, for `tasks.json`.
         training, export: for the summary.
         timings: stage → seconds.
+        memory: stage → the most memory that it took.
     """
 
     measurements: dict[str, Measurement] = field(default_factory=dict)
@@ -84,6 +86,7 @@ class Results:
     training: dict[str, Any] = field(default_factory=dict)
     export: dict[str, Any] = field(default_factory=dict)
     timings: dict[str, float] = field(default_factory=dict)
+    memory: dict[str, Peaks] = field(default_factory=dict)
 
 
 @dataclass
@@ -107,6 +110,7 @@ class Session:
     model: PreTrainedModel | None = None
     results: Results = field(default_factory=Results)
     loggers: list[Logger] = field(default_factory=list)
+    memory_watch: MemoryWatch = field(default_factory=MemoryWatch)
 
     @property
     def immediate(self) -> list[Operation]:
@@ -156,13 +160,19 @@ class Session:
 
     @contextmanager
     def time_stage(self, name: str) -> Iterator[None]:
-        """Print a heading and time a stage; `timings` sums the seconds of each name.
+        """Print a heading, time a stage, and watch its memory.
 
-        A signal that ends the run in it learns its name.
+        `timings` sums the seconds of each name, `memory` keeps the highest peaks. A signal that
+        ends the run in it learns its name.
         """
         with naming_stage(name):
             print_heading(name)
+            self.memory_watch.begin()
             start = time.perf_counter()
-            yield
-        timings = self.results.timings
-        timings[name] = timings.get(name, 0.0) + time.perf_counter() - start
+            try:
+                yield
+            finally:
+                seconds, peaks = time.perf_counter() - start, self.memory_watch.end()
+        timings, memory = self.results.timings, self.results.memory
+        timings[name] = timings.get(name, 0.0) + seconds
+        memory[name] = merge_peaks(memory[name], peaks) if name in memory else peaks

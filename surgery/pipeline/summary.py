@@ -46,6 +46,7 @@ def summarize(session: Session) -> dict[str, Any]:
         "training": results.training or None,
         "export": results.export or None,
         "timings": {name: round(seconds, 3) for name, seconds in results.timings.items()},
+        "memory": {name: dict(peaks) for name, peaks in results.memory.items()},
         "machine": describe_machine(),
         "versions": find_versions(),
     }
