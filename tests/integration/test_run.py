@@ -253,8 +253,10 @@ def test_resume_continues_as_if_never_stopped(
     run: Path, summary: dict[str, Any], cli: Callable[..., Any], tmp_path: Path
 ) -> None:
     """From the checkpoint of step 6 to 12: the very same losses, and the same final model."""
-    outcome = cli(*SHORT, f"resume={run / 'checkpoints/step-6.ckpt'}", f"hydra.run.dir={tmp_path}")
+    resume = (f"resume={run / 'checkpoints/step-6.ckpt'}", "optim.lr=0.5")
+    outcome = cli(*SHORT, *resume, f"hydra.run.dir={tmp_path}")
     assert outcome.code == 0, outcome.err
+    assert "optim.lr=0.5 is not used: the checkpoint goes on at" in outcome.out
     resumed = json.loads((tmp_path / "summary.json").read_text())
     assert resumed["training"]["curve"] == summary["training"]["curve"]
     assert resumed["after_training"]["loss"] == summary["after_training"]["loss"]
