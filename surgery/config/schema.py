@@ -240,7 +240,7 @@ class OptimConfig:
     )
     lr: float | None = option(
         MISSING,
-        "null: 0.75 / hidden_size (3e-3 at width 256, 1.8e-4 at 4096)",
+        "null: by what surgery cost, a tenth of 0.75 / hidden_size to all of it",
         range=POSITIVE,
     )
     weight_decay: float = option(MISSING, "on matrices only", range=NOT_NEGATIVE)
@@ -309,7 +309,7 @@ class ValidationConfig:
         "optimizer steps in between; null: a tenth of trainer.max_steps, 10 or more",
         range=COUNT,
     )
-    windows: int = option(MISSING, "held-out windows, the first of measure.windows", range=COUNT)
+    windows: int = option(MISSING, "held-out windows, others than measure.windows has", range=COUNT)
     keep: Kept = option(
         MISSING, "what is measured and exported: best, the lowest loss, untrained too | last"
     )
@@ -442,6 +442,14 @@ class ExportConfig:
 
 
 @dataclass
+class ReportConfig:
+    prompts: list[str] | None = option(
+        MISSING, "that the model answers, or continues; null: a few of ours; []: none"
+    )
+    new_tokens: int = option(MISSING, "at most, after each prompt", range=COUNT)
+
+
+@dataclass
 class RunConfig:
     stages: list[Stage] = option(
         MISSING,
@@ -509,4 +517,8 @@ class RunConfig:
     )
     export: ExportConfig = option(
         default_factory=ExportConfig, help="The checkpoint: stage `export`."
+    )
+    report: ReportConfig = option(
+        default_factory=ReportConfig,
+        help="Text that the model writes, each time it is measured: stage `report`.",
     )

@@ -14,9 +14,7 @@ from transformers import PreTrainedModel
 
 from surgery.config.schema import DataConfig, Dtype, ExportFormat, RunConfig, Stage
 from surgery.console import is_terminal
-from surgery.errors import ConfigError
 from surgery.lab.tasks.declare import naming_task
-from surgery.models.sites import get_text_config
 from surgery.models.source import ModelSource
 from surgery.pipeline.check import check_calibrated, check_fit, check_tokenizer
 from surgery.pipeline.healing import check_healing
@@ -26,14 +24,11 @@ from surgery.pipeline.resume import check_resume
 from surgery.pipeline.session import Prepared, Session, resolve_device
 from surgery.plan.make import make_plan
 from surgery.plan.operation import Operation
+from surgery.training.rate import compute_full_rate
 from surgery.training.teacher import check_teacher_tokens
 
 _WEIGHTS = {Stage.measure, Stage.score, Stage.analyze, Stage.operate, Stage.train, Stage.export}
 _DATA = {Stage.measure, Stage.score, Stage.analyze, Stage.train}
-
-# Times 1 / hidden_size: the width rule of Yang et al. 2022 (arXiv:2203.03466) for Adam. With this
-# constant, healing the embedded model worked best.
-HEALING_RATE = 0.75
 
 
 def prepare(
@@ -65,7 +60,7 @@ def prepare(
     source = ModelSource(run.model)
     config = source.load_config()
     if run.optim.lr is None and Stage.train in wanted:
-        run = replace(run, optim=replace(run.optim, lr=_get_healing_rate(config)))
+        compute_full_rate(config)  # refused now, chosen when it is known what surgery cost
     _check_sources(run, reads_data)
     skeleton = source.build_meta_model(config)
     source.check_shapes(skeleton)
@@ -109,16 +104,6 @@ def prepare(
     if tasks:
         _read_tasks(session, skeleton, tasks)
     return session
-
-
-def _get_healing_rate(config: Any) -> float:
-    width = getattr(get_text_config(config), "hidden_size", None)
-    if not isinstance(width, int):
-        raise ConfigError(
-            "optim.lr",
-            "a value is required: the model's config has no hidden_size to derive it from",
-        )
-    return HEALING_RATE / width
 
 
 def _check_sources(run: RunConfig, reads_data: bool) -> None:

@@ -70,6 +70,7 @@ class Results:
     Attributes:
         measurements: by moment: before, after_surgery, after_training.
         scores: importance of every head, by the name of the file it is in (see `files.py`).
+        samples: what the model wrote at these moments.
         analysis: what each head does.
         comparison: the result of a better way of an operation.
         tasks: results for several tasks, for `tasks.json`.
@@ -80,6 +81,7 @@ class Results:
 
     measurements: dict[str, Measurement] = field(default_factory=dict)
     scores: dict[str, ScoreTable] = field(default_factory=dict)
+    samples: dict[str, Any] = field(default_factory=dict)
     analysis: dict[str, Any] = field(default_factory=dict)
     comparison: dict[str, Any] | None = None
     tasks: dict[str, Any] = field(default_factory=dict)
@@ -99,6 +101,7 @@ class Session:
         plan: from the original to the model, as far as it is decided: the operation that training
             decides on is added after training. The stage `calibrate` closes the plan.
         model: loaded by the first stage that needs weights, changed by the stage `operate`.
+        random_state: of torch on the CPU, before it was loaded: weights may be drawn.
         loggers: empty until the first figure is sent; open until the run ends.
     """
 
@@ -108,6 +111,7 @@ class Session:
     prepared: Prepared
     plan: Plan
     model: PreTrainedModel | None = None
+    random_state: torch.Tensor | None = None
     results: Results = field(default_factory=Results)
     loggers: list[Logger] = field(default_factory=list)
     memory_watch: MemoryWatch = field(default_factory=MemoryWatch)
@@ -155,8 +159,16 @@ class Session:
         """Return the model; the first call loads it."""
         if self.model is None:
             with self.time_stage("load"):
+                self.random_state = torch.get_rng_state()
                 self.model = self.source.load().to(self.device)  # type: ignore[arg-type]
         return self.model
+
+    def load_again(self) -> PreTrainedModel:
+        """Load the model that `load_model` has loaded, weights that are random included."""
+        with torch.random.fork_rng():
+            if self.random_state is not None:
+                torch.set_rng_state(self.random_state)
+            return self.source.load()
 
     @contextmanager
     def time_stage(self, name: str) -> Iterator[None]:
