@@ -70,6 +70,7 @@ class Results:
         measurements: by moment: before, after_surgery, after_training.
         scores: importance of every head, by the name of the file it is in (see `files.py`).
         analysis: what each head does.
+        text: the original's loss on the held-out text, beside that of counting tokens.
         comparison: the result of a better way of an operation.
         tasks: results for several tasks, for `tasks.json`.
         training, export: for the summary.
@@ -79,6 +80,7 @@ class Results:
     measurements: dict[str, Measurement] = field(default_factory=dict)
     scores: dict[str, ScoreTable] = field(default_factory=dict)
     analysis: dict[str, Any] = field(default_factory=dict)
+    text: dict[str, Any] = field(default_factory=dict)
     comparison: dict[str, Any] | None = None
     tasks: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)

@@ -29,6 +29,9 @@ from surgery.pipeline.summary import summarize
 from surgery.plan.store import forget_plan
 from surgery.signals import Stopped, naming_stage
 
+# Stages that have the model loaded before training builds its own.
+_LOADING = {Stage.measure, Stage.score, Stage.analyze, Stage.calibrate, Stage.operate}
+
 
 def run_stages(session: Session, start: float) -> None:
     """Run the stages, and write their results into the run directory.
@@ -38,8 +41,10 @@ def run_stages(session: Session, start: float) -> None:
     """
     with _naming_checkpoint(session), finish_loggers(session):
         begin(session)
+        _sample(session)
         _check_head(session)
         _measure(session, "before")
+        _judge_text(session)
         _observe_heads(session)
         _operate(session)
         _train(session)
@@ -114,11 +119,34 @@ def finish(session: Session, start: float) -> dict[str, Any] | None:
     return summary
 
 
+def _sample(session: Session) -> None:
+    """Sample the text of `data=self` from the original; processes read what the first one wrote."""
+    prepared = session.prepared
+    own = [data for data in (prepared.data, *prepared.task_data.values()) if data and data.own]
+    if not own:
+        return
+    with session.time_stage("sample"):
+        loaded = set(session.run.stages) & _LOADING
+        model = session.load_model() if loaded else session.source.load().to(session.device)  # type: ignore[arg-type]
+        for data in own:
+            data.sample(model)
+
+
 def _measure(session: Session, moment: str) -> None:
     if session.has(Stage.measure) and is_rank_zero():
         from surgery.pipeline.measure import measure
 
         measure(session, moment)
+
+
+def _judge_text(session: Session) -> None:
+    """Judge the text by the original's loss on it, where no stage has measured that."""
+    reads = session.has(Stage.score) or session.has(Stage.analyze)
+    reads = reads or (session.has(Stage.calibrate) and not session.plan.is_resolved)
+    if reads and not session.has(Stage.measure) and is_rank_zero():
+        from surgery.pipeline.measure import judge_text_alone
+
+        judge_text_alone(session)
 
 
 def _check_head(session: Session) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from surgery.lab.report.figures import MOMENT_NAMES, ROWS, name_figure
-from surgery.lab.report.healing import describe_gap, describe_healing
+from surgery.lab.report.healing import describe_gap, describe_healing, describe_text
 from surgery.lab.report.quantities import NOTHING, format_change
 from surgery.lab.report.summary import MOMENTS
 
@@ -32,6 +32,7 @@ def tabulate_result(summary: Mapping[str, Any]) -> Table:
     gap, training = describe_gap(summary), summary.get("training") or {}
     lines = [] if gap is None else [gap]
     lines += describe_healing(training, exported=bool(summary.get("export")))
+    lines += describe_text(summary)
     table.caption = "\n".join(lines) or None
     table.caption_justify = "left"
     return table
