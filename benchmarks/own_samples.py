@@ -3,7 +3,7 @@
 python -m benchmarks.own_samples                                   # the embedded model; minutes
 python -m benchmarks.own_samples --model DIR --dtype bfloat16 --real a.jsonl --other b.jsonl
 
-Each change of the model is fitted and then healed on three kinds of text: real text of the kind that
+Each change of the model is fitted and healed on three kinds of text: real text of the kind that
 it is measured on, samples of the original (`data=self`), and real text of another kind. The loss is
 always on the same held-out windows of the real text, as cut and healed. For the embedded model the
 kinds are the code of the standard library, and its docstrings and comments.

@@ -65,5 +65,7 @@ def judge_text(session: Session, loss: float, windows: int) -> None:
     unigram = compute_unigram_loss(data, task, windows=windows, vocabulary=vocabulary)
     warning = describe_misfit(loss, unigram, data.held_out_key)
     session.results.text = {"loss": loss, "unigram_loss": unigram, "warning": warning}
+    said = f"the original's loss on the held-out text is {loss:.4f} nats per token"
+    say(f"  {said}; the frequencies of its tokens alone give {unigram:.4f}")
     if warning is not None:
         say(f"  {warning}")
