@@ -65,12 +65,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         files = write_texts(options, folder)
-        cells = [
-            measure(options, change, text, files, folder)
-            for change in options.changes
-            for text in options.texts
-        ]
-    keep(options.results, {"options": {k: str(v) for k, v in vars(options).items()}, "runs": cells})
+        cells: list[dict[str, Any]] = []
+        about = {name: str(value) for name, value in vars(options).items()}
+        for change in options.changes:
+            for text in options.texts:
+                cells.append(measure(options, change, text, files, folder))
+                keep(options.results, {"options": about, "runs": cells})  # cut off, these stay
 
 
 def write_texts(options: argparse.Namespace, folder: Path) -> dict[str, str]:

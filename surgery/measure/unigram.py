@@ -17,8 +17,8 @@ from surgery.data.collate import IGNORED, Batch
 from surgery.data.module import TextData
 
 # Share of the unigram loss that a model must save to be said to know the text. Measured: SmolLM2
-# saves 0.62 on Python, 0.30 on short English messages, 0.19 on Finnish ones; the embedded model 0.65
-# on Python, and less than nothing on Finnish, German, Russian, Chinese.
+# saves 0.62 on Python, 0.30 on short English messages, 0.19 on Finnish ones; the embedded model
+# 0.65 on Python, and less than nothing on Finnish, German, Russian, Chinese.
 LEAST_GAIN = 0.2
 # Training tokens that frequencies are counted on, at most: reading text takes time, too.
 MOST_TOKENS = 200_000
