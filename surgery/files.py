@@ -15,6 +15,9 @@ import numpy as np
 # Ends the name of what is being written; a run removes what an earlier one left of these.
 DRAFT = ".partial"
 
+# Names the folder of what runs keep for later runs; else it is beside those of other programs.
+CACHE_VARIABLE = "ATTENTION_SURGERY_CACHE"
+
 # The deepest file that this project, or a model of transformers, writes has about 10 levels.
 MOST_NESTED = 100
 _MOST_BYTES = 256_000_000
@@ -23,6 +26,15 @@ _STRING = re.compile(rb'"[^"]*+(?:"|\Z)')
 # As int8: one level more, one less; and 0 for null, by its first letter.
 _STEPS = bytes.maketrans(b"[{]}n", b"\x01\x01\xff\xff\x00")
 _DROPPED = bytes(set(range(256)) - set(b"[{]}n"))
+
+
+def find_cache_folder() -> Path:
+    """Find the folder of what runs keep for later runs. It may not exist yet."""
+    named = os.environ.get(CACHE_VARIABLE)
+    if named:
+        return Path(named).expanduser()
+    caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(caches).expanduser() / "attention-surgery"
 
 
 @contextmanager

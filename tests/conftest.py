@@ -33,5 +33,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _own_datasets_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("datasets")
     os.environ["HF_DATASETS_CACHE"] = str(folder)  # for processes that tests start
+    os.environ["ATTENTION_SURGERY_CACHE"] = str(tmp_path_factory.mktemp("cache"))
     if "datasets" in sys.modules:
         sys.modules["datasets"].config.HF_DATASETS_CACHE = Path(folder)

@@ -20,6 +20,7 @@ from surgery.config.options import (
     COUNT,
     NOT_NEGATIVE,
     POSITIVE,
+    find_dataclass,
     get_default,
     get_help,
     get_range,
@@ -52,9 +53,9 @@ def describe_keys(kind: type) -> dict[str, Key]:
 
 
 def _describe_key(field: Field[Any], hint: Any) -> Key:
-    if is_dataclass(hint):
-        assert isinstance(hint, type)
-        return Key(get_help(field), describe_keys(hint))
+    section = find_dataclass(hint)
+    if section is not None:
+        return Key(get_help(field), describe_keys(section))
     return Key("; ".join(_describe_field(field, hint)))
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
-from typing import Any
+from types import NoneType
+from typing import Any, get_args
 
 from surgery.errors import ConfigError
 
@@ -75,6 +76,13 @@ def option(
     if default is MISSING:
         return field(metadata=metadata)
     return field(default=default, metadata=metadata)
+
+
+def find_dataclass(hint: Any) -> type | None:
+    """Find the dataclass of a type hint, which may allow ``None``; ``None`` if it has none."""
+    choices = [one for one in get_args(hint) or (hint,) if one is not NoneType]
+    only = choices[0] if len(choices) == 1 else None
+    return only if isinstance(only, type) and is_dataclass(only) else None
 
 
 def get_help(option: Field[Any]) -> str:

@@ -34,6 +34,7 @@ class DataKind(Enum):
     stdlib = "stdlib"
     text = "text"
     hub = "hub"
+    self = "self"
 
 
 class Layout(Enum):
@@ -167,6 +168,35 @@ class ModelConfig:
 
 
 @dataclass
+class SelfConfig:
+    """How text is sampled from the original model (LLM-QAT, arXiv:2305.17888, section 2.1)."""
+
+    windows: int = option(MISSING, "how many are sampled, of data.seq_len tokens", range=COUNT)
+    temperature: float = option(
+        MISSING, "logits are divided by it; 1: the original's own distribution", range=POSITIVE
+    )
+    top_p: float = option(
+        MISSING,
+        "sampled from the likeliest tokens that reach this probability; 1: from all",
+        range=Range(0, 1, low_open=True),
+    )
+    greedy_tokens: int | None = option(
+        MISSING,
+        "first tokens of a document that are the likeliest; null: 4 after a token of the "
+        "vocabulary, else 0",
+        range=NOT_NEGATIVE,
+    )
+    prompts: Any = option(
+        MISSING,
+        "how documents begin: vocabulary (a random token) | begin (the token that begins a text) | "
+        "chat (the chat template; the model says both parts) | a list of texts; null: chat where "
+        "there is a template, else vocabulary",
+    )
+    batch_size: int = option(MISSING, "windows that are sampled side by side", range=COUNT)
+    seed: int = option(MISSING, "of what is sampled", range=_SEED)
+
+
+@dataclass
 class DataConfig:
     kind: DataKind = option(MISSING)
     path: Any = option(MISSING, "text: files, or a saved data set | hub: owner/name")
@@ -211,6 +241,7 @@ class DataConfig:
     streaming: Streaming = option(MISSING, "auto (files over stream_above_gb) | always | never")
     stream_above_gb: float = option(MISSING, "GB of all files together", range=NOT_NEGATIVE)
     shuffle_buffer: int = option(MISSING, "rows shuffled at a time while streaming", range=COUNT)
+    self: SelfConfig | None = option(MISSING, "data=self: how the original is sampled")
 
 
 @dataclass

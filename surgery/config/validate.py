@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import fields
 from typing import Any, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
@@ -16,7 +16,7 @@ from omegaconf.errors import (
     OmegaConfBaseException,
 )
 
-from surgery.config.options import check_ranges, get_valid
+from surgery.config.options import check_ranges, find_dataclass, get_valid
 from surgery.config.schema import (
     DataConfig,
     ExportConfig,
@@ -70,17 +70,20 @@ def check_config(cfg: DictConfig) -> RunConfig:
 def _refuse_values_for_groups(cfg: Mapping[str, Any], kind: type, path: str = "") -> None:
     """Refuse a value where a group of keys must stand; OmegaConf does not say where that is."""
     for name, hint in get_type_hints(kind).items():
-        if not isinstance(hint, type) or not is_dataclass(hint) or name not in cfg:
+        section = find_dataclass(hint)
+        if section is None or name not in cfg:
             continue
         value = cfg[name]
         if isinstance(value, Mapping):
-            _refuse_values_for_groups(value, hint, f"{path}{name}.")
+            _refuse_values_for_groups(value, section, f"{path}{name}.")
+        elif value is None and section is not hint:
+            continue
         elif not (isinstance(value, str) and value.startswith(("${", "???"))):
             raise ConfigError(
                 f"{path}{name}",
                 "must be a group of keys",
                 given=str(value),
-                valid=[field.name for field in fields(hint)],
+                valid=[field.name for field in fields(section)],
             )
 
 

@@ -13,12 +13,14 @@ import pytorch_lightning as pl
 import torch
 from datasets.distributed import split_dataset_by_node
 from torch.utils.data import DataLoader
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from surgery.config.schema import DataConfig, Layout, LossOn, Task
+from surgery.console import say
 from surgery.data.collate import Batch, make_collator
+from surgery.data.own_text import OwnText
 from surgery.data.sampler import ResumableSampler
-from surgery.data.sources import Documents, load_corpus, reading
+from surgery.data.sources import Documents, load_corpus, load_held_out, reading
 from surgery.data.stream import StreamBatches
 from surgery.data.windows import make_windows
 from surgery.errors import ConfigError
@@ -32,12 +34,21 @@ class TextData(pl.LightningDataModule):
         tokenizer: the model's.
         task: decides labels, special tokens and masking.
         seed: decides the order of training windows.
+        own: of `data.kind=self`; then `sample` must be called before rows are asked for.
     """
 
     def __init__(
-        self, cfg: DataConfig, tokenizer: PreTrainedTokenizerBase, task: Task, seed: int
+        self,
+        cfg: DataConfig,
+        tokenizer: PreTrainedTokenizerBase,
+        task: Task,
+        seed: int,
+        own: OwnText | None = None,
     ) -> None:
         super().__init__()
+        self.own = own
+        # Whether data without held-out text is refused at once, or only once losses are measured.
+        self.needs_held_out = True
         self.cfg = cfg
         self.tokenizer = tokenizer
         self.task = task
@@ -67,15 +78,74 @@ class TextData(pl.LightningDataModule):
                 given="packed",
                 valid="padded",
             )
+        if self.own is not None:
+            if self.cfg.val_path is not None and self._held_out is None:
+                documents, whole = load_held_out(self.cfg, self.task, self.tokenizer)
+                self._held_out = self._shuffle_held_out(self._make_windows(documents, whole))
+            drawn = self.own.held_out if self._held_out is None else len(self._held_out)
+            if self.needs_held_out and drawn == 0:
+                self._refuse_empty("held_out")
+            return
         corpus = load_corpus(self.cfg, self.task, self.tokenizer)
         train, held_out = (
-            make_windows(half, self.tokenizer, self.cfg, self.task, whole=corpus.whole)
-            for half in (corpus.train, corpus.held_out)
+            self._make_windows(half, corpus.whole) for half in (corpus.train, corpus.held_out)
         )
+        if corpus.shared:
+            train, held_out = share_short_text(train, held_out, self.cfg.val_fraction)
         if _count_rows(train, enough=1) == 0:
             self._refuse_empty("train")
-        self._held_out = self._select_held_out(held_out)
+        self._held_out = self._shuffle_held_out(held_out)
+        if self.needs_held_out and len(self._held_out) == 0:
+            self._refuse_empty("held_out")
         self._train = train
+
+    def sample(self, original: PreTrainedModel) -> None:
+        """Sample the rows from the original, where `data.kind` is self. Only once."""
+        self.setup()
+        if self.own is None or self._train is not None:
+            return
+        self._train, held_out = self.own.load_rows(original)
+        if self._held_out is None:
+            self._held_out = held_out
+
+    def _make_windows(self, documents: Documents, whole: bool) -> Documents:
+        return make_windows(documents, self.tokenizer, self.cfg, self.task, whole=whole)
+
+    def describe(self) -> str:
+        """Say what the text is, in words: for summaries, cards and score tables."""
+        if self.own is not None:
+            held_out = _list_names(self.cfg.val_path)
+            return self.own.description + (f"; held out: {held_out}" if held_out else "")
+        names = _list_names(self.cfg.path)
+        return ": ".join([self.cfg.kind.value, *([names] if names else [])])
+
+    @property
+    def measures_itself(self) -> bool:
+        """Whether the held-out rows are samples of the original, too."""
+        return self.own is not None and self.cfg.val_path is None
+
+    @property
+    def held_out_key(self) -> str:
+        """The config key that names where held-out rows come from."""
+        if self.cfg.val_path is not None:
+            return "data.val_path"
+        return "data" if self.cfg.path is None else "data.path"
+
+    def count_training_rows(self) -> int | None:
+        """Count the training rows, also of samples that are not drawn yet; of a stream ``None``."""
+        self.setup()
+        if self._train is None:
+            assert self.own is not None
+            return self.own.train
+        return len(self._train) if isinstance(self._train, datasets.Dataset) else None
+
+    def count_held_out_rows(self) -> int:
+        """Count the held-out rows, also of samples that are not drawn yet."""
+        self.setup()
+        if self._held_out is None:
+            assert self.own is not None
+            return self.own.held_out
+        return len(self._held_out)
 
     def check_training(self) -> None:
         """Check that there is enough data to train on.
@@ -83,10 +153,12 @@ class TextData(pl.LightningDataModule):
         Raises:
             ConfigError: a process has too few rows for one batch.
         """
-        self.setup()
-        assert self._train is not None
         _, world = self._get_rank()
-        rows = _count_rows(self._train, enough=self.cfg.batch_size * world) // world
+        known = self.count_training_rows()
+        if known is None:
+            assert self._train is not None
+            known = _count_rows(self._train, enough=self.cfg.batch_size * world)
+        rows = known // world
         if rows < self.cfg.batch_size:
             raise ConfigError(
                 "data.batch_size",
@@ -111,42 +183,48 @@ class TextData(pl.LightningDataModule):
                 given=f"no window of data.seq_len={self.cfg.seq_len} tokens",
                 valid="more text, a smaller data.seq_len, or data.layout=padded",
             )
+        single = not self.cfg.val_path and self.cfg.val_fraction > 0
         raise ConfigError(
             "data.val_path" if self.cfg.val_path else "data.val_fraction",
-            "the held-out text is shorter than one window",
+            "there is no second window to hold out"
+            if single
+            else "the held-out text is shorter than one window",
             given=self.cfg.val_path or self.cfg.val_fraction,
             valid="a larger share, data.val_path, a smaller data.seq_len, or data.layout=padded",
         )
 
-    def _select_held_out(self, rows: Documents) -> datasets.Dataset:
+    def _shuffle_held_out(self, rows: Documents) -> datasets.Dataset:
         if isinstance(rows, datasets.IterableDataset):
             with reading("data.path"):
                 rows = datasets.Dataset.from_list(list(islice(rows, self.cfg.shuffle_buffer)))
-        if len(rows) == 0:
-            self._refuse_empty("held_out")
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).tolist()
         return rows.select(order, keep_in_memory=True)
 
     @property
     def held_out_size(self) -> int:
-        """Number of held-out rows."""
+        """Number of held-out rows; there is at least one."""
+        return len(self._get_held_out())
+
+    def _get_held_out(self) -> datasets.Dataset:
         self.setup()
         assert self._held_out is not None
-        return len(self._held_out)
+        if len(self._held_out) == 0:
+            self._refuse_empty("held_out")
+        return self._held_out
 
     def load_held_out_batches(self, windows: int, batch_size: int) -> Iterator[Batch]:
         """Yield `windows` held-out rows in batches: the same rows and masks at every call."""
-        return self._load_held_out(range(min(windows, self.held_out_size)), batch_size)
+        return self._load_held_out(range(min(windows, len(self._get_held_out()))), batch_size)
 
     def load_validation_batches(self, batch_size: int) -> Iterator[Batch]:
         """Yield the held-out rows of a validation in batches: the same at every call."""
         return self._load_held_out(self._select_validation_rows(), batch_size)
 
     def _load_held_out(self, places: range, batch_size: int) -> Iterator[Batch]:
-        assert self._held_out is not None
+        rows = self._get_held_out()
         for start in range(0, len(places), batch_size):
             part = places[start : start + batch_size]
-            yield self._collate([self._held_out[index] for index in part])
+            yield self._collate([rows[index] for index in part])
 
     def draw_calibration_batches(self, windows: int, batch_size: int) -> list[Batch]:
         """Draw `windows` training rows by the seed (a stream: its first rows), without labels."""
@@ -258,6 +336,35 @@ class TextData(pl.LightningDataModule):
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         self._resumed = dict(state_dict)
+
+
+def _list_names(where: Any) -> str:
+    names = [] if where is None else [where] if isinstance(where, str) else list(where)
+    return ", ".join(map(str, names))
+
+
+def share_short_text(
+    train: Documents, held_out: Documents, fraction: float
+) -> tuple[Documents, Documents]:
+    """Hold out windows, where the text is so short that a hash leaves one half without any.
+
+    A line says so. Rows stay as they are where both halves have some, where the share is none or
+    all, and in streams.
+    """
+    if not (isinstance(train, datasets.Dataset) and isinstance(held_out, datasets.Dataset)):
+        return train, held_out
+    if (len(train) and len(held_out)) or not 0 < fraction < 1:
+        return train, held_out
+    rows, none = (train, held_out) if len(train) else (held_out, train)
+    total = len(rows)
+    if total < 2:
+        return rows, none
+    count = min(max(1, round(fraction * total)), total - 1)
+    say(
+        f"  data.val_fraction={fraction:g} of so short a text ({total} windows) leaves one "
+        f"half without any: {count} of them held out, {total - count} to fit"
+    )
+    return rows.select(range(total - count)), rows.select(range(total - count, total))
 
 
 def _count_rows(rows: Documents, enough: int) -> int:

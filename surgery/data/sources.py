@@ -36,11 +36,13 @@ class Corpus:
 
     Attributes:
         whole: whether a text is whole: a chat template has put in every special token.
+        shared: whether a share of one text is held out, by hash.
     """
 
     train: Documents
     held_out: Documents
     whole: bool = False
+    shared: bool = False
 
 
 def check_source(cfg: DataConfig) -> None:
@@ -50,22 +52,30 @@ def check_source(cfg: DataConfig) -> None:
         ConfigError: a file is missing, empty or of an unknown type, or a key is set that
             `data.kind` does not use.
     """
-    if cfg.kind is not DataKind.text and cfg.val_path is not None:
+    without_files = cfg.kind in (DataKind.stdlib, DataKind.self)
+    if cfg.kind not in (DataKind.text, DataKind.self) and cfg.val_path is not None:
         _refuse_unread("data.val_path", cfg.val_path, cfg.kind)
-    if cfg.kind is DataKind.stdlib and cfg.path is not None:
+    if without_files and cfg.path is not None:
         _refuse_unread("data.path", cfg.path, cfg.kind)
     if cfg.kind is not DataKind.stdlib and cfg.part is not Part.all:
         _refuse_unread("data.part", cfg.part.value, cfg.kind, reader=DataKind.stdlib)
-    if cfg.kind is DataKind.stdlib and cfg.completion_column is not None:
+    if without_files and cfg.completion_column is not None:
         _refuse_unread("data.completion_column", cfg.completion_column, cfg.kind)
-    if cfg.kind is DataKind.stdlib and cfg.loss_on is not LossOn.all:
+    if without_files and cfg.loss_on is not LossOn.all:
         _refuse_unread("data.loss_on", cfg.loss_on.value, cfg.kind)
+    if cfg.kind is DataKind.self:
+        if cfg.self is None:
+            raise ConfigError("data.self", "is needed to sample the original", valid="data=self")
+        if cfg.streaming is Streaming.always:
+            _refuse_unread("data.streaming", cfg.streaming.value, cfg.kind)
+        if cfg.val_path is not None:
+            _resolve_held_out_files(cfg)
     if cfg.kind is DataKind.text:
         _resolve_halves(cfg)
-        if cfg.sample_by not in _SAMPLES:
-            raise ConfigError(
-                "data.sample_by", "unknown way to split a text", given=cfg.sample_by, valid=_SAMPLES
-            )
+    if cfg.kind in (DataKind.text, DataKind.self) and cfg.sample_by not in _SAMPLES:
+        raise ConfigError(
+            "data.sample_by", "unknown way to split a text", given=cfg.sample_by, valid=_SAMPLES
+        )
     if cfg.kind is DataKind.hub and not isinstance(cfg.path, str):
         raise ConfigError("data.path", "must be the name of a data set", given=cfg.path)
 
@@ -90,6 +100,7 @@ def load_corpus(cfg: DataConfig, task: Task, tokenizer: PreTrainedTokenizerBase)
             `task`, `data.loss_on` or the chat template.
     """
     check_source(cfg)
+    assert cfg.kind is not DataKind.self  # `surgery.data.own_text` makes these
     if cfg.kind is DataKind.stdlib:
         return _load_stdlib(cfg, task)
     train, held_out = _load_text(cfg) if cfg.kind is DataKind.text else _load_hub(cfg)
@@ -100,6 +111,7 @@ def load_corpus(cfg: DataConfig, task: Task, tokenizer: PreTrainedTokenizerBase)
             train=_select_share(train, fraction=fraction, held_out=False),
             held_out=_select_share(train, fraction=fraction, held_out=True),
             whole=whole,
+            shared=True,
         )
         _refuse_blank("data.path", cfg.path, corpus.train, corpus.held_out)
         return corpus
@@ -112,6 +124,22 @@ def load_corpus(cfg: DataConfig, task: Task, tokenizer: PreTrainedTokenizerBase)
     _refuse_blank("data.path", cfg.path, corpus.train)
     _refuse_blank("data.val_path", cfg.val_path, corpus.held_out)
     return corpus
+
+
+def load_held_out(
+    cfg: DataConfig, task: Task, tokenizer: PreTrainedTokenizerBase
+) -> tuple[Documents, bool]:
+    """Load the documents of `data.val_path` alone, and say whether they are whole (`Corpus`).
+
+    Raises:
+        ConfigError: as of `load_corpus`.
+    """
+    check_source(cfg)
+    documents = _read_files(_resolve_held_out_files(cfg), False, "data.val_path", cfg)
+    documents, whole = _read_texts(documents, cfg, task, tokenizer)
+    rows = _select_share(documents, fraction=1.0, held_out=True, key="data.val_path")
+    _refuse_blank("data.val_path", cfg.val_path, rows)
+    return rows, whole
 
 
 def _read_texts(
@@ -215,6 +243,7 @@ def _load_stdlib(cfg: DataConfig, task: Task) -> Corpus:
     return Corpus(
         train=datasets.Dataset.from_dict({TEXT: halves[False]}),
         held_out=datasets.Dataset.from_dict({TEXT: halves[True]}),
+        shared=True,
     )
 
 
@@ -224,10 +253,7 @@ def _resolve_halves(cfg: DataConfig) -> tuple[list[Path], list[Path]]:
     folders = [Path(os.path.expanduser(cfg.path))] if isinstance(cfg.path, str) else []
     wanted = cfg.val_split
     if cfg.val_path is not None:
-        if wanted is None and isinstance(cfg.val_path, str):
-            held_out = Path(os.path.expanduser(cfg.val_path))
-            wanted = saved.find_validation(held_out, "data.val_path")
-        return train, _resolve_files("data.val_path", cfg.val_path, "data.val_split", wanted)
+        return train, _resolve_held_out_files(cfg)
     splits = [name for one in folders for name in saved.list_splits(one, "data.path")]
     if wanted is None and splits:
         wanted = saved.find_validation(folders[0], "data.path")
@@ -241,6 +267,15 @@ def _resolve_halves(cfg: DataConfig) -> tuple[list[Path], list[Path]]:
             valid="null, data.val_path, or a folder of a DatasetDict",
         )
     return train, _resolve_files("data.path", cfg.path, "data.val_split", wanted)
+
+
+def _resolve_held_out_files(cfg: DataConfig) -> list[Path]:
+    """Find the files of `data.val_path`."""
+    wanted = cfg.val_split
+    if wanted is None and isinstance(cfg.val_path, str):
+        held_out = Path(os.path.expanduser(cfg.val_path))
+        wanted = saved.find_validation(held_out, "data.val_path")
+    return _resolve_files("data.val_path", cfg.val_path, "data.val_split", wanted)
 
 
 def _resolve_files(key: str, given: Any, split_key: str, split: str | None) -> list[Path]:
@@ -309,25 +344,27 @@ def _load_text(cfg: DataConfig) -> tuple[Documents, Documents | None]:
     streamed = cfg.streaming is Streaming.always or (
         cfg.streaming is Streaming.auto and size_gb > cfg.stream_above_gb
     )
+    train = _read_files(paths, streamed, "data.path", cfg)
+    if not held_out_paths:
+        return train, None
+    return train, _read_files(held_out_paths, False, "data.val_path", cfg)
 
-    def read(files: list[Path], stream: bool, key: str) -> Documents:
-        for path in files:
-            with reading(key):
-                _check_content(key, path)
-        reader = _get_reader(files[0])
-        options = {"sample_by": cfg.sample_by} if reader == "text" else {}
+
+def _read_files(files: list[Path], stream: bool, key: str, cfg: DataConfig) -> Documents:
+    for path in files:
         with reading(key):
-            return datasets.load_dataset(
-                reader,
-                name=_hash_file_versions(files),
-                data_files=[glob.escape(str(path)) for path in files],
-                split="train",
-                streaming=stream,
-                **options,
-            )
-
-    train = read(paths, streamed, "data.path")
-    return train, read(held_out_paths, False, "data.val_path") if held_out_paths else None
+            _check_content(key, path)
+    reader = _get_reader(files[0])
+    options = {"sample_by": cfg.sample_by} if reader == "text" else {}
+    with reading(key):
+        return datasets.load_dataset(
+            reader,
+            name=_hash_file_versions(files),
+            data_files=[glob.escape(str(path)) for path in files],
+            split="train",
+            streaming=stream,
+            **options,
+        )
 
 
 def _hash_file_versions(files: Iterable[Path]) -> str:

@@ -98,7 +98,7 @@ def analyze(session: Session) -> None:
     result = {
         "format": FORMAT,
         "model": session.source.name,
-        "data": run.data.kind.value,
+        "data": session.data.describe(),
         "windows": sum(len(batch["input_ids"]) for batch in batches),
         "rows": behaviour[sites[0].path].rows,
         "thresholds": thresholds.to_json(),
@@ -129,7 +129,7 @@ def _write_tables(
         similarity,
         sites,
         model=session.source.name,
-        data=session.run.data.kind.value,
+        data=session.data.describe(),
         batches=batches,
         seed=session.run.seed,
     ).save(folder / f"{REDUNDANCY}.json")

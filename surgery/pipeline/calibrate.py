@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -59,7 +60,7 @@ def close_plan(
     if any(operation.scored_by for operation in operations):
         scorer = make_scorer(session)
         scorer = keep_tables(session, scorer) if keep else scorer
-    return make_calibrated_plan(
+    plan = make_calibrated_plan(
         model,
         operations,
         session.data.draw_calibration_batches(run.calibration.windows, run.calibration.batch_size),
@@ -67,6 +68,9 @@ def close_plan(
         scorer,
         **session.prepared.planning,
     )
+    if session.data.own is None or plan.calibration is None:
+        return plan
+    return replace(plan, calibration={**plan.calibration, "data": session.data.describe()})
 
 
 def make_options(run: RunConfig) -> Calibration:

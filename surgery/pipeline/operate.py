@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from surgery.console import is_rank_zero, show
+from surgery.console import is_rank_zero, say, show
 from surgery.execute.live import apply_
 from surgery.pipeline.session import Session
 from surgery.plan.render import build_plan_table
@@ -14,6 +14,9 @@ def write_plan(session: Session) -> None:
     if is_rank_zero():
         save_plan(session.whole_plan, session.run_dir)
         show(build_plan_table(session.whole_plan))
+        data = session.prepared.data
+        if data is not None and data.own is not None:
+            say(f"  data: {data.describe()}")
 
 
 def operate(session: Session) -> None:

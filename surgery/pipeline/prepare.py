@@ -6,14 +6,14 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
 from transformers import PreTrainedModel
 
-from surgery.config.schema import DataConfig, Dtype, ExportFormat, RunConfig, Stage
-from surgery.console import is_terminal
+from surgery.config.schema import DataConfig, DataKind, Dtype, ExportFormat, RunConfig, Stage
+from surgery.console import is_terminal, say
 from surgery.lab.tasks.declare import naming_task
 from surgery.models.source import ModelSource
 from surgery.pipeline.check import check_calibrated, check_fit, check_tokenizer
@@ -26,6 +26,9 @@ from surgery.plan.make import make_plan
 from surgery.plan.operation import Operation
 from surgery.training.rate import compute_full_rate
 from surgery.training.teacher import check_teacher_tokens
+
+if TYPE_CHECKING:
+    from surgery.data.module import TextData
 
 _WEIGHTS = {Stage.measure, Stage.score, Stage.analyze, Stage.operate, Stage.train, Stage.export}
 _DATA = {Stage.measure, Stage.score, Stage.analyze, Stage.train}
@@ -139,30 +142,61 @@ def _build_callbacks(session: Session) -> None:
 def _read_data(session: Session, skeleton: PreTrainedModel) -> None:
     import datasets  # seconds, as does what uses it
 
-    from surgery.data.module import TextData
-
     if not is_terminal():
         datasets.disable_progress_bars()
     run = session.run
-    check_fit(run, skeleton.config, session.whole_plan)
-    check_packing(run, run.data, skeleton, session.whole_plan)
-    data = TextData(run.data, session.tokenizer, run.model.task, run.seed)
+    data = _make_data(run, run.data, session, skeleton)
+    data.needs_held_out = session.has(Stage.measure) or session.has(Stage.train)
     data.setup()
     if session.has(Stage.train):
         data.check_training()
     session.prepared.data = data
+    _say_few_windows(session, data)
+
+
+def _make_data(
+    run: RunConfig, cfg: DataConfig, session: Session, skeleton: PreTrainedModel
+) -> TextData:
+    from surgery.data.module import TextData  # seconds, for datasets and Lightning
+    from surgery.data.own_text import OwnText, check_cache
+
+    check_fit(replace(run, data=cfg), skeleton.config, session.whole_plan)
+    check_packing(run, cfg, skeleton, session.whole_plan)
+    task, own = run.model.task, None
+    if cfg.kind is DataKind.self:
+        scratch = run.model.scratch is not None
+        own = OwnText(cfg, session.tokenizer, skeleton.config, task, scratch=scratch)
+        check_cache()
+    return TextData(cfg, session.tokenizer, task, run.seed, own)
+
+
+def _say_few_windows(session: Session, data: TextData) -> None:
+    """Say where a stage looks at fewer windows than it is asked to, since there are no more."""
+    run, train = session.run, data.count_training_rows()
+    scored = any(operation.scored_by for operation in session.immediate)
+    wanted = {
+        "calibration.windows": (session.has(Stage.calibrate), run.calibration.windows, train),
+        "importance.windows": (session.has(Stage.score) or scored, run.importance.windows, train),
+        "analysis.windows": (session.has(Stage.analyze), run.analysis.windows, train),
+        "measure.windows": (
+            session.has(Stage.measure),
+            run.measure.windows,
+            data.count_held_out_rows(),
+        ),
+    }
+    for key, (used, windows, there) in wanted.items():
+        if used and there is not None and there < windows:
+            half = "held-out" if key == "measure.windows" else "training"
+            say(f"  {key}={windows}: the {half} text has {there}, and these are used")
+    if not data.needs_held_out and not data.count_held_out_rows():
+        say("  no text is held out: nothing says how well the result does on text it has not seen")
 
 
 def _read_tasks(
     session: Session, skeleton: PreTrainedModel, tasks: Mapping[str, DataConfig]
 ) -> None:
-    from surgery.data.module import TextData  # seconds, for datasets and Lightning
-
-    run = session.run
     for name, cfg in tasks.items():
         with naming_task(name):
-            check_fit(replace(run, data=cfg), skeleton.config, session.whole_plan)
-            check_packing(run, cfg, skeleton, session.whole_plan)
-            data = TextData(cfg, session.tokenizer, run.model.task, run.seed)
+            data = _make_data(session.run, cfg, session, skeleton)
             data.setup()
         session.prepared.task_data[name] = data

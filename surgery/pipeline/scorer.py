@@ -67,7 +67,7 @@ def make_scorer(session: Session) -> Scorer:
     def score(
         model: PreTrainedModel, sites: Sequence[Site], estimator: str, unit: str
     ) -> ScoreTable:
-        return _score(session, batches, model, sites, estimator, unit, run.data.kind.value)
+        return _score(session, batches, model, sites, estimator, unit, session.data.describe())
 
     return score
 

@@ -72,6 +72,7 @@ class Results:
         scores: importance of every head, by the name of the file it is in (see `files.py`).
         samples: what the model wrote at these moments.
         analysis: what each head does.
+        text: the original's loss on the held-out text, beside that of counting tokens.
         comparison: the result of a better way of an operation.
         tasks: results for several tasks, for `tasks.json`.
         training, export: for the summary.
@@ -83,6 +84,7 @@ class Results:
     scores: dict[str, ScoreTable] = field(default_factory=dict)
     samples: dict[str, Any] = field(default_factory=dict)
     analysis: dict[str, Any] = field(default_factory=dict)
+    text: dict[str, Any] = field(default_factory=dict)
     comparison: dict[str, Any] | None = None
     tasks: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)

@@ -29,6 +29,9 @@ from surgery.pipeline.summary import summarize
 from surgery.plan.store import forget_plan
 from surgery.signals import Stopped, naming_stage
 
+# Stages that have the model loaded before training builds its own.
+_LOADING = {Stage.measure, Stage.score, Stage.analyze, Stage.calibrate, Stage.operate}
+
 
 def run_stages(session: Session, start: float) -> None:
     """Run the stages, and write their results into the run directory.
@@ -38,9 +41,11 @@ def run_stages(session: Session, start: float) -> None:
     """
     with _naming_checkpoint(session), finish_loggers(session):
         begin(session)
+        _sample_data(session)
         _check_head(session)
         _measure(session, "before")
-        _sample(session, "before")
+        _sample_text(session, "before")
+        _judge_text(session)
         _observe_heads(session)
         _operate(session)
         _train(session)
@@ -123,6 +128,19 @@ def _say_rates(session: Session) -> None:
         say_rates(session)
 
 
+def _sample_data(session: Session) -> None:
+    """Sample the text of `data=self` from the original; processes read what the first one wrote."""
+    prepared = session.prepared
+    own = [data for data in (prepared.data, *prepared.task_data.values()) if data and data.own]
+    if not own:
+        return
+    with session.time_stage("sample"):
+        loaded = set(session.run.stages) & _LOADING
+        model = session.load_model() if loaded else session.source.load().to(session.device)  # type: ignore[arg-type]
+        for data in own:
+            data.sample(model)
+
+
 def _measure(session: Session, moment: str) -> None:
     if session.has(Stage.measure) and is_rank_zero():
         from surgery.pipeline.measure import measure
@@ -130,11 +148,21 @@ def _measure(session: Session, moment: str) -> None:
         measure(session, moment)
 
 
-def _sample(session: Session, moment: str) -> None:
+def _sample_text(session: Session, moment: str) -> None:
     if is_rank_zero():
         from surgery.pipeline.sample import sample
 
         sample(session, moment)
+
+
+def _judge_text(session: Session) -> None:
+    """Judge the text by the original's loss on it, where no stage has measured that."""
+    reads = session.has(Stage.score) or session.has(Stage.analyze)
+    reads = reads or (session.has(Stage.calibrate) and not session.plan.is_resolved)
+    if reads and not session.has(Stage.measure) and is_rank_zero():
+        from surgery.pipeline.measure import judge_text_alone
+
+        judge_text_alone(session)
 
 
 def _check_head(session: Session) -> None:
@@ -169,7 +197,7 @@ def _operate(session: Session) -> None:
     if session.has(Stage.operate) and session.plan.changes_anything:
         operate(session)
         _measure(session, "after_surgery")
-        _sample(session, "after_surgery")
+        _sample_text(session, "after_surgery")
         _compare(session)
 
 
@@ -206,4 +234,4 @@ def _train(session: Session) -> None:
         from surgery.pipeline.revert import revert_if_worse
 
         revert_if_worse(session)
-    _sample(session, "after_training")
+    _sample_text(session, "after_training")

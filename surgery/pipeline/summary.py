@@ -40,6 +40,7 @@ def summarize(session: Session) -> dict[str, Any]:
         "gap_closed": compute_gap_closed(figures, noise),
         "samples": _describe_samples(session),
         "calibration": plan.calibration,
+        "data": _describe_data(session),
         "importance": None if scores is None else scores.describe(),
         "analysis": results.analysis or None,
         "comparison": results.comparison,
@@ -73,3 +74,12 @@ def _compute_gap_noise(session: Session) -> float | None:
     before, opened, healed = (measured[moment].windows for moment in MOMENTS)
     errors = (opened.compute_error(before), opened.compute_error(healed))
     return max((error for error in errors if error is not None), default=None)
+
+
+def _describe_data(session: Session) -> dict[str, Any] | None:
+    """Describe the text of the run; ``None`` where no stage read any."""
+    data = session.prepared.data
+    if data is None:
+        return None
+    text = {"loss": None, "unigram_loss": None, "warning": None} | session.results.text
+    return {"name": data.describe(), "own_samples_held_out": data.measures_itself, **text}

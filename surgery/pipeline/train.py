@@ -80,7 +80,9 @@ def train(session: Session) -> Any:
     if trainer.global_step == 0:
         raise ConfigError("trainer", "no training step was done with these options")
     session.model = _gather_model(module, trainer, session, best)
-    session.results.training = _describe_training(run, module, trainer, curve)
+    session.results.training = _describe_training(
+        run, module, trainer, curve, session.data.describe()
+    )
     session.results.training["rate"] = {"share": rate.share, "reason": rate.reason}
     session.results.training["held_out"] = _describe_validation(session, trainer, best)
     say(f"  trained {trainer.global_step} steps")
@@ -147,13 +149,13 @@ def _gather_model(
 
 
 def _describe_training(
-    run: RunConfig, module: SurgeryModule, trainer: pl.Trainer, curve: LossCurve
+    run: RunConfig, module: SurgeryModule, trainer: pl.Trainer, curve: LossCurve, data: str
 ) -> dict[str, Any]:
     """Describe the training for the summary; every process must call it, to count tokens."""
     return {
         "steps": trainer.global_step,
         "tokens": _count_tokens(curve, trainer),
-        "data": _name_data(run),
+        "data": data,
         "seq_len": run.data.seq_len,
         "objective": run.objective.name.value,
         "attention_weight": run.objective.attention_weight,
@@ -269,12 +271,6 @@ def _count_tokens(curve: LossCurve, trainer: pl.Trainer) -> int:
         float(curve.tokens), dtype=torch.float64, device=trainer.strategy.root_device
     )
     return int(trainer.strategy.reduce(mine, reduce_op="sum"))
-
-
-def _name_data(run: RunConfig) -> str:
-    where = run.data.path
-    names = [] if where is None else [where] if isinstance(where, str) else list(where)
-    return ": ".join([run.data.kind.value, *([", ".join(map(str, names))] if names else [])])
 
 
 def _to_float(value: Any) -> float | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from surgery.lab.report.healing import describe_healing
+from surgery.lab.report.healing import describe_healing, describe_text
 from surgery.lab.report.quantities import format_options
 from surgery.lab.report.summary import MOMENTS
 from surgery.lab.report.templates import make_environment
@@ -24,4 +24,5 @@ def render_card(summary: Mapping[str, Any], outcomes: Sequence[str]) -> str:
     measured = {name.replace("_", " "): summary[name] for name in MOMENTS if summary[name]}
     healing = list(describe_healing(summary.get("training") or {}, exported=True))
     template = environment.get_template("card.md.j2")
-    return template.render(summary, done=done, measured=measured, healing=healing)
+    text = list(describe_text(summary))
+    return template.render(summary, done=done, measured=measured, healing=healing, text=text)

@@ -28,4 +28,6 @@ def name_figure(field: str, summary: Mapping[str, Any]) -> str:
     """What tables of a run call a figure: FLOPs with the length that they are counted at."""
     tokens = (summary.get("planned") or {}).get("tokens")
     at = f", {tokens} tokens" if field == "attention_flops" and tokens else ""
-    return ROWS[field][0] + at
+    own = (summary.get("data") or {}).get("own_samples_held_out")
+    on = " on samples of the original" if own and field == "loss" else ""
+    return ROWS[field][0] + at + on

@@ -35,6 +35,18 @@ def describe_rate(value: float, share: float | None, reason: str) -> str:
     return f"learning rate {value:.3g}, {part}{reason}"
 
 
+def describe_text(summary: Mapping[str, Any]) -> Iterator[str]:
+    """Say what a reader of the losses must know of the text that they are on."""
+    data = summary.get("data") or {}
+    if data.get("own_samples_held_out"):
+        yield (
+            "losses are on samples of the original, not on real text; data.val_path names text to "
+            "measure on"
+        )
+    if data.get("warning"):
+        yield data["warning"]
+
+
 def describe_healing(training: Mapping[str, Any], *, exported: bool) -> Iterator[str]:
     """Say which weights training ended with, and what held-out losses it saw.
 

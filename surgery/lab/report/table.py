@@ -8,7 +8,12 @@ from typing import Any
 from rich.table import Table
 
 from surgery.lab.report.figures import MOMENT_NAMES, ROWS, name_figure
-from surgery.lab.report.healing import describe_gap, describe_healing, describe_rate
+from surgery.lab.report.healing import (
+    describe_gap,
+    describe_healing,
+    describe_rate,
+    describe_text,
+)
 from surgery.lab.report.quantities import NOTHING, format_change
 from surgery.lab.report.summary import MOMENTS
 
@@ -34,6 +39,7 @@ def tabulate_result(summary: Mapping[str, Any]) -> Table:
     if training.get("rate"):  # summaries of earlier versions have none
         lines.append(describe_rate(training["lr"], **training["rate"]))
     lines += describe_healing(training, exported=bool(summary.get("export")))
+    lines += describe_text(summary)
     table.caption = "\n".join(lines) or None
     table.caption_justify = "left"
     return table

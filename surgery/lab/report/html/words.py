@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from surgery.lab.report.healing import describe_gap, describe_healing
+from surgery.lab.report.healing import describe_gap, describe_healing, describe_text
 from surgery.lab.report.html.data import RunFiles
 from surgery.lab.report.quantities import format_change, format_signed
 
@@ -118,6 +118,7 @@ def collect_remarks(run: RunFiles, undrawn: Sequence[str] = ()) -> list[Remark]:
         *_compare_figures(run),
         *_read_export(run),
         *_read_plan(run.plan),
+        *(Remark(CAUTION, line) for line in describe_text(run.summary)),
         *(Remark(CAUTION, problem) for problem in (*run.problems, *undrawn)),
     ]
     return sorted(found, key=lambda remark: (ALARM, CAUTION, NOTE).index(remark.kind))
