@@ -100,6 +100,11 @@ class Stream:
             handle.remove()
         return outputs[-1]
 
+    def get_hidden(self, number: int) -> torch.Tensor | None:
+        """Get what goes into the present layer, [B, N, D_model]; ``None`` where it is not kept."""
+        state = self._states[number]
+        return state[0] if isinstance(state, (tuple, list)) else state
+
     def _run(self, number: int, end: nn.Module) -> Any:
         with self.resume(number) as batch:
             return run_until(self.model, batch, end)

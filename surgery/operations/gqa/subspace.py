@@ -18,7 +18,7 @@ EXACT = 1e-9
 CG_STEPS = 40
 NOTHING = 1e-30
 # Conjugate gradients stop once the loss above its least is this share of what it was.
-CG_LEFT = 1e-8
+CG_LEFT = 1e-4
 # Of the preconditioner alone, which need not be exact.
 CG_FLOOR = 1e-6
 
