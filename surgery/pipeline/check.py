@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from surgery.config.schema import (
     Layout,
@@ -19,6 +21,7 @@ from surgery.config.schema import (
 )
 from surgery.errors import ConfigError, get_first_line
 from surgery.importance.work import check_estimator
+from surgery.models.length import LENGTH, read_length
 from surgery.plan.make import check_order
 from surgery.plan.operation import Operation
 from surgery.plan.plan import Plan
@@ -78,11 +81,13 @@ def check_fit(run: RunConfig, config: Any, plan: Plan) -> None:
     Raises:
         ConfigError: the windows are too long for the model, or the batches are of the wrong kind.
     """
-    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+    text = copy.deepcopy(config.get_text_config())
     for key, value in plan.config_patch.items():
-        if key.endswith("max_position_embeddings"):
-            limit = value
-    if isinstance(limit, int) and run.data.seq_len > limit:
+        name = key.rpartition(".")[2]
+        if name in (LENGTH, "rope_parameters"):
+            setattr(text, name, value)
+    limit = read_length(text)
+    if limit is not None and run.data.seq_len > limit:
         raise ConfigError(
             "data.seq_len",
             "is more than the model has positions",
@@ -105,6 +110,28 @@ def check_fit(run: RunConfig, config: Any, plan: Plan) -> None:
             "sequence_classification pads its batches, and this model has no pad token",
             given=run.model.path,
             valid="a model whose config.json has a pad_token_id",
+        )
+
+
+def check_tokenizer(
+    run: RunConfig, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel
+) -> None:
+    """Check that the model embeds every token of a tokenizer that is not its own.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    if run.model.tokenizer is None:
+        return
+    embedding: Any = model.get_input_embeddings()
+    rows = embedding.weight.shape[0]
+    tokens = 1 + max(tokenizer.get_vocab().values())
+    if tokens > rows:
+        raise ConfigError(
+            "model.tokenizer",
+            f"has {tokens} tokens, but the model embeds {rows}",
+            given=run.model.tokenizer,
+            valid="null: the model's own, or one of as many tokens",
         )
 
 

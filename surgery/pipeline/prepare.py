@@ -14,11 +14,9 @@ from transformers import PreTrainedModel
 
 from surgery.config.schema import DataConfig, Dtype, ExportFormat, RunConfig, Stage
 from surgery.console import is_terminal
-from surgery.errors import ConfigError
 from surgery.lab.tasks.declare import naming_task
-from surgery.models.sites import get_text_config
 from surgery.models.source import ModelSource
-from surgery.pipeline.check import check_calibrated, check_fit
+from surgery.pipeline.check import check_calibrated, check_fit, check_tokenizer
 from surgery.pipeline.healing import check_healing
 from surgery.pipeline.log import is_logged
 from surgery.pipeline.packing import check_packing
@@ -26,13 +24,11 @@ from surgery.pipeline.resume import check_resume
 from surgery.pipeline.session import Prepared, Session, resolve_device
 from surgery.plan.make import make_plan
 from surgery.plan.operation import Operation
+from surgery.training.rate import compute_full_rate
+from surgery.training.teacher import check_teacher_tokens
 
 _WEIGHTS = {Stage.measure, Stage.score, Stage.analyze, Stage.operate, Stage.train, Stage.export}
 _DATA = {Stage.measure, Stage.score, Stage.analyze, Stage.train}
-
-# Times 1 / hidden_size: the width rule of Yang et al. 2022 (arXiv:2203.03466) for Adam. With this
-# constant, healing the embedded model worked best.
-HEALING_RATE = 0.75
 
 
 def prepare(
@@ -64,7 +60,7 @@ def prepare(
     source = ModelSource(run.model)
     config = source.load_config()
     if run.optim.lr is None and Stage.train in wanted:
-        run = replace(run, optim=replace(run.optim, lr=_get_healing_rate(config)))
+        compute_full_rate(config)  # refused now, chosen when it is known what surgery cost
     _check_sources(run, reads_data)
     skeleton = source.build_meta_model(config)
     source.check_shapes(skeleton)
@@ -96,8 +92,11 @@ def prepare(
     session = Session(run, settings, run_dir, Prepared(source, operations, planning, whole), plan)
     if reads_data or tasks or Stage.export in wanted:
         session.prepared.tokenizer = source.load_tokenizer()
+        check_tokenizer(run, session.tokenizer, skeleton)
         if Stage.export in wanted:
             session.prepared.loaded_tokenizer = copy.deepcopy(session.prepared.tokenizer)
+    if Stage.train in wanted and run.objective.teacher is not None:
+        check_teacher_tokens(run.model, run.objective.teacher, session.tokenizer)
     if Stage.train in wanted:
         _build_callbacks(session)
     if reads_data:
@@ -105,16 +104,6 @@ def prepare(
     if tasks:
         _read_tasks(session, skeleton, tasks)
     return session
-
-
-def _get_healing_rate(config: Any) -> float:
-    width = getattr(get_text_config(config), "hidden_size", None)
-    if not isinstance(width, int):
-        raise ConfigError(
-            "optim.lr",
-            "a value is required: the model's config has no hidden_size to derive it from",
-        )
-    return HEALING_RATE / width
 
 
 def _check_sources(run: RunConfig, reads_data: bool) -> None:

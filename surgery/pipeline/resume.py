@@ -50,6 +50,11 @@ def check_resume(run: RunConfig, config: PreTrainedConfig, operations: Sequence[
             )
 
 
+def read_rate(path: str) -> float:
+    """Read the peak learning rate of a checkpoint that `check_resume` has let through."""
+    return float(_read_hyperparameters(path)["optim"]["lr"])
+
+
 def plain_config(config: PreTrainedConfig) -> dict[str, Any]:
     """Turn a config into plain JSON types, as a `weights_only` checkpoint needs."""
     fields: dict[str, Any] = config.to_dict()

@@ -16,6 +16,7 @@ from surgery.config.schema import RunConfig, Stage
 from surgery.console import print_heading
 from surgery.importance.table import ScoreTable
 from surgery.models.source import ModelSource
+from surgery.pipeline.memory import MemoryWatch, Peaks, merge_peaks
 from surgery.plan.operation import Operation
 from surgery.plan.plan import Plan
 from surgery.signals import naming_stage
@@ -69,21 +70,25 @@ class Results:
     Attributes:
         measurements: by moment: before, after_surgery, after_training.
         scores: importance of every head, by the name of the file it is in (see `files.py`).
+        samples: what the model wrote at these moments.
         analysis: what each head does.
         comparison: the result of a better way of an operation.
         tasks: results for several tasks, for `tasks.json`.
         training, export: for the summary.
         timings: stage → seconds.
+        memory: stage → the most memory that it took.
     """
 
     measurements: dict[str, Measurement] = field(default_factory=dict)
     scores: dict[str, ScoreTable] = field(default_factory=dict)
+    samples: dict[str, Any] = field(default_factory=dict)
     analysis: dict[str, Any] = field(default_factory=dict)
     comparison: dict[str, Any] | None = None
     tasks: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     export: dict[str, Any] = field(default_factory=dict)
     timings: dict[str, float] = field(default_factory=dict)
+    memory: dict[str, Peaks] = field(default_factory=dict)
 
 
 @dataclass
@@ -96,6 +101,7 @@ class Session:
         plan: from the original to the model, as far as it is decided: the operation that training
             decides on is added after training. The stage `calibrate` closes the plan.
         model: loaded by the first stage that needs weights, changed by the stage `operate`.
+        random_state: of torch on the CPU, before it was loaded: weights may be drawn.
         loggers: empty until the first figure is sent; open until the run ends.
     """
 
@@ -105,8 +111,10 @@ class Session:
     prepared: Prepared
     plan: Plan
     model: PreTrainedModel | None = None
+    random_state: torch.Tensor | None = None
     results: Results = field(default_factory=Results)
     loggers: list[Logger] = field(default_factory=list)
+    memory_watch: MemoryWatch = field(default_factory=MemoryWatch)
 
     @property
     def immediate(self) -> list[Operation]:
@@ -151,18 +159,32 @@ class Session:
         """Return the model; the first call loads it."""
         if self.model is None:
             with self.time_stage("load"):
+                self.random_state = torch.get_rng_state()
                 self.model = self.source.load().to(self.device)  # type: ignore[arg-type]
         return self.model
 
+    def load_again(self) -> PreTrainedModel:
+        """Load the model that `load_model` has loaded, weights that are random included."""
+        with torch.random.fork_rng():
+            if self.random_state is not None:
+                torch.set_rng_state(self.random_state)
+            return self.source.load()
+
     @contextmanager
     def time_stage(self, name: str) -> Iterator[None]:
-        """Print a heading and time a stage; `timings` sums the seconds of each name.
+        """Print a heading, time a stage, and watch its memory.
 
-        A signal that ends the run in it learns its name.
+        `timings` sums the seconds of each name, `memory` keeps the highest peaks. A signal that
+        ends the run in it learns its name.
         """
         with naming_stage(name):
             print_heading(name)
+            self.memory_watch.begin()
             start = time.perf_counter()
-            yield
-        timings = self.results.timings
-        timings[name] = timings.get(name, 0.0) + time.perf_counter() - start
+            try:
+                yield
+            finally:
+                seconds, peaks = time.perf_counter() - start, self.memory_watch.end()
+        timings, memory = self.results.timings, self.results.memory
+        timings[name] = timings.get(name, 0.0) + seconds
+        memory[name] = merge_peaks(memory[name], peaks) if name in memory else peaks

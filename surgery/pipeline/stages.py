@@ -40,6 +40,7 @@ def run_stages(session: Session, start: float) -> None:
         begin(session)
         _check_head(session)
         _measure(session, "before")
+        _sample(session, "before")
         _observe_heads(session)
         _operate(session)
         _train(session)
@@ -74,6 +75,7 @@ def begin(session: Session) -> None:
     if session.has(Stage.plan):
         with naming_stage("plan"):
             write_plan(session)
+            _say_rates(session)
 
 
 def forget_earlier_run(run_dir: Path) -> None:
@@ -114,11 +116,25 @@ def finish(session: Session, start: float) -> dict[str, Any] | None:
     return summary
 
 
+def _say_rates(session: Session) -> None:
+    if session.has(Stage.train):
+        from surgery.pipeline.rate import say_rates
+
+        say_rates(session)
+
+
 def _measure(session: Session, moment: str) -> None:
     if session.has(Stage.measure) and is_rank_zero():
         from surgery.pipeline.measure import measure
 
         measure(session, moment)
+
+
+def _sample(session: Session, moment: str) -> None:
+    if is_rank_zero():
+        from surgery.pipeline.sample import sample
+
+        sample(session, moment)
 
 
 def _check_head(session: Session) -> None:
@@ -153,6 +169,7 @@ def _operate(session: Session) -> None:
     if session.has(Stage.operate) and session.plan.changes_anything:
         operate(session)
         _measure(session, "after_surgery")
+        _sample(session, "after_surgery")
         _compare(session)
 
 
@@ -185,3 +202,8 @@ def _train(session: Session) -> None:
             cut(session, decision)
             write_plan(session)
     _measure(session, "after_training")
+    if is_rank_zero():
+        from surgery.pipeline.revert import revert_if_worse
+
+        revert_if_worse(session)
+    _sample(session, "after_training")

@@ -38,6 +38,7 @@ def summarize(session: Session) -> dict[str, Any]:
         **figures,
         "gap_noise": noise,
         "gap_closed": compute_gap_closed(figures, noise),
+        "samples": _describe_samples(session),
         "calibration": plan.calibration,
         "importance": None if scores is None else scores.describe(),
         "analysis": results.analysis or None,
@@ -46,8 +47,21 @@ def summarize(session: Session) -> dict[str, Any]:
         "training": results.training or None,
         "export": results.export or None,
         "timings": {name: round(seconds, 3) for name, seconds in results.timings.items()},
+        "memory": {name: dict(peaks) for name, peaks in results.memory.items()},
         "machine": describe_machine(),
         "versions": find_versions(),
+    }
+
+
+def _describe_samples(session: Session) -> dict[str, Any] | None:
+    samples = session.results.samples
+    if not samples:
+        return None
+    texts = [{**dict.fromkeys(MOMENTS), **entry} for entry in samples.get("texts", [])]
+    return {
+        "new_tokens": session.run.report.new_tokens,
+        "texts": texts,
+        "problems": samples.get("problems", {}),
     }
 
 

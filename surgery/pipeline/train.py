@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import signal
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,12 @@ from transformers import PreTrainedModel
 from surgery.config.schema import ExportFormat, Kept, RunConfig, Stage
 from surgery.console import say
 from surgery.errors import ConfigError, get_first_line
-from surgery.lab.report.healing import describe_healing
+from surgery.lab.report.healing import describe_healing, describe_rate
 from surgery.models.source import ModelSource
 from surgery.pipeline.files import BEST_WEIGHTS, FINAL_CHECKPOINT
 from surgery.pipeline.healing import find_cadence, pair_with_teacher, schedule_validation
 from surgery.pipeline.log import open_loggers
+from surgery.pipeline.rate import choose_rate
 from surgery.pipeline.resume import plain_config
 from surgery.pipeline.scorer import keep_tables, make_scorer
 from surgery.pipeline.session import Session
@@ -46,7 +47,9 @@ def train(session: Session) -> Any:
     Raises:
         ConfigError: Lightning refuses the options only now, or no step was done.
     """
-    run = session.run
+    rate = choose_rate(session)
+    session.run = run = replace(session.run, optim=replace(session.run.optim, lr=rate.value))
+    say(f"  {describe_rate(rate.value, rate.share, rate.reason)}")
     module = build_module(run, session.source, session.plan, **_make_deferred(session))
     if session.model is not None:
         module.adopt(session.model)
@@ -78,6 +81,7 @@ def train(session: Session) -> Any:
         raise ConfigError("trainer", "no training step was done with these options")
     session.model = _gather_model(module, trainer, session, best)
     session.results.training = _describe_training(run, module, trainer, curve)
+    session.results.training["rate"] = {"share": rate.share, "reason": rate.reason}
     session.results.training["held_out"] = _describe_validation(session, trainer, best)
     say(f"  trained {trainer.global_step} steps")
     if trainer.limit_val_batches != 0 and not best.evaluations:  # spawned processes keep theirs
@@ -164,17 +168,24 @@ def _describe_training(
         "heads": _find_heads_table(trainer),
         "alarms": [alarm for c in trainer.callbacks for alarm in getattr(c, "alarms", ())],  # type: ignore[attr-defined]
         "decision": None,
+        "reverted": None,
     }
 
 
 def _say_validation(session: Session, trainer: pl.Trainer) -> None:
     if trainer.limit_val_batches == 0:
-        say("  trainer.limit_val_batches=0: no held-out loss is looked at, the last weights stay")
+        say("  trainer.limit_val_batches=0: no held-out loss is looked at while the model trains")
         return
     every = find_cadence(session.run)
     when = f"every {every} steps" if every else "as trainer.* says"
     rows, total = _count_validated_rows(session, trainer), session.data.held_out_size
     say(f"  held-out loss at the start, {when} and at the end, on {rows} of {total} windows")
+    shared = session.data.count_shared_rows(session.run.measure.windows)
+    if shared and session.has(Stage.measure):
+        say(
+            f"  the held-out text is short: {shared} of the windows that choose the weights are "
+            "measured, too (measure.windows, validation.windows)"
+        )
 
 
 def _count_validated_rows(session: Session, trainer: pl.Trainer) -> int:

@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+from surgery.models.packaged import PACKAGED
 from surgery.models.source import ModelSource
 
 _BLOCK = 1 << 20
@@ -15,28 +16,34 @@ _BLOCKS = 64
 def identify_model(source: ModelSource) -> dict[str, Any]:
     """Collect name, architecture, revision and fingerprint of an original.
 
-    A directory goes by its own name, wherever it lies. `revision` is the hub's commit,
-    `fingerprint` that of the weights in a directory; ``None`` where there is no such thing.
+    A directory or file goes by its own name, wherever it lies. `revision` is the hub's commit,
+    `fingerprint` that of local weights; ``None`` where there is no such thing.
     """
     config = source.load_config()
     where = None if source.spec.scratch is not None else Path(source.locate())
-    local = where is not None and where.is_dir()
+    local = where is not None and where.exists()
+    packaged = source.spec.path in PACKAGED
     return {
-        "name": where.name if local and where is not None else source.name,
+        "name": where.name if local and where is not None and not packaged else source.name,
         "model_type": config.model_type,
         "revision": getattr(config, "_commit_hash", None) or source.spec.revision,
         "fingerprint": compute_fingerprint(where) if local and where is not None else None,
     }
 
 
-def compute_fingerprint(folder: Path) -> str:
-    """Compute SHA-256 over the names, sizes and contents of ``*.safetensors``.
+def compute_fingerprint(where: Path) -> str:
+    """Compute SHA-256 over the name, size and content of the weights: a file, or a directory's.
+
+    Those are its ``*.safetensors``, or ``pytorch_model*.bin`` where it has none.
 
     Of a file above 64 MiB, 64 evenly spaced blocks of 1 MiB are read, its header among them. That
     tells models apart; it does not prove that a file is intact.
     """
     digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.safetensors")):
+    files = [where]
+    if where.is_dir():
+        files = sorted(where.glob("*.safetensors")) or sorted(where.glob("pytorch_model*.bin"))
+    for path in files:
         size = path.stat().st_size
         digest.update(f"{path.name} {size}\n".encode())
         with path.open("rb") as file:

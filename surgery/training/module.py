@@ -278,6 +278,8 @@ class SurgeryModule(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         assert self.model is not None
+        if self.trainer.world_size > 1:  # only the first process has measured what it follows from
+            self.optim.lr = self.trainer.strategy.broadcast(self.optim.lr)
         optimizer = build_optimizer(self.model.named_parameters(), self.optim)
         steps = self.trainer.estimated_stepping_batches
         total = int(steps) if steps != float("inf") else None

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from surgery.config.schema import ModelConfig
+from surgery.console import say
 from surgery.errors import ConfigError
 from surgery.models.source import ModelSource
 
@@ -34,6 +35,37 @@ def load_teacher(original: ModelConfig, teacher: str | None) -> PreTrainedModel:
     with naming_teacher(teacher):
         model = locate_teacher(original, teacher).load()
     return model.requires_grad_(False).eval()
+
+
+def check_teacher_tokens(
+    original: ModelConfig, teacher: str, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Check that every token of the student means the same to another teacher.
+
+    Args:
+        tokenizer: the student's, which makes the tokens that both read.
+
+    Raises:
+        ConfigError: the teacher's tokenizer has another text for a token, or cannot be loaded.
+    """
+    source = locate_teacher(replace(original, tokenizer=None), teacher)
+    with naming_teacher(teacher):
+        if not source.has_tokenizer():
+            say("  objective.teacher brings no tokenizer: that its tokens are the same is trusted")
+            return
+        theirs = source.load_tokenizer().get_vocab()
+    own = tokenizer.get_vocab()
+    for token, number in sorted(own.items(), key=lambda item: item[1]):
+        if theirs.get(token) == number:
+            continue
+        known = next((text for text, place in theirs.items() if place == number), None)
+        other = "nothing" if known is None else repr(known)
+        raise ConfigError(
+            "objective.teacher",
+            f"was trained on other tokens: token {number} is {token!r} here, and {other} there",
+            given=teacher,
+            valid="a model with the same tokenizer",
+        )
 
 
 @contextmanager

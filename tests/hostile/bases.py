@@ -21,9 +21,11 @@ from surgery.models.source import make_byte_tokenizer
 from surgery.plan.make import make_plan
 from surgery.plan.registry import parse_operations
 from surgery.plan.store import PLAN, save_plan
+from tests.models.gguf_files import make_llama, write_gguf
 from tests.tiny_models import tiny_model
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+PICKLED = "pytorch_model.bin"
 FAMILIES = ("llama", "gpt2", "bert", "qwen3")
 # Exports in the record format: sizes and attributes, removed blocks, positions, dropout.
 RECORDED: dict[str, dict[str, Any]] = {
@@ -50,6 +52,8 @@ class Bases:
         models: name → directory of a model in one file, with its tokenizer.
         sharded: directory of a model in two shards with an index.
         recorded: name → directory of an export with a record.
+        gguf: a model in a GGUF file, with its tokenizer.
+        pickled: directory of a model in pytorch_model.bin.
         plans: name → plan.json as data.
         model: what the plans are for.
         sites: of that model.
@@ -62,6 +66,8 @@ class Bases:
     models: dict[str, Path]
     sharded: Path
     recorded: dict[str, Path]
+    gguf: Path
+    pickled: Path
     plans: dict[str, Any]
     model: PreTrainedModel
     sites: tuple[Site, ...]
@@ -102,6 +108,8 @@ def make_bases(root: Path) -> Bases:
         models=models,
         sharded=_make_sharded(models["llama"], root / "sharded"),
         recorded=recorded,
+        gguf=write_gguf(root / "tiny.gguf", make_llama()),
+        pickled=_make_pickled(models["llama"], root / "pickled"),
         plans=plans,
         model=model,
         sites=sites,
@@ -128,6 +136,15 @@ def _make_sharded(whole: Path, folder: Path) -> Path:
     (folder / INDEX).write_text(json.dumps(index))
     (folder / "decoy.safetensors").write_bytes(b"")
     torch.save({}, folder / "pytorch_model.bin")
+    return folder
+
+
+def _make_pickled(whole: Path, folder: Path) -> Path:
+    folder.mkdir()
+    for path in whole.iterdir():
+        if path.name != WEIGHTS:
+            (folder / path.name).write_bytes(path.read_bytes())
+    torch.save(load_file(whole / WEIGHTS), folder / PICKLED)
     return folder
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -146,11 +146,16 @@ _PUT = (
 )
 
 
-def make_damage() -> st.SearchStrategy[list[Damage]]:
+_SHARES = (0.0, 0.01, 0.1, 0.5, 0.99, 1.0)
+# The header of a tiny GGUF is its first 2%.
+_HEADER_SHARES = (*_SHARES, *(number / 1e5 for number in range(1, 1500, 7)))
+
+
+def make_damage(shares: Sequence[float] = _SHARES) -> st.SearchStrategy[list[Damage]]:
     return st.lists(
         st.builds(
             Damage,
-            st.sampled_from([0.0, 0.01, 0.1, 0.5, 0.99, 1.0]),
+            st.sampled_from(shares),
             st.sampled_from(["cut", "flip", "put", "put"]),
             st.integers(0, len(_PUT) - 1),
         ),
@@ -234,6 +239,8 @@ def make_cases() -> st.SearchStrategy[Case]:
         "index": st.builds(
             Case, st.just("index"), st.just("sharded"), st.one_of(make_changes(), make_damage())
         ),
+        "gguf": st.builds(Case, st.just("gguf"), st.just("tiny"), make_damage(_HEADER_SHARES)),
+        "pickled": st.builds(Case, st.just("pickled"), st.just("llama"), make_damage()),
         "record": st.builds(
             Case, st.just("record"), st.sampled_from(sorted(RECORDED)), make_changes()
         ),

@@ -34,7 +34,7 @@ from surgery.plan.make import make_plan
 from surgery.plan.registry import parse_operations
 from surgery.plan.store import PLAN, load_plan
 from tests.data.making import data_config
-from tests.hostile.bases import CONFIG, INDEX, ROWS, Bases
+from tests.hostile.bases import CONFIG, INDEX, PICKLED, ROWS, Bases
 from tests.hostile.cases import Case, Damage, change_data, damage_bytes, dump
 from tests.models.sources import source
 from tests.tiny_models import tiny_model
@@ -120,6 +120,18 @@ def _change_text(content: bytes, changes: Any) -> bytes:
     if isinstance(changes[0], Damage):
         return damage_bytes(content, changes)
     return dump(change_data(json.loads(content), changes)).encode()
+
+
+def _try_gguf(case: Case, bases: Bases, folder: Path) -> None:
+    path = folder / "model.gguf"
+    path.write_bytes(damage_bytes(bases.gguf.read_bytes(), case.changes))
+    _use_model(path, case.base)
+
+
+def _try_pickled(case: Case, bases: Bases, folder: Path) -> None:
+    model = _copy(bases.pickled, folder)
+    _rewrite(model / PICKLED, damage_bytes((model / PICKLED).read_bytes(), case.changes))
+    source(model).load()
 
 
 def _try_record(case: Case, bases: Bases, folder: Path) -> None:
@@ -247,6 +259,8 @@ _TRIES: dict[str, Callable[[Case, Bases, Path], None]] = {
     "config": _try_config,
     "file": _try_file,
     "index": _try_index,
+    "gguf": _try_gguf,
+    "pickled": _try_pickled,
     "record": _try_record,
     "plan": _try_plan,
     "scores": _try_scores,

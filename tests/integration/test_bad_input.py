@@ -12,6 +12,9 @@ from typing import NamedTuple
 import pytest
 import torch
 from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
 
 RECIPE = "+recipe=gqa_convert"
 
@@ -159,6 +162,10 @@ TABLE = {
         (RECIPE, "objective=distill", "objective.teacher={stranger}"),
         ("objective.teacher: predicts 300 tokens, but the model 259", "the same vocabulary"),
     ),
+    "a teacher of other tokens": Bad(
+        (RECIPE, "objective=distill", "objective.teacher={foreign}"),
+        ("objective.teacher: was trained on other tokens", "0 is '<pad>' here, and 'w0' there"),
+    ),
     "a teacher with fewer positions": Bad(
         (RECIPE, "objective=distill", "objective.teacher={near}"),
         ("objective.teacher: has 64 positions", "data.seq_len of at most 64"),
@@ -214,9 +221,20 @@ TABLE = {
     "revision of a directory": Bad((RECIPE, "model.revision=main"), ("model.revision", "main")),
     "no config": Bad((RECIPE, "model.path={folder}"), ("model.path", "config.json")),
     "no weights": Bad((RECIPE, "model.path={weightless}"), ("model.path", "no weights")),
-    "pickled weights": Bad((RECIPE, "model.path={pickled}"), ("model.path", "pytorch_model.bin")),
+    "a damaged pickle": Bad(
+        (RECIPE, "model.path={pickled}"),
+        ("model.path: cannot be loaded: pytorch_model.bin does not hold tensors alone",),
+    ),
+    "a damaged GGUF": Bad((RECIPE, "model.path={gguf}"), ("model.path: is no whole GGUF file",)),
+    "a GGUF that is not there": Bad(
+        (RECIPE, "model.path=no.gguf"), ("model.path: there is no such file", "no.gguf")
+    ),
     "a task it has not": Bad((RECIPE, "model.task=masked_lm"), ("model.task", "llama")),
     "a device it has not": Bad((RECIPE, "model.device=cuda:99"), ("model.device", "cuda:99")),
+    "a tokenizer of more tokens": Bad(
+        (RECIPE, "model.path={near}", "model.tokenizer={wordy}", "data.seq_len=64"),
+        ("model.tokenizer: has 260 tokens, but the model embeds 259",),
+    ),
     "no such tokenizer": Bad((RECIPE, "model.tokenizer=/no/where"), ("model.tokenizer",)),
     # data
     "no data named": Bad((RECIPE, "data=text"), ("data.path", "required")),
@@ -273,6 +291,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     configs["pickled"] = configs["weightless"]
     near = {**configs["weightless"], "vocab_size": 259, "max_position_embeddings": 64}
     teachers = {
+        "foreign": {**near, "max_position_embeddings": 2048},
         "stranger": configs["weightless"],
         "near": near,
         "halved": near,
@@ -285,7 +304,10 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for name in teachers:
         # Only the header is read.
         save_file({"lm_head.weight": torch.zeros(1)}, root / name / "model.safetensors")
-    (root / "pickled" / "pytorch_model.bin").write_bytes(b"not looked at")
+    (root / "pickled" / "pytorch_model.bin").write_bytes(b"not a pickle of tensors")
+    for name, size in {"foreign": 259, "wordy": 260}.items():
+        words = WordLevel({f"w{number}": number for number in range(size)}, unk_token="w0")
+        PreTrainedTokenizerFast(tokenizer_object=Tokenizer(words)).save_pretrained(root / name)
     (root / "folder").mkdir()
     files = {
         "file": ("file", "x"),
@@ -293,12 +315,13 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "blank": ("blank.txt", "\n\n \n"),
         "short": ("short.txt", "hi"),
         "csv": ("table.csv", "a,b\n1,2\n"),
+        "gguf": ("model.gguf", "no GGUF at all"),
         "broken": ("broken.jsonl", '{"text": "a'),
         "columns": ("columns.jsonl", '{"body": "text"}\n' * 20),
     }
     for _, (file, text) in files.items():
         (root / file).write_text(text)
-    return {name: root / name for name in (*configs, "folder")} | {
+    return {name: root / name for name in (*configs, "folder", "wordy")} | {
         name: root / file for name, (file, _) in files.items()
     }
 

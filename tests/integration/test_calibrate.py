@@ -23,6 +23,7 @@ SMALL = (
     "measure.prefill_tokens=32",
     "measure.decode_tokens=2",
     "measure.repeats=1",
+    "report.prompts=[]",
     "logger=csv",
     "trainer.accelerator=cpu",
     "calibration.windows=8",

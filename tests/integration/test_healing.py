@@ -20,6 +20,7 @@ SHORT = (
     "measure.prefill_tokens=32",
     "measure.decode_tokens=2",
     "measure.repeats=1",
+    "report.prompts=[]",
     "logger=csv",
     "trainer.accelerator=cpu",
 )

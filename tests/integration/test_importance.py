@@ -31,6 +31,7 @@ TINY = (
     "measure.prefill_tokens=16",
     "measure.decode_tokens=2",
     "measure.repeats=1",
+    "report.prompts=[]",
     "trainer.accelerator=cpu",
     "importance.windows=8",
     "importance.batch_size=4",

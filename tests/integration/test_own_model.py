@@ -26,6 +26,7 @@ MEASURED = (
     "measure.prefill_tokens=32",
     "measure.decode_tokens=2",
     "measure.repeats=1",
+    "report.prompts=[]",
 )
 QUICK = (
     "data=text",

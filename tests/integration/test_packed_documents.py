@@ -46,6 +46,7 @@ QUICK = (
     "measure.prefill_tokens=8",
     "measure.decode_tokens=1",
     "measure.repeats=1",
+    "report.prompts=[]",
     "model.attn_implementation=eager",
     "logger=none",
 )

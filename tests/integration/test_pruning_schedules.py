@@ -33,6 +33,7 @@ SMALL = (
     "measure.prefill_tokens=16",
     "measure.decode_tokens=2",
     "measure.repeats=1",
+    "report.prompts=[]",
     "logger=csv",
     "trainer.accelerator=cpu",
     "trainer.max_steps=6",

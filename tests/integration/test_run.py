@@ -17,8 +17,10 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from surgery.lab.report.summary import MOMENTS
 from surgery.models.source import find_embedded_dir
 from surgery.training.module import SurgeryModule
+from surgery.training.rate import compute_batch_share, compute_loss_share
 
 SHORT = (
     "+recipe=gqa_convert",
@@ -30,6 +32,7 @@ SHORT = (
     "measure.prefill_tokens=64",
     "measure.decode_tokens=4",
     "measure.repeats=1",
+    "report.new_tokens=3",
     "calibration.windows=8",
     "calibration.refine_steps=4",
     "callbacks.checkpoint.every_n_train_steps=6",
@@ -154,6 +157,32 @@ def test_composed_config_is_kept(run: Path) -> None:
     assert kept["run_dir"] == str(run)
 
 
+def test_the_rate_follows_from_what_surgery_cost(run: Path, summary: dict[str, Any]) -> None:
+    """And it is said: while planning between which two, then which and why."""
+    config, training = yaml.safe_load((run / "config.yaml").read_text()), summary["training"]
+    before, opened = summary["before"]["loss"], summary["after_surgery"]["loss"]
+    tokens = config["data"]["seq_len"] * config["data"]["batch_size"]
+    share = compute_loss_share(before, opened) * compute_batch_share(tokens)
+    assert config["optim"]["lr"] is None
+    assert training["lr"] == pytest.approx(share * 0.75 / 256)
+    assert training["rate"] == {
+        "share": pytest.approx(share),
+        "reason": f"surgery moved the held-out loss from {before:.4f} to {opened:.4f}; "
+        f"{tokens:,} tokens a step",
+    }
+    shown = (run / "stdout").read_text()
+    assert "the higher the more surgery costs (optim.lr: null)" in shown
+    assert shown.count(f"learning rate {training['lr']:.3g}, ") == 2  # the log, the table
+
+
+def test_it_writes_on_at_every_moment(run: Path, summary: dict[str, Any]) -> None:
+    samples = summary["samples"]
+    assert (samples["new_tokens"], samples["problems"], len(samples["texts"])) == (3, {}, 3)
+    for entry in samples["texts"]:
+        assert len(entry["prompt"].strip()) > 10
+        assert all(len(entry[moment]) <= 3 for moment in MOMENTS)
+
+
 def test_heads_table_has_every_head(run: Path, summary: dict[str, Any]) -> None:
     assert summary["training"]["heads"] == "heads.parquet"
     table = pq.read_table(run / "heads.parquet").to_pydict()
@@ -224,11 +253,15 @@ def test_resume_continues_as_if_never_stopped(
     run: Path, summary: dict[str, Any], cli: Callable[..., Any], tmp_path: Path
 ) -> None:
     """From the checkpoint of step 6 to 12: the very same losses, and the same final model."""
-    outcome = cli(*SHORT, f"resume={run / 'checkpoints/step-6.ckpt'}", f"hydra.run.dir={tmp_path}")
+    resume = (f"resume={run / 'checkpoints/step-6.ckpt'}", "optim.lr=0.5")
+    outcome = cli(*SHORT, *resume, f"hydra.run.dir={tmp_path}")
     assert outcome.code == 0, outcome.err
+    assert "optim.lr=0.5 is not used: the checkpoint goes on at" in outcome.out
     resumed = json.loads((tmp_path / "summary.json").read_text())
     assert resumed["training"]["curve"] == summary["training"]["curve"]
     assert resumed["after_training"]["loss"] == summary["after_training"]["loss"]
+    assert resumed["training"]["lr"] == summary["training"]["lr"]
+    assert resumed["training"]["rate"]["reason"] == "the checkpoint to resume from has it"
 
 
 def test_embedded_model_is_what_its_card_says() -> None:

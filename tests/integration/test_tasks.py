@@ -37,6 +37,7 @@ SMALL = (
     "measure.prefill_tokens=8",
     "measure.decode_tokens=2",
     "measure.repeats=1",
+    "report.prompts=[]",
     "trainer.max_steps=3",
     "optim.warmup_steps=1",
     "optim.lr=0.01",

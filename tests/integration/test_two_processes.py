@@ -22,6 +22,7 @@ def test_they_calibrate_and_train_one_model(process: Callable[..., Any], tmp_pat
         "measure.prefill_tokens=32",
         "measure.decode_tokens=2",
         "measure.repeats=1",
+        "report.prompts=[]",
         "calibration.windows=8",
         "calibration.batch_size=4",
         "calibration.refine_steps=4",

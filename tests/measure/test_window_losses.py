@@ -68,3 +68,43 @@ def test_a_gap_within_the_noise_has_no_share(
     losses = {"before": 1.0, "after_surgery": 1.0 + gap, "after_training": 1.0 + gap - 0.2}
     figures = {moment: {"loss": loss} for moment, loss in losses.items()}
     assert compute_gap_closed(figures, noise) == pytest.approx(closed)
+
+
+def test_losses_by_position_are_those_of_the_same_labels() -> None:
+    """Windows of unlike length in two batches, against a loop over single tokens."""
+    model = family("llama").eval()
+    batches = []
+    for rows, length in ((2, 10), (1, 7)):
+        ids = tokens(rows, length)
+        labels = ids.clone()
+        labels[0, 3] = -100
+        batches.append({"input_ids": ids, "labels": labels})
+    sums, counts = [0.0] * 10, [0] * 10
+    for batch in batches:
+        with torch.no_grad():
+            log_p = model(input_ids=batch["input_ids"]).logits.log_softmax(-1)
+        for row, labels in enumerate(batch["labels"].tolist()):
+            for position, label in enumerate(labels):
+                if position and label != -100:
+                    sums[position] -= float(log_p[row, position - 1, label])
+                    counts[position] += 1
+    found = compute_window_losses(model, map(dict, batches), Task.causal_lm, total=2, label="all")
+    parts = found.split_by_position(5)
+    assert parts is not None
+    assert [part[:2] for part in parts] == [(0, 1), (2, 3), (4, 5), (6, 7), (8, 9)]
+    for first, last, loss in parts:
+        total = sum(sums[first : last + 1]) / sum(counts[first : last + 1])
+        assert loss == pytest.approx(total, rel=1e-5)
+    assert make_losses([1.0], [1.0]).split_by_position(5) is None
+
+
+def test_a_loss_does_not_hang_on_how_many_tokens_are_computed_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, ids = family("llama").eval(), tokens(3, 10)
+    batch = {"input_ids": ids, "labels": ids}
+    found = []
+    for size in (4096, 7):
+        monkeypatch.setattr("surgery.measure.loss._AT_ONCE", size)
+        found.append(compute_window_losses(model, [dict(batch)], Task.causal_lm, total=1, label=""))
+    assert torch.equal(found[0].sums, found[1].sums)

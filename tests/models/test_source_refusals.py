@@ -30,8 +30,8 @@ def without_weights(directory: Path) -> None:
     (directory / WEIGHTS).unlink()
 
 
-def only_pickled(directory: Path) -> None:
-    torch.save(load_file(directory / WEIGHTS), directory / "pytorch_model.bin")
+def other_name(directory: Path) -> None:
+    torch.save(load_file(directory / WEIGHTS), directory / "weights.pt")
     without_weights(directory)
 
 
@@ -60,7 +60,9 @@ class TestPath:
         error = refused(source(path).locate)
         assert (error.key, error.given) == ("model.path", path)
         assert "no such directory" in error.problem
-        assert error.valid == "an existing directory, or a hub id owner/name, or embedded"
+        assert error.valid == (
+            "embedded, smollm2, minilm, an existing directory or .gguf file, or a hub id owner/name"
+        )
 
     def test_an_old_hub_id_has_no_owner(self) -> None:
         assert source("gpt2").locate() == "gpt2"
@@ -113,7 +115,7 @@ def test_a_config_that_cannot_be(saved: Path, tmp_path: Path, edit: Edit, said: 
     ("edit", "said"),
     [
         (without_weights, "has no weights"),
-        (only_pickled, r"has only pickled weights (pytorch_model.bin), which are never loaded"),
+        (other_name, "has weights.pt, but no model.safetensors, "),
     ],
 )
 def test_weights_that_are_not_there_are_missed_before_loading(

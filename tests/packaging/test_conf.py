@@ -37,6 +37,7 @@ OPEN_GROUPS = {"attention", "trainer", "callbacks"}
 TYPED = {name: hint for name, hint in get_type_hints(RunConfig).items() if is_dataclass(hint)}
 # Sections of config.yaml itself, with no choice of files.
 SECTIONS = {
+    "report",
     "analysis",
     "importance",
     "tasks",

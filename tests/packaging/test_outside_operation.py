@@ -77,6 +77,7 @@ def run_dir(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "data.batch_size=2",
         "measure.windows=4",
         "measure.repeats=1",
+        "report.prompts=[]",
         "measure.decode_tokens=4",
         "trainer.max_steps=2",
         "trainer.enable_progress_bar=false",

@@ -124,6 +124,7 @@ def test_no_python_is_one_clear_message(tmp_path: Path) -> None:
     ("target", "command"),
     [
         ("demo", "train.py +recipe=gqa_convert"),
+        ("real-model", "train.py +recipe=gqa_convert model=smollm2"),
         ("test", "-m pytest"),
         ("lint", "-m ruff"),
         ("types", "-m mypy"),
@@ -136,7 +137,7 @@ def test_a_command_sets_up_and_runs(target: str, command: str, tmp_path: Path) -
     assert f"{tmp_path}/venv/bin/python {command}" in fresh
     assert fresh.index("--constraint constraints.txt") < fresh.index(command)
     (tmp_path / "venv").mkdir()
-    for stamp in (".installed", ".installed-dev"):
+    for stamp in (".installed", ".installed-real", ".installed-dev"):
         (tmp_path / "venv" / stamp).touch()
     again = make("-n", target, f"VENV={tmp_path}/venv").stdout
     assert command in again

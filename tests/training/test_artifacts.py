@@ -86,3 +86,15 @@ def test_training_and_alarms_are_counted() -> None:
     assert (found["operations"], found["export"]) == ("gqa, rope", "native")
     assert found["result/gap_closed"] == 0.5
     assert flatten_summary(_summary({}, training={"steps": 1, "alarms": []}))["result/alarms"] == 0
+
+
+def test_weights_of_other_kinds_have_a_fingerprint_too(tmp_path: Path) -> None:
+    one, other = _weights(tmp_path / "a", 9), _weights(tmp_path / "b", 9, at=3)
+    for folder in (one, other):
+        (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+        (folder / "training_args.bin").write_text(folder.name)
+    assert compute_fingerprint(one) != compute_fingerprint(other)
+    files = [folder / "pytorch_model.bin" for folder in (one, other)]
+    assert [compute_fingerprint(file) for file in files] == [
+        compute_fingerprint(folder) for folder in (one, other)
+    ]

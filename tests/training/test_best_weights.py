@@ -111,12 +111,13 @@ def heal(
 
 
 def measure(root: Path, module: SurgeryModule, weights: Weights) -> float:
-    """The loss of these weights on the first windows that are held out."""
+    """The loss of these weights on the last windows that are held out."""
     assert module.model is not None
     before = copy_weights(module.model)
     module.model.load_state_dict(weights)
     data = small_data(root, isolate_documents=False)
-    batches = data.load_held_out_batches(WINDOWS, 2)
+    data.validation_windows = WINDOWS
+    batches = data.load_validation_batches(2)
     loss = compute_mean_loss(module.model.eval(), batches, module.task, total=2, label="by hand")
     module.model.load_state_dict(before)
     return loss
@@ -195,17 +196,21 @@ def test_a_full_disk_is_said(tmp_path: Path) -> None:
         heal(tmp_path, steps=1)
 
 
-@pytest.mark.parametrize(("windows", "rows"), [(3, 3), (None, 5), (99, 5)])
-def test_the_first_windows_that_are_measured_are_looked_at(
-    tmp_path: Path, windows: int | None, rows: int
+@pytest.mark.parametrize(
+    ("windows", "rows", "shared"), [(2, 2, 0), (3, 3, 1), (None, 5, 3), (99, 5, 3)]
+)
+def test_other_windows_than_those_that_are_measured_are_looked_at(
+    tmp_path: Path, windows: int | None, rows: int, shared: int
 ) -> None:
     data = small_data(tmp_path)
     assert data.held_out_size == 5
     data.validation_windows = windows
     seen = torch.cat([batch["input_ids"] for batch in data.val_dataloader()])
-    measured = next(data.load_held_out_batches(rows, rows))["input_ids"]
+    everything = next(data.load_held_out_batches(5, 5))["input_ids"]
     assert data.count_validation_rows() == rows
-    assert torch.equal(seen, measured)
+    assert data.count_shared_rows(3) == shared
+    assert torch.equal(seen, everything[5 - rows :])
+    assert torch.equal(seen, torch.cat([b["input_ids"] for b in data.load_validation_batches(2)]))
 
 
 # After a stop.

@@ -9,14 +9,16 @@ from typing import Any
 import pytest
 import torch
 from pytorch_lightning.callbacks import Callback
-from transformers import AutoModelForCausalLM
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from surgery.config.schema import ModelConfig, Task
 from surgery.errors import ConfigError
 from surgery.models.source import find_embedded_dir
 from surgery.training.module import SurgeryModule, parse_section
 from surgery.training.objectives import compute_distillation_kl
-from surgery.training.teacher import load_teacher, locate_teacher
+from surgery.training.teacher import check_teacher_tokens, load_teacher, locate_teacher
 from tests.tiny_models import tiny_model
 from tests.training.making import Losses, fit, operated, options, save_model, small_data
 
@@ -134,3 +136,43 @@ def test_healing_brings_attention_back_too(tmp_path: Path) -> None:
 
     save_model(tmp_path / "model")
     assert left(1.0) < 0.8 * left(1e-9)
+
+
+def _save_words(folder: Path, *words: str) -> Path:
+    """A tokenizer of these words."""
+    numbers = {word: number for number, word in enumerate(words)}
+    model = WordLevel(numbers, unk_token=words[0])
+    PreTrainedTokenizerFast(tokenizer_object=Tokenizer(model)).save_pretrained(folder)
+    return folder
+
+
+def test_its_tokens_must_be_the_students(tmp_path: Path) -> None:
+    own = AutoTokenizer.from_pretrained(_save_words(tmp_path / "own", "a", "b", "c"))
+    teacher = _teacher(tmp_path / "teacher")
+    _save_words(teacher, "a", "b", "c", "more")  # nobody writes what only the teacher knows
+    check_teacher_tokens(_spec(), str(teacher), own)
+    for words, said in (
+        (("a", "c", "b"), "token 1 is 'b' here, and 'c' there"),
+        (("a", "b"), "token 2 is 'c' here, and nothing there"),
+    ):
+        _save_words(teacher, *words)
+        with pytest.raises(ConfigError, match=said) as caught:
+            check_teacher_tokens(_spec(), str(teacher), own)
+        assert (caught.value.key, caught.value.given) == ("objective.teacher", str(teacher))
+        assert caught.value.valid == "a model with the same tokenizer"
+
+
+def test_the_tokenizer_compared_is_the_teachers_own(tmp_path: Path) -> None:
+    """Not the one that `model.tokenizer` names for the student."""
+    own = AutoTokenizer.from_pretrained(_save_words(tmp_path / "own", "a", "b"))
+    teacher = _save_words(_teacher(tmp_path / "teacher"), "b", "a")
+    with pytest.raises(ConfigError, match="was trained on other tokens"):
+        check_teacher_tokens(_spec(tokenizer=str(tmp_path / "own")), str(teacher), own)
+
+
+def test_a_teacher_without_a_tokenizer_is_trusted_aloud(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = AutoTokenizer.from_pretrained(_save_words(tmp_path / "own", "a", "b"))
+    check_teacher_tokens(_spec(), str(_teacher(tmp_path / "teacher")), own)
+    assert "objective.teacher brings no tokenizer" in capsys.readouterr().out

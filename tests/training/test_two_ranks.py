@@ -112,7 +112,9 @@ def test_both_keep_the_same_best_weights(trained: tuple[Path, str]) -> None:
     assert module.model is not None
     for step, loss in first["evaluations"]:
         module.model.load_state_dict(first["seen"][step])
-        batches = small_data(root).load_held_out_batches(WINDOWS, WINDOWS)
+        data = small_data(root)
+        data.validation_windows = WINDOWS
+        batches = data.load_validation_batches(WINDOWS)
         model = module.model.eval()
         alone = compute_mean_loss(model, batches, module.task, total=1, label="alone")
         assert loss == pytest.approx(alone, rel=1e-5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,9 @@ class WriteBest(Callback):
 
 def keep_best(root: Path) -> None:
     folder = save_model(root / "model")
-    module = operated(folder, optim=options("optim", "adamw", lr=0.3, warmup_steps=1))
+    # Only the first process knows the rate.
+    rate = 9.0 if int(os.environ.get("LOCAL_RANK", "0")) else 0.3
+    module = operated(folder, optim=options("optim", "adamw", lr=rate, warmup_steps=1))
     best = BestWeights(root / "best.safetensors")
     data = small_data(root)
     data.validation_windows = WINDOWS

@@ -25,6 +25,16 @@ def describe_gap(summary: Mapping[str, Any]) -> str | None:
     )
 
 
+def describe_rate(value: float, share: float | None, reason: str) -> str:
+    """Say what the peak learning rate was, and why.
+
+    Args:
+        share: of the full rate, 0.75 / hidden_size; ``None`` if it was not derived from that.
+    """
+    part = "" if share is None else f"{share:.2g} of 0.75 / hidden_size: "
+    return f"learning rate {value:.3g}, {part}{reason}"
+
+
 def describe_healing(training: Mapping[str, Any], *, exported: bool) -> Iterator[str]:
     """Say which weights training ended with, and what held-out losses it saw.
 
@@ -32,12 +42,19 @@ def describe_healing(training: Mapping[str, Any], *, exported: bool) -> Iterator
         training: the part of a summary.
         exported: whether the run exports them.
     """
-    found = training.get("held_out")
+    are = "are exported" if exported else "are kept"
+    reverted, found = training.get("reverted"), training.get("held_out")
+    if reverted:
+        worse = "no number" if reverted["loss"] is None else f"{reverted['loss']:.4f}"
+        yield (
+            f"healing did not help; the untrained weights {are}: on the measured windows their "
+            f"loss is {reverted['untrained_loss']:.4f}, that of step {reverted['step']} {worse}"
+        )
+        return
     if not found:
         return
     best, kept = found["best_step"], found["kept_step"]
     last, last_loss = found["losses"][-1]
-    are = "are exported" if exported else "are kept"
     every = found["every_n_steps"]
     looked = f"looked at {f'every {every} steps' if every else 'as trainer.* says'}"
     looked = f"{looked} on {found['windows']} windows"

@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from surgery.lab.report.figures import MOMENT_NAMES, ROWS, name_figure
-from surgery.lab.report.healing import describe_gap, describe_healing
+from surgery.lab.report.healing import describe_gap, describe_healing, describe_rate
 from surgery.lab.report.quantities import NOTHING, format_change
 from surgery.lab.report.summary import MOMENTS
 
@@ -31,6 +31,8 @@ def tabulate_result(summary: Mapping[str, Any]) -> Table:
             table.add_row(name_figure(field, summary), *shown, *change)
     gap, training = describe_gap(summary), summary.get("training") or {}
     lines = [] if gap is None else [gap]
+    if training.get("rate"):  # summaries of earlier versions have none
+        lines.append(describe_rate(training["lr"], **training["rate"]))
     lines += describe_healing(training, exported=bool(summary.get("export")))
     table.caption = "\n".join(lines) or None
     table.caption_justify = "left"

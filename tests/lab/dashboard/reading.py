@@ -34,6 +34,7 @@ QUICK = (
     "measure.prefill_tokens=8",
     "measure.decode_tokens=2",
     "measure.repeats=1",
+    "report.prompts=[]",
     "importance.windows=4",
     "importance.batch_size=2",
     "calibration.windows=4",

@@ -53,6 +53,7 @@ def summary(
         "after_training": _measured(loss, kv),
         "gap_noise": 0.01,
         "gap_closed": (2.5 - loss) / 1.5,
+        "samples": None,
         "calibration": None,
         "importance": None,
         "analysis": None,
@@ -70,10 +71,12 @@ def summary(
             "parameters": "all",
             "trainable_parameters": 2893824,
             "lr": 0.003,
+            "rate": {"share": 1.0, "reason": "the reason"},
             "final_train_loss": loss,
             "checkpoint": None,
             "decision": None,
             "held_out": None,
+            "reverted": None,
             "heads": None,
             "alarms": [],
             "curve": [[step, loss + 1.3 * 0.95**step] for step in range(1, 101)],
@@ -310,6 +313,28 @@ def alarm(kind: str, step: int, layer: int, head: int) -> dict[str, Any]:
     }
 
 
+def samples() -> dict[str, Any]:
+    """What a model wrote: of different lengths, with lines, with a word that fits no column."""
+    return {
+        "new_tokens": 48,
+        "texts": [
+            {
+                "prompt": "def f(x):",
+                "before": "\n    return x",
+                "after_surgery": "x" * 300,
+                "after_training": "",
+            },
+            {
+                "prompt": "What is it?\nSay.",
+                "before": "It is <b>",
+                "after_surgery": "a " * 90,
+                "after_training": "It is",
+            },
+        ],
+        "problems": {},
+    }
+
+
 def write_full_run(directory: Path, **changes: Any) -> Path:
     """A run with every file that a report can be made of."""
     training = summary()["training"] | {"alarms": [alarm("collapse", 40, 2, 5)]}
@@ -328,7 +353,12 @@ def write_full_run(directory: Path, **changes: Any) -> Path:
         "limit": 0.05,
         "hurts": [{"mask": "code", "task": "prose", "cost": 0.3}],
     }
-    found = {"training": training, "calibration": calibration, "tasks": tasks} | changes
+    found = {
+        "training": training,
+        "samples": samples(),
+        "calibration": calibration,
+        "tasks": tasks,
+    } | changes
     write_run(directory, "seed: 0\nmodel:\n  path: tiny\n", **found)
     (directory / "plan.json").write_text(json.dumps(plan()))
     write_heads(directory, STEPS, LAYERS, HEADS)

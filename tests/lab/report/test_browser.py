@@ -28,6 +28,7 @@ SECTIONS = [
     "remarks",
     "results",
     "healing",
+    "samples",
     "plan",
     "maps",
     "roles",
@@ -73,6 +74,33 @@ def test_everything_is_there_and_nothing_goes_wrong(viewer: Viewer, report_file:
     found = [section.get_attribute("id") for section in viewer.all("main > section")]
     assert found == SECTIONS
     assert all(part.rect["height"] > 60 for part in viewer.all("[data-draw]"))
+
+
+def test_what_it_writes_stands_side_by_side(viewer: Viewer, report_file: Path) -> None:
+    """In one line on a desk, one below the other on a phone; every letter as it was written."""
+    columns = "#samples .sample:first-of-type .written > div"
+    for width in (1120, 390):
+        for dark in (False, True):
+            viewer.open(report_file, width, dark)
+            boxes = [column.rect for column in viewer.all(columns)]
+            assert len(boxes) == 3
+            lefts, tops = ({round(box[side]) for box in boxes} for side in ("x", "y"))
+            assert (len(lefts), len(tops)) == ((3, 1) if width > 760 else (1, 3))
+            assert len({round(box["width"]) for box in boxes}) == 1
+            assert all(box["x"] + box["width"] <= width for box in boxes)
+            assert viewer.run("return document.documentElement.scrollWidth") <= width
+            colours = viewer.run(
+                "const style = (name) => getComputedStyle(document.querySelector(name));"
+                "return [style('.written p').color, style('#samples').backgroundColor]"
+            )
+            assert abs(luminance(colours[0]) - luminance(colours[1])) > 150
+    written = viewer.texts("#samples .written p")
+    assert written == ["\n    return x", "x" * 300, "(nothing)", "It is <b>", "a " * 90, "It is"]
+    assert viewer.texts("#samples .prompt") == ["def f(x):", "What is it?\nSay."]
+    shifts = viewer.run(
+        "return performance.getEntriesByType('layout-shift').reduce((s, e) => s + e.value, 0)"
+    )
+    assert shifts == 0
 
 
 def test_nothing_is_loaded(viewer: Viewer, report_file: Path) -> None:

@@ -93,6 +93,23 @@ CASES = {
 }
 
 
+def test_what_is_said_of_weights_that_were_given_up(tmp_path: Path) -> None:
+    """In the table, on the page and in the card alike; the selection's losses would mislead."""
+    reverted = {"step": 10, "loss": 2.75, "untrained_loss": 2.5}
+    made = healed()
+    made["training"] = made["training"] | {"reverted": reverted}
+    jsonschema.validate(made, json.loads(read_schema()))
+    said = (
+        "healing did not help; the untrained weights are exported: on the measured windows their "
+        "loss is 2.5000, that of step 10 2.7500"
+    )
+    assert list(describe_healing(made["training"], exported=True)) == [said]
+    page = render_report(read_run(write_run(tmp_path, **made)))
+    assert f"H{said[1:]}." in page
+    made["training"]["reverted"] = reverted | {"loss": None}
+    assert next(describe_healing(made["training"], exported=True)).endswith("step 10 no number")
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_what_is_said(case: str) -> None:
     changes, said = CASES[case]
@@ -100,7 +117,8 @@ def test_what_is_said(case: str) -> None:
     jsonschema.validate(made, json.loads(read_schema()))
     assert list(describe_healing(made["training"], exported=True)) == said
     caption = str(tabulate_result(made).caption).splitlines()
-    assert caption == ["healing closed 87% of the gap in 100 steps", *said]
+    rate = "learning rate 0.003, 1 of 0.75 / hidden_size: the reason"
+    assert caption == ["healing closed 87% of the gap in 100 steps", rate, *said]
     kept = [line.replace("are exported", "are kept") for line in said]
     assert list(describe_healing(made["training"], exported=False)) == kept
 

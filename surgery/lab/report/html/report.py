@@ -65,6 +65,7 @@ def _collect_view(run: RunFiles, undrawn: list[str]) -> dict[str, Any]:
         "headline": words.write_headline(run),
         "explanation": words.write_explanation(run),
         "remarks": words.collect_remarks(run, undrawn),
+        "samples": run.part("samples"),
         "results": convert_table(tabulate_result(run.summary)) if run.measured else None,
         "layers": tabulate_layers(run.plan),
         "probes": tabulate_probes(run),

@@ -148,9 +148,10 @@ def _compare_figures(run: RunFiles) -> Iterator[Remark]:
         yield Remark(CAUTION, f"Healing made it worse: {cost} nats per token on held-out text.")
     training = run.part("training")
     for line in describe_healing(training, exported=bool(run.part("export"))):
-        found = training["held_out"]
-        last = found["losses"][-1][0]
-        smooth = found["best_step"] == found["kept_step"] == last
+        found = training.get("held_out") or {}
+        last = found["losses"][-1][0] if found else None
+        smooth = found.get("best_step") == found.get("kept_step") == last
+        smooth = smooth and not training.get("reverted")
         yield Remark(NOTE if smooth else CAUTION, f"{line[0].upper()}{line[1:]}.")
     if run.part("export") and run.operations and not (opened or healed):
         yield Remark(CAUTION, "The result was exported without measuring its held-out loss.")
