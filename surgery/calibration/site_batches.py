@@ -15,7 +15,7 @@ class SiteBatches:
     """Runs batches up to one site. For the first batches, it keeps the inputs of the site.
 
     Args:
-        original: the batches in the original, whose output of the site is the target.
+        original: the batches in the original, whose stream after the site is aimed at.
         working: the same in a copy of it, with all changes before this site.
         keep: number of batches whose inputs are kept.
     """
@@ -45,7 +45,7 @@ class SiteBatches:
                 kept = self._kept[number]
                 yield observe_site(self.work, self.site, kept, attention=False), kept.target
             else:
-                target = self.original.get_output(number, self.site)
+                target = self._compute_target(number)
                 yield self._observe(number, attention=False), target
 
     def get_kept(self) -> list[KeptBatch]:
@@ -58,5 +58,18 @@ class SiteBatches:
 
     def _keep_batch(self, view: SiteView, number: int) -> KeptBatch:
         args, kwargs = view.block
-        target = self.original.get_output(number, self.site)
+        target = self._compute_target(number)
         return KeptBatch(args, kwargs, target, view.real, view.masks)
+
+    def _compute_target(self, number: int) -> torch.Tensor:
+        """Compute what the site of `work` should put out.
+
+        That is what the original's site does; and, where this is only added to the stream, what the
+        stream lacks by then (as Li et al. 2025, arXiv:2504.02692, quantize).
+        """
+        target = self.original.get_output(number, self.site)
+        aim, now = self.original.get_residual(number), self.working.get_residual(number)
+        if aim is None or now is None:
+            return target
+        wide = torch.promote_types(target.dtype, torch.float32)
+        return target.to(wide) + (aim.to(wide) - now.to(wide))

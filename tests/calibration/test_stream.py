@@ -9,7 +9,9 @@ import torch
 from torch import nn
 
 from surgery.calibration import Calibration, make_calibrated_plan, stream
-from surgery.models.stack import NotResumable
+from surgery.calibration.stream import check_stack
+from surgery.models.sites import find_sites
+from surgery.models.stack import NotResumable, find_stack
 from surgery.plan.plan import Plan
 from surgery.plan.registry import parse_operations
 from tests.calibration.models import batches, made
@@ -18,6 +20,12 @@ OPTIONS = Calibration(refine_steps=2, rows=8)
 GQA = {"gqa": {"kv_heads": 2, "merge": "optimal", "grouping": "similarity"}}
 PRUNE = {"prune_heads": {"heads": {0: [0, 3], 2: [1]}, "refit": True}}
 BUDGET = {"gqa": {"kv_heads": {"average": 3}, "merge": "optimal"}}
+
+
+def check_and_forget(*given: Any) -> frozenset[int]:
+    """Aim at outputs alone, as where every pass starts at the bottom."""
+    check_stack(*given)
+    return frozenset()
 
 
 def start_at_the_bottom(*_: Any) -> None:
@@ -37,6 +45,7 @@ def test_the_plan_is_that_of_whole_passes_bit_for_bit(
     kind: str, attention: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, operations = made(kind, num_hidden_layers=3), parse_operations(attention)
+    monkeypatch.setattr(stream, "check_stack", check_and_forget)
     found = make_calibrated_plan(model, operations, batches(), OPTIONS)
     monkeypatch.setattr(stream, "find_stack", start_at_the_bottom)
     assert_same(found, make_calibrated_plan(model, operations, batches(), OPTIONS))
@@ -85,3 +94,22 @@ def test_layers_that_read_more_than_each_others_output_run_from_the_bottom(
         assert "every pass starts at the bottom, because layer 2" in capsys.readouterr().out
         patch.setattr(stream, "find_stack", start_at_the_bottom)
         assert_same(found, make_calibrated_plan(model, parse_operations(GQA), batches(), OPTIONS))
+
+
+SUMS = {
+    "llama": True,
+    "gpt2": True,
+    "opt": True,
+    "phi": False,  # attention and MLP read the same
+    "cohere": False,
+    "bert": True,  # normed after the sum
+    "glm4": False,  # normed before it
+}
+
+
+@pytest.mark.parametrize("kind", SUMS)
+def test_whether_outputs_are_only_added_is_asked(kind: str) -> None:
+    model = made(kind, num_hidden_layers=3)
+    sites = find_sites(model).sites
+    found = check_stack(model, find_stack(model, sites), sites, batches(1)[0])
+    assert found == (frozenset({1, 2}) if SUMS[kind] else frozenset())
