@@ -11,7 +11,7 @@ import torch
 
 from benchmarks.merge_layer.layer import Preset, build, windows
 from benchmarks.merge_layer.memory import kept_bytes, peak
-from surgery.calibration.output import OutputMoments
+from surgery.calibration.output_moments import OutputMoments
 from surgery.calibration.view import observe_site
 from surgery.models.copies import make_sharing_copy
 from surgery.operations.gqa import solve

@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from surgery.calibration.amount import count_unknowns
 from surgery.calibration.case import Calibration, Case
 from surgery.data.collate import Batch
 from surgery.errors import ConfigError, SiteError
@@ -85,7 +86,13 @@ def make_calibrated_plan(
     calibration = None
     if seen:
         tokens = sum(_count_tokens(batch) for batch in rows)
-        calibration = {"batches": len(rows), "tokens": tokens, "operations": seen}
+        calibration = {
+            "batches": len(rows),
+            "windows": sum(map(_count_windows, rows)),
+            "tokens": tokens,
+            "tokens_per_unknown": round(tokens / count_unknowns(find_sites(model).sites), 2),
+            "operations": seen,
+        }
     return make_plan(model, operations, resolutions=resolutions, calibration=calibration, **making)
 
 
@@ -96,6 +103,10 @@ def _refuse_no_data(operation: Operation, batches: Sequence[Batch]) -> None:
             "must be calibrated, but there is no data to calibrate on",
             valid="at least one batch",
         )
+
+
+def _count_windows(batch: Mapping[str, Any]) -> int:
+    return len(next(iter(batch.values())))
 
 
 def _count_tokens(batch: Mapping[str, Any]) -> int:

@@ -20,21 +20,22 @@ class Calibration:
         rows: query rows drawn per sequence, over which attended values are averaged.
         refine_steps: gradient steps on a site's coefficients towards the original output of the
             site; 0: only the closed form.
-        keep_batches: batches whose inputs of a layer are kept while it is calibrated. The gradient
-            steps use these, and the layers below need not run again. All other batches stream.
+        keep_batches: batches that the gradient steps go over: the inputs of a layer are kept for
+            them; ``None``: all.
         refine_lr: first step size of the gradient steps, relative to the size of the coefficients.
         refit: whether each output projection is solved again.
-        ridge: ridge of that solution, relative to the mean second moment of its inputs.
+        ridge: ridge of that solution, relative to the mean second moment of its inputs; ``None``:
+            what is best on text that it is not fitted to.
         budget_batches: batches on which a budget measures the cost of each layer's head count.
         seed: seed of random draws.
     """
 
     rows: int = 64
     refine_steps: int = 60
-    keep_batches: int = 8
+    keep_batches: int | None = None
     refine_lr: float = 0.03
     refit: bool = True
-    ridge: float = 1e-3
+    ridge: float | None = None
     budget_batches: int = 2
     seed: int = 0
 

@@ -84,10 +84,8 @@ def observe_site(
     if isinstance(batch, KeptBatch):
         masks, view.masks = batch.masks, batch.masks
     else:
-        device = next(model.parameters()).device
-        inputs = {name: value.to(device) for name, value in batch.items() if name != "labels"}
+        inputs = _move_inputs(model, batch)
         masks = view.masks = inputs.get("attention_mask"), inputs.get("decoder_attention_mask")
-        inputs = make_inputs(model, inputs)
     with ExitStack() as stack:
         _record_site(stack, model, site, view, attention)
         tap = stack.enter_context(Tap(model, lambda call: _keep_call(call, site, view)))
@@ -96,7 +94,7 @@ def observe_site(
             if isinstance(batch, KeptBatch):
                 model.get_submodule(site.block)(*batch.args, **batch.kwargs)
             else:
-                run_model(model, inputs)
+                run_model(model, make_inputs(model, inputs))
         except _StopForward:
             pass
     if view.output is None:
@@ -111,6 +109,37 @@ def observe_site(
     if not attention:
         view.call = None
     return view
+
+
+@torch.no_grad()
+def run_until(model: PreTrainedModel, batch: Batch, module: nn.Module) -> Any:
+    """Run a pass over a batch until `module` has returned; get what it returned.
+
+    Raises:
+        SiteError: it was not called.
+    """
+    found: list[Any] = []
+
+    def stop(_: nn.Module, args: Any, output: Any) -> None:
+        found.append(copy_value(output))
+        raise _StopForward
+
+    handle = module.register_forward_hook(stop)
+    try:
+        run_model(model, make_inputs(model, _move_inputs(model, batch)))
+    except _StopForward:
+        pass
+    finally:
+        handle.remove()
+    if not found:
+        name = next(name for name, one in model.named_modules() if one is module)
+        raise SiteError(name, "it took no part in a forward pass over the calibration data")
+    return found[0]
+
+
+def _move_inputs(model: PreTrainedModel, batch: Batch) -> dict[str, torch.Tensor]:
+    device = next(model.parameters()).device
+    return {name: value.to(device) for name, value in batch.items() if name != "labels"}
 
 
 def _find_real(mask: torch.Tensor | None, length: int) -> torch.Tensor | None:
@@ -147,7 +176,7 @@ def _record_site(
 
     def keep_arguments(_: nn.Module, args: Any, kwargs: Any) -> None:
         # Some forward passes change their inputs in place later.
-        view.block = tuple(map(_copy, args)), {k: _copy(v) for k, v in kwargs.items()}
+        view.block = copy_value(args), {k: copy_value(v) for k, v in kwargs.items()}
 
     def stop(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         raise _StopForward
@@ -160,9 +189,13 @@ def _record_site(
     add_hook(site.block, stop)
 
 
-def _copy(value: Any) -> Any:
-    if isinstance(value, Cache):  # the block will run again and must start without a cache
+def copy_value(value: Any) -> Any:
+    """Copy the tensors of numbers in `value`; a cache becomes ``None``, for a fresh start."""
+    if isinstance(value, Cache):
         return None
+    if isinstance(value, (tuple, list)):
+        copied = [copy_value(one) for one in value]
+        return type(value)(*copied) if hasattr(value, "_fields") else type(value)(copied)
     return value.clone() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
 
 

@@ -348,7 +348,11 @@ class ValidationConfig:
 
 @dataclass
 class CalibrationConfig:
-    windows: int = option(MISSING, "training windows that are looked at", range=COUNT)
+    windows: int | None = option(
+        MISSING,
+        "training windows that are looked at; null: as many as the widths ask for",
+        range=COUNT,
+    )
     batch_size: int = option(MISSING, "windows at a time", range=COUNT)
     rows: int = option(MISSING, "query rows drawn per window for what heads attend to", range=COUNT)
     refine_steps: int = option(
@@ -356,12 +360,14 @@ class CalibrationConfig:
         "gradient steps per layer on the merge's coefficients; 0: closed form only",
         range=NOT_NEGATIVE,
     )
-    keep_windows: int = option(
-        MISSING, "windows whose inputs of a layer are kept: the steps go over these", range=COUNT
+    keep_windows: int | None = option(
+        MISSING, "windows that the steps go over; null: all", range=COUNT
     )
     refit: bool = option(MISSING, "solve each output projection anew")
-    ridge: float = option(
-        MISSING, "of refit, as a share of its inputs' mean second moment", range=POSITIVE
+    ridge: float | None = option(
+        MISSING,
+        "of refit, relative to its inputs' mean second moment; null: best on held-out text",
+        range=POSITIVE,
     )
     compare: bool = option(
         MISSING, "say what merge=optimal would have given, where another merge is asked for"

@@ -14,52 +14,7 @@ from transformers import PreTrainedModel
 from surgery.data.collate import Batch
 from surgery.importance.work import compute_logits
 from surgery.models.sites import Site
-
-
-class NotResumable(Exception):  # noqa: N818  (not an error: there is a slower way)
-    """The model cannot be resumed from the middle; the text says why."""
-
-
-@dataclass(frozen=True)
-class Stack:
-    """The layers that hold the sites.
-
-    Attributes:
-        layers: in the order in which they run.
-        index: number of each site's layer.
-    """
-
-    layers: Sequence[nn.Module]
-    index: tuple[int, ...]
-
-
-def find_stack(model: PreTrainedModel, sites: Sequence[Site]) -> Stack:
-    """Find the list of layers that holds the sites.
-
-    Raises:
-        NotResumable: the sites lie in several lists of layers, or several lie in one layer.
-    """
-    if model.config.is_encoder_decoder:
-        raise NotResumable("an encoder and a decoder are two stacks of layers")
-    places = [_locate_site(model, site) for site in sites]
-    if len({path for path, _ in places}) != 1:
-        raise NotResumable("its sites lie in several lists of layers")
-    index = tuple(number for _, number in places)
-    if len(set(index)) < len(index):
-        raise NotResumable("it has several sites in a layer")
-    layers = model.get_submodule(places[0][0])
-    assert isinstance(layers, nn.ModuleList)
-    return Stack(tuple(layers), index)
-
-
-def _locate_site(model: nn.Module, site: Site) -> tuple[str, int]:
-    """Find the path of the outermost list of layers around a site, and the layer's number."""
-    names = site.output.path.split(".")
-    for end in range(1, len(names)):
-        path = ".".join(names[:end])
-        if isinstance(model.get_submodule(path), nn.ModuleList) and site.path.startswith(path):
-            return path, int(names[end])
-    raise NotResumable("its sites do not lie in a list of layers")
+from surgery.models.stack import NotResumable, Stack
 
 
 @dataclass

@@ -10,7 +10,7 @@ from surgery.config.schema import ObjectiveName
 from surgery.console import say
 from surgery.data.collate import Batch
 from surgery.errors import join_lines
-from surgery.importance.capture import NotResumable, capture, find_stack
+from surgery.importance.capture import capture
 from surgery.importance.gates import Gates
 from surgery.importance.losses import (
     LabelledPositions,
@@ -28,6 +28,7 @@ from surgery.importance.work import (
     list_ablations,
     make_empty_scores,
 )
+from surgery.models.stack import NotResumable, find_stack
 
 # How far a resumed pass may be from a full pass because of rounding, in nats per token.
 ROUNDING = {torch.float64: 1e-9, torch.float32: 2e-5}

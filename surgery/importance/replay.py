@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,11 +11,12 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from surgery.data.collate import Batch
-from surgery.importance.capture import LayerTrace, NotResumable, Stack
+from surgery.importance.capture import LayerTrace
 from surgery.importance.losses import LabelledPositions
 from surgery.importance.work import Ablation, compute_logits
 from surgery.models.editable import is_plain
 from surgery.models.sites import Site
+from surgery.models.stack import NotResumable, Stack, replaying
 
 
 def resume(
@@ -115,26 +116,6 @@ def tile(value: Any, rows: int, times: int) -> Any:
     if isinstance(value, (tuple, list)):
         return type(value)(tile(one, rows, times) for one in value)
     return value
-
-
-@contextmanager
-def replaying(replies: dict[nn.Module, Any]) -> Iterator[None]:
-    """Make modules return the given values instead of computing them."""
-
-    def reply(value: Any) -> Callable[..., Any]:
-        return lambda *args, **kwargs: value
-
-    # Some modules have a forward of their own: accelerate's hooks, or one that is compiled.
-    own = {module: vars(module)["forward"] for module in replies if "forward" in vars(module)}
-    try:
-        for module, value in replies.items():
-            module.forward = reply(value)
-        yield
-    finally:
-        for module in replies:
-            vars(module).pop("forward", None)
-            if module in own:
-                module.forward = own[module]
 
 
 @contextmanager

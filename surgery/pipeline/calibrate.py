@@ -11,10 +11,12 @@ import torch
 from transformers import PreTrainedModel
 
 from surgery.calibration import Calibration, make_calibrated_plan
+from surgery.calibration.amount import count_windows
 from surgery.config.schema import RunConfig
 from surgery.console import is_rank_zero, show
 from surgery.errors import PlanError, SurgeryError
 from surgery.importance.estimate import Scorer
+from surgery.models.sites import find_sites
 from surgery.pipeline.scorer import keep_tables, make_scorer
 from surgery.pipeline.session import Session
 from surgery.plan.operation import Operation
@@ -60,10 +62,13 @@ def close_plan(
     if any(operation.scored_by for operation in operations):
         scorer = make_scorer(session)
         scorer = keep_tables(session, scorer) if keep else scorer
+    windows = run.calibration.windows
+    if windows is None:
+        windows = count_windows(find_sites(model).sites, run.data.seq_len)
     plan = make_calibrated_plan(
         model,
         operations,
-        session.data.draw_calibration_batches(run.calibration.windows, run.calibration.batch_size),
+        session.data.draw_calibration_batches(windows, run.calibration.batch_size),
         make_options(run),
         scorer,
         **session.prepared.planning,
@@ -76,10 +81,11 @@ def close_plan(
 def make_options(run: RunConfig) -> Calibration:
     """Turn `calibration.*` into options that count batches, not windows."""
     cfg = run.calibration
+    keep = cfg.keep_windows
     return Calibration(
         rows=cfg.rows,
         refine_steps=cfg.refine_steps,
-        keep_batches=max(1, cfg.keep_windows // cfg.batch_size),
+        keep_batches=None if keep is None else max(1, keep // cfg.batch_size),
         refit=cfg.refit,
         ridge=cfg.ridge,
         seed=run.seed,

@@ -43,7 +43,7 @@ def compare(session: Session) -> None:
         "advice": "; ".join(one.advice for one in found),
         **{key: value for one in found for key, value in one.figures.items()},
         "loss": loss,
-        "windows": run.calibration.windows,
+        "windows": (plan.calibration or {}).get("windows"),
         "refine_steps": run.calibration.refine_steps,
         "seconds": round(time.perf_counter() - start, 3),
     }

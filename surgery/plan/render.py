@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
@@ -51,6 +51,8 @@ def build_plan_table(plan: Plan) -> Table:
             f"{k}={v}" for k, v in spec.items() if k != "operation" and v is not None
         )
         table.add_row(f"operation {spec['operation']}", options, outcome, "")
+    if plan.calibration is not None:
+        _add_calibration(table, plan.calibration)
     table.add_row("export", plan.export.format, ", ".join(plan.export.runtimes), "")
     for runtime, why in plan.export.without.items():
         table.add_row(f"not for {runtime}", why, "", "")
@@ -61,6 +63,24 @@ def build_plan_table(plan: Plan) -> Table:
     undecided = [f"left open: {decision}" for decision in plan.open_decisions]
     table.caption = "\n".join([*plan.notes, *undecided, plan.export.reason])
     return table
+
+
+def _add_calibration(table: Table, calibration: Mapping[str, Any]) -> None:
+    """Add what was looked at, and how far outputs of sites were off: before, fitted, held out."""
+    tokens = f"{calibration['tokens']:,} tokens"
+    unknown = calibration.get("tokens_per_unknown")
+    each = "" if unknown is None else f"{unknown:g} for each unknown of an output"
+    table.add_row("calibrated on", tokens, each, "")
+    for operation in calibration["operations"]:
+        sites = [site for site in operation["sites"].values() if "output_error_held_out" in site]
+        if not sites:
+            continue
+        before, fitted, held_out = (
+            sum(site.get(name, site.get("output_error_cut", 0.0)) for site in sites) / len(sites)
+            for name in ("output_error_merged", "output_error_refit", "output_error_held_out")
+        )
+        after = f"{fitted:.1%} fitted, {held_out:.1%} held out"
+        table.add_row(f"output error of {operation['operation']}", f"{before:.1%}", after, "")
 
 
 def format_by_layer(sites: Sequence[Site], attribute: str) -> str:

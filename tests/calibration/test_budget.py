@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from surgery.calibration import Calibration
+from surgery.calibration.stream import Stream
 from surgery.errors import ConfigError
 from surgery.execute.live import apply_
 from surgery.models.sites import find_sites
@@ -104,9 +105,10 @@ def test_divergence_is_what_it_says() -> None:
     mask = torch.ones(2, 6, dtype=torch.long)
     mask[0, 4:] = 0
     batch = {"input_ids": tokens(2, 6), "attention_mask": mask, "labels": tokens(2, 6)}
-    assert compute_divergence(model, model, [batch]) == pytest.approx(0, abs=1e-6)
+    assert compute_divergence(*[Stream(model, [batch])] * 2) == pytest.approx(0, abs=1e-6)
     with torch.no_grad():
         inputs = {"input_ids": batch["input_ids"], "attention_mask": mask}
         p, q = (one(**inputs).logits.softmax(-1)[mask.bool()] for one in (model, other))
     expected = float((p * (p / q).log()).sum(-1).mean())
-    assert compute_divergence(model, other, [batch]) == pytest.approx(expected, rel=1e-4)
+    streams = Stream(model, [batch]), Stream(other, [batch])
+    assert compute_divergence(*streams) == pytest.approx(expected, rel=1e-4)

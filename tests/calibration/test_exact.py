@@ -186,7 +186,7 @@ def test_heads_wider_than_the_model_are_refined_too() -> None:
     plan = plan_for(model, None, Calibration(refine_steps=20), kv_heads=2, merge="optimal")
     assert plan.calibration is not None
     for site in plan.calibration["operations"][0]["sites"].values():
-        assert site["output_refined"] < 0.9 * site["output_closed_form"]
+        assert site["output_refined"] < 0.95 * site["output_closed_form"]  # on held-out text
     assert max(float(tensor.abs().max()) for tensor in plan.tensors.values()) < 100
     by_mean = copy.deepcopy(model)
     before = logits(model, unseen())

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from surgery.calibration.output import OutputMoments
+from surgery.calibration.output_moments import OutputMoments
 
 CPU = torch.device("cpu")
 

@@ -10,6 +10,8 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from surgery.calibration.case import Calibration
+from surgery.calibration.rows import put_parameter
+from surgery.calibration.stream import Stream, open_streams
 from surgery.data.collate import Batch
 from surgery.errors import ConfigError
 from surgery.models.copies import make_sharing_copy
@@ -40,14 +42,18 @@ def choose_counts(
     _check_logits(model, operation, batches[0])
     some = batches[: options.budget_batches]
     quick = replace(options, refine_steps=0)
+    original, working = open_streams((model, make_sharing_copy(model)), sites, some)
     costs: list[dict[int, float]] = []
     for site in sites:
+        block = working.model.get_submodule(site.block)
+        before = dict(block.named_parameters())
         found = {site.kv_heads: 0.0}
         for count in list_divisors(site.kv_heads)[:-1]:
-            work = make_sharing_copy(model)
             plain = replace(operation, kv_heads=count)
-            calibrate_site(model, work, site, count, plain, some, quick, lambda _: None)
-            found[count] = compute_divergence(model, work, some)
+            calibrate_site(original, working, site, count, plain, quick, lambda _: None)
+            found[count] = compute_divergence(original, working)
+            for name, parameter in before.items():
+                put_parameter(block, name, parameter)
             advance(f"layer {site.layer} with {count} KV heads: KL {found[count]:.4f}")
         costs.append(found)
     total = int(operation.average * len(sites) + 1e-9)
@@ -73,19 +79,24 @@ def find_cheapest(costs: Sequence[dict[int, float]], total: int) -> list[int]:
 
 
 @torch.no_grad()
-def compute_divergence(
-    model: PreTrainedModel, changed: PreTrainedModel, batches: Sequence[Batch]
-) -> float:
-    """Compute mean KL(model || changed) in nats over the real positions of `batches`."""
+def compute_divergence(original: Stream, changed: Stream) -> float:
+    """Compute mean KL(original || changed) in nats over the real positions of the batches.
+
+    Both start at the layer to which their batches have come.
+    """
     total, count = 0.0, 0
-    device = next(model.parameters()).device
-    for batch in batches:
-        inputs = _get_inputs(batch, device)
-        outputs = [one(**make_inputs(one, inputs)) for one in (model, changed)]
-        log_p, log_q = (F.log_softmax(output.logits.float(), dim=-1) for output in outputs)
+    for number in range(len(original.batches)):
+        logits = []
+        for stream in (original, changed):
+            with stream.resume(number) as batch:
+                inputs = _get_inputs(batch, next(stream.model.parameters()).device)
+                logits.append(stream.model(**make_inputs(stream.model, inputs)).logits)
+        log_p, log_q = (F.log_softmax(one.float(), dim=-1) for one in logits)
         kl = F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1)
         mask = inputs.get(
-            "decoder_attention_mask" if model.config.is_encoder_decoder else "attention_mask"
+            "decoder_attention_mask"
+            if original.model.config.is_encoder_decoder
+            else "attention_mask"
         )
         if mask is not None and mask.shape == kl.shape:
             kl = kl[mask.bool()]

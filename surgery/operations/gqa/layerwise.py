@@ -13,6 +13,7 @@ from surgery.calibration.grouping import Partition, make_contiguous_groups
 from surgery.calibration.output import solve_output
 from surgery.calibration.rows import put_parameter, to_plan_layout
 from surgery.calibration.site_batches import SiteBatches
+from surgery.calibration.stream import Stream, open_streams
 from surgery.data.collate import Batch
 from surgery.errors import ConfigError
 from surgery.models.copies import make_sharing_copy
@@ -54,38 +55,38 @@ def calibrate_sites(
         sites: with the KV heads each should have, in the order of the forward pass.
         advance: called after every batch.
     """
-    work = make_sharing_copy(model)
-    found = {}
-    for site, count in sites:
-        if count >= site.kv_heads:  # repeated heads leave nothing to decide
-            continue
-        found[site.path] = calibrate_site(
-            model, work, site, count, operation, batches, options, advance
-        )
-    return found
+    # Repeated heads leave nothing to decide.
+    merged = [(site, count) for site, count in sites if count < site.kv_heads]
+    models = model, make_sharing_copy(model)
+    original, working = open_streams(models, [site for site, _ in merged], batches)
+    return {
+        site.path: calibrate_site(original, working, site, count, operation, options, advance)
+        for site, count in merged
+    }
 
 
 def calibrate_site(
-    model: PreTrainedModel,
-    work: PreTrainedModel,
+    original: Stream,
+    working: Stream,
     site: Site,
     count: int,
     operation: GQAOptions,
-    batches: Batches,
     options: Calibration,
     advance: Advance,
 ) -> SiteResolution:
-    """Decide for one site, and let `work` compute the result from here on.
+    """Decide for one site, and let the working model compute the result from here on.
 
     Args:
-        model: the original, whose outputs are aimed at.
-        work: a copy of it, operated on up to this site.
+        original: the batches in the original, whose outputs are aimed at.
+        working: the same in a copy of it, operated on up to this site.
     """
+    work = working.model
     runs = make_contiguous_groups(site.kv_heads, count)
     optimal = operation.merge is Merge.optimal
     given = operation.get_groups(site, count)
     similar = operation.grouping is Grouping.similarity and count > 1 and given is None
-    text = SiteBatches(model, work, site, batches, options.keep_batches if optimal else 0)
+    keep = len(working.batches) if options.keep_batches is None else options.keep_batches
+    text = SiteBatches(original, working, site, keep if optimal and options.refine_steps else 0)
     groups: Partition = runs if given is None else given
     if similar:
         first = _sum_moments(text, (), options, advance, "statistics")
@@ -104,8 +105,8 @@ def calibrate_site(
     if optimal:
         merge = solve.merge_optimal(work, site, first, groups)
         if options.refine_steps and text.get_kept():
-            merge, before, after = refine(work, site, merge, text.get_kept(), options)
-            merge.losses.update(output_closed_form=before, output_refined=after)
+            merge, losses = refine(work, site, merge, text.get_kept(), text.folds, options)
+            merge.losses.update(losses)
         if options.refit:
             merge = _refit_output(text, merge, options, advance)
     else:
@@ -187,4 +188,10 @@ def _refit_output(
     tensors = {**merge.tensors, "output": columns.flatten(1)}
     if solved.bias is not None:
         tensors["output_bias"] = solved.bias
-    return replace(merge, tensors=tensors)
+    figures = {
+        "output_error_merged": solved.before,
+        "output_error_refit": solved.fitted,
+        "output_error_held_out": solved.held_out,
+        "ridge": solved.ridge,
+    }
+    return replace(merge, tensors=tensors, losses={**merge.losses, **figures})

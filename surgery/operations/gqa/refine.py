@@ -9,10 +9,16 @@ import torch
 from transformers import PreTrainedModel
 
 from surgery.calibration.case import Calibration
+from surgery.calibration.folds import Folds
 from surgery.calibration.view import KeptBatch
 from surgery.models.sites import Site
 from surgery.operations.gqa.solve import SiteMerge
 from surgery.operations.gqa.wide import compute_output, make_wide_tensors
+
+# How often the held-out text is looked at.
+LOOKS = 6
+# After how many looks without a better loss the steps end.
+PATIENCE = 2
 
 
 def refine(
@@ -20,37 +26,69 @@ def refine(
     site: Site,
     merge: SiteMerge,
     kept: Sequence[KeptBatch],
+    folds: Folds,
     options: Calibration,
-) -> tuple[SiteMerge, float, float]:
+) -> tuple[SiteMerge, dict[str, float]]:
     """Train the maps of queries, keys and values and the output projection with Adam.
 
     The block itself runs, with the merge's heads spread out, so masks, norms, biases and positions
     are what they are. The loss is E|y - y_original|² as a share of E|y_original|²; the original's
-    weights stay as they are.
+    weights stay as they are. Part of the text is held out of the steps; what is best there is kept,
+    which may be the merge as it was given.
 
     Returns:
-        the refined merge (or the given one, where no step made it better), and the loss over all
-        kept batches before and after.
+        the merge, and its losses: on held-out text before and after (`output_closed_form`,
+        `output_refined`), on the text of the steps (`output_fitted`), and the number of `steps`
+        that were kept.
     """
+    fitted, held = _split(kept, folds)
     tensors = {role: t.float().clone().requires_grad_() for role, t in merge.tensors.items()}
     first = [options.refine_lr * float(t.detach().pow(2).mean().sqrt()) for t in tensors.values()]
     groups = [{"params": [t], "lr": lr} for t, lr in zip(tensors.values(), first, strict=True)]
     optimizer = torch.optim.Adam(groups, betas=(0.9, 0.95))
     now = replace(merge, tensors=tensors)
-    before = _compute_mean_loss(model, site, merge, kept)
+    before = best = _compute_mean_loss(model, site, merge, held)
+    found, kept_steps = merge, 0
+    every = max(1, options.refine_steps // LOOKS)
     for step in range(options.refine_steps):
         for group, lr in zip(optimizer.param_groups, first, strict=True):
             group["lr"] = lr * (1 - step / options.refine_steps)
         with torch.enable_grad():
-            loss = _compute_loss(model, site, now, kept[step % len(kept)])
+            loss = _compute_loss(model, site, now, fitted[step % len(fitted)])
         # Of these alone: the block's other parameters are the model's own.
         gradients = torch.autograd.grad(loss, list(tensors.values()))
         for tensor, gradient in zip(tensors.values(), gradients, strict=True):
             tensor.grad = gradient
         optimizer.step()
-    made = replace(merge, tensors={role: t.detach() for role, t in tensors.items()})
-    after = _compute_mean_loss(model, site, made, kept)
-    return (made, before, after) if after < before else (merge, before, before)
+        if (step + 1) % every == 0 or step + 1 == options.refine_steps:
+            made = replace(merge, tensors={r: t.detach().clone() for r, t in tensors.items()})
+            loss_now = _compute_mean_loss(model, site, made, held)
+            if loss_now < best:
+                found, best, kept_steps = made, loss_now, step + 1
+            elif step + 1 - kept_steps >= PATIENCE * every:
+                break
+    losses = {
+        "output_closed_form": before,
+        "output_refined": best,
+        "output_fitted": _compute_mean_loss(model, site, found, fitted),
+        "steps": kept_steps,
+    }
+    return found, losses
+
+
+def _split(kept: Sequence[KeptBatch], folds: Folds) -> tuple[list[KeptBatch], list[KeptBatch]]:
+    """Split into what the steps see, and what is held out."""
+    whole = folds.hold_out(len(kept))
+    if whole:
+        return [kept[n] for n in range(len(kept)) if n not in whole], [kept[n] for n in whole]
+    parts: tuple[list[KeptBatch], list[KeptBatch]] = ([], [])
+    for number, one in enumerate(kept):
+        held = folds.get(number, one.target.shape[1]).to(one.target.device) == folds.count - 1
+        for part, mask in zip(parts, (~held, held), strict=True):
+            real = mask if one.real is None else mask & one.real
+            if bool(real.any()):
+                part.append(replace(one, real=real))
+    return parts if parts[0] and parts[1] else (list(kept), list(kept))
 
 
 @torch.no_grad()

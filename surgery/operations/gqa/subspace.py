@@ -18,7 +18,7 @@ EXACT = 1e-9
 CG_STEPS = 40
 NOTHING = 1e-30
 # Conjugate gradients stop once the loss above its least is this share of what it was.
-CG_LEFT = 1e-8
+CG_LEFT = 1e-4
 # Of the preconditioner alone, which need not be exact.
 CG_FLOOR = 1e-6
 
@@ -163,16 +163,15 @@ def _solve_shared(
 
     Conjugate gradients, preconditioned by what the left side would be if all C_h were their mean.
     """
-    squares = [reader.mH @ reader for reader in found]
+    readers, covariance = torch.cat(list(found)), torch.cat(list(covariances), dim=1)
+    squares = torch.cat([reader.mH @ reader for reader in found], dim=1)  # [S_1 | S_2 | …]
+    total = readers.mH @ readers
 
     def apply(x: torch.Tensor) -> torch.Tensor:
-        image = torch.zeros_like(x)
-        for square, covariance in zip(squares, covariances, strict=True):
-            turned = square @ x
-            image.addmm_(turned, covariance).add_(noise * turned)
-        return image
+        turned = (x @ covariance).unflatten(1, (len(found), -1)).transpose(0, 1).flatten(0, 1)
+        return squares @ turned + noise * (total @ x)
 
-    rows, columns = _invert(sum(squares, torch.zeros_like(squares[0]))), _invert(mean)
+    rows, columns = _invert(total), _invert(mean)
     wanted = torch.zeros_like(start)
     for reader, across in zip(found, seen, strict=True):
         wanted.addmm_(reader.mH, across)

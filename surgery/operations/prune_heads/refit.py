@@ -7,7 +7,6 @@ on the stream of the already pruned layers below.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -20,6 +19,7 @@ from surgery.calibration.output import solve_output
 from surgery.calibration.refusals import refuse_repeated, refuse_shared
 from surgery.calibration.rows import put_parameter, to_plan_layout
 from surgery.calibration.site_batches import SiteBatches
+from surgery.calibration.stream import open_streams
 from surgery.console import track_progress
 from surgery.data.collate import Batch
 from surgery.models.copies import make_sharing_copy
@@ -34,11 +34,12 @@ class Refit:
         tensors: ``output`` [D_model, kept heads * unit] in the architecture's layout, and
             ``output_bias`` [D_model] where there is one.
         figures: what the site's output on the data is off by, as a share of its root mean square:
-            `output_error_cut` with the heads simply gone, `output_error_refit` afterwards.
+            `output_error_cut` with the heads simply gone, `output_error_refit` afterwards,
+            `output_error_held_out` on text that the projection was not fitted to; and the `ridge`.
     """
 
     tensors: dict[str, torch.Tensor]
-    figures: dict[str, float] = field(default_factory=dict)
+    figures: dict[str, float | None] = field(default_factory=dict)
 
 
 @torch.no_grad()
@@ -65,11 +66,12 @@ def refit_sites(
     with track_progress("refit", len(fitted) * len(batches)) as steps:
         refuse_shared(model, changed)
         refuse_repeated(model, changed, batches[0])
+        original, working = open_streams((model, work), changed, batches)
         for site in changed:
             _silence(work, site, left[site.path])
             if site not in fitted:
                 continue
-            text = SiteBatches(model, work, site, batches, 0)
+            text = SiteBatches(original, working, site, 0)
             steps.describe(f"refit, layer {site.layer}")
             found[site.path] = _refit_site(text, left[site.path], options.ridge, steps.advance)
             _set_output(work, site, left[site.path], found[site.path])
@@ -77,7 +79,7 @@ def refit_sites(
 
 
 def _refit_site(
-    text: SiteBatches, heads: Sequence[int], ridge: float, advance: Callable[[], None]
+    text: SiteBatches, heads: Sequence[int], ridge: float | None, advance: Callable[[], None]
 ) -> Refit:
     site = text.site
     solved = solve_output(text, ridge, advance, _list_columns(site, heads))
@@ -85,14 +87,12 @@ def _refit_site(
     if solved.bias is not None:
         tensors["output_bias"] = solved.bias.float()
     figures = {
-        "output_error_cut": _compute_share(solved.before, solved.size),
-        "output_error_refit": _compute_share(solved.after, solved.size),
+        "output_error_cut": solved.before,
+        "output_error_refit": solved.fitted,
+        "output_error_held_out": solved.held_out,
+        "ridge": solved.ridge,
     }
     return Refit({role: t.cpu() for role, t in to_plan_layout(site, tensors).items()}, figures)
-
-
-def _compute_share(error: float, size: float) -> float:
-    return math.sqrt(max(0.0, error) / size) if size else 0.0
 
 
 def _list_columns(site: Site, heads: Sequence[int]) -> torch.Tensor:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.distance import jensenshannon
 
-from surgery.importance.capture import capture, find_stack
+from surgery.importance.capture import capture
 from surgery.importance.score_file import read_scores
 from surgery.lab.analysis import similarity as module
 from surgery.lab.analysis.clusters import (
@@ -27,6 +27,7 @@ from surgery.lab.analysis.clusters import (
 from surgery.lab.analysis.similarity import Similarity, compare_heads, sum_divergences
 from surgery.lab.analysis.watch import find_self_attention
 from surgery.models.sites import find_sites
+from surgery.models.stack import find_stack
 from surgery.operations.gqa.operation import GQA
 from tests.lab.analysis import handmade
 from tests.tiny_models import tiny_model, tokens

@@ -21,7 +21,9 @@ _CALIBRATED = {
     "output_closed_form": "output, closed form",
     "output_refined": "output, refined",
     "output_error_cut": "output, heads cut",
+    "output_error_merged": "output, heads merged",
     "output_error_refit": "output, solved anew",
+    "output_error_held_out": "the same, held out",
 }
 
 

@@ -1,0 +1,66 @@
+"""Choose a ridge on text that the solution was not fitted to, from normal equations alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from surgery.calibration.output_moments import OutputMoments, compute_unit, sum_moments
+
+# From hardly any to so much that next to nothing changes.
+RIDGES = tuple(10 ** (quarter / 4) for quarter in range(-20, 13))
+
+
+class Choice(NamedTuple):
+    """A ridge, and what its solution leaves of the error on text that it was not fitted to.
+
+    Attributes:
+        ridge: relative to the mean second moment of the inputs.
+        left: sum of squares of the error on held-out text, as a share of what it was before.
+    """
+
+    ridge: float
+    left: float
+
+
+@torch.no_grad()
+def choose_ridge(folds: Sequence[OutputMoments], ridges: Sequence[float], *, bias: bool) -> Choice:
+    """Choose the ridge by cross-validation over folds (Hastie, Tibshirani & Friedman, The Elements
+    of Statistical Learning, sections 3.4.1 and 7.10).
+
+    Each fold is held out once. On the others, ridge least squares towards no change is solved for
+    all ridges by one eigendecomposition; its error on the fold is a quadratic form in the fold's
+    own normal equations.
+
+    Args:
+        folds: moments of the changes that are wanted.
+        bias: whether a bias is fitted too.
+    """
+    sizes = torch.tensor(ridges, dtype=folds[0].square.dtype, device=folds[0].square.device)
+    total = sum_moments(folds)
+    before, left = float(total.size), total.size.repeat(len(ridges))
+    for fold in folds:
+        left += _compute_gain(total, fold, sizes, bias)
+    best = int(left.nan_to_num(math.inf).argmin())
+    return Choice(ridges[best], float(left[best]) / before if before > 0 else 1.0)
+
+
+def _compute_gain(
+    total: OutputMoments, held: OutputMoments, ridges: torch.Tensor, bias: bool
+) -> torch.Tensor:
+    """Compute |y - W u|² - |y|² on held-out text, for the solutions of all ridges on the rest."""
+    square, across = total.get_equations(bias=bias)
+    held_square, held_across = held.get_equations(bias=bias)
+    square, across = square - held_square, across - held_across
+    if total.rows == held.rows:  # nothing else to fit
+        return torch.zeros_like(ridges)
+    values, vectors = torch.linalg.eigh(square)
+    # In this basis every solution is `across` divided, row by row.
+    across, held_across = vectors.mT @ across, vectors.mT @ held_across
+    both = (across * held_across).sum(1)
+    pairs = (across @ across.mT) * (vectors.mT @ held_square @ vectors)
+    shrunk = 1 / (values.clamp_min(0) + ridges[:, None] * compute_unit(square, bias=bias))
+    return torch.einsum("ri,ij,rj->r", shrunk, pairs, shrunk) - 2 * shrunk @ both
