@@ -17,7 +17,9 @@ def count_unknowns(sites: Sequence[Site]) -> int:
     return 1 + max((site.q_heads * site.output.unit for site in sites), default=0)
 
 
-def count_windows(sites: Sequence[Site], seq_len: int) -> int:
-    """Count the windows that a calibration looks at where no number is given."""
+def count_windows(given: int | None, sites: Sequence[Site], seq_len: int) -> int:
+    """Count the windows that a calibration looks at: the given number, or what the widths need."""
+    if given is not None:
+        return given
     tokens = TOKENS_PER_UNKNOWN * count_unknowns(sites)
     return max(LEAST_WINDOWS, math.ceil(tokens / seq_len))

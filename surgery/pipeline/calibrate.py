@@ -16,7 +16,6 @@ from surgery.config.schema import RunConfig
 from surgery.console import is_rank_zero, show
 from surgery.errors import PlanError, SurgeryError
 from surgery.importance.estimate import Scorer
-from surgery.models.sites import find_sites
 from surgery.pipeline.scorer import keep_tables, make_scorer
 from surgery.pipeline.session import Session
 from surgery.plan.operation import Operation
@@ -62,9 +61,7 @@ def close_plan(
     if any(operation.scored_by for operation in operations):
         scorer = make_scorer(session)
         scorer = keep_tables(session, scorer) if keep else scorer
-    windows = run.calibration.windows
-    if windows is None:
-        windows = count_windows(find_sites(model).sites, run.data.seq_len)
+    windows = count_windows(run.calibration.windows, session.plan.source, run.data.seq_len)
     plan = make_calibrated_plan(
         model,
         operations,

@@ -12,6 +12,7 @@ import torch
 import transformers
 from transformers import PreTrainedModel
 
+from surgery.calibration.amount import count_windows
 from surgery.config.schema import DataConfig, DataKind, Dtype, ExportFormat, RunConfig, Stage
 from surgery.console import is_terminal, say
 from surgery.lab.tasks.declare import naming_task
@@ -173,9 +174,10 @@ def _make_data(
 def _say_few_windows(session: Session, data: TextData) -> None:
     """Say where a stage looks at fewer windows than it is asked to, since there are no more."""
     run, train = session.run, data.count_training_rows()
+    asked = count_windows(run.calibration.windows, session.plan.source, run.data.seq_len)
     scored = any(operation.scored_by for operation in session.immediate)
     wanted = {
-        "calibration.windows": (session.has(Stage.calibrate), run.calibration.windows, train),
+        "calibration.windows": (session.has(Stage.calibrate), asked, train),
         "importance.windows": (session.has(Stage.score) or scored, run.importance.windows, train),
         "analysis.windows": (session.has(Stage.analyze), run.analysis.windows, train),
         "measure.windows": (
