@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from tests.callbacks.fitting import OwnModule, fit, unpadded
 from tests.tiny_models import tiny_model, tokens
+from tests.wandb_records import read_records
 
 
 def load_again(module: Any, name: str) -> Any:
@@ -75,10 +73,7 @@ def test_the_other_naming_gets_pictures_artifacts_and_alerts(
     assert not isinstance(wandb_logger, WandbLogger)
     watch(tmp_path, [wandb_logger, board.TensorBoardLogger(tmp_path, name="board", version="")])
     wandb_logger.experiment.finish()
-    (file,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
-    command = [sys.executable, "-m", "wandb", "leet", "inspect", str(file), "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    found = [json.loads(line) for line in done.stdout.splitlines()]
+    found = read_records(tmp_path)
     assert [one["alert"]["title"] for one in found if one["type"] == "alert"] == [
         "uniform at step 0"
     ]

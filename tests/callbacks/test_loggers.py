@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import subprocess
-import sys
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +22,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from surgery.observe.statistics import STATISTICS
 from tests.callbacks.fitting import OwnModule, fit, unpadded
 from tests.tiny_models import tiny_model, tokens
+from tests.wandb_records import read_records
 
 METRICS = ("head_importance", *STATISTICS)
 STEPS = {metric: [0, 2, 4] for metric in METRICS} | {"head_importance": [0, 1, 2, 3, 4]}
@@ -90,11 +89,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.fixture(scope="module")
 def records(run: Run) -> list[dict[str, Any]]:
-    """The offline W&B run, as W&B itself reads it."""
-    (file,) = run.root.glob("wandb/offline-run-*/run-*.wandb")
-    command = [sys.executable, "-m", "wandb", "leet", "inspect", str(file), "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    """The offline W&B run."""
+    return read_records(run.root)
 
 
 def history(records: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from transformers import AutoModelForCausalLM
 import surgery
 from surgery.importance.table import ScoreTable
 from tests.integration.summaries import read_summary
+from tests.wandb_records import read_records
 
 TINY = (
     "model=tiny_llama",
@@ -51,10 +50,7 @@ def test_the_recipe_leaves_a_table_for_scripts_people_and_dashboards(
     assert (tmp_path / "importance.png").stat().st_size > 0
     assert read_summary(tmp_path)["importance"] == table.describe()
     assert "Importance by leave one out" in outcome.out
-    (file,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
-    command = [sys.executable, "-m", "wandb", "leet", "inspect", str(file), "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    records = [json.loads(line) for line in done.stdout.splitlines()]
+    records = read_records(tmp_path)
     artifacts = [record["artifact"] for record in records if record["type"] == "artifact"]
     (artifact,) = [one for one in artifacts if one["type"] == "head-scores"]
     held = {entry["path"] for entry in artifact["manifest"]["contents"]}

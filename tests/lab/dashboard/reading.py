@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -60,13 +58,6 @@ def go(run_dir: Path, *overrides: str) -> None:
     with initialize_config_module("surgery.conf", version_base="1.3"):
         cfg = compose("config", overrides=[f"run_dir={run_dir}", *QUICK, *overrides])
     execute(cfg)
-
-
-def records(run_dir: Path) -> list[dict[str, Any]]:
-    (file,) = run_dir.glob("wandb/offline-run-*/run-*.wandb")
-    command = [sys.executable, "-m", "wandb", "leet", "inspect", str(file), "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def history(found: list[dict[str, Any]]) -> dict[str, list[int]]:

@@ -16,6 +16,7 @@ import wandb
 from surgery.lab.dashboard import names
 from surgery.training.identity import compute_fingerprint
 from tests.lab.dashboard import reading
+from tests.wandb_records import read_records
 
 ROOT = Path(__file__).parents[3]
 STEPS = 5
@@ -60,7 +61,7 @@ def go(
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("WANDB_SILENT", "true")
             reading.go(folder, *model, *overrides)
-        return folder, reading.records(folder)
+        return folder, read_records(folder)
 
     return run
 
@@ -226,7 +227,7 @@ def test_a_run_that_fails_is_ended_as_failed(
     with pytest.raises(RuntimeError, match="the second step"):
         reading.go(tmp_path, *model, "stages=[plan,train]", fails)
     assert wandb.run is None
-    records = reading.records(tmp_path)
+    records = read_records(tmp_path)
     assert [r["exit"]["exit_code"] for r in records if r["type"] == "exit"] == [1]
     assert not [key for key in reading.summary(records) if key.startswith("result/")]
 
