@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from surgery.calibration.amount import count_unknowns
 from surgery.calibration.case import Calibration, Case
+from surgery.calibration.folds import Folds
 from surgery.data.collate import Batch
 from surgery.errors import ConfigError, SiteError
 from surgery.execute.live import apply_
@@ -90,7 +91,9 @@ def make_calibrated_plan(
             "batches": len(rows),
             "windows": sum(map(_count_windows, rows)),
             "tokens": tokens,
-            "tokens_per_unknown": round(tokens / count_unknowns(find_sites(model).sites), 2),
+            "tokens_per_unknown": round(
+                (Folds(rows).tokens or tokens) / count_unknowns(find_sites(model).sites), 2
+            ),
             "operations": seen,
         }
     return make_plan(model, operations, resolutions=resolutions, calibration=calibration, **making)

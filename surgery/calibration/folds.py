@@ -9,53 +9,64 @@ import torch
 from surgery.data.collate import Batch
 
 FOLDS = 4
+# Text is known already where so many tokens in a row have been seen before.
+GRAM = 32
+REPEATED = -1
+_IDS = ("input_ids", "decoder_input_ids")
 
 
 class Folds:
     """A fold for every position of every batch.
 
-    Equal windows share a fold, so that none is judged by itself. Text that is one window, alone or
-    repeated, is cut into halves: its first positions and its last.
+    The text is cut into as many runs of equal length as there are folds. What repeats earlier text
+    is in none of them: it would be judged by itself, and counted more than once.
 
     Attributes:
         count: number of folds.
-        halves: whether positions are told apart, not windows.
+        tokens: number of positions that repeat nothing; 0 where batches hold no token ids.
     """
 
     def __init__(self, batches: Sequence[Batch], count: int = FOLDS) -> None:
-        known: dict[tuple[bytes, ...], int] = {}
-        self._rows = [
-            [known.setdefault(window, len(known)) for window in _list_windows(batch)]
-            for batch in batches
-        ]
-        self.halves = len(known) < 2
-        self.count = 2 if self.halves else min(count, len(known))
+        self.count = count
+        self._found: dict[str, list[torch.Tensor]] = {}
+        for name in _IDS:
+            if all(name in batch and batch[name].ndim == 2 for batch in batches):
+                self._found[name] = _cut([batch[name] for batch in batches], count)
+        self._rows = [len(next(iter(batch.values()))) for batch in batches]
+        fresh = self._found.get(_IDS[0], [])
+        self.tokens = sum(int((folds != REPEATED).sum()) for folds in fresh)
 
     def get(self, number: int, length: int) -> torch.Tensor:
-        """Get the folds [B, length] of a batch."""
-        windows = torch.tensor(self._rows[number])[:, None]
-        if not self.halves:
-            return (windows % self.count).expand(-1, length)
-        return (torch.arange(length) >= length // 2).long().expand(len(windows), -1)
-
-    def hold_out(self, batches: int) -> list[int]:
-        """Choose whole batches of the first `batches` to hold out, about one fold: the last ones.
-
-        None, where their windows stand in others too: then one fold of each has to do.
-        """
-        held = max(1, batches // self.count)
-        first, last = self._rows[: batches - held], self._rows[batches - held : batches]
-        fits = first and not {n for rows in first for n in rows} & {
-            n for rows in last for n in rows
-        }
-        return list(range(batches - held, batches)) if fits else []
+        """Get the folds [B, length] of a batch; `REPEATED` where it repeats earlier text."""
+        for found in self._found.values():
+            if found[number].shape[1] == length:
+                return found[number]
+        # Positions that are no tokens, as those of images: row by row.
+        before, rows, total = sum(self._rows[:number]), self._rows[number], sum(self._rows)
+        if total < self.count:
+            places = torch.arange(length) * self.count // length
+            return places.expand(rows, -1)
+        places = (before + torch.arange(rows)) * self.count // total
+        return places[:, None].expand(-1, length)
 
 
-def _list_windows(batch: Batch) -> list[tuple[bytes, ...]]:
-    tensors = [value.cpu() for name, value in batch.items() if name != "labels" and value.ndim]
-    rows = len(tensors[0])
-    return [tuple(_digest(t[row]) for t in tensors if len(t) == rows) for row in range(rows)]
+def _cut(batches: Sequence[torch.Tensor], count: int) -> list[torch.Tensor]:
+    seen: set[bytes] = set()
+    fresh = [torch.tensor([_find_fresh(row, seen) for row in batch.cpu()]) for batch in batches]
+    total, before, found = sum(int(mask.sum()) for mask in fresh), 0, []
+    for mask in fresh:
+        order = (mask.flatten().cumsum(0) - 1).view_as(mask) + before
+        found.append((order * count // max(1, total)).where(mask, torch.tensor(REPEATED)))
+        before += int(mask.sum())
+    return found
 
 
-def _digest(row: torch.Tensor) -> bytes:
-    return row.reshape(-1).contiguous().view(torch.uint8).numpy().tobytes()
+def _find_fresh(row: torch.Tensor, seen: set[bytes]) -> list[bool]:
+    """Find the positions at which tokens end that have not been seen in this order."""
+    text, size = row.contiguous().numpy().tobytes(), row.element_size()
+    found = []
+    for end in range(1, len(row) + 1):
+        gram = text[max(0, end - GRAM) * size : end * size]
+        found.append(gram not in seen)
+        seen.add(gram)
+    return found

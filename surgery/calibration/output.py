@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 
+from surgery.calibration.folds import REPEATED
 from surgery.calibration.output_moments import OutputMoments, sum_moments
 from surgery.calibration.ridge import RIDGES, choose_ridge
 from surgery.calibration.rows import widen
@@ -72,10 +73,12 @@ def solve_output(
         if columns is not None:
             inputs = inputs[..., columns.to(inputs.device)]
         inputs, target = inputs.to(wide).flatten(0, -2), target.to(wide).flatten(0, -2)
+        fresh = held.flatten() != REPEATED
+        inputs, target, held = inputs[fresh], target[fresh], held.flatten()[fresh]
         # The error is far smaller than the output, and so is the rounding of its sums.
         missing = target - (inputs @ now.mT.to(wide) + (0 if bias is None else bias.to(wide)))
         for fold, moments in enumerate(folds):
-            here = held.flatten() == fold
+            here = held == fold
             moments.add(inputs[here], missing[here])
         size += float(widen(target).square().sum())
         advance()

@@ -41,11 +41,18 @@ def choose_ridge(folds: Sequence[OutputMoments], ridges: Sequence[float], *, bia
     """
     sizes = torch.tensor(ridges, dtype=folds[0].square.dtype, device=folds[0].square.device)
     total = sum_moments(folds)
-    before, left = float(total.size), total.size.repeat(len(ridges))
-    for fold in folds:
-        left += _compute_gain(total, fold, sizes, bias)
-    best = int(left.nan_to_num(math.inf).argmin())
-    return Choice(ridges[best], float(left[best]) / before if before > 0 else 1.0)
+    before = float(total.size)
+    if not before > 0:
+        return Choice(max(ridges), 1.0)
+    gains = torch.stack([_compute_gain(total, fold, sizes, bias) for fold in folds])
+    left = (before + gains.sum(0)).nan_to_num(math.inf)
+    best = int(left.argmin())
+    # Of ridges that are as good within the noise of the folds, the largest: it changes least.
+    over = gains - gains[:, best, None]
+    noise = (over - over.mean(0)).square().sum(0).mul(len(folds) / max(1, len(folds) - 1)).sqrt()
+    alike = (over.sum(0) <= noise) & (sizes >= ridges[best]) & left.isfinite()
+    chosen = max([best, *alike.nonzero().flatten().tolist()], key=lambda place: ridges[place])
+    return Choice(ridges[chosen], float(left[chosen]) / before)
 
 
 def _compute_gain(

@@ -6,50 +6,70 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from surgery.calibration.folds import FOLDS, Folds
-
-windows = st.lists(st.integers(0, 5), min_size=1, max_size=12)
+from surgery.calibration.folds import FOLDS, GRAM, REPEATED, Folds
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
-@given(windows, st.integers(1, 4), st.integers(2, 9))
-def test_equal_windows_lie_in_one_fold_and_every_fold_holds_some(
-    which: list[int], size: int, length: int
+def cut(rows: torch.Tensor, size: int) -> list[dict[str, torch.Tensor]]:
+    return [{"input_ids": part, "labels": torch.randn(part.shape)} for part in rows.split(size)]
+
+
+def collect(folds: Folds, batches: list[dict[str, torch.Tensor]]) -> torch.Tensor:
+    return torch.cat(
+        [folds.get(number, batch["input_ids"].shape[1]) for number, batch in enumerate(batches)]
+    )
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.integers(1, 9), st.integers(1, 4), st.integers(FOLDS, 70), st.integers(0, 99))
+def test_text_that_repeats_nothing_is_cut_into_equal_runs(
+    rows: int, size: int, length: int, seed: int
 ) -> None:
-    rows = torch.tensor(which)[:, None] + 7 * torch.arange(length)
-    labels = torch.randn(len(which), length)
-    batches = [
-        {"input_ids": rows[at : at + size], "labels": labels[at : at + size]}
-        for at in range(0, len(which), size)
-    ]
+    generator = torch.Generator().manual_seed(seed)
+    batches = cut(torch.randperm(rows * length, generator=generator).view(rows, length), size)
     folds = Folds(batches)
-    found = torch.cat([folds.get(number, length) for number in range(len(batches))])
-    assert found.shape == rows.shape
-    assert set(found.flatten().tolist()) == set(range(folds.count))
-    if len(set(which)) == 1:
-        assert folds.halves
-        assert found[0].tolist() == [0] * (length // 2) + [1] * (length - length // 2)
-        return
-    assert folds.count == min(FOLDS, len(set(which)))
-    assert bool((found == found[:, :1]).all())
-    for window in set(which):
-        assert len({int(f) for f, w in zip(found[:, 0], which, strict=True) if w == window}) == 1
+    found = collect(folds, batches).flatten()
+    assert folds.tokens == rows * length
+    assert found.tolist() == sorted(found.tolist())
+    counts = found.bincount()
+    assert len(counts) == FOLDS
+    assert int(counts.max() - counts.min()) <= 1
 
 
-def test_batches_are_held_out_whole_where_they_share_no_window() -> None:
-    def make(*which: int) -> list[dict[str, torch.Tensor]]:
-        return [{"input_ids": torch.tensor([[a, a + 1], [a + 2, a + 3]])} for a in which]
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=8), st.integers(1, 3), st.integers(4, 70))
+def test_windows_that_come_again_count_once(which: list[int], size: int, length: int) -> None:
+    windows = torch.arange(4 * length).view(4, length)
+    batches = cut(windows[which], size)
+    folds = Folds(batches)
+    found = collect(folds, batches)
+    assert folds.tokens == len(set(which)) * length
+    for place, window in enumerate(which):
+        repeated = found[place] == REPEATED
+        assert bool(repeated.all()) if window in which[:place] else not bool(repeated.any())
 
-    assert Folds(make(*range(8))).hold_out(8) == []  # neighbours overlap in a row
-    apart = Folds(make(*range(0, 80, 10)))
-    assert apart.hold_out(8) == [6, 7]
-    assert apart.hold_out(2) == [1]
-    assert apart.hold_out(1) == []
-    assert Folds(make(0, 10, 0)).hold_out(3) == []
+
+def test_text_that_goes_round_is_as_long_as_one_round() -> None:
+    around = 50
+    long = torch.arange(400) % around
+    windows = torch.stack([long[start : start + 100] for start in (0, 7, 30)])
+    batches = cut(windows, 2)
+    folds = Folds(batches)
+    # And the beginnings of windows, where too little is known of what came before.
+    assert around <= folds.tokens <= around + 3 * GRAM
+    assert bool((collect(folds, batches)[0, around + GRAM :] == REPEATED).all())
 
 
-def test_a_mask_tells_windows_apart_and_labels_do_not() -> None:
-    ids = torch.ones(2, 4, dtype=torch.long)
-    masks = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]])
-    assert Folds([{"input_ids": ids, "labels": torch.randn(2, 4)}]).halves
-    assert not Folds([{"input_ids": ids, "attention_mask": masks}]).halves
+def test_positions_without_tokens_go_row_by_row() -> None:
+    pixels = [{"pixel_values": torch.randn(3, 4, 4)}, {"pixel_values": torch.randn(5, 4, 4)}]
+    folds = Folds(pixels)
+    rows = torch.cat([folds.get(number, 7) for number in (0, 1)])
+    assert rows.tolist() == [[row * FOLDS // 8] * 7 for row in range(8)]
+    alone = Folds([{"pixel_values": torch.randn(1, 4, 4)}])
+    assert alone.get(0, 8).tolist() == [[0, 0, 1, 1, 2, 2, 3, 3]]
+
+
+def test_a_decoder_s_positions_are_cut_by_its_own_tokens() -> None:
+    batch = {"input_ids": torch.arange(10)[None], "decoder_input_ids": torch.arange(6)[None]}
+    folds = Folds([batch])
+    assert folds.get(0, 6).tolist() == [[0, 0, 1, 2, 2, 3]]
+    assert folds.get(0, 10).tolist() == [[0, 0, 0, 1, 1, 2, 2, 2, 3, 3]]

@@ -77,14 +77,15 @@ def refine(
 
 
 def _split(kept: Sequence[KeptBatch], folds: Folds) -> tuple[list[KeptBatch], list[KeptBatch]]:
-    """Split into what the steps see, and what is held out."""
-    whole = folds.hold_out(len(kept))
-    if whole:
-        return [kept[n] for n in range(len(kept)) if n not in whole], [kept[n] for n in whole]
+    """Split into what the steps see, and the last fold of it, which is held out.
+
+    All of it is both where there is no text besides.
+    """
+    found = [folds.get(n, one.target.shape[1]).to(one.target.device) for n, one in enumerate(kept)]
+    last = max(int(fold.max()) for fold in found)
     parts: tuple[list[KeptBatch], list[KeptBatch]] = ([], [])
-    for number, one in enumerate(kept):
-        held = folds.get(number, one.target.shape[1]).to(one.target.device) == folds.count - 1
-        for part, mask in zip(parts, (~held, held), strict=True):
+    for one, fold in zip(kept, found, strict=True):
+        for part, mask in zip(parts, ((fold >= 0) & (fold < last), fold == last), strict=True):
             real = mask if one.real is None else mask & one.real
             if bool(real.any()):
                 part.append(replace(one, real=real))
