@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from surgery.calibration.amount import count_unknowns
 from surgery.calibration.case import Calibration, Case
 from surgery.calibration.folds import Folds
+from surgery.console import say
 from surgery.data.collate import Batch
 from surgery.errors import ConfigError, SiteError
 from surgery.execute.live import apply_
@@ -87,13 +88,18 @@ def make_calibrated_plan(
     calibration = None
     if seen:
         tokens = sum(_count_tokens(batch) for batch in rows)
+        distinct = min(tokens, Folds(rows).tokens or tokens)
+        unknowns = count_unknowns(find_sites(model).sites)
+        if distinct < unknowns and options.ridge is None:
+            say(
+                f"  calibration: {distinct} tokens that repeat nothing for {unknowns} unknowns of an "
+                "output: too few to solve output projections"
+            )
         calibration = {
             "batches": len(rows),
             "windows": sum(map(_count_windows, rows)),
             "tokens": tokens,
-            "tokens_per_unknown": round(
-                (Folds(rows).tokens or tokens) / count_unknowns(find_sites(model).sites), 2
-            ),
+            "tokens_per_unknown": round(distinct / unknowns, 2),
             "operations": seen,
         }
     return make_plan(model, operations, resolutions=resolutions, calibration=calibration, **making)

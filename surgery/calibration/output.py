@@ -89,7 +89,8 @@ def solve_output(
         return math.sqrt(max(0.0, error) / size) if size else 0.0
 
     found = choose_ridge(folds, RIDGES if ridge is None else (ridge,), bias=bias is not None)
-    if ridge is None and not found.left < 1:
+    # Fewer rows than unknowns say nothing of most of them.
+    if ridge is None and (not found.left < 1 or moments.rows < now.shape[1]):
         same = None if bias is None else widen(bias)
         left = share(before)
         return SolvedOutput(widen(now), same, left, left, left, None)

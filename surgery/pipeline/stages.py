@@ -24,6 +24,8 @@ from surgery.pipeline.export import export
 from surgery.pipeline.files import KEPT, REPORT, RESULT_PICTURE, remove_drafts
 from surgery.pipeline.log import finish_loggers, send_results
 from surgery.pipeline.operate import operate, write_plan
+from surgery.pipeline.rate import say_rates
+from surgery.pipeline.revert import revert_if_worse
 from surgery.pipeline.session import Session
 from surgery.pipeline.summary import summarize
 from surgery.plan.store import forget_plan
@@ -123,8 +125,6 @@ def finish(session: Session, start: float) -> dict[str, Any] | None:
 
 def _say_rates(session: Session) -> None:
     if session.has(Stage.train):
-        from surgery.pipeline.rate import say_rates
-
         say_rates(session)
 
 
@@ -231,7 +231,5 @@ def _train(session: Session) -> None:
             write_plan(session)
     _measure(session, "after_training")
     if is_rank_zero():
-        from surgery.pipeline.revert import revert_if_worse
-
         revert_if_worse(session)
     _sample_text(session, "after_training")

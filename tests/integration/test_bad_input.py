@@ -51,7 +51,7 @@ TABLE = {
         (RECIPE, "+callbacks.head_importance.every=2"), ("callbacks.head_importance", "every")
     ),
     # choices
-    "no such data": Bad((RECIPE, "data=nosuch"), ("data:", "nosuch", "hub, stdlib, text")),
+    "no such data": Bad((RECIPE, "data=nosuch"), ("data:", "nosuch", "hub, self, stdlib, text")),
     "a number for a choice": Bad((RECIPE, "objective=5"), ("objective:", "5", "distill", "lm")),
     "numbers for choices": Bad((RECIPE, "trainer=[1]"), ("trainer: there is no", "[1]", "fsdp")),
     "a number among choices": Bad(("attention=[gqa,5]",), ("attention", "5", "gqa", "mqa")),
