@@ -92,8 +92,8 @@ def make_calibrated_plan(
         unknowns = count_unknowns(find_sites(model).sites)
         if distinct < unknowns and options.ridge is None:
             say(
-                f"  calibration: {distinct} tokens that repeat nothing for {unknowns} unknowns of an "
-                "output: too few to solve output projections"
+                f"  calibration: {distinct} distinct tokens for {unknowns} unknowns of an "
+                "output: too few to fit more than the closed form"
             )
         calibration = {
             "batches": len(rows),

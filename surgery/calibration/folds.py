@@ -62,11 +62,15 @@ def _cut(batches: Sequence[torch.Tensor], count: int) -> list[torch.Tensor]:
 
 
 def _find_fresh(row: torch.Tensor, seen: set[bytes]) -> list[bool]:
-    """Find the positions at which tokens end that have not been seen in this order."""
+    """Find the positions at which tokens end that have not been seen in this order.
+
+    The first ones, with too few before them, go by the first that has enough.
+    """
     text, size = row.contiguous().numpy().tobytes(), row.element_size()
+    whole = min(GRAM, len(row))
     found = []
-    for end in range(1, len(row) + 1):
-        gram = text[max(0, end - GRAM) * size : end * size]
+    for end in range(whole, len(row) + 1):
+        gram = text[(end - whole) * size : end * size]
         found.append(gram not in seen)
         seen.add(gram)
-    return found
+    return [found[0]] * (whole - 1) + found

@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from transformers import PreTrainedModel
 
+from surgery.calibration.amount import count_unknowns
 from surgery.calibration.case import Calibration
 from surgery.calibration.grouping import Partition, make_contiguous_groups
 from surgery.calibration.output import solve_output
@@ -104,7 +105,8 @@ def calibrate_site(
         )
     if optimal:
         merge = solve.merge_optimal(work, site, first, groups)
-        if options.refine_steps and text.get_kept():
+        few = 0 < text.folds.tokens < count_unknowns([site])
+        if options.refine_steps and text.get_kept() and not few:
             merge, losses = refine(work, site, merge, text.get_kept(), text.folds, options)
             merge.losses.update(losses)
         if options.refit:
