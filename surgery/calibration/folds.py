@@ -36,7 +36,7 @@ class Folds:
         windows = torch.tensor(self._rows[number])[:, None]
         if not self.halves:
             return (windows % self.count).expand(-1, length)
-        return (torch.arange(length) >= length // 2).long().expand(len(windows), -1)
+        return cut_in_halves(len(windows), length)
 
     def hold_out(self, batches: int) -> list[int]:
         """Choose whole batches of the first `batches` to hold out, about one fold: the last ones.
@@ -49,6 +49,11 @@ class Folds:
             n for rows in last for n in rows
         }
         return list(range(batches - held, batches)) if fits else []
+
+
+def cut_in_halves(rows: int, length: int) -> torch.Tensor:
+    """Give the first positions of every row the fold 0, and the last ones 1: [rows, length]."""
+    return (torch.arange(length) >= length // 2).long().expand(rows, -1)
 
 
 def _list_windows(batch: Batch) -> list[tuple[bytes, ...]]:

@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from surgery.calibration.case import Calibration
-from surgery.calibration.folds import Folds
+from surgery.calibration.folds import Folds, cut_in_halves
 from surgery.calibration.view import KeptBatch
 from surgery.models.sites import Site
 from surgery.operations.gqa.solve import SiteMerge
@@ -34,7 +34,7 @@ def refine(
     The block itself runs, with the merge's heads spread out, so masks, norms, biases and positions
     are what they are. The loss is E|y - y_original|² as a share of E|y_original|²; the original's
     weights stay as they are. Part of the text is held out of the steps; what is best there is kept,
-    which may be the merge as it was given.
+    which may be the merge as it was given. Where no text can be held out, no step is made.
 
     Returns:
         the merge, and its losses: on held-out text before and after (`output_closed_form`,
@@ -50,7 +50,7 @@ def refine(
     before = best = _compute_mean_loss(model, site, merge, held)
     found, kept_steps = merge, 0
     every = max(1, options.refine_steps // LOOKS)
-    for step in range(options.refine_steps):
+    for step in range(options.refine_steps if fitted else 0):
         for group, lr in zip(optimizer.param_groups, first, strict=True):
             group["lr"] = lr * (1 - step / options.refine_steps)
         with torch.enable_grad():
@@ -70,25 +70,38 @@ def refine(
     losses = {
         "output_closed_form": before,
         "output_refined": best,
-        "output_fitted": _compute_mean_loss(model, site, found, fitted),
+        "output_fitted": _compute_mean_loss(model, site, found, fitted or held),
         "steps": kept_steps,
     }
     return found, losses
 
 
 def _split(kept: Sequence[KeptBatch], folds: Folds) -> tuple[list[KeptBatch], list[KeptBatch]]:
-    """Split into what the steps see, and what is held out."""
+    """Split into what the steps see, and what is held out; all of it, where it cannot be split."""
     whole = folds.hold_out(len(kept))
     if whole:
         return [kept[n] for n in range(len(kept)) if n not in whole], [kept[n] for n in whole]
+    last = [folds.get(n, one.target.shape[1]) == folds.count - 1 for n, one in enumerate(kept)]
+    # The windows that are kept may be of one fold.
+    halves = [cut_in_halves(*one.target.shape[:2]) == 1 for one in kept]
+    for held in (last, halves):
+        parts = _split_positions(kept, held)
+        if all(parts):
+            return parts
+    return [], list(kept)
+
+
+def _split_positions(
+    kept: Sequence[KeptBatch], held: Sequence[torch.Tensor]
+) -> tuple[list[KeptBatch], list[KeptBatch]]:
     parts: tuple[list[KeptBatch], list[KeptBatch]] = ([], [])
-    for number, one in enumerate(kept):
-        held = folds.get(number, one.target.shape[1]).to(one.target.device) == folds.count - 1
-        for part, mask in zip(parts, (~held, held), strict=True):
+    for one, out in zip(kept, held, strict=True):
+        out = out.to(one.target.device)
+        for part, mask in zip(parts, (~out, out), strict=True):
             real = mask if one.real is None else mask & one.real
             if bool(real.any()):
                 part.append(replace(one, real=real))
-    return parts if parts[0] and parts[1] else (list(kept), list(kept))
+    return parts
 
 
 @torch.no_grad()
