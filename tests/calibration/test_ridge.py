@@ -72,6 +72,11 @@ def test_few_rows_of_noise_ask_for_much_ridge_and_many_of_a_signal_for_little() 
     assert choose_ridge(signal, RIDGES, bias=False).ridge < 0.01
 
 
+def test_without_a_ridge_and_with_few_rows_the_error_is_a_number() -> None:
+    folds, _ = make_folds(0, [4, 4], 0.0)
+    assert 1 < choose_ridge(folds, [0.0], bias=False).left < float("inf")
+
+
 def test_a_part_that_says_nothing_changes_nothing() -> None:
     folds, _ = make_folds(0, [20, 30], 0.1)
     empty = OutputMoments(WIDTH, OUTPUTS, torch.device("cpu"))
