@@ -271,7 +271,7 @@ class OptimConfig:
     )
     lr: float | None = option(
         MISSING,
-        "null: by what surgery cost, a tenth of 0.75 / hidden_size to all of it",
+        "null: by what surgery cost, at most 0.75 / hidden_size",
         range=POSITIVE,
     )
     weight_decay: float = option(MISSING, "on matrices only", range=NOT_NEGATIVE)
