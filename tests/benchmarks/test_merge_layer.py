@@ -53,7 +53,7 @@ def test_kept_statistics_are_as_large_as_the_widths_say(figures: dict[str, Any])
     values, keys = (heads * unit) ** 2 * 8, heads**2 * unit // 2 * 16 + heads * unit // 2 * 8
     attended = heads * (members * unit) ** 2 * 8
     assert figures["collecting"]["kept_bytes"] == values + attended + 2 * keys
-    refit = (hidden + 1) ** 2 + (hidden + 1) * hidden
+    refit = (hidden + 1) ** 2 + (hidden + 1) * hidden + 1
     assert figures["collecting"]["kept_bytes_refit"] == refit * 8
     naive = figures["alternatives"]["hidden x hidden per head"]
     assert naive["kept_bytes"] == heads * hidden**2 * 8
