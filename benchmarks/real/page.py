@@ -176,8 +176,9 @@ def _tabulate_healing(rows: Rows) -> list[str]:
     head = ["from, and how", "before", "after", "above the original's", "rate", "kept step"]
     head += ["loss after the last step", "seeds"]
     return [
-        "Kept are the weights with the lowest held-out loss, on the windows that all losses here "
-        "are of; step 0 is the model before healing.\n",
+        "Kept are the weights with the lowest loss on other held-out windows than those that all "
+        "losses here are of; if they do worse on these than the model before healing, that is "
+        "kept: step 0.\n",
         *table(head, lines),
     ]
 

@@ -65,11 +65,12 @@ def read_healing_elsewhere(folder: Path) -> Figures:
 def _trained(training: Mapping[str, Any]) -> Figures:
     held_out = training.get("held_out") or {}
     losses = [pair for pair in held_out.get("losses", []) if pair[1] is not None]
+    reverted = training.get("reverted") is not None  # to the weights of before the first step
     return {
         "tokens": training["tokens"],
         "steps": training["steps"],
         "lr": training["lr"],
-        "kept_step": held_out.get("kept_step"),
+        "kept_step": 0 if reverted else held_out.get("kept_step"),
         "last_loss": held_out.get("last_loss"),
         "trainable_parameters": training.get("trainable_parameters"),
         "curve": losses,

@@ -592,7 +592,6 @@ def _calibrate(windows: int, tokens: int) -> Command:
     return (
         f"data.seq_len={tokens}",
         f"calibration.windows={windows}",
-        f"calibration.batch_size={min(8, windows)}",
     )
 
 

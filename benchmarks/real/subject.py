@@ -60,7 +60,7 @@ def find_subject(model: str | None, name: str | None) -> Subject:
     Raises:
         SurgeryError: there is no such model.
     """
-    if model is not None and Path(model).is_dir():
+    if model is not None and Path(model).exists():
         model = str(Path(model).absolute())  # commands run in the project's folder
     override = f"model={DEFAULT}" if model is None else f"model.path={model}"
     # Runs that were started in this process may have left Hydra as they needed it.
@@ -72,7 +72,7 @@ def find_subject(model: str | None, name: str | None) -> Subject:
     source = ModelSource(run.model)
     config = get_text_config(source.load_config())
     path = str(run.model.path)
-    local = path != EMBEDDED and Path(path).is_dir()
+    local = path != EMBEDDED and Path(path).exists()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     return Subject(
         name=choose_name(model, name),
@@ -98,12 +98,15 @@ def choose_name(model: str | None, name: str | None) -> str:
 
 
 def _identify(path: str) -> str:
-    """Hash the weights; a path that is no directory stands for itself."""
-    folder = find_embedded_dir() if path == EMBEDDED else Path(path)
-    if not folder.is_dir():
+    """Hash the weights; a path that does not exist here stands for itself."""
+    where = find_embedded_dir() if path == EMBEDDED else Path(path)
+    if not where.exists():
         return path
+    files = [where]
+    if where.is_dir():
+        files = sorted((*where.glob("*.safetensors"), *where.glob("*.bin")))
     digest = hashlib.sha256()
-    for file in sorted((*folder.glob("*.safetensors"), *folder.glob("*.bin"))):
+    for file in files:
         with file.open("rb") as weights:
             digest.update(hashlib.file_digest(weights, "sha256").digest())
     return digest.hexdigest()[:12]

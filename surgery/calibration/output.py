@@ -13,6 +13,7 @@ from surgery.calibration.output_moments import OutputMoments, sum_moments
 from surgery.calibration.ridge import RIDGES, choose_ridge
 from surgery.calibration.rows import widen
 from surgery.calibration.site_batches import SiteBatches
+from surgery.errors import SiteError
 
 
 class SolvedOutput(NamedTuple):
@@ -52,6 +53,9 @@ def solve_output(
             text, or no change where nothing is better.
         advance: called after every batch.
         columns: features of the input that are kept; ``None``: all.
+
+    Raises:
+        SiteError: what it puts out, or should, is not all numbers.
     """
     work, output = batches.work, batches.site.output
     weight = work.get_parameter(f"{output.path}.weight")
@@ -84,6 +88,8 @@ def solve_output(
         advance()
     moments = sum_moments(folds)
     before = float(moments.size)
+    if not math.isfinite(before + size):
+        raise SiteError(batches.site.path, "its activations are not finite")
 
     def share(error: float) -> float:
         return math.sqrt(max(0.0, error) / size) if size else 0.0

@@ -69,5 +69,8 @@ def _compute_gain(
     across, held_across = vectors.mT @ across, vectors.mT @ held_across
     both = (across * held_across).sum(1)
     pairs = (across @ across.mT) * (vectors.mT @ held_square @ vectors)
-    shrunk = 1 / (values.clamp_min(0) + ridges[:, None] * compute_unit(square, bias=bias))
+    # Without a ridge, directions that the text does not span would be divided by nothing.
+    least = torch.finfo(values.dtype).eps * values[-1].clamp_min(1e-30)
+    powers = values.clamp_min(0) + ridges[:, None] * compute_unit(square, bias=bias)
+    shrunk = 1 / powers.clamp_min(float(least))
     return torch.einsum("ri,ij,rj->r", shrunk, pairs, shrunk) - 2 * shrunk @ both

@@ -18,10 +18,11 @@ from surgery.errors import join_lines
 from surgery.models.sites import Site
 from surgery.models.stack import NotResumable, Stack, find_stack, replaying
 
-# How far a layer that runs on what was kept may be from a whole pass, relative to its output.
+# How far a layer that runs on what was kept may be from a whole pass, relative to its output; or
+# the rounding of its dtype, if that is more.
 ROUNDING = 1e-5
-# The same where what a site adds is taken away from what enters its layer.
-ROUNDING_OF_SUMS = 1e-3
+# The same where what a site adds is taken away from what enters its layer; or so many roundings.
+ROUNDING_OF_SUMS, ROUNDINGS_OF_SUMS = 1e-3, 16
 
 
 class Stream:
@@ -147,8 +148,10 @@ def check_stack(
         the same if the one is less by as much as the other is more.
 
     Raises:
-        NotResumable: one layer does not.
+        NotResumable: one layer does not, or the sites stand in another order than their layers.
     """
+    if list(stack.index) != sorted(stack.index):
+        raise NotResumable("its sites do not stand in the order of its layers")
     first = next(iter(batch.values()))
     row = {
         name: value[:1] if value.ndim and len(value) == len(first) else value
@@ -180,13 +183,8 @@ def check_stack(
     for number in range(1, len(stack.layers)):
         (_, before), (_, after) = whole[number - 1 : number + 1]
         layer, below = stack.layers[number], stack.layers[:number]
-        try:
-            made = _run_on(model, row, layer, dict.fromkeys(below, copy_value(before)))
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:  # the model's own code may fail in any way when resumed
-            raise NotResumable(f"layer {number} fails without those below") from error
-        if not _is_same(made, after, ROUNDING):
+        made = _run_on(model, row, number, layer, dict.fromkeys(below, copy_value(before)))
+        if not _is_same(made, after, ROUNDING, 1):
             raise NotResumable(f"layer {number} reads more of those below than their output")
         hidden = _get_hidden(before)
         if number not in added or hidden.shape != added[number].shape:
@@ -195,16 +193,29 @@ def check_stack(
         moved = hidden.flip(-1).roll(1, -1)
         replies = dict.fromkeys(below, _replace_hidden(before, hidden + moved))
         replies[projections[number]] = added[number] - moved
-        if _is_same(_run_on(model, row, layer, replies), after, ROUNDING_OF_SUMS):
+        try:
+            made = _run_on(model, row, number, layer, replies)
+        except NotResumable:
+            continue
+        if _is_same(made, after, ROUNDING_OF_SUMS, ROUNDINGS_OF_SUMS):
             sums.add(number)
     return frozenset(sums)
 
 
 def _run_on(
-    model: PreTrainedModel, batch: Batch, end: nn.Module, replies: dict[nn.Module, Any]
+    model: PreTrainedModel,
+    batch: Batch,
+    number: int,
+    layer: nn.Module,
+    replies: dict[nn.Module, Any],
 ) -> Any:
-    with replaying(replies):
-        return run_until(model, batch, end)
+    try:
+        with replaying(replies):
+            return run_until(model, batch, layer)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # the model's own code may fail in any way when resumed
+        raise NotResumable(f"layer {number} fails without those below") from error
 
 
 def _get_hidden(state: Any) -> torch.Tensor:
@@ -213,16 +224,22 @@ def _get_hidden(state: Any) -> torch.Tensor:
 
 
 def _replace_hidden(state: Any, hidden: torch.Tensor) -> Any:
-    return type(state)((hidden, *state[1:])) if isinstance(state, (tuple, list)) else hidden
+    if not isinstance(state, (tuple, list)):
+        return hidden
+    parts = [hidden, *state[1:]]
+    return type(state)(*parts) if hasattr(state, "_fields") else type(state)(parts)
 
 
-def _is_same(made: Any, expected: Any, rounding: float) -> bool:
+def _is_same(made: Any, expected: Any, rounding: float, roundings: int) -> bool:
     if isinstance(expected, (tuple, list)):
-        return all(_is_same(a, b, rounding) for a, b in zip(made, expected, strict=True))
+        pairs = zip(made, expected, strict=True)
+        return all(_is_same(a, b, rounding, roundings) for a, b in pairs)
     if not isinstance(expected, torch.Tensor):
         return True
     if not expected.is_floating_point():
         return torch.equal(made, expected)
-    rounding = max(rounding, 16 * torch.finfo(expected.dtype).eps)
-    distance = (made.double() - expected.double()).norm()
-    return bool(distance <= rounding * expected.double().norm())
+    most = max(rounding, roundings * torch.finfo(expected.dtype).eps)
+    # Each position by itself: one may be larger than all others together.
+    wide = torch.float32 if expected.device.type == "mps" else torch.float64
+    distance = (made.to(wide) - expected.to(wide)).norm(dim=-1)
+    return bool((distance <= most * expected.to(wide).norm(dim=-1)).all())

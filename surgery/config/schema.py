@@ -271,7 +271,7 @@ class OptimConfig:
     )
     lr: float | None = option(
         MISSING,
-        "null: by what surgery cost, a tenth of 0.75 / hidden_size to all of it",
+        "null: by what surgery cost, at most 0.75 / hidden_size",
         range=POSITIVE,
     )
     weight_decay: float = option(MISSING, "on matrices only", range=NOT_NEGATIVE)
@@ -353,7 +353,7 @@ class CalibrationConfig:
         "training windows that are looked at; null: as many as the widths ask for",
         range=COUNT,
     )
-    batch_size: int = option(MISSING, "windows at a time", range=COUNT)
+    batch_size: int = option(MISSING, "windows at a time, and of a gradient step", range=COUNT)
     rows: int = option(MISSING, "query rows drawn per window for what heads attend to", range=COUNT)
     refine_steps: int = option(
         MISSING,

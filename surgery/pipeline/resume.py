@@ -48,11 +48,24 @@ def check_resume(run: RunConfig, config: PreTrainedConfig, operations: Sequence[
                 given=now,
                 valid=optim[field],
             )
+    _find_rate(stored, run.resume)
 
 
 def read_rate(path: str) -> float:
     """Read the peak learning rate of a checkpoint that `check_resume` has let through."""
-    return float(_read_hyperparameters(path)["optim"]["lr"])
+    return _find_rate(_read_hyperparameters(path), path)
+
+
+def _find_rate(stored: Mapping[str, Any], path: str) -> float:
+    rate = (stored.get("optim") or {}).get("lr")
+    if not isinstance(rate, (int, float)):
+        raise ConfigError(
+            "resume",
+            "the checkpoint does not say its learning rate",
+            given=path,
+            valid="a checkpoint that a run of this pipeline has written",
+        )
+    return float(rate)
 
 
 def plain_config(config: PreTrainedConfig) -> dict[str, Any]:

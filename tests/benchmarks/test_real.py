@@ -16,6 +16,7 @@ import surgery.hydra  # noqa: F401
 from benchmarks.real.__main__ import main, write_docs
 from benchmarks.real.page import merge_parts
 from benchmarks.real.perform import Places, run_here
+from benchmarks.real.read import read_healing
 from benchmarks.real.results import collect
 from benchmarks.real.rows import ORIGINAL, list_rows
 from benchmarks.real.schedule import choose, find_todo, go
@@ -254,3 +255,16 @@ def test_mistakes_get_one_message(capsys: pytest.CaptureFixture[str]) -> None:
     assert "error: --results: there is no such file" in capsys.readouterr().err
     assert main(["--model=/absent/model"]) == 2
     assert "error: model.path" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("reverted", "step"), [(None, 20), ({"step": 20}, 0)])
+def test_healing_that_was_given_up_has_kept_step_0(
+    reverted: dict[str, Any] | None, step: int, tmp_path: Path
+) -> None:
+    held_out = {"losses": [[0, 2.0], [20, 1.9]], "kept_step": 20, "last_loss": 1.9}
+    training = {"tokens": 1, "steps": 20, "lr": 1e-3, "held_out": held_out, "reverted": reverted}
+    measured = {"loss": 2.0}
+    summary = {"training": training, "before": measured, "after_training": measured}
+    (tmp_path / "heal").mkdir()
+    (tmp_path / "heal/summary.json").write_text(json.dumps(summary), encoding="utf-8")
+    assert read_healing(tmp_path)["kept_step"] == step

@@ -213,3 +213,11 @@ def test_layers_that_share_their_weights_are_not_refitted() -> None:
         planned(model, {"heads": [1], "refit": True})
     assert caught.value.key == "attention.prune_heads.refit"
     assert caught.value.valid == "false"
+
+
+def test_activations_that_are_no_numbers_are_refused() -> None:
+    model = made("llama")
+    with torch.no_grad():
+        model.model.layers[1].self_attn.v_proj.weight[0, 0] = float("inf")
+    with pytest.raises(ConfigError, match=r"layers\.1\.self_attn.*its activations are not finite"):
+        planned(model, {"heads": [1, 2], "refit": True})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -33,17 +35,16 @@ def make_folds(
 
 def try_ridge(
     folds: list[OutputMoments], texts: list[tuple[Tensor, Tensor]], ridge: float, bias: bool
-) -> float:
-    """Fit on all folds but one, and look at that one: what is left of the targets, as a share."""
-    left = size = 0.0
+) -> list[float]:
+    """Fit on all folds but one, and look at that one: what is left of its targets."""
+    left = []
     nothing = torch.zeros(OUTPUTS, WIDTH, dtype=torch.float64)
     for held, (inputs, targets) in enumerate(texts):
         others = [fold for place, fold in enumerate(folds) if place != held]
         weight, shift = sum_moments(others).solve(nothing, nothing[:, 0] if bias else None, ridge)
         made = inputs.double() @ weight.mT + (0 if shift is None else shift)
-        left += float((targets.double() - made).square().sum())
-        size += float(targets.double().square().sum())
-    return left / size
+        left.append(float((targets.double() - made).square().sum()))
+    return left
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
@@ -53,15 +54,23 @@ def try_ridge(
     st.sampled_from([0.0, 0.05, 1.0]),
     st.booleans(),
 )
-def test_it_is_the_best_of_all_that_are_tried_one_by_one(
+def test_it_is_the_largest_that_is_as_good_as_the_best_tried_one_by_one(
     seed: int, counts: list[int], signal: float, bias: bool
 ) -> None:
     folds, texts = make_folds(seed, counts, signal)
     some = RIDGES[::4]
     tried = [try_ridge(folds, texts, ridge, bias) for ridge in some]
     found = choose_ridge(folds, some, bias=bias)
-    assert found.left == pytest.approx(min(tried), rel=1e-3)
-    assert tried[some.index(found.ridge)] == pytest.approx(min(tried), rel=1e-3)
+    chosen = some.index(found.ridge)
+    size = sum(float(targets.double().square().sum()) for _, targets in texts)
+    assert found.left == pytest.approx(sum(tried[chosen]) / size, rel=1e-3)
+    best = min(range(len(some)), key=lambda place: sum(tried[place]))
+    alike = [best]
+    for place in range(best + 1, len(some)):
+        over = [a - b for a, b in zip(tried[place], tried[best], strict=True)]
+        if sum(over) <= statistics.stdev(over) * len(over) ** 0.5:
+            alike.append(place)
+    assert chosen in (max(alike), max(alike) - 1, max(alike) + 1)  # where it is a close call
 
 
 def test_few_rows_of_noise_ask_for_much_ridge_and_many_of_a_signal_for_little() -> None:
@@ -70,6 +79,11 @@ def test_few_rows_of_noise_ask_for_much_ridge_and_many_of_a_signal_for_little() 
     assert choose_ridge(noise, RIDGES, bias=False).left > 0.95
     assert choose_ridge(noise, RIDGES, bias=False).ridge > 3
     assert choose_ridge(signal, RIDGES, bias=False).ridge < 0.01
+
+
+def test_without_a_ridge_and_with_few_rows_the_error_is_a_number() -> None:
+    folds, _ = make_folds(0, [4, 4], 0.0)
+    assert 1 < choose_ridge(folds, [0.0], bias=False).left < float("inf")
 
 
 def test_a_part_that_says_nothing_changes_nothing() -> None:

@@ -71,10 +71,11 @@ def test_layers_below_do_not_run_again() -> None:
     assert count_runs(5) == count_runs(3)
 
 
+@pytest.mark.parametrize(("dtype", "share"), [(torch.float32, 1.0), (torch.bfloat16, 0.05)])
 def test_layers_that_read_more_than_each_others_output_run_from_the_bottom(
-    capsys: pytest.CaptureFixture[str],
+    dtype: torch.dtype, share: float, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model = made("llama", num_hidden_layers=3)
+    model = made("llama", num_hidden_layers=3, dtype=dtype)
     layer = type(model.model.layers[0])
     forward, seen = layer.forward, {}
 
@@ -83,7 +84,7 @@ def test_layers_that_read_more_than_each_others_output_run_from_the_bottom(
         made_here = forward(self, hidden, *args, **options)
         number = self.self_attn.layer_idx
         if number == 2:
-            return made_here + seen.pop("first")
+            return made_here + share * seen.pop("first")
         if number == 0:
             seen["first"] = made_here
         return made_here
@@ -94,6 +95,13 @@ def test_layers_that_read_more_than_each_others_output_run_from_the_bottom(
         assert "every pass starts at the bottom, because layer 2" in capsys.readouterr().out
         patch.setattr(stream, "find_stack", start_at_the_bottom)
         assert_same(found, make_calibrated_plan(model, parse_operations(GQA), batches(), OPTIONS))
+
+
+def test_sites_in_another_order_than_their_layers_run_from_the_bottom() -> None:
+    model = made("llama", num_hidden_layers=3)
+    sites = find_sites(model).sites[::-1]
+    with pytest.raises(NotResumable, match="order of its layers"):
+        check_stack(model, find_stack(model, sites), sites, batches(1)[0])
 
 
 SUMS = {

@@ -52,6 +52,9 @@ def checkpoints(go: Callable[..., Any], kept: dict[str, Path], model: tuple[str,
         (folder / "text.ckpt").write_text("hello")
         (folder / "empty.ckpt").write_bytes(b"")
         torch.save({"state_dict": {}}, folder / "other.ckpt")
+        stored = torch.load(kept["run"], weights_only=True)
+        stored["hyper_parameters"]["optim"]["lr"] = None
+        torch.save(stored, folder / "unrated.ckpt")
         torch.save([1, 2], folder / "list.ckpt")
         other = tiny_model("mistral", vocab_size=259, num_key_value_heads=4, sliding_window=4)
         other.save_pretrained(folder / "other")
@@ -85,6 +88,7 @@ TABLE = {
     "a text": (("resume={folder}/text.ckpt",), ("resume: is no whole checkpoint",)),
     "an empty file": (("resume={folder}/empty.ckpt",), ("resume: is no whole checkpoint",)),
     "without a plan": (("resume={folder}/other.ckpt",), ("resume: is a checkpoint of something",)),
+    "no rate": (("resume={folder}/unrated.ckpt",), ("resume: the checkpoint does not say its",)),
     "no dictionary": (("resume={folder}/list.ckpt",), ("resume: is a checkpoint of something",)),
 }
 

@@ -19,13 +19,13 @@ import torch
 
 from surgery.config.schema import Dtype
 from surgery.errors import ConfigError
+from surgery.files import find_cache_folder
 from surgery.models.packaged import (
     PACKAGED,
     Packaged,
     digest_tensors,
     digest_tokens,
     find_packaged_dir,
-    get_cache_dir,
 )
 from surgery.training.identity import identify_model
 from tests.models.gguf_files import TEMPLATE, Kind, make_llama, write_gguf
@@ -82,7 +82,7 @@ def tiny(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Packaged:
 def cache(tmp_path: Path, tiny: Packaged, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty cache, and no index."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.delenv("ATTENTION_SURGERY_HOME", raising=False)
+    monkeypatch.delenv("ATTENTION_SURGERY_CACHE", raising=False)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
     monkeypatch.setitem(PACKAGED, "tiny", tiny)
@@ -153,8 +153,8 @@ def test_it_is_the_gguf_in_bfloat16(laid: Path, wheel: Path, tmp_path: Path) -> 
 
 
 def test_a_home_of_its_own(laid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ATTENTION_SURGERY_HOME", str(tmp_path / "home"))
-    assert get_cache_dir() == tmp_path / "home"
+    monkeypatch.setenv("ATTENTION_SURGERY_CACHE", str(tmp_path / "home"))
+    assert find_cache_folder() == tmp_path / "home"
     (tmp_path / "home").mkdir()
     shutil.copy(laid / WHEEL, tmp_path / "home")
     assert find_packaged_dir("tiny").parent == tmp_path / "home"
@@ -255,7 +255,7 @@ def test_the_sentence_encoder_is_the_one_that_is_known() -> None:
     assert digest_tokens(folder) == known.tokens_sha256
 
 
-REAL = get_cache_dir() / PACKAGED["smollm2"].wheel
+REAL = find_cache_folder() / PACKAGED["smollm2"].wheel
 
 
 @pytest.mark.skipif(not REAL.is_file(), reason=f"needs {REAL.name} in {REAL.parent}: 93 MB")

@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from surgery.calibration.case import Calibration
-from surgery.calibration.folds import Folds
+from surgery.calibration.folds import REPEATED, Folds
 from surgery.calibration.view import KeptBatch
 from surgery.models.sites import Site
 from surgery.operations.gqa.solve import SiteMerge
@@ -50,7 +50,7 @@ def refine(
     before = best = _compute_mean_loss(model, site, merge, held)
     found, kept_steps = merge, 0
     every = max(1, options.refine_steps // LOOKS)
-    for step in range(options.refine_steps):
+    for step in range(options.refine_steps if fitted else 0):
         for group, lr in zip(optimizer.param_groups, first, strict=True):
             group["lr"] = lr * (1 - step / options.refine_steps)
         with torch.enable_grad():
@@ -70,26 +70,31 @@ def refine(
     losses = {
         "output_closed_form": before,
         "output_refined": best,
-        "output_fitted": _compute_mean_loss(model, site, found, fitted),
+        "output_fitted": _compute_mean_loss(model, site, found, fitted or held),
         "steps": kept_steps,
     }
     return found, losses
 
 
 def _split(kept: Sequence[KeptBatch], folds: Folds) -> tuple[list[KeptBatch], list[KeptBatch]]:
-    """Split into what the steps see, and the last fold of it, which is held out.
+    """Split into what the steps see and the last positions, which are held out.
 
-    All of it is both where there is no text besides.
+    Positions that repeat earlier text are in neither. Fewer than two are all held out.
     """
-    found = [folds.get(n, one.target.shape[1]).to(one.target.device) for n, one in enumerate(kept)]
-    last = max(int(fold.max()) for fold in found)
+    masks = []
+    for number, one in enumerate(kept):
+        fresh = (folds.get(number, one.target.shape[1]) != REPEATED).to(one.target.device)
+        masks.append(fresh if one.real is None else fresh & one.real)
+    total, before = sum(int(mask.sum()) for mask in masks), 0
+    seen = total - max(1, total // folds.count)
     parts: tuple[list[KeptBatch], list[KeptBatch]] = ([], [])
-    for one, fold in zip(kept, found, strict=True):
-        for part, mask in zip(parts, ((fold >= 0) & (fold < last), fold == last), strict=True):
-            real = mask if one.real is None else mask & one.real
-            if bool(real.any()):
+    for one, mask in zip(kept, masks, strict=True):
+        order = (mask.flatten().cumsum(0) - 1).view_as(mask) + before
+        before += int(mask.sum())
+        for part, chosen in zip(parts, (order < seen, order >= seen), strict=True):
+            if bool((real := mask & chosen).any()):
                 part.append(replace(one, real=real))
-    return parts if parts[0] and parts[1] else (list(kept), list(kept))
+    return parts if parts[1] else ([], list(kept))
 
 
 @torch.no_grad()
