@@ -33,6 +33,8 @@ def _read_store(file: Path) -> list[dict[str, Any]]:
         record.ParseFromString(data)
         kind = record.WhichOneof("record_type")
         held = MessageToDict(getattr(record, kind), preserving_proto_field_name=True)
+        if kind == "exit":
+            held.setdefault("exit_code", 0)  # zeros are left out
         found.append({"type": kind, kind: _name_values(held)})
     return found
 

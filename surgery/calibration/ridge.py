@@ -39,7 +39,8 @@ def choose_ridge(folds: Sequence[OutputMoments], ridges: Sequence[float], *, bia
         folds: moments of the changes that are wanted.
         bias: whether a bias is fitted too.
     """
-    sizes = torch.tensor(ridges, dtype=folds[0].square.dtype, device=folds[0].square.device)
+    like = _move(folds[0].size)
+    sizes = torch.tensor(ridges, dtype=like.dtype, device=like.device)
     total = sum_moments(folds)
     before = float(total.size)
     if not before > 0:
@@ -59,8 +60,8 @@ def _compute_gain(
     total: OutputMoments, held: OutputMoments, ridges: torch.Tensor, bias: bool
 ) -> torch.Tensor:
     """Compute |y - W u|² - |y|² on held-out text, for the solutions of all ridges on the rest."""
-    square, across = total.get_equations(bias=bias)
-    held_square, held_across = held.get_equations(bias=bias)
+    square, across = map(_move, total.get_equations(bias=bias))
+    held_square, held_across = map(_move, held.get_equations(bias=bias))
     square, across = square - held_square, across - held_across
     if total.rows == held.rows:  # nothing else to fit
         return torch.zeros_like(ridges)
@@ -74,3 +75,8 @@ def _compute_gain(
     powers = values.clamp_min(0) + ridges[:, None] * compute_unit(square, bias=bias)
     shrunk = 1 / powers.clamp_min(float(least))
     return torch.einsum("ri,ij,rj->r", shrunk, pairs, shrunk) - 2 * shrunk @ both
+
+
+def _move(tensor: torch.Tensor) -> torch.Tensor:
+    """Move a tensor to where symmetric matrices can be decomposed: MPS cannot."""
+    return tensor.cpu() if tensor.device.type == "mps" else tensor
