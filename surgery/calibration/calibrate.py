@@ -8,7 +8,6 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from surgery.calibration.amount import count_unknowns
 from surgery.calibration.case import Calibration, Case
 from surgery.calibration.folds import Folds
 from surgery.console import say
@@ -20,6 +19,7 @@ from surgery.importance.estimate import Scorer
 from surgery.models.copies import make_sharing_copy
 from surgery.models.editable import check_values
 from surgery.models.sites import find_sites
+from surgery.plan.amount import count_unknowns
 from surgery.plan.make import make_plan
 from surgery.plan.operation import Operation
 from surgery.plan.plan import Plan

@@ -11,13 +11,13 @@ import torch
 from transformers import PreTrainedModel
 
 from surgery.calibration import Calibration, make_calibrated_plan
-from surgery.calibration.amount import count_windows
 from surgery.config.schema import RunConfig
 from surgery.console import is_rank_zero, show
 from surgery.errors import PlanError, SurgeryError
 from surgery.importance.estimate import Scorer
 from surgery.pipeline.scorer import keep_tables, make_scorer
 from surgery.pipeline.session import Session
+from surgery.plan.amount import count_windows
 from surgery.plan.operation import Operation
 from surgery.plan.plan import Plan
 from surgery.plan.render import build_plan_table

@@ -12,7 +12,6 @@ import torch
 import transformers
 from transformers import PreTrainedModel
 
-from surgery.calibration.amount import count_windows
 from surgery.config.schema import DataConfig, DataKind, Dtype, ExportFormat, RunConfig, Stage
 from surgery.console import is_terminal, say
 from surgery.lab.tasks.declare import naming_task
@@ -23,6 +22,7 @@ from surgery.pipeline.log import is_logged
 from surgery.pipeline.packing import check_packing
 from surgery.pipeline.resume import check_resume
 from surgery.pipeline.session import Prepared, Session, resolve_device
+from surgery.plan.amount import count_windows
 from surgery.plan.make import make_plan
 from surgery.plan.operation import Operation
 from surgery.training.rate import compute_full_rate

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from surgery.config.schema import Stage, Task
+from surgery.config.schema import Task
 from surgery.console import say
 from surgery.errors import get_first_line
 from surgery.measure.sample import make_prompts, write_on
@@ -19,8 +19,6 @@ def sample(session: Session, moment: str) -> None:
     """
     cfg = session.run.report
     if session.run.model.task is not Task.causal_lm or cfg.prompts == []:
-        return
-    if not (session.has(Stage.measure) and session.has(Stage.report)):
         return
     model, label = session.load_model(), moment.replace("_", " ")
     with session.time_stage(f"sample {label}"):

@@ -149,7 +149,7 @@ def _measure(session: Session, moment: str) -> None:
 
 
 def _sample_text(session: Session, moment: str) -> None:
-    if is_rank_zero():
+    if session.has(Stage.measure) and session.has(Stage.report) and is_rank_zero():
         from surgery.pipeline.sample import sample
 
         sample(session, moment)

@@ -8,7 +8,6 @@ from dataclasses import replace
 import torch
 from transformers import PreTrainedModel
 
-from surgery.calibration.amount import count_unknowns
 from surgery.calibration.case import Calibration
 from surgery.calibration.grouping import Partition, make_contiguous_groups
 from surgery.calibration.output import solve_output
@@ -30,6 +29,7 @@ from surgery.operations.gqa.wide import (
     set_plain,
     set_wide,
 )
+from surgery.plan.amount import count_unknowns
 from surgery.plan.resolution import SiteResolution
 from surgery.transforms.head_edits import Merging
 
