@@ -10,16 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.shared.overrides import QUIET
+
 ROOT = Path(__file__).parents[2]
 TRAINED_TOKENS = 10_649_600  # of the embedded model: surgery/models/embedded/README.md
 _ENOUGH = 2000  # characters of a failed run's output
 _QUIET = (
-    "logger=none",
-    "callbacks.head_importance=null",
-    "callbacks.attention_statistics=null",
-    "callbacks.head_alarms=null",
-    "callbacks.head_table=null",
-    "callbacks.checkpoint=null",
+    *QUIET,
     "trainer.limit_val_batches=0",  # the last weights are compared, as they are
     "measure.windows=512",
     "measure.repeats=1",

@@ -13,7 +13,6 @@ from benchmarks.real.rows import (
     HEALED_PRUNING,
     ORIGINAL,
     PROMPT,
-    QUIET,
     name_cut,
 )
 from benchmarks.real.targets import (
@@ -24,6 +23,7 @@ from benchmarks.real.targets import (
     get_median,
 )
 from benchmarks.shared.markdown import NOTHING, table
+from benchmarks.shared.overrides import QUIET
 from surgery.lab.report.quantities import format_duration
 from surgery.units import format_bytes
 

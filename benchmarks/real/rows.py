@@ -16,7 +16,9 @@ from typing import Any
 from benchmarks.real import read
 from benchmarks.real.sizes import Sizes
 from benchmarks.real.subject import Subject
+from benchmarks.shared.overrides import QUIET
 from benchmarks.shared.settings import warmup_steps
+from surgery.training.rate import FULL_RATE
 
 Figures = dict[str, Any]
 Command = tuple[str, ...]
@@ -27,18 +29,8 @@ ESTIMATORS = ("leave_one_out", "gate_gradient", "output_norm", "random")
 REPEATED = ("leave_one_out", "random")
 AMOUNTS = (10, 20, 40)
 BACKENDS = ("sdpa", "flex_attention")
-# Times this / width, the rate that suits a model of this width from scratch.
-SCRATCH_RATE = 0.75
 RATES = (0.1, 0.3, 1.0, 10.0)
 
-QUIET = (
-    "logger=none",
-    "callbacks.head_importance=null",
-    "callbacks.attention_statistics=null",
-    "callbacks.head_alarms=null",
-    "callbacks.head_table=null",
-    "callbacks.checkpoint=null",
-)
 EXPORT = "cut/export"
 
 
@@ -458,7 +450,7 @@ class _Maker:
             )
 
     def compare_rates(self) -> Iterator[Row]:
-        base = SCRATCH_RATE / self.subject.width
+        base = FULL_RATE / self.subject.width
         yield self.heal(
             "rate-default",
             f"the default, {self._count(self.sizes.rated)} tokens",
@@ -470,7 +462,7 @@ class _Maker:
         for times in RATES:
             yield self.heal(
                 f"rate-{times:g}",
-                f"{times:g} x {SCRATCH_RATE:g} / width, {self._count(self.sizes.rated)} tokens",
+                f"{times:g} x {FULL_RATE:g} / width, {self._count(self.sizes.rated)} tokens",
                 self.best_merge,
                 self.sizes.rated,
                 *DISTILL,

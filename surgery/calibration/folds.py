@@ -53,10 +53,18 @@ class Folds:
 def _cut(batches: Sequence[torch.Tensor], count: int) -> list[torch.Tensor]:
     seen: set[bytes] = set()
     fresh = [torch.tensor([_find_fresh(row, seen) for row in batch.cpu()]) for batch in batches]
-    total, before, found = sum(int(mask.sum()) for mask in fresh), 0, []
-    for mask in fresh:
-        order = (mask.flatten().cumsum(0) - 1).view_as(mask) + before
-        found.append((order * count // max(1, total)).where(mask, torch.tensor(REPEATED)))
+    total = max(1, sum(int(mask.sum()) for mask in fresh))
+    return [
+        (places * count // total).where(mask, torch.tensor(REPEATED))
+        for mask, places in zip(fresh, number_positions(fresh), strict=True)
+    ]
+
+
+def number_positions(masks: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Number the positions that masks [B, N] choose, from 0, on from batch to batch."""
+    before, found = 0, []
+    for mask in masks:
+        found.append((mask.flatten().cumsum(0) - 1).view_as(mask) + before)
         before += int(mask.sum())
     return found
 

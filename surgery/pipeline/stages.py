@@ -82,7 +82,8 @@ def begin(session: Session) -> None:
     if session.has(Stage.plan):
         with naming_stage("plan"):
             write_plan(session)
-            _say_rates(session)
+            if session.has(Stage.train):
+                say_rates(session)
 
 
 def forget_earlier_run(run_dir: Path) -> None:
@@ -121,11 +122,6 @@ def finish(session: Session, start: float) -> dict[str, Any] | None:
         with naming_stage("report"):
             report(session.run_dir)
     return summary
-
-
-def _say_rates(session: Session) -> None:
-    if session.has(Stage.train):
-        say_rates(session)
 
 
 def _sample_data(session: Session) -> None:

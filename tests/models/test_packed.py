@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import datasets
 import pytest
 import torch
+from packaging.version import Version
 from transformers import PreTrainedModel
 
 from benchmarks.coverage import zoo
@@ -86,6 +88,8 @@ OFTEN_REFUSED = [
     "roberta",
     "rwkv",
     "xlnet",
+    # Before 5.23 its positions in a packed row are others than alone.
+    *(["llama4_text"] if Version(version("transformers")) < Version("5.23") else []),
 ]
 
 
@@ -134,7 +138,7 @@ def assert_alone(model: PreTrainedModel, batch: Batch, packed: torch.Tensor) -> 
     assert distance_from_alone(model, batch, packed) <= ROUNDING
 
 
-@pytest.mark.parametrize("model_type", [*ISOLATED, *OFTEN_REFUSED])
+@pytest.mark.parametrize("model_type", sorted({*ISOLATED, *OFTEN_REFUSED}))
 def test_documents_are_as_alone_or_refused(model_type: str, batch: Batch) -> None:
     model = build(model_type)
     asked = ask_tiny_model(type(model), model.config, "eager")

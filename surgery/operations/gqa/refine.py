@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from surgery.calibration.case import Calibration
-from surgery.calibration.folds import REPEATED, Folds
+from surgery.calibration.folds import REPEATED, Folds, number_positions
 from surgery.calibration.view import KeptBatch
 from surgery.models.sites import Site
 from surgery.operations.gqa.solve import SiteMerge
@@ -85,13 +85,11 @@ def _split(kept: Sequence[KeptBatch], folds: Folds) -> tuple[list[KeptBatch], li
     for number, one in enumerate(kept):
         fresh = (folds.get(number, one.target.shape[1]) != REPEATED).to(one.target.device)
         masks.append(fresh if one.real is None else fresh & one.real)
-    total, before = sum(int(mask.sum()) for mask in masks), 0
+    total = sum(int(mask.sum()) for mask in masks)
     seen = total - max(1, total // folds.count)
     parts: tuple[list[KeptBatch], list[KeptBatch]] = ([], [])
-    for one, mask in zip(kept, masks, strict=True):
-        order = (mask.flatten().cumsum(0) - 1).view_as(mask) + before
-        before += int(mask.sum())
-        for part, chosen in zip(parts, (order < seen, order >= seen), strict=True):
+    for one, mask, places in zip(kept, masks, number_positions(masks), strict=True):
+        for part, chosen in zip(parts, (places < seen, places >= seen), strict=True):
             if bool((real := mask & chosen).any()):
                 part.append(replace(one, real=real))
     return parts if parts[1] else ([], list(kept))
