@@ -69,22 +69,21 @@ def solve_output(
         for _ in range(batches.folds.count)
     ]
     size = 0.0
-    for number, (view, target) in enumerate(batches.iterate_targets()):
+    for number, (view, aim) in enumerate(batches.iterate_aims()):
         assert view.inputs is not None
-        inputs, held = view.inputs, batches.folds.get(number, target.shape[1]).to(target.device)
-        if view.real is not None:
-            inputs, target, held = inputs[view.real], target[view.real], held[view.real]
+        device = aim.target.device
+        held = batches.folds.get(number, aim.target.shape[1]).to(device)
+        chosen = held != REPEATED if view.real is None else view.real & (held != REPEATED)
+        inputs, target = view.inputs[chosen].to(wide), aim.target[chosen].to(wide)
         if columns is not None:
-            inputs = inputs[..., columns.to(inputs.device)]
-        inputs, target = inputs.to(wide).flatten(0, -2), target.to(wide).flatten(0, -2)
-        fresh = held.flatten() != REPEATED
-        inputs, target, held = inputs[fresh], target[fresh], held.flatten()[fresh]
+            inputs = inputs[:, columns.to(device)]
         # The error is far smaller than the output, and so is the rounding of its sums.
         missing = target - (inputs @ now.mT.to(wide) + (0 if bias is None else bias.to(wide)))
+        scale = None if aim.scale is None else aim.scale[chosen]
         for fold, moments in enumerate(folds):
-            here = held == fold
-            moments.add(inputs[here], missing[here])
-        size += float(widen(target).square().sum())
+            here = held[chosen] == fold
+            moments.add(inputs[here], missing[here], None if scale is None else scale[here])
+        size += float(widen(target if scale is None else target * scale[:, None]).square().sum())
         advance()
     moments = sum_moments(folds)
     before = float(moments.size)

@@ -31,9 +31,13 @@ class OutputMoments:
         self.size = torch.zeros((), dtype=dtype, device=device)
         self.rows = 0
 
-    def add(self, inputs: torch.Tensor, targets: torch.Tensor) -> None:
-        """Add rows: inputs [R, N], targets [R, D]."""
+    def add(
+        self, inputs: torch.Tensor, targets: torch.Tensor, scale: torch.Tensor | None = None
+    ) -> None:
+        """Add rows: inputs [R, N], targets [R, D], and by what each row is multiplied, [R]."""
         wide = torch.cat([inputs.float(), torch.ones_like(inputs[:, :1]).float()], dim=1)
+        if scale is not None:
+            wide, targets = wide * scale[:, None].float(), targets * scale[:, None]
         self.square += wide.mT @ wide
         self.across += wide.mT @ targets.float()
         self.size += targets.to(self.size.dtype).square().sum()

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from surgery.calibration.stream import Stream
-from surgery.calibration.view import KeptBatch, SiteView, observe_site
+from surgery.calibration.view import Aim, KeptBatch, SiteView, observe_site
 from surgery.models.sites import Site
 
 
@@ -38,15 +38,15 @@ class SiteBatches:
                 self._kept.append(self._keep_batch(view, number))
             yield view
 
-    def iterate_targets(self) -> Iterator[tuple[SiteView, torch.Tensor]]:
-        """Yield the same without attention, each with the original output."""
+    def iterate_aims(self) -> Iterator[tuple[SiteView, Aim]]:
+        """Yield the same without attention, each with what the site should put out."""
         for number in range(len(self.working.batches)):
             if number < len(self._kept):
                 kept = self._kept[number]
-                yield observe_site(self.work, self.site, kept, attention=False), kept.target
+                yield observe_site(self.work, self.site, kept, attention=False), kept.aim
             else:
-                target = self._compute_target(number)
-                yield self._observe(number, attention=False), target
+                aim = self._compute_aim(number)
+                yield self._observe(number, attention=False), aim
 
     def get_kept(self) -> list[KeptBatch]:
         """Return the batches whose inputs are kept, after all of `iterate_views`."""
@@ -58,18 +58,22 @@ class SiteBatches:
 
     def _keep_batch(self, view: SiteView, number: int) -> KeptBatch:
         args, kwargs = view.block
-        target = self._compute_target(number)
-        return KeptBatch(args, kwargs, target, view.real, view.masks)
+        return KeptBatch(args, kwargs, self._compute_aim(number), view.real, view.masks)
 
-    def _compute_target(self, number: int) -> torch.Tensor:
+    def _compute_aim(self, number: int) -> Aim:
         """Compute what the site of `work` should put out.
 
-        That is what the original's site does; and, where this is only added to the stream, what the
-        stream lacks by then (as Li et al. 2025, arXiv:2504.02692, quantize).
+        That is what the original's site does. Where this is only added to the stream, it is that
+        and what the stream lacks by then (as Li et al. 2025, arXiv:2504.02692, quantize), and
+        errors count relative to the stream at their position: what reads it normalises it. In many
+        models some positions are hundreds of times larger than all others (Sun et al. 2024,
+        arXiv:2402.17762), and would be all that counts.
         """
-        target = self.original.get_output(number, self.site)
-        aim, now = self.original.get_residual(number), self.working.get_residual(number)
-        if aim is None or now is None:
-            return target
-        wide = torch.promote_types(target.dtype, torch.float32)
-        return target.to(wide) + (aim.to(wide) - now.to(wide))
+        output = self.original.get_output(number, self.site)
+        stream, now = self.original.get_residual(number), self.working.get_residual(number)
+        if stream is None or now is None:
+            return Aim(output, None)
+        wide = torch.promote_types(output.dtype, torch.float32)
+        target = output.to(wide) + (stream.to(wide) - now.to(wide))
+        size = (stream.to(wide) + output.to(wide)).square().mean(-1).sqrt()
+        return Aim(target, 1 / size.clamp_min(torch.finfo(wide).tiny ** 0.5))

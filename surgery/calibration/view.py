@@ -51,19 +51,32 @@ class _StopForward(Exception):  # noqa: N818  (not an error: the rest of the pas
 
 
 @dataclass(frozen=True)
+class Aim:
+    """What a site should put out for one batch.
+
+    Attributes:
+        target: [B, N, D_model].
+        scale: [B, N], by which errors are multiplied, position by position; ``None``: by nothing.
+    """
+
+    target: torch.Tensor
+    scale: torch.Tensor | None
+
+
+@dataclass(frozen=True)
 class KeptBatch:
     """The inputs of one site for one batch, so that no layer below has to run again.
 
     Attributes:
         args, kwargs: arguments with which the block was called.
-        target: [B, N, D_model], the original output of the site.
+        aim: what the site should put out.
         real: [B, N], which queries are not padding; ``None``: all.
         masks: masks of queries, and of a decoder's queries, as for `Tap.open`.
     """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    target: torch.Tensor
+    aim: Aim
     real: torch.Tensor | None
     masks: tuple[torch.Tensor | None, torch.Tensor | None]
 

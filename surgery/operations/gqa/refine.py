@@ -83,7 +83,7 @@ def _split(kept: Sequence[KeptBatch], folds: Folds) -> tuple[list[KeptBatch], li
     """
     masks = []
     for number, one in enumerate(kept):
-        fresh = (folds.get(number, one.target.shape[1]) != REPEATED).to(one.target.device)
+        fresh = (folds.get(number, one.aim.target.shape[1]) != REPEATED).to(one.aim.target.device)
         masks.append(fresh if one.real is None else fresh & one.real)
     total = sum(int(mask.sum()) for mask in masks)
     seen = total - max(1, total // folds.count)
@@ -107,7 +107,11 @@ def _compute_loss(
 ) -> torch.Tensor:
     tensors = make_wide_tensors(model, site, merge)
     made = compute_output(model, site, tensors, one.args, one.kwargs).float()
-    target = one.target.float()
+    target = one.aim.target.float()
+    missing = made - target
+    if one.aim.scale is not None:
+        scale = one.aim.scale.float()[..., None]
+        missing, target = missing * scale, target * scale
     if one.real is not None:
-        made, target = made[one.real], target[one.real]
-    return (made - target).pow(2).sum() / target.pow(2).sum().clamp_min(1e-30)
+        missing, target = missing[one.real], target[one.real]
+    return missing.pow(2).sum() / target.pow(2).sum().clamp_min(1e-30)
