@@ -31,7 +31,7 @@ class Calibration:
     """
 
     rows: int = 64
-    refine_steps: int = 120
+    refine_steps: int = 240
     keep_batches: int | None = None
     refine_lr: float = 0.03
     refit: bool = True
