@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from surgery.calibration.folds import Folds
-from surgery.calibration.view import KeptBatch
+from surgery.calibration.view import Aim, KeptBatch
 from surgery.operations.gqa.refine import _split
 
 LENGTH = 6
@@ -15,11 +15,9 @@ WINDOWS = [{"input_ids": torch.arange(n, n + LENGTH)[None]} for n in range(0, 40
 
 
 def keep(*real: Sequence[int] | None) -> list[KeptBatch]:
+    aim = Aim(torch.zeros(1, LENGTH, 2), None)
     return [
-        KeptBatch(
-            (), {}, torch.zeros(1, LENGTH, 2), None if one is None else mask(one), (None, None)
-        )
-        for one in real
+        KeptBatch((), {}, aim, None if one is None else mask(one), (None, None)) for one in real
     ]
 
 
