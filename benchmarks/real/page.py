@@ -92,6 +92,7 @@ def _introduce(figures: Mapping[str, Any], rows: Rows, results: str) -> list[str
         "sampled, figures are medians over the seeds that were run.\n",
         f"{done} of {len(rows)} rows have been run. `make real` runs what is absent, and this page "
         f"is written from `benchmarks/results/{results}` ({figures['date']}).\n",
+        *([f"{figures['note']}\n"] if "note" in figures else []),
     ]
 
 

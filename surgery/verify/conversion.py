@@ -14,7 +14,8 @@ from surgery.models.forward import evaluating
 from surgery.verify.equivalence import TF32_EPS, avoiding_flash_on_cpu
 
 TOKENS = 16
-TOLERANCE = 1e-5
+# Thirty layers of a 576 wide model on a GPU came to 2e-5 with nothing wrong; faults are far larger.
+TOLERANCE = 1e-4
 _TABLES = {pair.source: pair.positions for pair in PAIRS}
 
 
