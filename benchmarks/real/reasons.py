@@ -10,8 +10,8 @@ REASONS: dict[str, str] = {
     "merge-many": (
         "gradient steps are what helps most, and 240 do not suffice. On 32 other windows of 512 "
         "tokens, where mean pooling loses 8.162, the same text left a gap of 1.452 without steps, "
-        "0.475 after 120, 0.345 after 240 and 0.291 after 400. On two CPU cores, with the library of "
-        "Python 3.11, the row came to 0.063 (2.4856; calibrated in 13 min 41 s, with 2.5 GiB)"
+        "0.475 after 120, 0.345 after 240 and 0.291 after 400. On two CPU cores, with the library "
+        "of Python 3.11, the row came to 0.063 (calibrated in 13 min 41 s, with 2.5 GiB)"
     ),
     "merge-few": (
         "2,048 tokens do not suffice for more: most layers stop at 40 steps, since held-out text "
