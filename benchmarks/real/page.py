@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from benchmarks.real.reasons import REASONS
+from benchmarks.real.reasons import NOTES, REASONS
 from benchmarks.real.rows import (
     AMOUNTS,
     ESTIMATORS,
@@ -67,7 +67,7 @@ def write_page(figures: Mapping[str, Any], results: str, pictures: Mapping[str, 
         *_tell_roles(rows),
         "\n## What it costs\n",
         *_tabulate_costs(figures, rows),
-        *_list_failures(rows),
+        *_list_failures(figures, rows),
         "\n## The commands\n",
         *_list_commands(rows),
         "\n## Machine\n",
@@ -83,7 +83,8 @@ def _introduce(figures: Mapping[str, Any], rows: Rows, results: str) -> list[str
     loss = NOT_RUN if original is None else f"{original:.4f} nats per token"
     return [
         "# On a real model\n",
-        "<!-- Written by `python -m benchmarks.real --page`; do not edit. -->\n",
+        "<!-- Written by `python -m benchmarks.real --page --results "
+        f"benchmarks/results/{results}`; do not edit. -->\n",
         f"Every headline on {model['name']} (`{model['override']}`): width {model['width']}, "
         f"{model['kv_heads']} KV heads per layer, {model['positions']:,} positions. All losses are "
         "nats per token of the same held-out text, files of Python's standard library that "
@@ -92,12 +93,13 @@ def _introduce(figures: Mapping[str, Any], rows: Rows, results: str) -> list[str
         "sampled, figures are medians over the seeds that were run.\n",
         f"{done} of {len(rows)} rows have been run. `make real` runs what is absent, and this page "
         f"is written from `benchmarks/results/{results}` ({figures['date']}).\n",
-        *([f"{figures['note']}\n"] if "note" in figures else []),
+        *([f"{NOTES[results]}\n"] if results in NOTES else []),
     ]
 
 
 def _list_targets(figures: Mapping[str, Any], rows: Rows) -> list[str]:
     lines, reasons = [], []
+    known = REASONS.get(figures["model"]["name"], {})
     for target in figures["targets"]:
         value, unit = target["value"], target["unit"]
         verdict = {None: NOT_RUN, True: "yes", False: "**no**"}[target["reached"]]
@@ -114,7 +116,7 @@ def _list_targets(figures: Mapping[str, Any], rows: Rows) -> list[str]:
             ]
         )
         if target["reached"] is False:
-            reason = REASONS.get(target["name"], "the reason has not been found yet")
+            reason = known.get(target["name"], "the reason has not been found yet")
             reasons.append(f"- {target['what']}: {reason}.")
     head = ["figure", "at most", "came out", "reached", "seeds", "command"]
     missed = ["\nWhy not:\n", *reasons] if reasons else []
@@ -320,12 +322,12 @@ def _tabulate_costs(figures: Mapping[str, Any], rows: Rows) -> list[str]:
     return [text, *table(head, lines)] if lines else [NOT_RUN]
 
 
-def _list_failures(rows: Rows) -> list[str]:
-    lines = []
+def _list_failures(figures: Mapping[str, Any], rows: Rows) -> list[str]:
+    lines, known = [], REASONS.get(figures["model"]["name"], {})
     for name, row in rows.items():
         for record in row["records"]:
             if record["status"] == "failed":
-                reason = REASONS.get(name)
+                reason = known.get(name)
                 why = f" {reason}." if reason else ""
                 lines.append(f"- `{name}`, seed {record['seed']}: {record['error']}.{why}")
     return ["\n## What failed\n", *lines] if lines else []

@@ -45,7 +45,7 @@ def solve_output(
     advance: Callable[[], None],
     columns: torch.Tensor | None = None,
 ) -> SolvedOutput:
-    """Solve ridge least squares towards the original output, with the new layers below.
+    """Solve ridge least squares towards what the site should put out, with the new layers below.
 
     Args:
         batches: its `work` must already have the site's other new projections.
@@ -79,11 +79,11 @@ def solve_output(
             inputs = inputs[:, columns.to(device)]
         # The error is far smaller than the output, and so is the rounding of its sums.
         missing = target - (inputs @ now.mT.to(wide) + (0 if bias is None else bias.to(wide)))
-        scale = None if aim.scale is None else aim.scale[chosen]
+        scale = aim.scale[chosen]
         for fold, moments in enumerate(folds):
             here = held[chosen] == fold
-            moments.add(inputs[here], missing[here], None if scale is None else scale[here])
-        size += float(widen(target if scale is None else target * scale[:, None]).square().sum())
+            moments.add(inputs[here], missing[here], scale[here])
+        size += float(widen(target * scale[:, None]).square().sum())
         advance()
     moments = sum_moments(folds)
     before = float(moments.size)

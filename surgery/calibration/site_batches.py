@@ -10,6 +10,9 @@ from surgery.calibration.stream import Stream
 from surgery.calibration.view import Aim, KeptBatch, SiteView, observe_site
 from surgery.models.sites import Site
 
+# Of the mean size over positions: no position may count for all others, nor be divided by zero.
+_LEAST_SIZE = 1e-3
+
 
 class SiteBatches:
     """Runs batches up to one site. For the first batches, it keeps the inputs of the site.
@@ -72,8 +75,14 @@ class SiteBatches:
         output = self.original.get_output(number, self.site)
         stream, now = self.original.get_residual(number), self.working.get_residual(number)
         if stream is None or now is None:
-            return Aim(output, None)
+            return Aim(output, output.new_ones(output.shape[:-1], dtype=torch.float32))
         wide = torch.promote_types(output.dtype, torch.float32)
         target = output.to(wide) + (stream.to(wide) - now.to(wide))
-        size = (stream.to(wide) + output.to(wide)).square().mean(-1).sqrt()
-        return Aim(target, 1 / size.clamp_min(torch.finfo(wide).tiny ** 0.5))
+        return Aim(target, 1 / measure_size(stream.to(wide) + output.to(wide)))
+
+
+def measure_size(stream: torch.Tensor) -> torch.Tensor:
+    """Measure the root mean square of a stream [B, N, D_model] at each position; above 0."""
+    size = stream.square().mean(-1).sqrt()
+    least = (_LEAST_SIZE * size.mean()).clamp_min(torch.finfo(size.dtype).tiny ** 0.5)
+    return size.maximum(least)

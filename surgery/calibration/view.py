@@ -56,11 +56,11 @@ class Aim:
 
     Attributes:
         target: [B, N, D_model].
-        scale: [B, N], by which errors are multiplied, position by position; ``None``: by nothing.
+        scale: [B, N], by which errors are multiplied, position by position.
     """
 
     target: torch.Tensor
-    scale: torch.Tensor | None
+    scale: torch.Tensor
 
 
 @dataclass(frozen=True)

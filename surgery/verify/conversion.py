@@ -14,8 +14,10 @@ from surgery.models.forward import evaluating
 from surgery.verify.equivalence import TF32_EPS, avoiding_flash_on_cpu
 
 TOKENS = 16
-# Thirty layers of a 576 wide model on a GPU came to 2e-5 with nothing wrong; faults are far larger.
-TOLERANCE = 1e-4
+TOLERANCE = 1e-5
+# Matrices side by side are multiplied by another kernel there than each alone. On thirty layers of
+# width 576 that came to 1.9e-5, where a processor gave the same bits.
+CUDA_TOLERANCE = 1e-4
 _TABLES = {pair.source: pair.positions for pair in PAIRS}
 
 
@@ -32,8 +34,8 @@ def check_conversion(
         Relative difference |new - old| / |old| of all logits.
 
     Raises:
-        PlanError: the difference is above `TOLERANCE` in fp32 and wider, or above rounding in
-            narrower dtypes.
+        PlanError: the difference is above `TOLERANCE`, or `CUDA_TOLERANCE`, in fp32 and wider, or
+            above rounding in narrower dtypes.
     """
     old_tensors: dict[str, torch.Tensor] = {}
     new_tensors: dict[str, torch.Tensor] = {}
@@ -75,4 +77,6 @@ def _choose_tolerance(model: PreTrainedModel) -> float:
     eps = torch.finfo(parameter.dtype).eps
     if parameter.is_cuda and torch.get_float32_matmul_precision() != "highest":
         eps = max(eps, TF32_EPS)
-    return TOLERANCE if eps <= torch.finfo(torch.float32).eps else math.sqrt(eps)
+    if eps > torch.finfo(torch.float32).eps:
+        return math.sqrt(eps)
+    return CUDA_TOLERANCE if parameter.is_cuda else TOLERANCE

@@ -107,11 +107,9 @@ def _compute_loss(
 ) -> torch.Tensor:
     tensors = make_wide_tensors(model, site, merge)
     made = compute_output(model, site, tensors, one.args, one.kwargs).float()
-    target = one.aim.target.float()
-    missing = made - target
-    if one.aim.scale is not None:
-        scale = one.aim.scale.float()[..., None]
-        missing, target = missing * scale, target * scale
+    scale = one.aim.scale.float()[..., None]
+    target = one.aim.target.float() * scale
+    missing = made * scale - target
     if one.real is not None:
         missing, target = missing[one.real], target[one.real]
     return missing.pow(2).sum() / target.pow(2).sum().clamp_min(1e-30)

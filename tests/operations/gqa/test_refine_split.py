@@ -15,7 +15,7 @@ WINDOWS = [{"input_ids": torch.arange(n, n + LENGTH)[None]} for n in range(0, 40
 
 
 def keep(*real: Sequence[int] | None) -> list[KeptBatch]:
-    aim = Aim(torch.zeros(1, LENGTH, 2), None)
+    aim = Aim(torch.zeros(1, LENGTH, 2), torch.ones(1, LENGTH))
     return [
         KeptBatch((), {}, aim, None if one is None else mask(one), (None, None)) for one in real
     ]
