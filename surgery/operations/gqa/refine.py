@@ -15,6 +15,9 @@ from surgery.models.sites import Site
 from surgery.operations.gqa.solve import SiteMerge
 from surgery.operations.gqa.wide import compute_output, make_wide_tensors
 
+# How often the steps may go over their text: on little of it, fewer steps that slow down in time
+# leave less of the error on other text than many.
+PASSES = 40
 # How often the held-out text is looked at.
 LOOKS = 6
 # After how many looks without a better loss the steps end.
@@ -49,10 +52,11 @@ def refine(
     now = replace(merge, tensors=tensors)
     before = best = _compute_mean_loss(model, site, merge, held)
     found, kept_steps = merge, 0
-    every = max(1, options.refine_steps // LOOKS)
-    for step in range(options.refine_steps if fitted else 0):
+    steps = min(options.refine_steps, PASSES * len(fitted))
+    every = max(1, steps // LOOKS)
+    for step in range(steps):
         for group, lr in zip(optimizer.param_groups, first, strict=True):
-            group["lr"] = lr * (1 - step / options.refine_steps)
+            group["lr"] = lr * (1 - step / steps)
         with torch.enable_grad():
             loss = _compute_loss(model, site, now, fitted[step % len(fitted)])
         # Of these alone: the block's other parameters are the model's own.
@@ -60,7 +64,7 @@ def refine(
         for tensor, gradient in zip(tensors.values(), gradients, strict=True):
             tensor.grad = gradient
         optimizer.step()
-        if (step + 1) % every == 0 or step + 1 == options.refine_steps:
+        if (step + 1) % every == 0 or step + 1 == steps:
             made = replace(merge, tensors={r: t.detach().clone() for r, t in tensors.items()})
             loss_now = _compute_mean_loss(model, site, made, held)
             if loss_now < best:
