@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -38,19 +39,31 @@ class SolvedOutput(NamedTuple):
     ridge: float | None
 
 
+@dataclass(frozen=True)
+class OutputProblem:
+    """Least squares towards what a site should put out.
+
+    Attributes:
+        weight: [D_model, columns], the present projection.
+        bias: [D_model], if it has one.
+        folds: per fold of the text, moments of what is missing with it.
+        size: Σ |target|², each position multiplied by its scale.
+    """
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    folds: list[OutputMoments]
+    size: float
+
+
 @torch.no_grad()
-def solve_output(
-    batches: SiteBatches,
-    ridge: float | None,
-    advance: Callable[[], None],
-    columns: torch.Tensor | None = None,
-) -> SolvedOutput:
-    """Solve ridge least squares towards what the site should put out, with the new layers below.
+def pose_problem(
+    batches: SiteBatches, advance: Callable[[], None], columns: torch.Tensor | None = None
+) -> OutputProblem:
+    """Sum what a solution needs of the text, with the new layers below.
 
     Args:
         batches: its `work` must already have the site's other new projections.
-        ridge: relative to the mean second moment of the inputs; ``None``: what is best on held-out
-            text, or no change where nothing is better.
         advance: called after every batch.
         columns: features of the input that are kept; ``None``: all.
 
@@ -85,15 +98,29 @@ def solve_output(
             moments.add(inputs[here], missing[here], scale[here])
         size += float(widen(target * scale[:, None]).square().sum())
         advance()
-    moments = sum_moments(folds)
-    before = float(moments.size)
-    if not math.isfinite(before + size):
+    if not math.isfinite(sum(float(moments.size) for moments in folds) + size):
         raise SiteError(batches.site.path, "its activations are not finite")
+    return OutputProblem(now, bias, folds, size)
+
+
+@torch.no_grad()
+def solve_output(problem: OutputProblem, ridge: float | None) -> SolvedOutput:
+    """Solve ridge least squares.
+
+    Args:
+        ridge: relative to the mean second moment of the inputs; ``None``: what is best on held-out
+            text, or no change where nothing is better.
+    """
+    now, bias, size = problem.weight, problem.bias, problem.size
+    moments = sum_moments(problem.folds)
+    before = float(moments.size)
 
     def share(error: float) -> float:
         return math.sqrt(max(0.0, error) / size) if size else 0.0
 
-    found = choose_ridge(folds, RIDGES if ridge is None else (ridge,), bias=bias is not None)
+    found = choose_ridge(
+        problem.folds, RIDGES if ridge is None else (ridge,), bias=bias is not None
+    )
     # Fewer rows than unknowns say nothing of most of them.
     if ridge is None and (not found.left < 1 or moments.rows < now.shape[1]):
         same = None if bias is None else widen(bias)

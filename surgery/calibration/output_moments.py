@@ -43,6 +43,26 @@ class OutputMoments:
         self.size += targets.to(self.size.dtype).square().sum()
         self.rows += len(inputs)
 
+    def drop(self, columns: torch.Tensor, weight: torch.Tensor) -> OutputMoments:
+        """Make the moments of the other inputs, which are to make up for these too.
+
+        Args:
+            columns: of the inputs, that go.
+            weight: [D, N], by which all inputs were multiplied until now.
+        """
+        inputs, outputs = len(self.square) - 1, self.across.shape[1]
+        kept = torch.ones(inputs + 1, dtype=torch.bool, device=self.square.device)
+        kept[columns] = False
+        gone = weight[:, columns].to(self.square.dtype)
+        rows = self.square[:, columns]
+        found = OutputMoments(inputs - len(columns), outputs, self.square.device)
+        found.square = self.square[kept][:, kept]
+        found.across = self.across[kept] + rows[kept] @ gone.mT
+        found.size = self.size + 2 * (self.across[columns] * gone.mT).sum()
+        found.size = found.size + ((gone @ rows[columns]) * gone).sum()
+        found.rows = self.rows
+        return found
+
     def get_equations(self, *, bias: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """Get `square` and `across`, without the last row where there is no bias."""
         return (self.square, self.across) if bias else (self.square[:-1, :-1], self.across[:-1])

@@ -10,14 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from surgery.calibration import Calibration
-from surgery.calibration.stream import Stream
 from surgery.errors import ConfigError
 from surgery.execute.live import apply_
 from surgery.models.sites import find_sites
-from surgery.operations.gqa.budget import compute_divergence, find_cheapest
+from surgery.operations.gqa.budget import find_cheapest
 from tests.calibration.models import batches, made, plan_for
 from tests.calibration.rewriting import Turning, rewrite_
-from tests.families import family, tokens
 
 costs = st.lists(
     st.dictionaries(st.sampled_from([1, 2, 4, 8]), st.floats(0, 10), min_size=1).map(
@@ -98,17 +96,3 @@ def test_no_such_average(average: float) -> None:
 def test_a_model_that_predicts_nothing() -> None:
     with pytest.raises(ConfigError, match="returns no logits"):
         plan_for(made("llama").model, batches(1), kv_heads={"average": 4}, merge="optimal")
-
-
-def test_divergence_is_what_it_says() -> None:
-    model, other = family("llama"), family("llama", seed=1)
-    mask = torch.ones(2, 6, dtype=torch.long)
-    mask[0, 4:] = 0
-    batch = {"input_ids": tokens(2, 6), "attention_mask": mask, "labels": tokens(2, 6)}
-    assert compute_divergence(*[Stream(model, [batch])] * 2) == pytest.approx(0, abs=1e-6)
-    with torch.no_grad():
-        inputs = {"input_ids": batch["input_ids"], "attention_mask": mask}
-        p, q = (one(**inputs).logits.softmax(-1)[mask.bool()] for one in (model, other))
-    expected = float((p * (p / q).log()).sum(-1).mean())
-    streams = Stream(model, [batch]), Stream(other, [batch])
-    assert compute_divergence(*streams) == pytest.approx(expected, rel=1e-4)

@@ -103,3 +103,18 @@ def test_inputs_that_are_always_zero_keep_their_weights() -> None:
     made, _ = moments_of(inputs, targets).solve(start, None, 1e-3)
     torch.testing.assert_close(made[:, 2], start[:, 2])
     assert made.isfinite().all()
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(st.integers(0, 99), st.sets(st.integers(0, 5), min_size=1, max_size=5))
+def test_columns_that_go_are_made_up_for_by_the_others(seed: int, gone: set[int]) -> None:
+    inputs, missing = rows(seed)
+    weight = torch.randn(4, 6, generator=torch.Generator().manual_seed(seed + 1))
+    columns, kept = torch.tensor(sorted(gone)), [n for n in range(6) if n not in gone]
+    found = moments_of(inputs, missing).drop(columns, weight)
+    expected = moments_of(inputs[:, kept], missing + inputs[:, columns] @ weight[:, columns].mT)
+    assert found.rows == expected.rows
+    for name in ("square", "across", "size"):
+        torch.testing.assert_close(
+            getattr(found, name), getattr(expected, name), rtol=1e-4, atol=1e-3
+        )

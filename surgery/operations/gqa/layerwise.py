@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from surgery.calibration.case import Calibration
 from surgery.calibration.grouping import Partition, make_contiguous_groups
-from surgery.calibration.output import solve_output
+from surgery.calibration.output import pose_problem, solve_output
 from surgery.calibration.rows import put_parameter, to_plan_layout
 from surgery.calibration.site_batches import SiteBatches
 from surgery.calibration.stream import Stream, open_streams
@@ -182,9 +182,10 @@ def _refit_output(
     """Solve the output projection by ridge least squares, from its new input to its old output."""
     work, site = text.work, text.site
     before = set_wide(work, site, merge)
-    solved = solve_output(text, options.ridge, lambda: advance(f"layer {site.layer}: output"))
+    problem = pose_problem(text, lambda: advance(f"layer {site.layer}: output"))
     for name, parameter in before.items():
         put_parameter(work.get_submodule(site.block), name, parameter)
+    solved = solve_output(problem, options.ridge)
     # Spread out, its columns lie as in the source; the result's heads lie group by group.
     columns = solved.weight.unflatten(1, (-1, site.output.unit))[:, [h for (h,) in merge.query]]
     tensors = {**merge.tensors, "output": columns.flatten(1)}

@@ -121,7 +121,7 @@ class PruneHeads(PruneOptions):
                 f"prune_heads: which heads go, by {self.estimator} (assumed here: the first of "
                 "each layer)"
             )
-        if self.refit:
+        if self.refits:
             draft.open_decisions.append("prune_heads: the output projections that are refitted")
 
     def _add_notes(
@@ -229,7 +229,7 @@ class PruneHeads(PruneOptions):
             )
         query, kv = keep_heads(left), keep_heads(groups)
         rewrite = None
-        if self.refit and not self.deferred:
+        if self.refits:
             prefix = f"{draft.number}.{site.path}"
             rewrite = Rewrite(prefix, site.output.bias, output_only=True)
             found = (draft.resolution or {}).get(site.path)

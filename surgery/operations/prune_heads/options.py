@@ -16,6 +16,9 @@ from surgery.models.sites import Site
 from surgery.plan.layers import LAYERS_HELP, keep_layers
 from surgery.plan.operation import Operation
 
+# Chooses heads by calibration, round after round: no scores that one could have beforehand.
+ELIMINATION = "elimination"
+_ESTIMATORS = (*ESTIMATORS, ELIMINATION)
 _FILE = 'a JSON file: {"scores": [[one number per head] per layer]}'
 # Options that say how heads are chosen. They have no effect where `heads` names the heads.
 _CHOOSING = ("scores", "estimator", "scope", "cut", "uniform", "protect", "schedule")
@@ -50,7 +53,7 @@ class PruneOptions(Operation):
         count: instead, how many heads to remove: of each layer, or of all by `scope`.
         scores: a file with a score per layer and head, for `amount` and `count`.
         estimator: instead, who scores them when the plan is calibrated; see
-            `surgery.importance.table.ESTIMATORS`.
+            `surgery.importance.table.ESTIMATORS`. Or `ELIMINATION`, which refits too.
         scope: whether each layer loses as many, or the lowest of all layers go.
         uniform: whether every layer ends with as many heads.
         protect: query heads that stay, in the shapes of `heads`.
@@ -61,7 +64,7 @@ class PruneOptions(Operation):
         refit: whether the output projection of each changed site is solved anew, so that the heads
             left make up for those that went; calibrated.
         schedule: see `Schedule`.
-        rounds: of ``iterative``.
+        rounds: of ``iterative``, and of ``elimination``.
         until: of ``iterative`` and ``gradual``: share of the training steps by which the heads
             are gone.
     """
@@ -96,7 +99,7 @@ class PruneOptions(Operation):
         Schedule.one_shot,
         "one_shot: before training | iterative: in rounds | gradual: gates that close",
     )
-    rounds: int = option(4, "iterative: how many", range=COUNT)
+    rounds: int = option(4, "iterative, elimination: how many", range=COUNT)
     until: float = option(
         0.5,
         "iterative, gradual: the heads are gone after this share of the steps",
@@ -122,8 +125,18 @@ class PruneOptions(Operation):
         return self.schedule is not Schedule.one_shot
 
     @property
+    def eliminates(self) -> bool:
+        """Whether heads go in rounds, each after the others have made up for it."""
+        return self.estimator == ELIMINATION
+
+    @property
+    def refits(self) -> bool:
+        """Whether output projections are solved anew."""
+        return not self.deferred and (self.refit or self.eliminates)
+
+    @property
     def scored_by(self) -> str | None:
-        return self.estimator
+        return None if self.eliminates else self.estimator
 
     @property
     def calibrated(self) -> bool:
@@ -152,14 +165,19 @@ class PruneOptions(Operation):
             scores = read_scores(
                 self.scores, sites, self.get_key("scores"), unit=self.unit, layers=layers
             )
-        protected = parse_head_lists(self.protect or [], sites, self.get_key("protect"))
+        protected = self.parse_protected(sites)
         scores = scores or _make_even_scores(sites)
-        removed = choose_heads(sites, scores, self._make_head_cut(), protected)
+        removed = choose_heads(sites, scores, self.make_head_cut(), protected)
         if sites and (self.amount or self.count) and not any(removed.values()):
             raise self._explain_nothing(sites, protected)
         return removed
 
-    def _make_head_cut(self) -> HeadCut:
+    def parse_protected(self, sites: Sequence[Site]) -> Heads:
+        """Parse `protect`: layer → query heads that stay."""
+        return parse_head_lists(self.protect or [], sites, self.get_key("protect"))
+
+    def make_head_cut(self) -> HeadCut:
+        """Say how many heads go, and how they are counted."""
         return HeadCut(
             self.amount,
             self.count,
@@ -215,7 +233,7 @@ class PruneOptions(Operation):
         return None
 
     def _removes_any(self, sites: Sequence[Site], protected: Heads, **options: Any) -> bool:
-        wanted = replace(self, **options)._make_head_cut()
+        wanted = replace(self, **options).make_head_cut()
         try:
             return any(choose_heads(sites, _make_even_scores(sites), wanted, protected).values())
         except ConfigError:
@@ -240,12 +258,20 @@ def _check(spec: PruneOptions) -> None:
             "needs exactly one of heads, amount and count",
             given=", ".join(given) or "none of them",
         )
-    if spec.estimator is not None and spec.estimator not in ESTIMATORS:
+    if spec.eliminates and spec.deferred:
+        raise ConfigError(
+            spec.get_key("estimator"),
+            f"`{ELIMINATION}` takes place before training, and `schedule: {spec.schedule.value}` "
+            "removes heads during training",
+            given=spec.estimator,
+            valid=f"schedule: one_shot, or one of {', '.join(ESTIMATORS)}",
+        )
+    if spec.estimator is not None and spec.estimator not in _ESTIMATORS:
         raise ConfigError(
             spec.get_key("estimator"),
             "there is no such estimator",
             given=spec.estimator,
-            valid=ESTIMATORS,
+            valid=_ESTIMATORS,
         )
     if spec.heads is not None:
         _refuse_choosing(spec)
@@ -279,7 +305,7 @@ def _check_scored(spec: PruneOptions, way: str) -> None:
         raise ConfigError(
             spec.get_key("scores"),
             f"`{way}` needs a score for every head",
-            valid=f"{_FILE}, or {spec.get_key('estimator')}: one of {', '.join(ESTIMATORS)}",
+            valid=f"{_FILE}, or {spec.get_key('estimator')}: one of {', '.join(_ESTIMATORS)}",
         )
     if spec.scores is not None and spec.estimator is not None:
         raise ConfigError(

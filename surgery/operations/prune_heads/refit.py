@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from surgery.calibration.case import Calibration
-from surgery.calibration.output import solve_output
+from surgery.calibration.output import pose_problem, solve_output
 from surgery.calibration.refusals import refuse_repeated, refuse_shared
 from surgery.calibration.rows import put_parameter, to_plan_layout
 from surgery.calibration.site_batches import SiteBatches
@@ -42,6 +43,18 @@ class Refit:
     figures: dict[str, float | None] = field(default_factory=dict)
 
 
+class Refitted(NamedTuple):
+    """What `refit_sites` found.
+
+    Attributes:
+        sites: path → result, of every site that keeps some of its heads.
+        model: a copy that computes what the pruned model will, with all heads in their places.
+    """
+
+    sites: dict[str, Refit]
+    model: PreTrainedModel
+
+
 @torch.no_grad()
 def refit_sites(
     model: PreTrainedModel,
@@ -49,8 +62,8 @@ def refit_sites(
     left: Mapping[str, Sequence[int]],
     batches: Sequence[Batch],
     options: Calibration,
-) -> dict[str, Refit]:
-    """Solve the output projection of every site that loses some of its heads: path → result.
+) -> Refitted:
+    """Solve the output projection of every site that loses some of its heads.
 
     Args:
         model: with all its heads, whose outputs are aimed at; not changed.
@@ -68,21 +81,21 @@ def refit_sites(
         refuse_repeated(model, changed, batches[0])
         original, working = open_streams((model, work), changed, batches)
         for site in changed:
-            _silence(work, site, left[site.path])
+            silence_(work, site, left[site.path])
             if site not in fitted:
                 continue
             text = SiteBatches(original, working, site, 0)
             steps.describe(f"refit, layer {site.layer}")
             found[site.path] = _refit_site(text, left[site.path], options.ridge, steps.advance)
-            _set_output(work, site, left[site.path], found[site.path])
-    return found
+            set_output_(work, site, left[site.path], found[site.path].tensors)
+    return Refitted(found, work)
 
 
 def _refit_site(
     text: SiteBatches, heads: Sequence[int], ridge: float | None, advance: Callable[[], None]
 ) -> Refit:
     site = text.site
-    solved = solve_output(text, ridge, advance, _list_columns(site, heads))
+    solved = solve_output(pose_problem(text, advance, list_columns(site, heads)), ridge)
     tensors = {"output": solved.weight.float()}
     if solved.bias is not None:
         tensors["output_bias"] = solved.bias.float()
@@ -95,36 +108,38 @@ def _refit_site(
     return Refit({role: t.cpu() for role, t in to_plan_layout(site, tensors).items()}, figures)
 
 
-def _list_columns(site: Site, heads: Sequence[int]) -> torch.Tensor:
+def list_columns(site: Site, heads: Sequence[int]) -> torch.Tensor:
     """List the features of the output projection's input that belong to `heads`."""
     unit = site.output.unit
     columns = [head * unit + n for head in heads for n in range(unit)]
     return torch.tensor(columns, dtype=torch.long)
 
 
-def _silence(work: PreTrainedModel, site: Site, heads: Sequence[int]) -> None:
+def silence_(work: PreTrainedModel, site: Site, heads: Sequence[int]) -> None:
     """Let `work` read nothing of the site's other heads."""
     name = f"{site.output.path}.weight"
     weight = work.get_parameter(name)
     axis = 0 if site.output.transposed else 1
-    columns = _list_columns(site, heads).to(weight.device)
+    columns = list_columns(site, heads).to(weight.device)
     made = torch.zeros_like(weight)
     made.index_copy_(axis, columns, weight.index_select(axis, columns))
     put_parameter(work, name, nn.Parameter(made, requires_grad=False))
 
 
-def _set_output(work: PreTrainedModel, site: Site, heads: Sequence[int], refit: Refit) -> None:
-    """Let `work` compute what the pruned site will."""
+def set_output_(
+    work: PreTrainedModel, site: Site, heads: Sequence[int], tensors: Mapping[str, torch.Tensor]
+) -> None:
+    """Let `work` compute what the pruned site will, by the tensors of a `Refit`."""
     name = f"{site.output.path}.weight"
     weight = work.get_parameter(name)
     axis = 0 if site.output.transposed else 1
-    columns = _list_columns(site, heads).to(weight.device)
-    given = refit.tensors["output"].to(device=weight.device, dtype=weight.dtype)
+    columns = list_columns(site, heads).to(weight.device)
+    given = tensors["output"].to(device=weight.device, dtype=weight.dtype)
     put_parameter(
         work, name, nn.Parameter(weight.index_copy(axis, columns, given), requires_grad=False)
     )
-    if "output_bias" in refit.tensors:
+    if "output_bias" in tensors:
         name = f"{site.output.path}.bias"
         bias = work.get_parameter(name)
-        given = refit.tensors["output_bias"].to(device=bias.device, dtype=bias.dtype)
+        given = tensors["output_bias"].to(device=bias.device, dtype=bias.dtype)
         put_parameter(work, name, nn.Parameter(given, requires_grad=False))

@@ -1,0 +1,216 @@
+"""`elimination`: heads go in rounds, each where least is lost after the others made up for it.
+
+Structured Optimal Brain Surgeon (ZipLM, Kurtic et al. 2023, arXiv:2302.04089), with costs measured
+by what the whole model predicts, as Puzzle replaces one block at a time (Bercovich et al. 2024,
+arXiv:2411.19146).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from transformers import PreTrainedModel
+
+from surgery.calibration.case import Case
+from surgery.calibration.divergence import Divergence, predicts
+from surgery.calibration.output import pose_problem
+from surgery.calibration.refusals import refuse_repeated, refuse_shared
+from surgery.calibration.site_batches import SiteBatches
+from surgery.calibration.stream import open_streams
+from surgery.console import track_progress
+from surgery.errors import ConfigError
+from surgery.importance.choice import HeadCut, Heads, choose_heads
+from surgery.importance.score_file import HeadScores
+from surgery.importance.table import ESTIMATORS, GROUPS
+from surgery.models.copies import make_sharing_copy
+from surgery.models.sites import Site
+from surgery.operations.prune_heads.compensation import Compensation
+from surgery.operations.prune_heads.options import ELIMINATION, PruneOptions
+from surgery.operations.prune_heads.refit import refit_sites
+
+# Of what could go from a layer, one in so many goes in a round, and at least one: each is measured
+# while the others are there.
+ONE_IN = 8
+# So many times as many units as still go are measured again: the others were dearer before, and
+# have become no cheaper.
+AGAIN = 3
+# Above any cost.
+_LATER = 1e9
+
+
+class Elimination(NamedTuple):
+    """Which heads go.
+
+    Attributes:
+        removed: layer → query heads.
+        costs: layer → cost of each KV group or query head when it was last measured, in nats per
+            token.
+    """
+
+    removed: Heads
+    costs: dict[int, list[float]]
+
+
+@dataclass
+class _Layer:
+    """What has become of the heads of one site.
+
+    Attributes:
+        strands: units of which one move takes the cheapest of each: all KV groups, or the query
+            heads of each group.
+        units: the query heads of each unit.
+        costs: of each unit.
+        removed: query heads that have gone.
+    """
+
+    site: Site
+    strands: list[range]
+    units: list[range]
+    costs: list[float]
+    removed: set[int]
+
+    @property
+    def left(self) -> list[int]:
+        return [head for head in range(self.site.q_heads) if head not in self.removed]
+
+    def has_lost(self, unit: int) -> bool:
+        return self.units[unit][0] in self.removed
+
+    def rank(self) -> list[float]:
+        """List the costs, with those that have gone first, and last those that do not go yet."""
+        ranked = [-math.inf if self.has_lost(n) else cost for n, cost in enumerate(self.costs)]
+        for strand in self.strands:
+            there = sorted(
+                (unit for unit in strand if not self.has_lost(unit)), key=ranked.__getitem__
+            )
+            for unit in there[max(1, len(there) // ONE_IN) :]:
+                ranked[unit] += _LATER
+        return ranked
+
+
+@torch.no_grad()
+def eliminate(operation: PruneOptions, sites: Sequence[Site], case: Case) -> Elimination:
+    """Choose heads in rounds.
+
+    In each round the cost of every unit (a KV group, or a query head) is the KL divergence from
+    the original's predictions that it adds if it goes too and its layer's output projection is
+    solved anew. The cheapest go, all layers that lost heads are refitted in order, and the next
+    round measures in that model.
+
+    Costs are measured on the first batches; what makes up for a unit is fitted to the rest.
+
+    Raises:
+        ConfigError: the model returns no logits, or that many heads cannot go.
+        SiteError: a site shares its weights with another, or cannot be seen at work.
+    """
+    if not predicts(case.model, case.batches[0]):
+        raise ConfigError(
+            operation.get_key("estimator"),
+            f"compares predictions, and a {type(case.model).__name__} returns no logits",
+            given=ELIMINATION,
+            valid=ESTIMATORS,
+        )
+    refuse_shared(case.model, sites)
+    refuse_repeated(case.model, sites, case.batches[0])
+    layers = [_list_units(site, operation.unit) for site in sites]
+    protected, cuts = operation.parse_protected(sites), _list_cuts(operation, sites)
+
+    def choose(cut: HeadCut) -> Heads:
+        ranks = {layer.site.layer: layer.rank() for layer in layers}
+        scores = HeadScores(groups=ranks) if cut.by_group else HeadScores(ranks)
+        return choose_heads(sites, scores, cut, protected)
+
+    work, measured = make_sharing_copy(case.model), False
+    for number, cut in enumerate(cuts, 1):
+        gone = sum(len(layer.removed) for layer in layers)
+        more = sum(map(len, choose(cut).values())) - gone
+        if not more:
+            continue
+        if gone:
+            left = {layer.site.path: layer.left for layer in layers}
+            work = refit_sites(case.model, sites, left, case.batches, case.options).model
+        compared = measured and cut.together and not cut.uniform
+        again = _list_again(layers, more if compared else None)
+        _measure(work, layers, again, case, f"elimination, round {number} of {len(cuts)}")
+        measured = True
+        found = choose(cut)
+        for layer in layers:
+            layer.removed = set(found[layer.site.layer])
+    return Elimination(
+        {layer.site.layer: sorted(layer.removed) for layer in layers},
+        {layer.site.layer: layer.costs for layer in layers},
+    )
+
+
+def _list_units(site: Site, unit: str) -> _Layer:
+    size = site.group_size if unit == GROUPS else 1
+    units = [range(at, at + size) for at in range(0, site.q_heads, size)]
+    length = len(units) if unit == GROUPS else site.group_size
+    strands = [range(at, at + length) for at in range(0, len(units), length)]
+    return _Layer(site, strands, units, [0.0] * len(units), set())
+
+
+def _list_cuts(operation: PruneOptions, sites: Sequence[Site]) -> list[HeadCut]:
+    """List how much is gone after each round."""
+    whole = operation.make_head_cut()
+    if operation.uniform and len({site.q_heads for site in sites}) > 1:
+        return [whole]  # not every amount can be uniform
+    rounds = operation.rounds
+    parts = []
+    for number in range(1, rounds):
+        amount = None if whole.amount is None else whole.amount * number / rounds
+        count = None if whole.count is None else whole.count * number // rounds
+        parts.append(replace(whole, amount=amount, count=count))
+    return [*parts, whole]
+
+
+def _list_again(layers: Sequence[_Layer], more: int | None) -> dict[int, list[int]]:
+    """List the units of each layer that are measured; those with the lowest costs if `more`, which
+    is how many heads still go in this round."""
+    there = [
+        (cost, layer.site.layer, unit, len(layer.units[unit]))
+        for layer in layers
+        for unit, cost in enumerate(layer.costs)
+        if not layer.has_lost(unit)
+    ]
+    found: dict[int, list[int]] = {}
+    seen = 0
+    for _, number, unit, heads in sorted(there) if more is not None else there:
+        if more is not None and seen >= AGAIN * more:
+            break
+        found.setdefault(number, []).append(unit)
+        seen += heads
+    return found
+
+
+def _measure(
+    work: PreTrainedModel,
+    layers: Sequence[_Layer],
+    again: dict[int, list[int]],
+    case: Case,
+    what: str,
+) -> None:
+    """Measure the costs of some units in `work`, which is as it was in the end."""
+    sites = [layer.site for layer in layers]
+    original, working = open_streams((case.model, work), sites, case.batches)
+    divergence = Divergence(original, case.options.budget_batches)
+    before = divergence.measure(working)
+    total = len(again) * len(case.batches) + sum(map(len, again.values()))
+    with track_progress(what, total) as steps:
+        for layer in layers:
+            units = again.get(layer.site.layer, [])
+            if not units:
+                continue
+            steps.describe(f"{what}, layer {layer.site.layer}")
+            text = SiteBatches(original, working, layer.site, 0)
+            problem = pose_problem(text, steps.advance)
+            compensation = Compensation(work, layer.site, problem, case.options.ridge)
+            for unit in units:
+                left = [head for head in layer.left if head not in layer.units[unit]]
+                with compensation.trying(left):
+                    layer.costs[unit] = divergence.measure(working) - before
+                steps.advance()
