@@ -26,7 +26,7 @@ class Calibration:
         refit: whether each output projection is solved again.
         ridge: ridge of that solution, relative to the mean second moment of its inputs; ``None``:
             what is best on text that it is not fitted to.
-        budget_batches: batches on which a budget measures the cost of each layer's head count.
+        budget_batches: batches on which the cost of each layer's head counts is measured.
         seed: seed of random draws.
     """
 

@@ -61,14 +61,19 @@ def test_what_others_say_too_goes_without_loss(kind: str) -> None:
 
 
 def test_of_two_that_say_the_same_one_stays() -> None:
+    """In the first round, each of them costs nothing; in the second, one of them much."""
     model = make_alike_(made("llama", dtype=torch.float32), 0, 2, 5)
-    found = {}
-    for rounds in (1, 2):
-        options = {**BY, "count": 2, "scope": "layer", "layers": [0], "rounds": rounds}
-        (found[rounds],) = removed(planned(model, options, data=batches(6), options=TINY)).values()
-    assert len({2, 5} & set(found[2])) == 1
-    # Measured once, each of them seems to cost nothing.
-    assert found[1] == [2, 5]
+    options = {**BY, "count": 2, "layers": [0], "rounds": 2}
+    plan = planned(model, options, data=batches(6), options=TINY)
+    (gone,) = removed(plan).values()
+    assert len({2, 5} & set(gone)) == 1
+
+
+def test_a_protected_head_makes_up_for_its_like() -> None:
+    model = make_alike_(made("llama", dtype=torch.float32), 0, 2, 5)
+    options = {**BY, "count": 1, "layers": [0], "protect": [2]}
+    plan = planned(model, options, data=batches(6), options=TINY)
+    assert list(removed(plan).values()) == [[5]]
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])

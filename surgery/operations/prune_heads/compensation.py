@@ -9,11 +9,41 @@ import torch
 from transformers import PreTrainedModel
 
 from surgery.calibration.output import OutputProblem
-from surgery.calibration.output_moments import OutputMoments, sum_moments
+from surgery.calibration.output_moments import compute_unit, sum_moments
 from surgery.calibration.ridge import RIDGES, choose_ridge
 from surgery.calibration.rows import put_parameter, to_plan_layout, widen
 from surgery.models.sites import Site
 from surgery.operations.prune_heads.refit import list_columns, set_output_, silence_
+
+
+class Surgeon:
+    """What the site's output loses if inputs go one after the other, in closed form.
+
+    Optimal Brain Surgeon (Hassibi & Stork 1992) on blocks: the least error |X W^T - X' W'^T|² of
+    inputs X' without some columns, with a ridge on the change of W; the rest make up for them.
+
+    Args:
+        square: [N, N], second moments of the inputs.
+        weight: [D, N], the present projection.
+        ridge: relative to the mean second moment.
+    """
+
+    def __init__(self, square: torch.Tensor, weight: torch.Tensor, ridge: float) -> None:
+        damped = square.clone()
+        damped.diagonal().add_(ridge * compute_unit(square, bias=False))
+        self.inverse, self.weight = torch.linalg.inv(damped), widen(weight).clone()
+
+    def compute_error(self, columns: torch.Tensor) -> float:
+        """Compute what is lost if these go too."""
+        rows = self.weight[:, columns].mT
+        return float((torch.linalg.solve(self.inverse[columns][:, columns], rows) * rows).sum())
+
+    def remove(self, columns: torch.Tensor) -> None:
+        """Let these go, and the others make up for them."""
+        rows = self.inverse[columns]
+        factor = torch.linalg.solve(rows[:, columns], rows)
+        self.weight = self.weight - self.weight[:, columns] @ factor
+        self.inverse = self.inverse - rows.mT @ factor
 
 
 class Compensation:
@@ -34,6 +64,17 @@ class Compensation:
         later = problem.folds[1:]
         # The first batches are what costs are measured on.
         self._rest = sum_moments(later if sum(fold.rows for fold in later) else problem.folds)
+
+    def make_surgeon(self, left: Sequence[int]) -> Surgeon:
+        """Make a surgeon for the heads that are there, with the ridge of what was tried."""
+        weight = self.problem.weight
+        square, _ = self._rest.get_equations(bias=False)
+        ridge = max(RIDGES) if self._ridge is None else self._ridge
+        surgeon = Surgeon(square, weight, ridge)
+        gone = [head for head in range(self.site.q_heads) if head not in set(left)]
+        if gone:
+            surgeon.remove(list_columns(self.site, gone).to(weight.device))
+        return surgeon
 
     @contextmanager
     def trying(self, left: Sequence[int]) -> Iterator[None]:
@@ -62,7 +103,7 @@ class Compensation:
             enough = sum(fold.rows for fold in folds) >= made.shape[1]
             self._ridge, self._chosen = found.ridge if found.left < 1 and enough else None, True
         if self._ridge is not None:
-            moments: OutputMoments = self._rest.drop(columns, weight)
+            moments = self._rest.drop(columns, weight)
             nothing = torch.zeros_like(made)
             change, bias_change = moments.solve(
                 nothing, None if bias is None else nothing[:, 0], self._ridge

@@ -7,9 +7,8 @@ arXiv:2411.19146).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -29,17 +28,13 @@ from surgery.importance.table import ESTIMATORS, GROUPS
 from surgery.models.copies import make_sharing_copy
 from surgery.models.sites import Site
 from surgery.operations.prune_heads.compensation import Compensation
+from surgery.operations.prune_heads.layer_heads import LayerHeads
 from surgery.operations.prune_heads.options import ELIMINATION, PruneOptions
 from surgery.operations.prune_heads.refit import refit_sites
 
-# Of what could go from a layer, one in so many goes in a round, and at least one: each is measured
-# while the others are there.
-ONE_IN = 8
 # So many times as many units as still go are measured again: the others were dearer before, and
 # have become no cheaper.
 AGAIN = 3
-# Above any cost.
-_LATER = 1e9
 
 
 class Elimination(NamedTuple):
@@ -55,51 +50,15 @@ class Elimination(NamedTuple):
     costs: dict[int, list[float]]
 
 
-@dataclass
-class _Layer:
-    """What has become of the heads of one site.
-
-    Attributes:
-        strands: units of which one move takes the cheapest of each: all KV groups, or the query
-            heads of each group.
-        units: the query heads of each unit.
-        costs: of each unit.
-        removed: query heads that have gone.
-    """
-
-    site: Site
-    strands: list[range]
-    units: list[range]
-    costs: list[float]
-    removed: set[int]
-
-    @property
-    def left(self) -> list[int]:
-        return [head for head in range(self.site.q_heads) if head not in self.removed]
-
-    def has_lost(self, unit: int) -> bool:
-        return self.units[unit][0] in self.removed
-
-    def rank(self) -> list[float]:
-        """List the costs, with those that have gone first, and last those that do not go yet."""
-        ranked = [-math.inf if self.has_lost(n) else cost for n, cost in enumerate(self.costs)]
-        for strand in self.strands:
-            there = sorted(
-                (unit for unit in strand if not self.has_lost(unit)), key=ranked.__getitem__
-            )
-            for unit in there[max(1, len(there) // ONE_IN) :]:
-                ranked[unit] += _LATER
-        return ranked
-
-
 @torch.no_grad()
 def eliminate(operation: PruneOptions, sites: Sequence[Site], case: Case) -> Elimination:
     """Choose heads in rounds.
 
     In each round the cost of every unit (a KV group, or a query head) is the KL divergence from
     the original's predictions that it adds if it goes too and its layer's output projection is
-    solved anew. The cheapest go, all layers that lost heads are refitted in order, and the next
-    round measures in that model.
+    solved anew. In each layer they are put in order, each the cheapest after those before it, and
+    the cost of the first 1, 2, … of them together is measured. The cheapest of all layers go, all
+    layers that lost heads are refitted in order, and the next round measures in that model.
 
     Costs are measured on the first batches; what makes up for a unit is fitted to the rest.
 
@@ -116,8 +75,16 @@ def eliminate(operation: PruneOptions, sites: Sequence[Site], case: Case) -> Eli
         )
     refuse_shared(case.model, sites)
     refuse_repeated(case.model, sites, case.batches[0])
-    layers = [_list_units(site, operation.unit) for site in sites]
     protected, cuts = operation.parse_protected(sites), _list_cuts(operation, sites)
+    layers = [
+        LayerHeads(
+            site,
+            by_group=operation.unit == GROUPS,
+            protected=protected.get(site.layer, ()),
+            empty=operation.remove_attention,
+        )
+        for site in sites
+    ]
 
     def choose(cut: HeadCut) -> Heads:
         ranks = {layer.site.layer: layer.rank() for layer in layers}
@@ -131,11 +98,12 @@ def eliminate(operation: PruneOptions, sites: Sequence[Site], case: Case) -> Eli
         if not more:
             continue
         if gone:
-            left = {layer.site.path: layer.left for layer in layers}
+            left = {layer.site.path: layer.list_left() for layer in layers}
             work = refit_sites(case.model, sites, left, case.batches, case.options).model
         compared = measured and cut.together and not cut.uniform
         again = _list_again(layers, more if compared else None)
-        _measure(work, layers, again, case, f"elimination, round {number} of {len(cuts)}")
+        what = f"elimination, round {number} of {len(cuts)}"
+        _measure(work, layers, again, case, more, what)
         measured = True
         found = choose(cut)
         for layer in layers:
@@ -144,14 +112,6 @@ def eliminate(operation: PruneOptions, sites: Sequence[Site], case: Case) -> Eli
         {layer.site.layer: sorted(layer.removed) for layer in layers},
         {layer.site.layer: layer.costs for layer in layers},
     )
-
-
-def _list_units(site: Site, unit: str) -> _Layer:
-    size = site.group_size if unit == GROUPS else 1
-    units = [range(at, at + size) for at in range(0, site.q_heads, size)]
-    length = len(units) if unit == GROUPS else site.group_size
-    strands = [range(at, at + length) for at in range(0, len(units), length)]
-    return _Layer(site, strands, units, [0.0] * len(units), set())
 
 
 def _list_cuts(operation: PruneOptions, sites: Sequence[Site]) -> list[HeadCut]:
@@ -168,7 +128,7 @@ def _list_cuts(operation: PruneOptions, sites: Sequence[Site]) -> list[HeadCut]:
     return [*parts, whole]
 
 
-def _list_again(layers: Sequence[_Layer], more: int | None) -> dict[int, list[int]]:
+def _list_again(layers: Sequence[LayerHeads], more: int | None) -> dict[int, list[int]]:
     """List the units of each layer that are measured; those with the lowest costs if `more`, which
     is how many heads still go in this round."""
     there = [
@@ -189,28 +149,44 @@ def _list_again(layers: Sequence[_Layer], more: int | None) -> dict[int, list[in
 
 def _measure(
     work: PreTrainedModel,
-    layers: Sequence[_Layer],
+    layers: Sequence[LayerHeads],
     again: dict[int, list[int]],
     case: Case,
+    most: int,
     what: str,
 ) -> None:
-    """Measure the costs of some units in `work`, which is as it was in the end."""
+    """Measure units and orders of the layers in `work`, which is as it was in the end.
+
+    Args:
+        again: layer → units to measure alone.
+        most: heads that a layer can lose.
+    """
     sites = [layer.site for layer in layers]
     original, working = open_streams((case.model, work), sites, case.batches)
     divergence = Divergence(original, case.options.budget_batches)
     before = divergence.measure(working)
-    total = len(again) * len(case.batches) + sum(map(len, again.values()))
+    total = sum(
+        len(case.batches) + len(again[layer.site.layer]) + layer.count_moves(most)
+        for layer in layers
+        if layer.site.layer in again
+    )
     with track_progress(what, total) as steps:
         for layer in layers:
+            layer.forget_order()
             units = again.get(layer.site.layer, [])
             if not units:
                 continue
             steps.describe(f"{what}, layer {layer.site.layer}")
-            text = SiteBatches(original, working, layer.site, 0)
-            problem = pose_problem(text, steps.advance)
+            problem = pose_problem(SiteBatches(original, working, layer.site, 0), steps.advance)
             compensation = Compensation(work, layer.site, problem, case.options.ridge)
             for unit in units:
-                left = [head for head in layer.left if head not in layer.units[unit]]
-                with compensation.trying(left):
+                with compensation.trying(layer.list_left({unit})):
                     layer.costs[unit] = divergence.measure(working) - before
+                steps.advance()
+            surgeon = compensation.make_surgeon(layer.list_left())
+            gone: set[int] = set()
+            for move in layer.order_moves(surgeon, layer.count_moves(most)):
+                gone.update(move)
+                with compensation.trying(layer.list_left(gone)):
+                    layer.add_move(move, divergence.measure(working) - before)
                 steps.advance()
