@@ -9,6 +9,7 @@ from typing import Any
 from benchmarks.real.reasons import NOTES, REASONS
 from benchmarks.real.rows import (
     AMOUNTS,
+    ELIMINATION,
     ESTIMATORS,
     HEALED_PRUNING,
     ORIGINAL,
@@ -144,8 +145,10 @@ def _tabulate_merges(rows: Rows) -> list[str]:
 
 def _tabulate_pruning(rows: Rows) -> list[str]:
     lines = []
-    for estimator in ESTIMATORS:
+    for estimator in (ELIMINATION, *ESTIMATORS):
         for refit in (False, True):
+            if estimator == ELIMINATION and not refit:
+                continue
             names = [name_cut(estimator, amount, refit) for amount in AMOUNTS]
             cells = [_percent(compute_rise(rows, name)) for name in names]
             seeds = max((_count_seeds(rows, name) for name in names), default="0")

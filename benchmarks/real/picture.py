@@ -9,13 +9,14 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from benchmarks.real.rows import AMOUNTS, ESTIMATORS, ORIGINAL, name_cut
+from benchmarks.real.rows import AMOUNTS, ELIMINATION, ESTIMATORS, ORIGINAL, name_cut
 from benchmarks.real.targets import compute_gap, compute_rise, get_median
 
 Rows = Mapping[str, Mapping[str, Any]]
 
 _CUT, _HEALED = "#c8553d", "#4c6a92"
 _BY_ESTIMATOR = {
+    "elimination": "#5b8c5a",
     "leave_one_out": "#c8553d",
     "gate_gradient": "#4c6a92",
     "output_norm": "#c9a227",
@@ -94,7 +95,7 @@ def _draw_merges(rows: Rows) -> Figure | None:
 def _draw_pruning(rows: Rows) -> Figure | None:
     """Rise of the loss by share of heads; dashed as cut, solid with refit."""
     figure, axes = _make_figure()
-    for estimator in ESTIMATORS:
+    for estimator in (ELIMINATION, *ESTIMATORS):
         for refit, look in ((False, "--"), (True, "-")):
             points = [
                 (amount, compute_rise(rows, name_cut(estimator, amount, refit)))

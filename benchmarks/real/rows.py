@@ -24,7 +24,9 @@ Figures = dict[str, Any]
 Command = tuple[str, ...]
 
 ORIGINAL = "original"
+# Those that score heads beforehand, for any amount.
 ESTIMATORS = ("leave_one_out", "gate_gradient", "output_norm", "random")
+ELIMINATION = "elimination"
 # What the targets are about, and what differs most from seed to seed.
 REPEATED = ("leave_one_out", "random")
 AMOUNTS = (10, 20, 40)
@@ -75,6 +77,7 @@ def list_rows(subject: Subject, sizes: Sizes) -> list[Row]:
         make.fuse(),
         make.switch_backend("sdpa"),
         *pruned["leave_one_out"],
+        *make.eliminate(),
         *pruned["output_norm"],
         make.watch(),
         make.switch_backend("flex_attention"),
@@ -197,6 +200,25 @@ class _Maker:
     def best_merge(self) -> str:
         windows, tokens = self.sizes.many
         return f"gqa-optimal-{windows}x{tokens}"
+
+    def eliminate(self) -> Iterator[Row]:
+        """Heads that go in rounds, with a refit after each."""
+        sizes = self.sizes
+        for amount in AMOUNTS:
+            yield self.cut(
+                name_cut(ELIMINATION, amount, refit=True),
+                "prune",
+                f"{amount}% of the heads by {ELIMINATION}",
+                (
+                    "attention=[prune_heads]",
+                    f"attention.prune_heads.amount={amount / 100:g}",
+                    "attention.prune_heads.scope=global",
+                    f"attention.prune_heads.estimator={ELIMINATION}",
+                    *_calibrate(sizes.refitted, sizes.seq_len),
+                ),
+                _ELIMINATED * sizes.seq_len,
+                seen=sizes.refitted * sizes.seq_len,
+            )
 
     def prune(self, estimator: str) -> Iterator[Row]:
         sizes = self.sizes
@@ -570,6 +592,7 @@ DISTILL = ("objective=distill", "objective.teacher=<teacher>")
 # Passes that a stage takes as long as, per token that it looks at.
 _CALIBRATED = 8.0
 _LM, _DISTILLED = 3.0, 4.0
+_ELIMINATED = 600.0
 _SCORED = {"leave_one_out": 180.0, "gate_gradient": 3.0, "output_norm": 1.5, "random": 0.1}
 
 

@@ -103,7 +103,8 @@ def eliminate(operation: PruneOptions, sites: Sequence[Site], case: Case) -> Eli
         compared = measured and cut.together and not cut.uniform
         again = _list_again(layers, more if compared else None)
         what = f"elimination, round {number} of {len(cuts)}"
-        _measure(work, layers, again, case, more, what)
+        limit = _Limit(more, together=cut.together and not cut.uniform)
+        _measure(work, layers, again, case, limit, what)
         measured = True
         found = choose(cut)
         for layer in layers:
@@ -147,26 +148,50 @@ def _list_again(layers: Sequence[LayerHeads], more: int | None) -> dict[int, lis
     return found
 
 
+class _Limit:
+    """What need not be measured, since other heads are cheaper.
+
+    Attributes:
+        heads: how many go in this round, and at most from one layer.
+
+    Args:
+        together: whether all layers are compared.
+    """
+
+    def __init__(self, heads: int, *, together: bool) -> None:
+        self.heads, self._together = heads, together
+        self._costs: list[float] = []
+
+    def add(self, cost: float, heads: int) -> None:
+        """Add what so many heads cost together, but without others."""
+        self._costs += [cost / heads] * heads
+
+    def is_above(self, cost: float) -> bool:
+        """Tell whether enough heads are known to be cheaper than one of this cost."""
+        if not self._together or len(self._costs) < self.heads:
+            return False
+        return cost > sorted(self._costs)[self.heads - 1]
+
+
 def _measure(
     work: PreTrainedModel,
     layers: Sequence[LayerHeads],
     again: dict[int, list[int]],
     case: Case,
-    most: int,
+    limit: _Limit,
     what: str,
 ) -> None:
     """Measure units and orders of the layers in `work`, which is as it was in the end.
 
     Args:
         again: layer → units to measure alone.
-        most: heads that a layer can lose.
     """
     sites = [layer.site for layer in layers]
     original, working = open_streams((case.model, work), sites, case.batches)
     divergence = Divergence(original, case.options.budget_batches)
     before = divergence.measure(working)
     total = sum(
-        len(case.batches) + len(again[layer.site.layer]) + layer.count_moves(most)
+        len(case.batches) + len(again[layer.site.layer]) + layer.count_moves(limit.heads)
         for layer in layers
         if layer.site.layer in again
     )
@@ -182,11 +207,18 @@ def _measure(
             for unit in units:
                 with compensation.trying(layer.list_left({unit})):
                     layer.costs[unit] = divergence.measure(working) - before
+                limit.add(layer.costs[unit], len(layer.units[unit]))
                 steps.advance()
             surgeon = compensation.make_surgeon(layer.list_left())
             gone: set[int] = set()
-            for move in layer.order_moves(surgeon, layer.count_moves(most)):
+            for move in layer.order_moves(surgeon, layer.count_moves(limit.heads)):
+                steps.advance()
+                least = min(layer.costs[unit] / len(layer.units[unit]) for unit in move)
+                if gone and limit.is_above(least):
+                    break
                 gone.update(move)
+                if gone <= set(units) and len(gone) == 1:
+                    layer.add_move(move, layer.costs[move[0]])
+                    continue
                 with compensation.trying(layer.list_left(gone)):
                     layer.add_move(move, divergence.measure(working) - before)
-                steps.advance()
