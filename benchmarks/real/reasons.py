@@ -40,7 +40,7 @@ REASONS: dict[str, dict[str, str]] = {
         "heal-average": "as for one KV head",
         "prune-10": _SCORES.format("+1.9%"),
         "prune-20": _SCORES.format("+5.4%"),
-        "prune-40": _SCORES.format("not run"),
+        "prune-40": _SCORES.format("+14.3%"),
         "heal-prune": "the cut that it starts from is at +6.2%, and the rate as for one KV head",
     }
 }
