@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
-from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from surgery.calibration.stream import Stream
 from surgery.data.collate import Batch
+from surgery.errors import ConfigError
+from surgery.importance.losses import compute_divergences
 from surgery.models.packed import make_inputs
 
 # Bytes of predictions that are kept; those of further batches are computed each time.
@@ -44,25 +46,39 @@ class Divergence:
 
     @torch.no_grad()
     def measure(self, changed: Stream) -> float:
-        """Measure a copy of the original that is changed no lower than where its stream is."""
+        """Measure a copy of the original that is changed no lower than where its stream is.
+
+        Raises:
+            ConfigError: what one of the two predicts is not all numbers.
+        """
         total, count = 0.0, 0
         for number in range(self.count):
             if number < len(self._kept):
                 log_p = self._kept[number]
             else:
                 log_p = self._predict(self.original, number)
-            log_q = self._predict(changed, number)
-            kl = F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1)
+            kl = compute_divergences(self._compute_logits(changed, number), log_p)
             mask = self._get_mask(changed.batches[number])
             if mask is not None and mask.shape == kl.shape:
                 kl = kl[mask.to(kl.device).bool()]
             total += float(kl.sum())
             count += kl.numel()
+        if not math.isfinite(total):
+            raise ConfigError(
+                "data",
+                f"what {type(changed.model).__name__} predicts on the calibration text is not all "
+                "numbers",
+                valid="text and weights that it makes finite predictions of",
+            )
         return total / max(1, count)
 
     def _predict(self, stream: Stream, number: int) -> torch.Tensor:
+        return self._compute_logits(stream, number).log_softmax(-1)
+
+    def _compute_logits(self, stream: Stream, number: int) -> torch.Tensor:
         with stream.resume(number) as batch:
-            return F.log_softmax(_run(stream.model, batch).logits.float(), dim=-1)
+            logits: torch.Tensor = _run(stream.model, batch).logits
+            return logits.float()
 
     def _get_mask(self, batch: Batch) -> torch.Tensor | None:
         decodes = self.original.model.config.is_encoder_decoder

@@ -8,6 +8,7 @@ import torch
 from surgery.calibration import divergence
 from surgery.calibration.divergence import Divergence
 from surgery.calibration.stream import Stream
+from surgery.errors import ConfigError
 from tests.families import family, tokens
 
 
@@ -34,3 +35,14 @@ def test_only_the_first_batches_are_measured() -> None:
     alone = Divergence(Stream(model, batches[:1]), 5).measure(Stream(other, batches[:1]))
     both = Divergence(Stream(model, batches), 2).measure(Stream(other, batches))
     assert first == alone != both
+
+
+def test_predictions_that_are_no_numbers() -> None:
+    model, other = family("llama"), family("llama")
+    batch = {"input_ids": tokens(2, 6)}
+    original = Divergence(Stream(model, [batch]), 1)
+    with torch.no_grad():
+        other.lm_head.weight[0] = float("nan")
+    with pytest.raises(ConfigError, match="not all numbers") as caught:
+        original.measure(Stream(other, [batch]))
+    assert caught.value.key == "data"
