@@ -70,15 +70,17 @@ class SiteBatches:
         and what the stream lacks by then (as Li et al. 2025, arXiv:2504.02692, quantize), and
         errors count relative to the stream at their position: what reads it normalises it. In many
         models some positions are hundreds of times larger than all others (Sun et al. 2024,
-        arXiv:2402.17762), and would be all that counts.
+        arXiv:2402.17762), and would be all that counts. Changes below may make a position large, or
+        keep it from it, so the larger of the two streams is what counts.
         """
         output = self.original.get_output(number, self.site)
         stream, now = self.original.get_residual(number), self.working.get_residual(number)
         if stream is None or now is None:
             return Aim(output, output.new_ones(output.shape[:-1], dtype=torch.float32))
         wide = torch.promote_types(output.dtype, torch.float32)
-        target = output.to(wide) + (stream.to(wide) - now.to(wide))
-        return Aim(target, 1 / measure_size(stream.to(wide) + output.to(wide)))
+        stream, now, output = stream.to(wide), now.to(wide), output.to(wide)
+        size = measure_size(stream + output).maximum(measure_size(now))
+        return Aim(output + (stream - now), 1 / size)
 
 
 def measure_size(stream: torch.Tensor) -> torch.Tensor:
