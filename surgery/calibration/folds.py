@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from transformers import PreTrainedModel
 
 from surgery.data.collate import Batch
 
@@ -48,6 +49,12 @@ class Folds:
             return places.expand(rows, -1)
         places = (before + torch.arange(rows)) * self.count // total
         return places[:, None].expand(-1, length)
+
+
+def find_real_positions(model: PreTrainedModel, batch: Batch) -> torch.Tensor | None:
+    """Find which positions of its predictions are no padding; ``None``: it is not said."""
+    decodes = model.config.is_encoder_decoder
+    return batch.get("decoder_attention_mask" if decodes else "attention_mask")
 
 
 def _cut(batches: Sequence[torch.Tensor], count: int) -> list[torch.Tensor]:

@@ -71,16 +71,25 @@ class SiteBatches:
         errors count relative to the stream at their position: what reads it normalises it. In many
         models some positions are hundreds of times larger than all others (Sun et al. 2024,
         arXiv:2402.17762), and would be all that counts. Changes below may make a position large, or
-        keep it from it, so the larger of the two streams is what counts.
+        keep it from it, so the larger of the two streams is what counts. Positions on which others
+        rely count more (`surgery.calibration.sinks`).
         """
         output = self.original.get_output(number, self.site)
         stream, now = self.original.get_residual(number), self.working.get_residual(number)
         if stream is None or now is None:
-            return Aim(output, output.new_ones(output.shape[:-1], dtype=torch.float32))
+            size = output.new_ones(output.shape[:-1], dtype=torch.float32)
+            return Aim(output, self._get_weights(number, size) / size)
         wide = torch.promote_types(output.dtype, torch.float32)
         stream, now, output = stream.to(wide), now.to(wide), output.to(wide)
         size = measure_size(stream + output).maximum(measure_size(now))
-        return Aim(output + (stream - now), 1 / size)
+        return Aim(output + (stream - now), self._get_weights(number, size) / size)
+
+    def _get_weights(self, number: int, size: torch.Tensor) -> torch.Tensor:
+        """Get what errors are multiplied by, whose squares are summed."""
+        weights = self.original.weights
+        if not weights or weights[number].shape != size.shape:
+            return torch.ones_like(size)
+        return weights[number].sqrt().to(size)
 
 
 def measure_size(stream: torch.Tensor) -> torch.Tensor:

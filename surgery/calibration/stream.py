@@ -11,18 +11,22 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from surgery.calibration.folds import Folds
+from surgery.calibration.sinks import weigh_positions
 from surgery.calibration.view import copy_value, run_until
 from surgery.console import say
 from surgery.data.collate import Batch
 from surgery.errors import join_lines
 from surgery.models.sites import Site
-from surgery.models.stack import NotResumable, Stack, find_stack, replaying
+from surgery.models.stack import NotResumable, Stack, find_stack, get_hidden, replaying
 
 # How far a layer that runs on what was kept may be from a whole pass, relative to its output; or
 # the rounding of its dtype, if that is more.
 ROUNDING = 1e-5
 # The same where what a site adds is taken away from what enters its layer; or so many roundings.
 ROUNDING_OF_SUMS, ROUNDINGS_OF_SUMS = 1e-3, 16
+
+
+Weights = Sequence[torch.Tensor]
 
 
 class Stream:
@@ -37,6 +41,7 @@ class Stream:
         stack: the model's layers; ``None`` if every pass has to start at the bottom.
         places: site path → number of its layer.
         sums: layers that only add their site's output to what enters them.
+        weights: of the positions [B, N] of each batch; empty: all count alike.
     """
 
     def __init__(
@@ -47,9 +52,11 @@ class Stream:
         stack: Stack | None = None,
         places: dict[str, int] | None = None,
         sums: frozenset[int] = frozenset(),
+        weights: Weights = (),
     ) -> None:
         self.model, self.batches, self.stack = model, batches, stack
         self.folds = folds or Folds(batches)
+        self.weights = weights
         self._places, self._sums = places or {}, sums
         self._layer = 0
         self._states: list[Any] = [None] * len(batches)
@@ -110,7 +117,7 @@ class Stream:
 
         ``None`` where more is done with its output than adding it, or where nothing lies below.
         """
-        return _get_hidden(self._states[number]) if self._layer in self._sums else None
+        return get_hidden(self._states[number]) if self._layer in self._sums else None
 
     def _run(self, number: int, end: nn.Module) -> Any:
         with self.resume(number) as batch:
@@ -118,9 +125,17 @@ class Stream:
 
 
 def open_streams(
-    models: Sequence[PreTrainedModel], sites: Sequence[Site], batches: Sequence[Batch]
+    models: Sequence[PreTrainedModel],
+    sites: Sequence[Site],
+    batches: Sequence[Batch],
+    weights: Weights | None = None,
 ) -> list[Stream]:
-    """Open a stream of the batches in each of several models alike; a line says if it is slow."""
+    """Open a stream of the batches in each of several models alike; a line says if it is slow.
+
+    Args:
+        models: the first is the one that decides what positions count.
+        weights: what they count, if that is known already.
+    """
     model, folds = models[0], Folds(batches)
     if not sites:
         return [Stream(one, batches, folds) for one in models]
@@ -129,11 +144,13 @@ def open_streams(
     except NotResumable as reason:
         say(f"  calibration: every pass starts at the bottom, because {join_lines(reason)}")
         return [Stream(one, batches, folds) for one in models]
+    if weights is None:
+        weights = weigh_positions(model, find_stack(model, sites), batches)
     found = []
     for one in models:
         stack = find_stack(one, sites)
         places = dict(zip((site.path for site in sites), stack.index, strict=True))
-        found.append(Stream(one, batches, folds, stack, places, sums))
+        found.append(Stream(one, batches, folds, stack, places, sums, weights))
     return found
 
 
@@ -186,7 +203,7 @@ def check_stack(
         made = _run_on(model, row, number, layer, dict.fromkeys(below, copy_value(before)))
         if not _is_same(made, after, ROUNDING, 1):
             raise NotResumable(f"layer {number} reads more of those below than their output")
-        hidden = _get_hidden(before)
+        hidden = get_hidden(before)
         if number not in added or hidden.shape != added[number].shape:
             continue
         # As large as the stream itself, and another one at every place.
@@ -216,11 +233,6 @@ def _run_on(
         raise
     except Exception as error:  # the model's own code may fail in any way when resumed
         raise NotResumable(f"layer {number} fails without those below") from error
-
-
-def _get_hidden(state: Any) -> torch.Tensor:
-    found: torch.Tensor = state[0] if isinstance(state, (tuple, list)) else state
-    return found
 
 
 def _replace_hidden(state: Any, hidden: torch.Tensor) -> Any:

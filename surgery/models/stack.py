@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -77,3 +78,9 @@ def replaying(replies: dict[nn.Module, Any]) -> Iterator[None]:
             vars(module).pop("forward", None)
             if module in own:
                 module.forward = own[module]
+
+
+def get_hidden(state: Any) -> torch.Tensor:
+    """Get the hidden states from what a layer returned."""
+    found: torch.Tensor = state[0] if isinstance(state, (tuple, list)) else state
+    return found

@@ -19,7 +19,7 @@ from surgery.calibration.divergence import Divergence, predicts
 from surgery.calibration.output import pose_problem
 from surgery.calibration.refusals import refuse_repeated, refuse_shared
 from surgery.calibration.site_batches import SiteBatches
-from surgery.calibration.stream import open_streams
+from surgery.calibration.stream import Weights, open_streams
 from surgery.console import track_progress
 from surgery.errors import ConfigError
 from surgery.importance.choice import HeadCut, Heads, choose_heads
@@ -91,7 +91,8 @@ def eliminate(operation: PruneOptions, sites: Sequence[Site], case: Case) -> Eli
         scores = HeadScores(groups=ranks) if cut.by_group else HeadScores(ranks)
         return choose_heads(sites, scores, cut, protected)
 
-    work, measured = make_sharing_copy(case.model), False
+    work = make_sharing_copy(case.model)
+    weights: Weights | None = None  # known from the first round on
     for number, cut in enumerate(cuts, 1):
         gone = sum(len(layer.removed) for layer in layers)
         more = sum(map(len, choose(cut).values())) - gone
@@ -99,13 +100,12 @@ def eliminate(operation: PruneOptions, sites: Sequence[Site], case: Case) -> Eli
             continue
         if gone:
             left = {layer.site.path: layer.list_left() for layer in layers}
-            work = refit_sites(case.model, sites, left, case.batches, case.options).model
-        compared = measured and cut.together and not cut.uniform
+            work = refit_sites(case.model, sites, left, case.batches, case.options, weights).model
+        compared = weights is not None and cut.together and not cut.uniform
         again = _list_again(layers, more if compared else None)
         what = f"elimination, round {number} of {len(cuts)}"
         limit = _Limit(more, together=cut.together and not cut.uniform)
-        _measure(work, layers, again, case, limit, what)
-        measured = True
+        weights = _measure(work, layers, again, case, limit, what, weights)
         found = choose(cut)
         for layer in layers:
             layer.removed = set(found[layer.site.layer])
@@ -180,14 +180,19 @@ def _measure(
     case: Case,
     limit: _Limit,
     what: str,
-) -> None:
+    weights: Weights | None,
+) -> Weights:
     """Measure units and orders of the layers in `work`, which is as it was in the end.
 
     Args:
         again: layer → units to measure alone.
+        weights: of the positions of each batch, if they are known already.
+
+    Returns:
+        these weights.
     """
     sites = [layer.site for layer in layers]
-    original, working = open_streams((case.model, work), sites, case.batches)
+    original, working = open_streams((case.model, work), sites, case.batches, weights)
     divergence = Divergence(original, case.options.budget_batches)
     before = divergence.measure(working)
     total = sum(
@@ -222,3 +227,4 @@ def _measure(
                     continue
                 with compensation.trying(layer.list_left(gone)):
                     layer.add_move(move, divergence.measure(working) - before)
+    return original.weights

@@ -20,7 +20,7 @@ from surgery.calibration.output import pose_problem, solve_output
 from surgery.calibration.refusals import refuse_repeated, refuse_shared
 from surgery.calibration.rows import put_parameter, to_plan_layout
 from surgery.calibration.site_batches import SiteBatches
-from surgery.calibration.stream import open_streams
+from surgery.calibration.stream import Weights, open_streams
 from surgery.console import track_progress
 from surgery.data.collate import Batch
 from surgery.models.copies import make_sharing_copy
@@ -62,6 +62,7 @@ def refit_sites(
     left: Mapping[str, Sequence[int]],
     batches: Sequence[Batch],
     options: Calibration,
+    weights: Weights | None = None,
 ) -> Refitted:
     """Solve the output projection of every site that loses some of its heads.
 
@@ -69,6 +70,7 @@ def refit_sites(
         model: with all its heads, whose outputs are aimed at; not changed.
         sites: in the order of the forward pass.
         left: site path → query heads that stay.
+        weights: of the positions of each batch, if they are known already.
 
     Raises:
         SiteError: a site shares its weights with another, or cannot be seen at work.
@@ -79,7 +81,7 @@ def refit_sites(
     with track_progress("refit", len(fitted) * len(batches)) as steps:
         refuse_shared(model, changed)
         refuse_repeated(model, changed, batches[0])
-        original, working = open_streams((model, work), changed, batches)
+        original, working = open_streams((model, work), changed, batches, weights)
         for site in changed:
             silence_(work, site, left[site.path])
             if site not in fitted:
