@@ -9,7 +9,9 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from surgery.calibration.case import Calibration, Case
+from surgery.calibration.divergence import predicts
 from surgery.calibration.folds import Folds
+from surgery.calibration.joint import Student, Text, fit_jointly
 from surgery.console import say
 from surgery.data.collate import Batch
 from surgery.errors import ConfigError, SiteError
@@ -24,7 +26,7 @@ from surgery.plan.make import make_plan
 from surgery.plan.operation import Operation
 from surgery.plan.plan import Plan
 from surgery.plan.registry import get_operation
-from surgery.plan.resolution import Resolution
+from surgery.plan.resolution import Resolution, name_tensors, put_tensors
 
 
 def make_calibrated_plan(
@@ -59,6 +61,9 @@ def make_calibrated_plan(
     operations = list(operations)
     resolutions: dict[int, Resolution] = {}
     seen: list[dict[str, Any]] = []
+    unknowns = count_unknowns(find_sites(model).sites)
+    tokens = sum(_count_tokens(batch) for batch in rows)
+    distinct = min(tokens, Folds(rows).tokens or tokens)
     make_plan(model, operations, **making)  # raises what calibration could not change
     if any(operation.calibrated for operation in operations):
         check_values(model)
@@ -79,17 +84,19 @@ def make_calibrated_plan(
             operations[number], resolutions[number] = operation.calibrate(case)
         except SiteError as error:
             raise operation.explain_calibration_error(error.path, error.why) from None
+        figures: dict[str, Any] = {}
+        if options.joint_passes and operations[number].fitted_jointly and distinct >= unknowns:
+            plan = make_plan(model, operations[: number + 1], resolutions=resolutions, **same)
+            resolutions[number], figures = _fit_jointly(case, model, plan, number)
         seen.append(
             {
                 "operation": operation.name,
                 "sites": {path: dict(found.figures) for path, found in resolutions[number].items()},
+                **figures,
             }
         )
     calibration = None
     if seen:
-        tokens = sum(_count_tokens(batch) for batch in rows)
-        distinct = min(tokens, Folds(rows).tokens or tokens)
-        unknowns = count_unknowns(find_sites(model).sites)
         if distinct < unknowns and options.ridge is None:
             say(
                 f"  calibration: {distinct} distinct tokens for {unknowns} unknowns of an "
@@ -103,6 +110,23 @@ def make_calibrated_plan(
             "operations": seen,
         }
     return make_plan(model, operations, resolutions=resolutions, calibration=calibration, **making)
+
+
+def _fit_jointly(
+    case: Case, source: PreTrainedModel, plan: Plan, number: int
+) -> tuple[Resolution, dict[str, Any]]:
+    """Fit the tensors of the plan's last operation together, towards the model before it."""
+    resolution = plan.resolutions[number]
+    tensors = name_tensors(number, resolution)
+    if not tensors or not predicts(case.model, case.batches[0]):
+        return resolution, {}
+    text = Text(case.model, case.batches)
+    if not text.seen or not text.held_out:
+        return resolution, {}
+    fit = fit_jointly(
+        Student(source, plan, list(tensors)), text, tensors, case.options.joint_passes
+    )
+    return put_tensors(number, resolution, fit.tensors), {"joint": fit.figures}
 
 
 def _refuse_no_data(operation: Operation, batches: Sequence[Batch]) -> None:

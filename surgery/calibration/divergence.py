@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
+from surgery.calibration.folds import find_real_positions
 from surgery.calibration.stream import Stream
 from surgery.data.collate import Batch
 from surgery.errors import ConfigError
@@ -22,6 +24,28 @@ def predicts(model: PreTrainedModel, batch: Batch) -> bool:
     """Tell whether the model returns logits, which a divergence compares."""
     with torch.no_grad():
         return hasattr(_run(model, batch), "logits")
+
+
+def predict(
+    model: PreTrainedModel, batch: Batch, run: Callable[[Mapping[str, Any]], Any] | None = None
+) -> torch.Tensor:
+    """Compute the logits of a batch, [B, N, V] or [B, C], in at least fp32.
+
+    Args:
+        run: runs the model on keyword arguments; ``None``: it is called.
+    """
+    logits: torch.Tensor = _run(model, batch, run).logits
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def refuse_no_numbers(model: PreTrainedModel, divergence: float) -> None:
+    """Raises: ConfigError, a divergence is not a number, since predictions are none."""
+    if not math.isfinite(divergence):
+        raise ConfigError(
+            "data",
+            f"what {type(model).__name__} predicts on the calibration text is not all numbers",
+            valid="text and weights that it makes finite predictions of",
+        )
 
 
 class Divergence:
@@ -58,18 +82,12 @@ class Divergence:
             else:
                 log_p = self._predict(self.original, number)
             kl = compute_divergences(self._compute_logits(changed, number), log_p)
-            mask = self._get_mask(changed.batches[number])
+            mask = find_real_positions(changed.model, changed.batches[number])
             if mask is not None and mask.shape == kl.shape:
                 kl = kl[mask.to(kl.device).bool()]
             total += float(kl.sum())
             count += kl.numel()
-        if not math.isfinite(total):
-            raise ConfigError(
-                "data",
-                f"what {type(changed.model).__name__} predicts on the calibration text is not all "
-                "numbers",
-                valid="text and weights that it makes finite predictions of",
-            )
+        refuse_no_numbers(changed.model, total)
         return total / max(1, count)
 
     def _predict(self, stream: Stream, number: int) -> torch.Tensor:
@@ -77,15 +95,13 @@ class Divergence:
 
     def _compute_logits(self, stream: Stream, number: int) -> torch.Tensor:
         with stream.resume(number) as batch:
-            logits: torch.Tensor = _run(stream.model, batch).logits
-            return logits.float()
-
-    def _get_mask(self, batch: Batch) -> torch.Tensor | None:
-        decodes = self.original.model.config.is_encoder_decoder
-        return batch.get("decoder_attention_mask" if decodes else "attention_mask")
+            return predict(stream.model, batch)
 
 
-def _run(model: PreTrainedModel, batch: Batch) -> Any:
+def _run(
+    model: PreTrainedModel, batch: Batch, run: Callable[[Mapping[str, Any]], Any] | None = None
+) -> Any:
     device = next(model.parameters()).device
     inputs = {name: value.to(device) for name, value in batch.items() if name != "labels"}
-    return model(**make_inputs(model, inputs))
+    inputs = make_inputs(model, inputs)
+    return model(**inputs) if run is None else run(inputs)

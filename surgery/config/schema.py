@@ -363,6 +363,11 @@ class CalibrationConfig:
     keep_windows: int | None = option(
         MISSING, "windows that the steps go over; null: all", range=COUNT
     )
+    joint_passes: int = option(
+        MISSING,
+        "passes that fit all layers to what the original predicts; 0: none",
+        range=NOT_NEGATIVE,
+    )
     refit: bool = option(MISSING, "solve each output projection anew")
     ridge: float | None = option(
         MISSING,

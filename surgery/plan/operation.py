@@ -234,6 +234,14 @@ class Operation(ABC):
         """
         raise NotImplementedError
 
+    @property
+    def fitted_jointly(self) -> bool:
+        """Whether the tensors that calibration made are then fitted together with all others'.
+
+        True only where they are nobody's published method, but as good as they can be.
+        """
+        return False
+
     def explain_calibration_error(self, path: str, why: str) -> ConfigError:
         """Make the error for a site that cannot be calibrated."""
         return ConfigError(f"attention.{self.name}", f"{path} cannot be calibrated: {why}")

@@ -66,12 +66,20 @@ def build_plan_table(plan: Plan) -> Table:
 
 
 def _add_calibration(table: Table, calibration: Mapping[str, Any]) -> None:
-    """Add what was looked at, and how far outputs of sites were off: before, fitted, held out."""
+    """Add what was looked at, and how far predictions and outputs were off."""
     tokens = f"{calibration['tokens']:,} tokens"
     unknown = calibration.get("tokens_per_unknown")
     each = "" if unknown is None else f"{unknown:g} for each unknown of an output"
     table.add_row("calibrated on", tokens, each, "")
     for operation in calibration["operations"]:
+        joint = operation.get("joint")
+        if joint is not None:
+            table.add_row(
+                f"KL after {operation['operation']}",
+                f"{joint['kl_before']:.3g}",
+                f"{joint['kl_after']:.3g} all layers fitted together, held out",
+                "",
+            )
         sites = [site for site in operation["sites"].values() if "output_error_held_out" in site]
         if not sites:
             continue

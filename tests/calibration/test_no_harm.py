@@ -75,6 +75,20 @@ def cut(model: PreTrainedModel, attention: Any, text: torch.Tensor, **options: A
 
 
 @pytest.mark.parametrize("name", TEXTS)
+@pytest.mark.parametrize("attention", [MERGE, PRUNE], ids=["merge", "prune"])
+def test_fitting_all_layers_together_raises_no_loss(
+    model: PreTrainedModel, attention: Any, name: str
+) -> None:
+    without, once, often = (
+        cut(model, attention, TEXTS[name], refit=True, refine_steps=0, joint_passes=passes)
+        for passes in (0, 1, 4)
+    )
+    print(name, without, once, often)
+    assert once <= without
+    assert often <= without
+
+
+@pytest.mark.parametrize("name", TEXTS)
 def test_a_refit_after_pruning_raises_no_loss(model: PreTrainedModel, name: str) -> None:
     without = cut(model, PRUNE, TEXTS[name], refit=False)
     assert cut(model, PRUNE, TEXTS[name], refit=True) <= without
@@ -84,9 +98,9 @@ def test_a_refit_after_pruning_raises_no_loss(model: PreTrainedModel, name: str)
 def test_neither_steps_nor_a_refit_raise_the_loss_of_a_merge(
     model: PreTrainedModel, name: str
 ) -> None:
-    plain = cut(model, MERGE, TEXTS[name], refit=False, refine_steps=0)
-    refit = cut(model, MERGE, TEXTS[name], refit=True, refine_steps=0)
-    both = cut(model, MERGE, TEXTS[name], refit=True, refine_steps=12)
+    plain = cut(model, MERGE, TEXTS[name], refit=False, refine_steps=0, joint_passes=0)
+    refit = cut(model, MERGE, TEXTS[name], refit=True, refine_steps=0, joint_passes=0)
+    both = cut(model, MERGE, TEXTS[name], refit=True, refine_steps=12, joint_passes=0)
     print(name, plain, refit, both)
     assert refit <= plain
     assert both <= plain

@@ -14,7 +14,7 @@ from surgery.operations.gqa.resolve import resolve_gqa
 from surgery.plan.draft import Draft
 from surgery.plan.layers import select_sites
 from surgery.plan.operation import Alternative
-from surgery.plan.resolution import Resolution, SiteResolution
+from surgery.plan.resolution import Resolution, SiteResolution, make_prefix
 from surgery.transforms.head_edits import (
     Merging,
     Rewrite,
@@ -37,6 +37,10 @@ class GQA(GQAOptions):
 
     def calibrate(self, case: Any) -> tuple[GQAOptions, Resolution]:
         return resolve_gqa(self, case)
+
+    @property
+    def fitted_jointly(self) -> bool:
+        return self.merge is Merge.optimal
 
     def explain_calibration_error(self, path: str, why: str) -> ConfigError:
         return ConfigError(
@@ -93,7 +97,7 @@ class GQA(GQAOptions):
             bias = site.output.bias and self.merge is Merge.optimal
             if found.tensors:
                 bias = "output_bias" in found.tensors
-            rewrite = Rewrite(f"{draft.number}.{site.path}", bias)
+            rewrite = Rewrite(make_prefix(draft.number, site.path), bias)
             specs = make_rewrite_specs(site, rewrite, found.query, found.kv)
             draft.tensors |= {specs[role].name: t for role, t in found.tensors.items()}
         return regroup(site, self.name, found.query, found.kv, merging, rewrite)

@@ -19,7 +19,7 @@ from surgery.plan.draft import Draft
 from surgery.plan.layers import select_sites
 from surgery.plan.operation import StepFunction, TrainingDecision
 from surgery.plan.plan import Plan
-from surgery.plan.resolution import Resolution
+from surgery.plan.resolution import Resolution, make_prefix
 from surgery.transforms.head_edits import Merging, Rewrite, keep_heads, make_rewrite_specs, regroup
 
 
@@ -35,6 +35,10 @@ class PruneHeads(PruneOptions):
 
     def calibrate(self, case: Any) -> tuple[PruneOptions, Resolution]:
         return resolve_pruning(self, case)
+
+    @property
+    def fitted_jointly(self) -> bool:
+        return self.refits
 
     def explain_calibration_error(self, path: str, why: str) -> ConfigError:
         return ConfigError(
@@ -230,7 +234,7 @@ class PruneHeads(PruneOptions):
         query, kv = keep_heads(left), keep_heads(groups)
         rewrite = None
         if self.refits:
-            prefix = f"{draft.number}.{site.path}"
+            prefix = make_prefix(draft.number, site.path)
             rewrite = Rewrite(prefix, site.output.bias, output_only=True)
             found = (draft.resolution or {}).get(site.path)
             if found is not None:

@@ -29,6 +29,8 @@ class RemovedAttention(nn.Module):
             for a block that caches nothing.
     """
 
+    bias: torch.Tensor | None
+
     def __init__(self, bias: nn.Parameter | None, layer_idx: int | None) -> None:
         super().__init__()
         self.register_parameter("bias", bias)
@@ -41,7 +43,7 @@ class RemovedAttention(nn.Module):
         if store is not None and self.layer_idx is not None:
             _count_tokens(store, hidden_states, self.layer_idx)
         silence = torch.zeros_like(hidden_states)
-        return (silence + self.bias if isinstance(self.bias, nn.Parameter) else silence), None
+        return (silence if self.bias is None else silence + self.bias), None
 
 
 class _TokenCounter:

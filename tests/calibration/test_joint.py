@@ -1,0 +1,144 @@
+"""All layers fitted together: what the steps see, what they move, and what they leave alone."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModel, PreTrainedModel
+
+from surgery.calibration import Calibration, make_calibrated_plan
+from surgery.calibration.folds import Folds
+from surgery.calibration.joint import SEEN, Student, Text, fit_jointly
+from surgery.execute.live import apply_
+from surgery.plan.plan import Plan
+from surgery.plan.registry import parse_operations
+from tests.calibration.models import batches, made, plan_for, unseen
+from tests.families import logits, tokens
+
+ONCE = Calibration(refine_steps=0, joint_passes=1)
+CLOSED = Calibration(refine_steps=0, joint_passes=0)
+MERGE: dict[str, Any] = {"gqa": {"kv_heads": 2, "merge": "optimal"}}
+PRUNE: dict[str, Any] = {"prune_heads": {"heads": [1, 4], "refit": True}}
+CHAINS: dict[str, dict[str, Any]] = {
+    "merge": MERGE,
+    "prune": PRUNE,
+    "after a whole layer went": {
+        "prune_heads": {"heads": {0: list(range(8))}, "remove_attention": True},
+        **MERGE,
+    },
+    "before fusing": {**MERGE, "fuse_qkv": {}},
+    "after other positions": {"rope": {"type": "linear", "factor": 2.0}, **PRUNE},
+}
+KINDS = ("llama", "gpt2", "bert", "gpt_neox", "opt")
+
+
+def plan_with(model: PreTrainedModel, operations: dict[str, Any], options: Calibration) -> Plan:
+    return plan_for(model, None, options, operations=operations)
+
+
+def joint(plan: Plan) -> list[dict[str, float]]:
+    assert plan.calibration is not None
+    return [one["joint"] for one in plan.calibration["operations"] if "joint" in one]
+
+
+def predict(student: Student, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+    with torch.no_grad():
+        return student.predict(student.make_parameters(tensors), {"input_ids": unseen()})
+
+
+@pytest.mark.parametrize(
+    ("kind", "chain"), [(kind, "prune") for kind in KINDS] + [("llama", name) for name in CHAINS]
+)
+def test_the_student_is_what_the_plan_makes(kind: str, chain: str) -> None:
+    model = made(kind)
+    plan = plan_with(model, CHAINS[chain], CLOSED)
+    student = Student(model, plan, list(plan.tensors))
+    expected = logits(apply_(copy.deepcopy(model), plan).eval(), unseen())
+    torch.testing.assert_close(predict(student, {}).double(), expected.double())
+    moved = {name: tensor * 1.1 for name, tensor in plan.tensors.items()}
+    assert not torch.allclose(predict(student, moved).double(), expected.double(), rtol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "bert"])
+def test_steps_lead_back_to_the_original(kind: str) -> None:
+    """Tensors that lose nothing, then moved away from that."""
+    model = made(kind, dtype=torch.float32)
+    operations = {"prune_heads": {"heads": [1], "refit": True}}
+    plan = plan_with(model, operations, CLOSED)
+    original = apply_(copy.deepcopy(model), plan).eval()
+    torch.manual_seed(0)
+    off = {name: t + 0.05 * t.std() * torch.randn_like(t) for name, t in plan.tensors.items()}
+    fit = fit_jointly(Student(model, plan, list(off)), Text(original, batches(16)), off, passes=8)
+    assert fit.figures["kl_after"] < 0.5 * fit.figures["kl_before"]
+    for name, tensor in plan.tensors.items():
+        if tensor.ndim == 2:
+            assert (fit.tensors[name] - tensor).norm() < (off[name] - tensor).norm()
+
+
+@pytest.mark.parametrize("chain", CHAINS)
+def test_a_plan_says_what_it_gained(chain: str) -> None:
+    model = made("llama", dtype=torch.float32)
+    plan = plan_for(model, batches(8), ONCE, operations=CHAINS[chain])
+    (figures,) = joint(plan)
+    assert figures["kl_after"] <= figures["kl_before"]
+    assert (figures["steps"] > 0) == (figures["kl_after"] < figures["kl_before"])
+    assert apply_(model, plan) is not None
+
+
+def test_a_published_merge_stays_what_was_published() -> None:
+    model = made("llama", dtype=torch.float32)
+    operations = {"gqa": {"kv_heads": 2, "merge": "aligned"}}
+    made_plans = [plan_with(model, operations, options) for options in (CLOSED, ONCE)]
+    assert not joint(made_plans[1])
+    for name, tensor in made_plans[0].tensors.items():
+        assert torch.equal(tensor, made_plans[1].tensors[name])
+
+
+def test_the_model_and_its_gradients_are_left_alone() -> None:
+    model = made("llama", dtype=torch.float32).requires_grad_()
+    before = copy.deepcopy(model.state_dict())
+    plan = plan_with(model, MERGE, ONCE)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert not any(tensor.requires_grad for tensor in plan.tensors.values())
+
+
+def test_a_model_without_predictions_keeps_the_closed_form() -> None:
+    model = AutoModel.from_config(made("llama").config).eval()
+    assert not joint(plan_with(model, MERGE, ONCE))
+
+
+def test_too_few_tokens_keep_the_closed_form() -> None:
+    model = made("llama", dtype=torch.float32)
+    data = batches(1, size=2)
+    plans = [
+        make_calibrated_plan(model, parse_operations(PRUNE), data, options)
+        for options in (CLOSED, ONCE)
+    ]
+    assert not joint(plans[1])
+    for name, tensor in plans[0].tensors.items():
+        assert torch.equal(tensor, plans[1].tensors[name])
+
+
+def test_steps_see_neither_padding_nor_held_out_nor_repeated_text() -> None:
+    """Other tokens at those places change nothing of what a causal model's steps see before."""
+    model = made("llama", dtype=torch.float32)
+    data = [{"input_ids": tokens(2, 40, n), "attention_mask": torch.ones(2, 40)} for n in range(4)]
+    data[0]["attention_mask"][:, 30:] = 0
+    data.append(dict(data[1]))
+    text, folds = Text(model, data), Folds(data)
+    assert text.seen == [0, 1, 2, 3][: len(text.seen)]
+    assert 4 not in text.seen + text.held_out
+    plan = plan_with(model, PRUNE, CLOSED)
+    student = Student(model, plan, list(plan.tensors))
+    counts = [len(text.compare(student, {}, number, SEEN)) for number in range(4)]
+    wanted = [
+        int(((of := folds.get(n, 40)) < folds.count - 1).logical_and(of >= 0).sum())
+        for n in range(4)
+    ]
+    padding = int((folds.get(0, 40)[:, 30:] < folds.count - 1).sum())
+    assert counts == [wanted[0] - padding, *wanted[1:]]
