@@ -85,7 +85,7 @@ def make_calibrated_plan(
         except SiteError as error:
             raise operation.explain_calibration_error(error.path, error.why) from None
         figures: dict[str, Any] = {}
-        if options.joint_passes and operations[number].fitted_jointly and distinct >= unknowns:
+        if options.joint_steps and operations[number].fitted_jointly and distinct >= unknowns:
             plan = make_plan(model, operations[: number + 1], resolutions=resolutions, **same)
             resolutions[number], figures = _fit_jointly(case, model, plan, number)
         seen.append(
@@ -123,9 +123,7 @@ def _fit_jointly(
     text = Text(case.model, case.batches)
     if not text.seen or not text.held_out:
         return resolution, {}
-    fit = fit_jointly(
-        Student(source, plan, list(tensors)), text, tensors, case.options.joint_passes
-    )
+    fit = fit_jointly(Student(source, plan, list(tensors)), text, tensors, case.options.joint_steps)
     return put_tensors(number, resolution, fit.tensors), {"joint": fit.figures}
 
 

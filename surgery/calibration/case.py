@@ -23,8 +23,8 @@ class Calibration:
         keep_batches: batches that the gradient steps go over: the inputs of a layer are kept for
             them; ``None``: all.
         refine_lr: first step size of the gradient steps, relative to the size of the coefficients.
-        joint_passes: passes over the text in which all layers are fitted together, towards what the
-            original predicts; 0: none.
+        joint_steps: gradient steps, of a batch each, that fit all layers together towards
+            what the original predicts; 0: none.
         refit: whether each output projection is solved again.
         ridge: ridge of that solution, relative to the mean second moment of its inputs; ``None``:
             what is best on text that it is not fitted to.
@@ -36,7 +36,7 @@ class Calibration:
     refine_steps: int = 240
     keep_batches: int | None = None
     refine_lr: float = 0.03
-    joint_passes: int = 1
+    joint_steps: int = 24
     refit: bool = True
     ridge: float | None = None
     budget_batches: int = 2

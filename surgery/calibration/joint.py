@@ -7,6 +7,7 @@ knowledge distillation (Hinton et al. 2015, arXiv:1503.02531) of the calibrated 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -33,8 +34,8 @@ RATE = 0.002
 WARMUP = 4
 # Nats per position: smaller differences are rounding.
 LEAST = 1e-6
-# How often the held-out text is looked at in each pass.
-LOOKS = 2
+# Steps between two looks at the held-out text, and of how many batches of it.
+EVERY, LOOKED_AT = 12, 8
 
 # Parts of the text.
 SEEN, HELD_OUT = 0, 1
@@ -125,7 +126,7 @@ class Text:
     The last fold is held out. What repeats earlier text is in neither part.
 
     Attributes:
-        seen, held_out: the numbers of the batches that have such positions.
+        seen, held_out: the numbers of the batches that have such positions; of held-out ones, some.
     """
 
     def __init__(self, original: PreTrainedModel, batches: Sequence[Batch]) -> None:
@@ -135,6 +136,7 @@ class Text:
             [number for number, masks in enumerate(self._masks) if bool(masks[part].any())]
             for part in (SEEN, HELD_OUT)
         )
+        self.held_out = self.held_out[:: max(1, math.ceil(len(self.held_out) / LOOKED_AT))]
 
     def compare(self, student: Student, tensors: Tensors, number: int, part: int) -> torch.Tensor:
         """Compute KL(original || student) at a batch's positions of a part, in nats: [P].
@@ -186,7 +188,7 @@ class Text:
 
 
 def fit_jointly(
-    student: Student, text: Text, tensors: Mapping[str, torch.Tensor], passes: int
+    student: Student, text: Text, tensors: Mapping[str, torch.Tensor], steps: int
 ) -> JointFit:
     """Train tensors with Adam towards the original's predictions; keep what is best held out.
 
@@ -197,7 +199,7 @@ def fit_jointly(
 
     Args:
         tensors: name → open tensor of the student's plan.
-        passes: over the text that the steps see; one step per batch.
+        steps: one for each batch that the steps see, then from the first on again.
 
     Raises:
         ConfigError: what one of the two predicts is not all numbers.
@@ -206,12 +208,11 @@ def fit_jointly(
     sizes = [float(t.detach().square().mean().sqrt()) for t in live.values()]
     optimizer = torch.optim.Adam([{"params": [t]} for t in live.values()], betas=(0.9, 0.95))
     found, kept = dict(tensors), 0
-    order = text.seen * passes
-    looks = {len(order) * look // (LOOKS * passes) for look in range(1, LOOKS * passes + 1)}
-    with track_progress("all layers together", len(order)) as progress:
+    with track_progress("all layers together", steps) as progress:
         before = best = text.measure(student, live)
-        for step, number in enumerate(order):
-            rate = RATE * min(1, (step + 1) / WARMUP) * (1 - step / len(order))
+        for step in range(steps):
+            number = text.seen[step % len(text.seen)]
+            rate = RATE * min(1, (step + 1) / WARMUP) * (1 - step / steps)
             for group, size in zip(optimizer.param_groups, sizes, strict=True):
                 group["lr"] = rate * size
             with torch.enable_grad():
@@ -222,7 +223,7 @@ def fit_jointly(
                 tensor.grad = gradient
             optimizer.step()
             progress.advance()
-            if step + 1 not in looks:
+            if (step + 1) % EVERY and step + 1 != steps:
                 continue
             now = text.measure(student, live)
             better = float((now - before).sum()) < -LEAST

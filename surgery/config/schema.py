@@ -363,9 +363,9 @@ class CalibrationConfig:
     keep_windows: int | None = option(
         MISSING, "windows that the steps go over; null: all", range=COUNT
     )
-    joint_passes: int = option(
+    joint_steps: int = option(
         MISSING,
-        "passes that fit all layers to what the original predicts; 0: none",
+        "steps that fit all layers together to what the original predicts; 0: none",
         range=NOT_NEGATIVE,
     )
     refit: bool = option(MISSING, "solve each output projection anew")

@@ -83,7 +83,7 @@ def make_options(run: RunConfig) -> Calibration:
         rows=cfg.rows,
         refine_steps=cfg.refine_steps,
         keep_batches=None if keep is None else max(1, keep // cfg.batch_size),
-        joint_passes=cfg.joint_passes,
+        joint_steps=cfg.joint_steps,
         refit=cfg.refit,
         ridge=cfg.ridge,
         seed=run.seed,

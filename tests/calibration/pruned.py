@@ -16,7 +16,7 @@ from surgery.plan.registry import parse_operations
 from tests.calibration.models import unseen
 from tests.families import logits, tokens
 
-OPTIONS = Calibration(refine_steps=0, joint_passes=0)
+OPTIONS = Calibration(refine_steps=0, joint_steps=0)
 # [layer][head]; the lowest of each layer are 2 5 0, and 7 1 6.
 SCORES = [[0.3, 0.8, 0.1, 0.7, 0.9, 0.2, 0.6, 0.5], [0.9, 0.3, 0.8, 0.7, 0.6, 0.9, 0.4, 0.2]]
 

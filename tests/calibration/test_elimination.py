@@ -20,7 +20,7 @@ from tests.calibration.pruned import assert_same, planned
 from tests.calibration.rewriting import Heads
 from tests.families import logits
 
-TINY = Calibration(refine_steps=0, joint_passes=0, ridge=1e-9)
+TINY = Calibration(refine_steps=0, joint_steps=0, ridge=1e-9)
 BY = {"estimator": "elimination"}
 
 
@@ -80,7 +80,7 @@ def test_a_protected_head_makes_up_for_its_like() -> None:
 def test_a_cost_is_that_of_the_refitted_model(kind: str) -> None:
     model = made(kind, dtype=torch.float32)
     data = batches(4)  # as many as folds: the first is not fitted to
-    options = Calibration(refine_steps=0, joint_passes=0, ridge=0.01, budget_batches=1)
+    options = Calibration(refine_steps=0, joint_steps=0, ridge=0.01, budget_batches=1)
     assert all(bool((Folds(data).get(n, 24) == n).all()) for n in range(4))
     plan = planned(model, {**BY, "count": 2, "rounds": 1}, data=data, options=options)
     for layer, head in ((0, 3), (1, 6)):

@@ -18,8 +18,8 @@ from surgery.plan.registry import parse_operations
 from tests.calibration.models import batches, made, plan_for, unseen
 from tests.families import logits, tokens
 
-ONCE = Calibration(refine_steps=0, joint_passes=1)
-CLOSED = Calibration(refine_steps=0, joint_passes=0)
+FITTED = Calibration(refine_steps=0, joint_steps=4)
+CLOSED = Calibration(refine_steps=0, joint_steps=0)
 MERGE: dict[str, Any] = {"gqa": {"kv_heads": 2, "merge": "optimal"}}
 PRUNE: dict[str, Any] = {"prune_heads": {"heads": [1, 4], "refit": True}}
 CHAINS: dict[str, dict[str, Any]] = {
@@ -71,7 +71,7 @@ def test_steps_lead_back_to_the_original(kind: str) -> None:
     original = apply_(copy.deepcopy(model), plan).eval()
     torch.manual_seed(0)
     off = {name: t + 0.05 * t.std() * torch.randn_like(t) for name, t in plan.tensors.items()}
-    fit = fit_jointly(Student(model, plan, list(off)), Text(original, batches(16)), off, passes=8)
+    fit = fit_jointly(Student(model, plan, list(off)), Text(original, batches(16)), off, steps=96)
     assert fit.figures["kl_after"] < 0.5 * fit.figures["kl_before"]
     for name, tensor in plan.tensors.items():
         if tensor.ndim == 2:
@@ -81,7 +81,7 @@ def test_steps_lead_back_to_the_original(kind: str) -> None:
 @pytest.mark.parametrize("chain", CHAINS)
 def test_a_plan_says_what_it_gained(chain: str) -> None:
     model = made("llama", dtype=torch.float32)
-    plan = plan_for(model, batches(8), ONCE, operations=CHAINS[chain])
+    plan = plan_for(model, batches(8), FITTED, operations=CHAINS[chain])
     (figures,) = joint(plan)
     assert figures["kl_after"] <= figures["kl_before"]
     assert (figures["steps"] > 0) == (figures["kl_after"] < figures["kl_before"])
@@ -91,7 +91,7 @@ def test_a_plan_says_what_it_gained(chain: str) -> None:
 def test_a_published_merge_stays_what_was_published() -> None:
     model = made("llama", dtype=torch.float32)
     operations = {"gqa": {"kv_heads": 2, "merge": "aligned"}}
-    made_plans = [plan_with(model, operations, options) for options in (CLOSED, ONCE)]
+    made_plans = [plan_with(model, operations, options) for options in (CLOSED, FITTED)]
     assert not joint(made_plans[1])
     for name, tensor in made_plans[0].tensors.items():
         assert torch.equal(tensor, made_plans[1].tensors[name])
@@ -100,7 +100,7 @@ def test_a_published_merge_stays_what_was_published() -> None:
 def test_the_model_and_its_gradients_are_left_alone() -> None:
     model = made("llama", dtype=torch.float32).requires_grad_()
     before = copy.deepcopy(model.state_dict())
-    plan = plan_with(model, MERGE, ONCE)
+    plan = plan_with(model, MERGE, FITTED)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
     assert all(parameter.requires_grad for parameter in model.parameters())
@@ -109,7 +109,7 @@ def test_the_model_and_its_gradients_are_left_alone() -> None:
 
 def test_a_model_without_predictions_keeps_the_closed_form() -> None:
     model = AutoModel.from_config(made("llama").config).eval()
-    assert not joint(plan_with(model, MERGE, ONCE))
+    assert not joint(plan_with(model, MERGE, FITTED))
 
 
 def test_too_few_tokens_keep_the_closed_form() -> None:
@@ -117,7 +117,7 @@ def test_too_few_tokens_keep_the_closed_form() -> None:
     data = batches(1, size=2)
     plans = [
         make_calibrated_plan(model, parse_operations(PRUNE), data, options)
-        for options in (CLOSED, ONCE)
+        for options in (CLOSED, FITTED)
     ]
     assert not joint(plans[1])
     for name, tensor in plans[0].tensors.items():

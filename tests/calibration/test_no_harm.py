@@ -79,13 +79,11 @@ def cut(model: PreTrainedModel, attention: Any, text: torch.Tensor, **options: A
 def test_fitting_all_layers_together_raises_no_loss(
     model: PreTrainedModel, attention: Any, name: str
 ) -> None:
-    without, once, often = (
-        cut(model, attention, TEXTS[name], refit=True, refine_steps=0, joint_passes=passes)
-        for passes in (0, 1, 4)
+    without, fitted = (
+        cut(model, attention, TEXTS[name], refit=True, refine_steps=0, joint_steps=steps)
+        for steps in (0, 24)
     )
-    print(name, without, once, often)
-    assert once <= without
-    assert often <= without
+    assert fitted <= without
 
 
 @pytest.mark.parametrize("name", TEXTS)
@@ -98,9 +96,9 @@ def test_a_refit_after_pruning_raises_no_loss(model: PreTrainedModel, name: str)
 def test_neither_steps_nor_a_refit_raise_the_loss_of_a_merge(
     model: PreTrainedModel, name: str
 ) -> None:
-    plain = cut(model, MERGE, TEXTS[name], refit=False, refine_steps=0, joint_passes=0)
-    refit = cut(model, MERGE, TEXTS[name], refit=True, refine_steps=0, joint_passes=0)
-    both = cut(model, MERGE, TEXTS[name], refit=True, refine_steps=12, joint_passes=0)
+    plain = cut(model, MERGE, TEXTS[name], refit=False, refine_steps=0, joint_steps=0)
+    refit = cut(model, MERGE, TEXTS[name], refit=True, refine_steps=0, joint_steps=0)
+    both = cut(model, MERGE, TEXTS[name], refit=True, refine_steps=12, joint_steps=0)
     print(name, plain, refit, both)
     assert refit <= plain
     assert both <= plain

@@ -147,9 +147,10 @@ def test_later_layers_make_up_for_those_below() -> None:
         assert seen.inputs is not None
         assert aim.output is not None
         rows.append(seen.inputs.flatten(0, 1)[:, kept])
-        stream = get_entering(model, batch, 1)
-        aims.append((aim.output + stream - get_entering(one, batch, 1)).flatten(0, 1))
-        scales.append((stream + aim.output).pow(2).mean(-1).rsqrt().flatten())
+        stream, now = get_entering(model, batch, 1), get_entering(one, batch, 1)
+        aims.append((aim.output + stream - now).flatten(0, 1))
+        sizes = [x.pow(2).mean(-1).sqrt().flatten() for x in (stream + aim.output, now)]
+        scales.append(1 / torch.maximum(*sizes))
     x, y, scale = torch.cat(rows), torch.cat(aims), torch.cat(scales)[:, None]
     weight = model.get_parameter(f"{path.path}.weight")[:, kept].detach()
     bias = model.get_parameter(f"{path.path}.bias").detach()

@@ -44,6 +44,7 @@ RUN = (
     "attention.gqa.kv_heads=2",
     "attention.gqa.merge=optimal",
     "calibration.refine_steps=1",
+    "calibration.joint_steps=2",
     "analysis.windows=2",
     "analysis.batch_size=2",
     "analysis.repeats=2",

@@ -29,6 +29,7 @@ SMALL = (
     "calibration.windows=8",
     "calibration.batch_size=4",
     "calibration.refine_steps=4",
+    "calibration.joint_steps=2",
     "calibration.rows=16",
 )
 OPTIMAL = (

@@ -21,6 +21,7 @@ SMALL = (
     "calibration.windows=8",
     "calibration.batch_size=4",
     "calibration.refine_steps=1",
+    "calibration.joint_steps=2",
     "calibration.rows=8",
     "logger=none",
     "trainer.accelerator=cpu",

@@ -128,6 +128,7 @@ def test_iterative_after_a_calibrated_merge(cli: Callable[..., Any], tmp_path: P
         "calibration.windows=4",
         "calibration.batch_size=2",
         "calibration.refine_steps=2",
+        "calibration.joint_steps=2",
         "objective=distill",
         "model.path=null",
         "objective.label_weight=0",

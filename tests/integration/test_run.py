@@ -35,6 +35,7 @@ SHORT = (
     "report.new_tokens=3",
     "calibration.windows=8",
     "calibration.refine_steps=4",
+    "calibration.joint_steps=2",
     "callbacks.checkpoint.every_n_train_steps=6",
     "callbacks.checkpoint.save_top_k=-1",
     "logger=all",

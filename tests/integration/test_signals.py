@@ -27,6 +27,7 @@ RUN = (
     "attention.gqa.kv_heads=2",
     "attention.gqa.merge=optimal",
     "calibration.refine_steps=1",
+    "calibration.joint_steps=2",
     "trainer.enable_progress_bar=true",
     "callbacks.checkpoint.every_n_train_steps=1",
     "logger=csv",

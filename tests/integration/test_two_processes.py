@@ -26,6 +26,7 @@ def test_they_calibrate_and_train_one_model(process: Callable[..., Any], tmp_pat
         "calibration.windows=8",
         "calibration.batch_size=4",
         "calibration.refine_steps=4",
+        "calibration.joint_steps=2",
         "calibration.rows=16",
         "logger=csv",
         "threads=1",

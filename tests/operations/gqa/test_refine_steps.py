@@ -30,6 +30,6 @@ def test_little_text_gets_fewer_steps(
 
     monkeypatch.setattr(torch.optim.Adam, "step", counted)
     model = made("llama", dtype=torch.float32)
-    options = Calibration(refine_steps=asked, joint_passes=0)
+    options = Calibration(refine_steps=asked, joint_steps=0)
     plan_for(model, batches(windows), options, kv_heads=2, merge="optimal")
     assert count == taken * model.config.num_hidden_layers
