@@ -49,7 +49,7 @@ def test_a_position_that_changes_below_made_huge_does_not_count_for_all_others(
     mlp = (other if changed == "working" else model).get_submodule("model.layers.0.mlp")
     mlp.register_forward_hook(enlarge)
     sites = find_sites(model).sites
-    streams = open_streams((model, other), sites, batches(2))
+    streams = open_streams((model, other), sites, batches(2), weights=[])
     text = SiteBatches(*streams, sites[1], 0)
     for view, aim in text.iterate_aims():
         assert view.output is not None
