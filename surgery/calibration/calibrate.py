@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel
 
 from surgery.calibration.case import Calibration, Case
@@ -85,9 +86,12 @@ def make_calibrated_plan(
         except SiteError as error:
             raise operation.explain_calibration_error(error.path, error.why) from None
         figures: dict[str, Any] = {}
-        if options.joint_steps and operations[number].fitted_jointly and distinct >= unknowns:
+        if options.joint_steps and operations[number].fitted_jointly:
             plan = make_plan(model, operations[: number + 1], resolutions=resolutions, **same)
-            resolutions[number], figures = _fit_jointly(case, model, plan, number)
+            skipped = "" if distinct >= unknowns else "too few distinct tokens"
+            resolutions[number], figures["joint"] = _fit_jointly(
+                case, model, plan, number, skipped=skipped
+            )
         seen.append(
             {
                 "operation": operation.name,
@@ -113,18 +117,36 @@ def make_calibrated_plan(
 
 
 def _fit_jointly(
-    case: Case, source: PreTrainedModel, plan: Plan, number: int
+    case: Case, source: PreTrainedModel, plan: Plan, number: int, *, skipped: str
 ) -> tuple[Resolution, dict[str, Any]]:
-    """Fit the tensors of the plan's last operation together, towards the model before it."""
+    """Fit the tensors of the plan's last operation together, towards the model before it.
+
+    Args:
+        skipped: why this is left out; "" for no reason.
+
+    Returns:
+        its decisions with what was found, and the figures; or as they were, and why it was left
+        out.
+    """
     resolution = plan.resolutions[number]
     tensors = name_tensors(number, resolution)
-    if not tensors or not predicts(case.model, case.batches[0]):
-        return resolution, {}
-    text = Text(case.model, case.batches)
-    if not text.seen or not text.held_out:
-        return resolution, {}
-    fit = fit_jointly(Student(source, plan, list(tensors)), text, tensors, case.options.joint_steps)
-    return put_tensors(number, resolution, fit.tensors), {"joint": fit.figures}
+    if not tensors:
+        skipped = "nothing was fitted that could be"
+    if not skipped and not predicts(case.model, case.batches[0]):
+        skipped = "the model returns no logits"
+    if not skipped:
+        text = Text(case.model, case.batches)
+        student = Student(source, plan, list(tensors))
+        try:
+            if text.seen and text.held_out:
+                fit = fit_jointly(student, text, tensors, case.options.joint_steps)
+                return put_tensors(number, resolution, fit.tensors), dict(fit.figures)
+            skipped = "no text is left to hold out"
+        except torch.OutOfMemoryError:
+            # Without it, calibration needs no backward pass of the whole model.
+            skipped = "not enough memory for a backward pass; calibration.batch_size=1 needs less"
+            say(f"  all layers together: left out: {skipped}")
+    return resolution, {"skipped": skipped}
 
 
 def _refuse_no_data(operation: Operation, batches: Sequence[Batch]) -> None:

@@ -73,7 +73,9 @@ def _add_calibration(table: Table, calibration: Mapping[str, Any]) -> None:
     table.add_row("calibrated on", tokens, each, "")
     for operation in calibration["operations"]:
         joint = operation.get("joint")
-        if joint is not None:
+        if joint is not None and "skipped" in joint:
+            table.add_row(f"KL after {operation['operation']}", "", f"left: {joint['skipped']}", "")
+        elif joint is not None:
             table.add_row(
                 f"KL after {operation['operation']}",
                 f"{joint['kl_before']:.3g}",

@@ -41,7 +41,14 @@ def plan_with(model: PreTrainedModel, operations: dict[str, Any], options: Calib
 
 def joint(plan: Plan) -> list[dict[str, float]]:
     assert plan.calibration is not None
-    return [one["joint"] for one in plan.calibration["operations"] if "joint" in one]
+    found = [one["joint"] for one in plan.calibration["operations"] if "joint" in one]
+    return [figures for figures in found if "skipped" not in figures]
+
+
+def skipped(plan: Plan) -> list[str]:
+    assert plan.calibration is not None
+    found = [one["joint"] for one in plan.calibration["operations"] if "joint" in one]
+    return [figures["skipped"] for figures in found if "skipped" in figures]
 
 
 def predict(student: Student, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -109,7 +116,9 @@ def test_the_model_and_its_gradients_are_left_alone() -> None:
 
 def test_a_model_without_predictions_keeps_the_closed_form() -> None:
     model = AutoModel.from_config(made("llama").config).eval()
-    assert not joint(plan_with(model, MERGE, FITTED))
+    plan = plan_with(model, MERGE, FITTED)
+    assert not joint(plan)
+    assert skipped(plan) == ["the model returns no logits"]
 
 
 def test_too_few_tokens_keep_the_closed_form() -> None:
@@ -120,8 +129,26 @@ def test_too_few_tokens_keep_the_closed_form() -> None:
         for options in (CLOSED, FITTED)
     ]
     assert not joint(plans[1])
+    assert skipped(plans[1]) == ["too few distinct tokens"]
     for name, tensor in plans[0].tensors.items():
         assert torch.equal(tensor, plans[1].tensors[name])
+
+
+def test_without_memory_for_a_backward_pass_the_closed_form_stays(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    model = made("llama", dtype=torch.float32)
+    closed = plan_with(model, PRUNE, CLOSED)
+    monkeypatch.setattr(torch.autograd, "grad", fail)
+    plan = plan_with(model, PRUNE, FITTED)
+    assert not joint(plan)
+    assert "not enough memory" in skipped(plan)[0]
+    assert "left out: not enough memory" in capsys.readouterr().out
+    for name, tensor in closed.tensors.items():
+        assert torch.equal(tensor, plan.tensors[name])
 
 
 def test_steps_see_neither_padding_nor_held_out_nor_repeated_text() -> None:
