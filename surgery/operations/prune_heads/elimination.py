@@ -35,6 +35,9 @@ from surgery.operations.prune_heads.refit import refit_sites
 # So many times as many units as still go are measured again: the others were dearer before, and
 # have become no cheaper.
 AGAIN = 3
+# While heads are chosen, all positions count alike: with sinks that count more, others were chosen,
+# and SmolLM2 lost more without them.
+ALIKE: Weights = ()
 
 
 class Elimination(NamedTuple):
@@ -91,8 +94,7 @@ def eliminate(operation: PruneOptions, sites: Sequence[Site], case: Case) -> Eli
         scores = HeadScores(groups=ranks) if cut.by_group else HeadScores(ranks)
         return choose_heads(sites, scores, cut, protected)
 
-    work = make_sharing_copy(case.model)
-    weights: Weights | None = None  # known from the first round on
+    work, measured = make_sharing_copy(case.model), False
     for number, cut in enumerate(cuts, 1):
         gone = sum(len(layer.removed) for layer in layers)
         more = sum(map(len, choose(cut).values())) - gone
@@ -100,12 +102,13 @@ def eliminate(operation: PruneOptions, sites: Sequence[Site], case: Case) -> Eli
             continue
         if gone:
             left = {layer.site.path: layer.list_left() for layer in layers}
-            work = refit_sites(case.model, sites, left, case.batches, case.options, weights).model
-        compared = weights is not None and cut.together and not cut.uniform
+            work = refit_sites(case.model, sites, left, case.batches, case.options, ALIKE).model
+        compared = measured and cut.together and not cut.uniform
         again = _list_again(layers, more if compared else None)
         what = f"elimination, round {number} of {len(cuts)}"
         limit = _Limit(more, together=cut.together and not cut.uniform)
-        weights = _measure(work, layers, again, case, limit, what, weights)
+        _measure(work, layers, again, case, limit, what)
+        measured = True
         found = choose(cut)
         for layer in layers:
             layer.removed = set(found[layer.site.layer])
@@ -180,19 +183,14 @@ def _measure(
     case: Case,
     limit: _Limit,
     what: str,
-    weights: Weights | None,
-) -> Weights:
+) -> None:
     """Measure units and orders of the layers in `work`, which is as it was in the end.
 
     Args:
         again: layer → units to measure alone.
-        weights: of the positions of each batch, if they are known already.
-
-    Returns:
-        these weights.
     """
     sites = [layer.site for layer in layers]
-    original, working = open_streams((case.model, work), sites, case.batches, weights)
+    original, working = open_streams((case.model, work), sites, case.batches, ALIKE)
     divergence = Divergence(original, case.options.budget_batches)
     before = divergence.measure(working)
     total = sum(
@@ -227,4 +225,3 @@ def _measure(
                     continue
                 with compensation.trying(layer.list_left(gone)):
                     layer.add_move(move, divergence.measure(working) - before)
-    return original.weights
