@@ -62,12 +62,14 @@ def make_calibrated_plan(
     operations = list(operations)
     resolutions: dict[int, Resolution] = {}
     seen: list[dict[str, Any]] = []
+    plan = make_plan(model, operations, **making)  # raises what calibration could not change
+    if not any(operation.calibrated for operation in operations):
+        return plan
+    check_values(model)
     unknowns = count_unknowns(find_sites(model).sites)
     tokens = sum(_count_tokens(batch) for batch in rows)
     distinct = min(tokens, Folds(rows).tokens or tokens)
-    make_plan(model, operations, **making)  # raises what calibration could not change
-    if any(operation.calibrated for operation in operations):
-        check_values(model)
+    few = 0 < distinct < unknowns  # 0: of images, for one, tokens are not counted
     same = {name: making[name] for name in ("seed", "device") if name in making}
     for number, operation in enumerate(operations):
         if not operation.calibrated:
@@ -87,11 +89,11 @@ def make_calibrated_plan(
             raise operation.explain_calibration_error(error.path, error.why) from None
         figures: dict[str, Any] = {}
         if options.joint_steps and operations[number].fitted_jointly:
-            plan = make_plan(model, operations[: number + 1], resolutions=resolutions, **same)
-            skipped = "" if distinct >= unknowns else "too few distinct tokens"
-            resolutions[number], figures["joint"] = _fit_jointly(
-                case, model, plan, number, skipped=skipped
-            )
+            if few:
+                figures["joint"] = {"skipped": "too few distinct tokens"}
+            else:
+                plan = make_plan(model, operations[: number + 1], resolutions=resolutions, **same)
+                resolutions[number], figures["joint"] = _fit_jointly(case, model, plan, number)
         seen.append(
             {
                 "operation": operation.name,
@@ -99,54 +101,48 @@ def make_calibrated_plan(
                 **figures,
             }
         )
-    calibration = None
-    if seen:
-        if distinct < unknowns and options.ridge is None:
-            say(
-                f"  calibration: {distinct} distinct tokens for {unknowns} unknowns of an "
-                "output: too few to fit more than the closed form"
-            )
-        calibration = {
-            "batches": len(rows),
-            "windows": sum(map(_count_windows, rows)),
-            "tokens": tokens,
-            "tokens_per_unknown": round(distinct / unknowns, 2),
-            "operations": seen,
-        }
+    if few and options.ridge is None:
+        say(
+            f"  calibration: {distinct} distinct tokens for {unknowns} unknowns of an output: too "
+            "few to fit more than the closed form"
+        )
+    calibration = {
+        "batches": len(rows),
+        "windows": sum(map(_count_windows, rows)),
+        "tokens": tokens,
+        "tokens_per_unknown": round(distinct / unknowns, 2),
+        "operations": seen,
+    }
     return make_plan(model, operations, resolutions=resolutions, calibration=calibration, **making)
 
 
 def _fit_jointly(
-    case: Case, source: PreTrainedModel, plan: Plan, number: int, *, skipped: str
+    case: Case, source: PreTrainedModel, plan: Plan, number: int
 ) -> tuple[Resolution, dict[str, Any]]:
     """Fit the tensors of the plan's last operation together, towards the model before it.
 
-    Args:
-        skipped: why this is left out; "" for no reason.
-
     Returns:
-        its decisions with what was found, and the figures; or as they were, and why it was left
-        out.
+        its decisions with what was found, and the figures; or as they were, and why this was
+        `skipped`.
     """
     resolution = plan.resolutions[number]
     tensors = name_tensors(number, resolution)
     if not tensors:
-        skipped = "nothing was fitted that could be"
-    if not skipped and not predicts(case.model, case.batches[0]):
-        skipped = "the model returns no logits"
-    if not skipped:
-        text = Text(case.model, case.batches)
-        student = Student(source, plan, list(tensors))
-        try:
-            if text.seen and text.held_out:
-                fit = fit_jointly(student, text, tensors, case.options.joint_steps)
-                return put_tensors(number, resolution, fit.tensors), dict(fit.figures)
-            skipped = "no text is left to hold out"
-        except torch.OutOfMemoryError:
-            # Without it, calibration needs no backward pass of the whole model.
-            skipped = "not enough memory for a backward pass; calibration.batch_size=1 needs less"
-            say(f"  all layers together: left out: {skipped}")
-    return resolution, {"skipped": skipped}
+        return resolution, {"skipped": "nothing was fitted that could be"}
+    if not predicts(case.model, case.batches[0]):
+        return resolution, {"skipped": "the model returns no logits"}
+    text = Text(case.model, case.batches)
+    if not text.seen or not text.held_out:
+        return resolution, {"skipped": "no text is left to hold out"}
+    student = Student(source, plan, list(tensors))
+    try:
+        fit = fit_jointly(student, text, tensors, case.options.joint_steps)
+    except torch.OutOfMemoryError:
+        # Without it, calibration needs no backward pass of the whole model.
+        why = "not enough memory for a backward pass; calibration.batch_size=1 needs less"
+        say(f"  all layers together: left out: {why}")
+        return resolution, {"skipped": why}
+    return put_tensors(number, resolution, fit.tensors), dict(fit.figures)
 
 
 def _refuse_no_data(operation: Operation, batches: Sequence[Batch]) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from torch.func import functional_call
 from transformers import PreTrainedModel
 
 from surgery.calibration.folds import find_real_positions
@@ -23,18 +23,18 @@ KEPT = 2**30
 def predicts(model: PreTrainedModel, batch: Batch) -> bool:
     """Tell whether the model returns logits, which a divergence compares."""
     with torch.no_grad():
-        return hasattr(_run(model, batch), "logits")
+        return hasattr(_run(model, batch, {}), "logits")
 
 
 def predict(
-    model: PreTrainedModel, batch: Batch, run: Callable[[Mapping[str, Any]], Any] | None = None
+    model: PreTrainedModel, batch: Batch, parameters: dict[str, torch.Tensor] | None = None
 ) -> torch.Tensor:
     """Compute the logits of a batch, [B, N, V] or [B, C], in at least fp32.
 
     Args:
-        run: runs the model on keyword arguments; ``None``: it is called.
+        parameters: name → tensor that is used instead of the model's own.
     """
-    logits: torch.Tensor = _run(model, batch, run).logits
+    logits: torch.Tensor = _run(model, batch, parameters or {}).logits
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
@@ -98,10 +98,7 @@ class Divergence:
             return predict(stream.model, batch)
 
 
-def _run(
-    model: PreTrainedModel, batch: Batch, run: Callable[[Mapping[str, Any]], Any] | None = None
-) -> Any:
+def _run(model: PreTrainedModel, batch: Batch, parameters: dict[str, torch.Tensor]) -> Any:
     device = next(model.parameters()).device
     inputs = {name: value.to(device) for name, value in batch.items() if name != "labels"}
-    inputs = make_inputs(model, inputs)
-    return model(**inputs) if run is None else run(inputs)
+    return functional_call(model, parameters, (), dict(make_inputs(model, inputs)))

@@ -12,11 +12,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch.func import functional_call
 from transformers import PreTrainedModel
 
+from surgery.calibration.descent import Descent
 from surgery.calibration.divergence import predict, refuse_no_numbers
 from surgery.calibration.folds import REPEATED, Folds, find_real_positions
+from surgery.calibration.stream import take_first_row
 from surgery.console import track_progress
 from surgery.data.collate import Batch
 from surgery.execute.live import apply_
@@ -113,11 +114,7 @@ class Student:
 
     def predict(self, parameters: Tensors, batch: Batch) -> torch.Tensor:
         """Compute its logits with these parameters."""
-        return predict(
-            self.model,
-            batch,
-            lambda inputs: functional_call(self.model, parameters, (), dict(inputs)),
-        )
+        return predict(self.model, batch, parameters)
 
 
 class Text:
@@ -183,7 +180,7 @@ class Text:
     def _count_predictions(self, batch: Batch) -> int:
         """Count the predictions for each row of a batch."""
         with torch.no_grad():
-            shape = predict(self.original, {n: t[:1] for n, t in batch.items()}).shape
+            shape = predict(self.original, take_first_row(batch)).shape
         return 1 if len(shape) == 2 else shape[1]
 
 
@@ -204,32 +201,23 @@ def fit_jointly(
     Raises:
         ConfigError: what one of the two predicts is not all numbers.
     """
-    live = {name: t.detach().float().clone().requires_grad_() for name, t in tensors.items()}
-    sizes = [float(t.detach().square().mean().sqrt()) for t in live.values()]
-    optimizer = torch.optim.Adam([{"params": [t]} for t in live.values()], betas=(0.9, 0.95))
+    descent = Descent(tensors, RATE, steps, WARMUP)
     found, kept = dict(tensors), 0
     with track_progress("all layers together", steps) as progress:
-        before = best = text.measure(student, live)
+        before = best = text.measure(student, descent.tensors)
         for step in range(steps):
             number = text.seen[step % len(text.seen)]
-            rate = RATE * min(1, (step + 1) / WARMUP) * (1 - step / steps)
-            for group, size in zip(optimizer.param_groups, sizes, strict=True):
-                group["lr"] = rate * size
             with torch.enable_grad():
-                loss = text.compare(student, live, number, SEEN).mean()
-                gradients = torch.autograd.grad(loss, list(live.values()))
-            refuse_no_numbers(student.model, float(loss.detach()))
-            for tensor, gradient in zip(live.values(), gradients, strict=True):
-                tensor.grad = gradient
-            optimizer.step()
+                loss = text.compare(student, descent.tensors, number, SEEN).mean()
+                refuse_no_numbers(student.model, float(loss.detach()))
+                descent.take_step(loss)
             progress.advance()
             if (step + 1) % EVERY and step + 1 != steps:
                 continue
-            now = text.measure(student, live)
+            now = text.measure(student, descent.tensors)
             better = float((now - before).sum()) < -LEAST
             if better and float((now - best).sum()) <= (_compute_error(now - best) if kept else 0):
-                found = {name: t.detach().clone() for name, t in live.items()}
-                best, kept = now, step + 1
+                found, best, kept = descent.copy_tensors(), now, step + 1
     kl = {"kl_before": float(before.sum()), "kl_after": float(best.sum())}
     return JointFit(found, {**kl, "steps": kept})
 

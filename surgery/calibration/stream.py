@@ -134,7 +134,7 @@ def open_streams(
 
     Args:
         models: the first is the one that decides what positions count.
-        weights: what they count, if that is known already.
+        weights: what they count instead: of the positions [B, N] of each batch; empty: all alike.
     """
     model, folds = models[0], Folds(batches)
     if not sites:
@@ -169,11 +169,7 @@ def check_stack(
     """
     if list(stack.index) != sorted(stack.index):
         raise NotResumable("its sites do not stand in the order of its layers")
-    first = next(iter(batch.values()))
-    row = {
-        name: value[:1] if value.ndim and len(value) == len(first) else value
-        for name, value in batch.items()
-    }
+    row = take_first_row(batch)
     whole: list[tuple[int, Any]] = []
     added: dict[int, torch.Tensor] = {}
     projections = {
@@ -217,6 +213,15 @@ def check_stack(
         if _is_same(made, after, ROUNDING_OF_SUMS, ROUNDINGS_OF_SUMS):
             sums.add(number)
     return frozenset(sums)
+
+
+def take_first_row(batch: Batch) -> Batch:
+    """Take the first row of every tensor that has one for each."""
+    rows = len(next(iter(batch.values())))
+    return {
+        name: value[:1] if value.ndim and len(value) == rows else value
+        for name, value in batch.items()
+    }
 
 
 def _run_on(

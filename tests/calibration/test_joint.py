@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModel, PreTrainedModel
+from transformers import AutoModel, PreTrainedModel, ViTConfig, ViTForImageClassification
 
 from surgery.calibration import Calibration, make_calibrated_plan
 from surgery.calibration.folds import Folds
 from surgery.calibration.joint import SEEN, Student, Text, fit_jointly
+from surgery.calibration.stream import take_first_row
 from surgery.execute.live import apply_
 from surgery.plan.plan import Plan
 from surgery.plan.registry import parse_operations
@@ -158,8 +159,7 @@ def test_steps_see_neither_padding_nor_held_out_nor_repeated_text() -> None:
     data[0]["attention_mask"][:, 30:] = 0
     data.append(dict(data[1]))
     text, folds = Text(model, data), Folds(data)
-    assert text.seen == [0, 1, 2, 3][: len(text.seen)]
-    assert 4 not in text.seen + text.held_out
+    assert (text.seen, text.held_out) == ([0, 1, 2], [3])
     plan = plan_with(model, PRUNE, CLOSED)
     student = Student(model, plan, list(plan.tensors))
     counts = [len(text.compare(student, {}, number, SEEN)) for number in range(4)]
@@ -169,3 +169,21 @@ def test_steps_see_neither_padding_nor_held_out_nor_repeated_text() -> None:
     ]
     padding = int((folds.get(0, 40)[:, 30:] < folds.count - 1).sum())
     assert counts == [wanted[0] - padding, *wanted[1:]]
+
+
+def test_rows_lie_on_the_first_axis_only_where_there_is_one_for_each() -> None:
+    """A tensor that holds for the whole batch is not cut."""
+    batch = {"input_ids": tokens(4, 10, 1), "scale": torch.tensor(2.0), "axes": torch.zeros(3, 4)}
+    row = take_first_row(batch)
+    assert [tuple(tensor.shape) for tensor in row.values()] == [(1, 10), (), (3, 4)]
+
+
+def test_images_are_fitted_too() -> None:
+    """Nobody counts their tokens, so nobody says that they are too few."""
+    sizes = {"image_size": 16, "patch_size": 4, "hidden_size": 32, "intermediate_size": 32}
+    config = ViTConfig(num_hidden_layers=2, num_attention_heads=8, num_labels=5, **sizes)
+    model = ViTForImageClassification(config).eval()
+    data = [{"pixel_values": pixels} for pixels in torch.randn(8, 4, 3, 16, 16)]
+    plan = make_calibrated_plan(model, parse_operations(PRUNE), data, FITTED)
+    (figures,) = joint(plan)
+    assert figures["kl_after"] <= figures["kl_before"]

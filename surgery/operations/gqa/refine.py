@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from surgery.calibration.case import Calibration
+from surgery.calibration.descent import Descent
 from surgery.calibration.folds import REPEATED, Folds, number_positions
 from surgery.calibration.view import KeptBatch
 from surgery.models.sites import Site
@@ -45,27 +46,17 @@ def refine(
         that were kept.
     """
     fitted, held = _split(kept, folds)
-    tensors = {role: t.float().clone().requires_grad_() for role, t in merge.tensors.items()}
-    first = [options.refine_lr * float(t.detach().pow(2).mean().sqrt()) for t in tensors.values()]
-    groups = [{"params": [t], "lr": lr} for t, lr in zip(tensors.values(), first, strict=True)]
-    optimizer = torch.optim.Adam(groups, betas=(0.9, 0.95))
-    now = replace(merge, tensors=tensors)
     before = best = _compute_mean_loss(model, site, merge, held)
     found, kept_steps = merge, 0
     steps = min(options.refine_steps, PASSES * len(fitted))
+    descent = Descent(merge.tensors, options.refine_lr, steps)
+    now = replace(merge, tensors=descent.tensors)
     every = max(1, steps // LOOKS)
     for step in range(steps):
-        for group, lr in zip(optimizer.param_groups, first, strict=True):
-            group["lr"] = lr * (1 - step / steps)
         with torch.enable_grad():
-            loss = _compute_loss(model, site, now, fitted[step % len(fitted)])
-        # Of these alone: the block's other parameters are the model's own.
-        gradients = torch.autograd.grad(loss, list(tensors.values()))
-        for tensor, gradient in zip(tensors.values(), gradients, strict=True):
-            tensor.grad = gradient
-        optimizer.step()
+            descent.take_step(_compute_loss(model, site, now, fitted[step % len(fitted)]))
         if (step + 1) % every == 0 or step + 1 == steps:
-            made = replace(merge, tensors={r: t.detach().clone() for r, t in tensors.items()})
+            made = replace(merge, tensors=descent.copy_tensors())
             loss_now = _compute_mean_loss(model, site, made, held)
             if loss_now < best:
                 found, best, kept_steps = made, loss_now, step + 1

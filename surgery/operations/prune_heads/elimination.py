@@ -35,8 +35,8 @@ from surgery.operations.prune_heads.refit import refit_sites
 # So many times as many units as still go are measured again: the others were dearer before, and
 # have become no cheaper.
 AGAIN = 3
-# While heads are chosen, all positions count alike: with sinks that count more, others were chosen,
-# and SmolLM2 lost more without them.
+# While heads are chosen, all positions count alike. Where sinks counted more, other heads were
+# chosen, and SmolLM2 lost more with those gone.
 ALIKE: Weights = ()
 
 

@@ -70,7 +70,7 @@ def refit_sites(
         model: with all its heads, whose outputs are aimed at; not changed.
         sites: in the order of the forward pass.
         left: site path → query heads that stay.
-        weights: of the positions of each batch, if they are known already.
+        weights: what positions count, as for `open_streams`.
 
     Raises:
         SiteError: a site shares its weights with another, or cannot be seen at work.
