@@ -135,6 +135,9 @@ def _fit_jointly(
     if not text.seen or not text.held_out:
         return resolution, {"skipped": "no text is left to hold out"}
     student = Student(source, plan, list(tensors))
+    fault = student.find_fault(case.batches[0])
+    if fault is not None:
+        return resolution, {"skipped": f"the model does not run with its new heads: {fault}"}
     try:
         fit = fit_jointly(student, text, tensors, case.options.joint_steps)
     except torch.OutOfMemoryError:

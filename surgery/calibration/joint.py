@@ -20,6 +20,7 @@ from surgery.calibration.folds import REPEATED, Folds, find_real_positions
 from surgery.calibration.stream import take_first_row
 from surgery.console import track_progress
 from surgery.data.collate import Batch
+from surgery.errors import get_first_line
 from surgery.execute.live import apply_
 from surgery.importance.losses import compute_divergences
 from surgery.models.convert import convert_model
@@ -28,6 +29,7 @@ from surgery.plan.plan import Plan
 from surgery.plan.registry import get_operation
 from surgery.transforms import run_transform
 from surgery.transforms.edits import TensorEdit
+from surgery.verify.equivalence import FAULTS
 
 # First step size, relative to the size of a tensor.
 RATE = 0.002
@@ -111,6 +113,17 @@ class Student:
             results = run_transform(edit.transform, [*sources, *given], edit.arguments)
             made |= zip((spec.name for spec in edit.results), results, strict=True)
         return self._fixed | {name: made[name] for name in self._open}
+
+    @torch.no_grad()
+    def find_fault(self, batch: Batch) -> str | None:
+        """Find why the model cannot run, which the check of a plan explains later."""
+        try:
+            predict(self.model, take_first_row(batch))
+        except torch.OutOfMemoryError:
+            raise
+        except FAULTS as error:
+            return get_first_line(error)
+        return None
 
     def predict(self, parameters: Tensors, batch: Batch) -> torch.Tensor:
         """Compute its logits with these parameters."""

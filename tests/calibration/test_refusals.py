@@ -109,6 +109,8 @@ def test_sound() -> None:
     model = randomised(WhisperForConditionalGeneration(config), 0, torch.float32)
     data = {"input_features": torch.randn(2, 8, 24), "decoder_input_ids": tokens(2, 10)}
     plan = plan_for(model, [data], kv_heads=2, merge="optimal")
+    (merged,) = plan.calibration["operations"]
+    assert merged["joint"]["skipped"].startswith("the model does not run with its new heads: ")
     # Its forward takes no shared heads, whoever merged them; that is seen when the plan is checked.
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with pytest.raises(PlanError, match="cannot be run"):
