@@ -11,7 +11,7 @@ from benchmarks.real.rows import (
     AMOUNTS,
     ELIMINATION,
     ESTIMATORS,
-    HEALED_PRUNING,
+    HEALED_PRUNINGS,
     ORIGINAL,
     PROMPT,
     name_cut,
@@ -291,7 +291,7 @@ def _tabulate_costs(figures: Mapping[str, Any], rows: Rows) -> list[str]:
     per_token = None if original is None else original / 1000 / prompt
     lines = []
     for name, row in rows.items():
-        if row["section"] not in _COSTLY and name != HEALED_PRUNING:
+        if row["section"] not in _COSTLY and name not in HEALED_PRUNINGS:
             continue
         for stage in _COSTS:
             found = [

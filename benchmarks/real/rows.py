@@ -217,6 +217,7 @@ class _Maker:
                     *_calibrate(sizes.refitted, sizes.seq_len),
                 ),
                 _ELIMINATED * sizes.seq_len,
+                keeps=_keep_healed(name_cut(ELIMINATION, amount, refit=True)),
                 seen=sizes.refitted * sizes.seq_len,
             )
 
@@ -267,7 +268,7 @@ class _Maker:
                     3.0 * sizes.refitted * sizes.seq_len * refit,
                     needs=(scores,),
                     seeded=estimator in REPEATED,
-                    keeps=(EXPORT,) if name_cut(estimator, amount, refit) == HEALED_PRUNING else (),
+                    keeps=_keep_healed(name_cut(estimator, amount, refit)),
                     seen=sizes.refitted * sizes.seq_len * refit,
                 )
 
@@ -425,7 +426,7 @@ class _Maker:
         for start, tokens in (
             (self.best_merge, self.sizes.healed),
             ("gqa-average-2", self.sizes.healed),
-            (HEALED_PRUNING, self.sizes.healed_pruned),
+            *((start, self.sizes.healed_pruned) for start in HEALED_PRUNINGS),
         ):
             yield self.heal(
                 f"heal-{start}",
@@ -600,7 +601,11 @@ def name_cut(estimator: str, amount: int, refit: bool) -> str:
     return f"prune-{estimator}-{amount}" + ("-refit" if refit else "")
 
 
-HEALED_PRUNING = name_cut("leave_one_out", 20, refit=True)
+HEALED_PRUNINGS = tuple(name_cut(one, 20, refit=True) for one in (ELIMINATION, "leave_one_out"))
+
+
+def _keep_healed(name: str) -> tuple[str, ...]:
+    return (EXPORT,) if name in HEALED_PRUNINGS else ()
 
 
 def _calibrate(windows: int, tokens: int) -> Command:

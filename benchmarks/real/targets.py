@@ -10,7 +10,7 @@ from benchmarks.real.rows import (
     AMOUNTS,
     ELIMINATION,
     ESTIMATORS,
-    HEALED_PRUNING,
+    HEALED_PRUNINGS,
     ORIGINAL,
     name_cut,
 )
@@ -54,7 +54,10 @@ def compute_share(rows: Rows, name: str, of: str) -> float | None:
 
 def find_best_cut(rows: Rows, amount: int) -> str:
     """The row of the estimator that loses least with refit; the first if none was run."""
-    names = [name_cut(one, amount, refit=True) for one in (ELIMINATION, *ESTIMATORS)]
+    return _find_least(rows, [name_cut(one, amount, True) for one in (ELIMINATION, *ESTIMATORS)])
+
+
+def _find_least(rows: Rows, names: Sequence[str]) -> str:
     known = {name: rise for name in names if (rise := compute_rise(rows, name)) is not None}
     return min(known, key=known.__getitem__, default=names[0])
 
@@ -139,11 +142,12 @@ def list_targets(rows: Rows, sizes: Sizes) -> list[dict[str, Any]]:
             PRUNED[amount],
             "share",
         )
+    healed = _find_least(rows, [f"heal-{start}" for start in HEALED_PRUNINGS])
     add(
         "heal-prune",
         f"20% removed, healed on {sizes.healed_pruned:,} tokens at most: loss above the original's",
-        f"heal-{HEALED_PRUNING}",
-        compute_rise(rows, f"heal-{HEALED_PRUNING}"),
+        healed,
+        compute_rise(rows, healed),
         0.01,
         "share",
     )

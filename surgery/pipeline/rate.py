@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
-from surgery.config.schema import RunConfig
+from surgery.config.schema import ObjectiveName, RunConfig
 from surgery.console import say
+from surgery.measure.loss import measure_held_out_loss
 from surgery.pipeline.resume import read_rate
 from surgery.pipeline.session import Session
 from surgery.training.rate import (
@@ -18,6 +19,7 @@ from surgery.training.rate import (
     compute_full_rate,
     compute_loss_share,
 )
+from surgery.training.teacher import load_teacher
 
 
 def say_rates(session: Session) -> None:
@@ -65,7 +67,24 @@ def _judge_loss(session: Session) -> tuple[float, str]:
         return MIDDLE_SHARE, "training itself removes what will be missed"
     if session.plan.changes_anything:
         return MIDDLE_SHARE, "what surgery cost was not measured (stage measure)"
+    if before is not None and _has_teacher(session.run):
+        taught = _measure_teacher(session)
+        compared = f"the held-out loss is {before.loss:.4f}, the teacher's {taught:.4f}"
+        return compute_loss_share(taught, before.loss), compared
     return MIDDLE_SHARE, "no operation of this run came before training"
+
+
+def _has_teacher(run: RunConfig) -> bool:
+    """Whether the model learns from another: what an earlier run's surgery cost shows beside it."""
+    return run.objective.name is ObjectiveName.distill and run.objective.teacher is not None
+
+
+def _measure_teacher(session: Session) -> float:
+    run = session.run
+    teacher = load_teacher(run.model, run.objective.teacher).to(session.device)  # type: ignore[arg-type]
+    return measure_held_out_loss(
+        teacher, session.data, run.measure, run.model.task, label="teacher"
+    )
 
 
 def _continue_rate(session: Session) -> Rate:

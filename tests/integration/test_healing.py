@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from surgery.training.module import SurgeryModule
+from surgery.training.rate import compute_batch_share, compute_loss_share
 from tests.integration.summaries import read_summary
 
 SHORT = (
@@ -102,6 +103,33 @@ def test_by_the_original(export: tuple[Path, str], cli: Callable[..., Any], tmp_
     assert module.model is not None
     kept = module.model.state_dict()
     assert all(torch.equal(kept[name], tensor) for name, tensor in after.items())
+
+
+def test_the_rate_follows_from_what_the_first_run_cost(
+    export: tuple[Path, str], cli: Callable[..., Any], tmp_path: Path
+) -> None:
+    """The teacher's loss beside the model's says it, as if both runs were one."""
+    path, _ = export
+    outcome = cli("model.path=embedded", *SHORT, "stages=[measure]", f"hydra.run.dir={tmp_path}")
+    assert outcome.code == 0, outcome.err
+    original = read_summary(tmp_path)["before"]["loss"]
+    outcome = cli(
+        "+recipe=heal_distill",
+        f"model.path={path}",
+        "objective.teacher=embedded",
+        "stages=[measure,train]",
+        *SHORT,
+        "trainer.max_steps=1",
+        f"hydra.run.dir={tmp_path / 'healed'}",
+    )
+    assert outcome.code == 0, outcome.err
+    summary = read_summary(tmp_path / "healed")
+    cut = summary["before"]["loss"]
+    assert summary["training"]["rate"] == {
+        "share": pytest.approx(compute_loss_share(original, cut) * compute_batch_share(4 * 64)),
+        "reason": f"the held-out loss is {cut:.4f}, the teacher's {original:.4f}; 256 tokens a "
+        "step",
+    }
 
 
 def test_a_record_can_be_operated_on_again(
