@@ -8,7 +8,6 @@ import torch
 
 from surgery.config.schema import ObjectiveName, RunConfig
 from surgery.console import say
-from surgery.measure.loss import measure_held_out_loss
 from surgery.pipeline.resume import read_rate
 from surgery.pipeline.session import Session
 from surgery.training.rate import (
@@ -80,6 +79,8 @@ def _has_teacher(run: RunConfig) -> bool:
 
 
 def _measure_teacher(session: Session) -> float:
+    from surgery.measure.loss import measure_held_out_loss  # seconds, for datasets and Lightning
+
     run = session.run
     teacher = load_teacher(run.model, run.objective.teacher).to(session.device)  # type: ignore[arg-type]
     return measure_held_out_loss(
