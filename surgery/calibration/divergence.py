@@ -77,10 +77,7 @@ class Divergence:
         """
         total, count = 0.0, 0
         for number in range(self.count):
-            if number < len(self._kept):
-                log_p = self._kept[number]
-            else:
-                log_p = self._predict(self.original, number)
+            log_p = self._get(number)
             kl = compute_divergences(self._compute_logits(changed, number), log_p)
             mask = find_real_positions(changed.model, changed.batches[number])
             if mask is not None and mask.shape == kl.shape:
@@ -89,6 +86,26 @@ class Divergence:
             count += kl.numel()
         refuse_no_numbers(changed.model, total)
         return total / max(1, count)
+
+    @torch.no_grad()
+    def measure_entropy(self) -> float:
+        """Measure the mean entropy of what the original predicts, in nats: its expected loss on
+        labels that are drawn from itself."""
+        total, count = 0.0, 0
+        for number in range(self.count):
+            log_p = self._get(number)
+            entropy = torch.special.entr(log_p.exp()).sum(-1)
+            mask = find_real_positions(self.original.model, self.original.batches[number])
+            if mask is not None and mask.shape == entropy.shape:
+                entropy = entropy[mask.to(entropy.device).bool()]
+            total, count = total + float(entropy.sum()), count + entropy.numel()
+        return total / max(1, count)
+
+    def _get(self, number: int) -> torch.Tensor:
+        """Get what the original predicts, kept or computed."""
+        return (
+            self._kept[number] if number < len(self._kept) else self._predict(self.original, number)
+        )
 
     def _predict(self, stream: Stream, number: int) -> torch.Tensor:
         return self._compute_logits(stream, number).log_softmax(-1)

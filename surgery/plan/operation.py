@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from enum import Enum
 from typing import Any, ClassVar, Protocol
@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from surgery.errors import ConfigError, ConversionError
 from surgery.models.sites import Site
+from surgery.plan.choice import Choice, Chosen
 from surgery.plan.draft import Draft, Step
 from surgery.plan.resolution import Resolution
 from surgery.plan.sizes import Sizes
@@ -131,6 +132,8 @@ class Operation(ABC):
             `surgery.transforms.register_transform`. Most operations need none of their own.
         runs_only: whether it changes how a model runs, but not what it computes.
         transient: whether its steps are undone before the model is saved (see `undo_`).
+        searched: the options with which it can be searched over layer by layer (see
+            `try_choices`); ``None`` if it cannot.
     """
 
     name: ClassVar[str]
@@ -139,6 +142,7 @@ class Operation(ABC):
     transforms: ClassVar[Mapping[str, tuple[Transform, Transform]]] = {}
     runs_only: ClassVar[bool] = False
     transient: ClassVar[bool] = False
+    searched: ClassVar[Mapping[str, Any] | None] = None
 
     # --- planning -----------------------------------------------------------------------------
 
@@ -245,6 +249,48 @@ class Operation(ABC):
     def explain_calibration_error(self, path: str, why: str) -> ConfigError:
         """Make the error for a site that cannot be calibrated."""
         return ConfigError(f"attention.{self.name}", f"{path} cannot be calibrated: {why}")
+
+    @property
+    def chooses(self) -> bool:
+        """Whether calibration puts other operations in its place; see `choose_operations`."""
+        return False
+
+    def choose_operations(self, case: Any) -> Chosen:
+        """Choose the operations that take its place.
+
+        Args:
+            case: a `surgery.calibration.case.Case`.
+
+        Raises:
+            ConfigError: none can do what is asked for.
+        """
+        raise NotImplementedError
+
+    def list_choices(self, site: Site) -> list[Choice]:
+        """List what it may make of one layer, without data; see `searched`."""
+        return []
+
+    def try_choices(
+        self, site: Site, original: Any, working: Any, options: Any
+    ) -> Generator[Choice, None, None]:
+        """Yield each of these, decided by data, while the working model computes it.
+
+        Only the parameters of the site's block are exchanged, in their shapes. When the next one is
+        asked for, and in the end, they are what they were.
+
+        Args:
+            original: a `surgery.calibration.stream.Stream` of the model that is aimed at.
+            working: a stream of a copy, which may be changed in any layer.
+            options: a `surgery.calibration.case.Calibration`.
+
+        Raises:
+            SiteError: the site cannot be calibrated.
+        """
+        yield from ()
+
+    def join_choices(self, chosen: Mapping[int, Choice]) -> Operation:
+        """Make the operation that does this, layer → choice, and nothing to other layers."""
+        raise NotImplementedError
 
     def find_alternative(self) -> Alternative | None:
         """Find a better way to do the same, to compare with; ``None`` if there is none."""

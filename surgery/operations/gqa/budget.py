@@ -8,15 +8,13 @@ from dataclasses import replace
 from transformers import PreTrainedModel
 
 from surgery.calibration.case import Calibration
-from surgery.calibration.divergence import Divergence, predicts
-from surgery.calibration.rows import put_parameter
-from surgery.calibration.stream import open_streams
+from surgery.calibration.divergence import predicts
+from surgery.calibration.layer_choices import UNCHANGED, Walker
 from surgery.data.collate import Batch
 from surgery.errors import ConfigError
-from surgery.models.copies import make_sharing_copy
 from surgery.models.sites import Site
-from surgery.operations.gqa.layerwise import calibrate_site
-from surgery.operations.gqa.options import GQAOptions, list_divisors
+from surgery.operations.gqa.choices import list_counts
+from surgery.operations.gqa.options import GQAOptions
 
 
 def choose_counts(
@@ -30,8 +28,9 @@ def choose_counts(
     """Make the operation with a count per layer in place of its average.
 
     The cost of a count at a layer is measured: that layer alone is merged, and the KL divergence
-    of the model's predictions from the original's is taken over a few batches. Costs of layers are
-    taken to add up; the cheapest counts within the budget are found exactly.
+    of the model's predictions from the original's is taken over a few batches that the merge is not
+    fitted to. Costs of layers are taken to add up; the cheapest counts within the budget are found
+    exactly.
 
     Raises:
         ConfigError: the model returns no logits.
@@ -43,23 +42,16 @@ def choose_counts(
             f"a {type(model).__name__} returns no logits, and a budget compares layers by them",
             valid="a number, or one per layer",
         )
-    some = batches[: options.budget_batches]
-    quick = replace(options, refine_steps=0)
-    original, working = open_streams((model, make_sharing_copy(model)), sites, some)
-    divergence = Divergence(original, len(some))
-    costs: list[dict[int, float]] = []
-    for site in sites:
-        block = working.model.get_submodule(site.block)
-        before = dict(block.named_parameters())
-        found = {site.kv_heads: 0.0}
-        for count in list_divisors(site.kv_heads)[:-1]:
-            plain = replace(operation, kv_heads=count)
-            calibrate_site(original, working, site, count, plain, quick, lambda _: None)
-            found[count] = divergence.measure(working)
-            for name, parameter in before.items():
-                put_parameter(block, name, parameter)
-            advance(f"layer {site.layer} with {count} KV heads: KL {found[count]:.4f}")
-        costs.append(found)
+    offered = [{choice.key for choice in list_counts(operation, site)} for site in sites]
+    compared = min(options.budget_batches, max(1, len(batches) // 2))
+    walker = Walker(model, sites, [operation], offered, batches, options, compared)
+    walk = walker.score(
+        [UNCHANGED] * len(sites), lambda site, name: advance(f"layer {site.layer}, {name}")
+    )
+    costs = [
+        {site.kv_heads: 0.0, **{found[key].given: losses[key] for key in found}}
+        for site, found, losses in zip(sites, walk.choices, walk.losses, strict=True)
+    ]
     total = int(operation.average * len(sites) + 1e-9)
     return replace(operation, kv_heads=find_cheapest(costs, total))
 

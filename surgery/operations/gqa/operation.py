@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from surgery.calibration.grouping import make_contiguous_groups
 from surgery.errors import ConfigError
 from surgery.models.sites import Site
+from surgery.operations.gqa.choices import list_counts, try_counts
 from surgery.operations.gqa.options import GQAOptions, Grouping, Merge
 from surgery.operations.gqa.resolve import resolve_gqa
+from surgery.plan.choice import Choice
 from surgery.plan.draft import Draft
 from surgery.plan.layers import select_sites
 from surgery.plan.operation import Alternative
@@ -34,6 +36,11 @@ class GQA(GQAOptions):
     """
 
     name = "gqa"
+    searched: ClassVar[Mapping[str, Any]] = {
+        "kv_heads": 1,
+        "merge": Merge.optimal.value,
+        "grouping": Grouping.similarity.value,
+    }
 
     def calibrate(self, case: Any) -> tuple[GQAOptions, Resolution]:
         return resolve_gqa(self, case)
@@ -48,6 +55,18 @@ class GQA(GQAOptions):
             f"{path} cannot be calibrated: {why}",
             valid="merge mean, first or random with grouping=contiguous, and a number of KV heads",
         )
+
+    def list_choices(self, site: Site) -> list[Choice]:
+        return list_counts(self, site)
+
+    def try_choices(
+        self, site: Site, original: Any, working: Any, options: Any
+    ) -> Generator[Choice, None, None]:
+        return try_counts(self, site, original, working, options)
+
+    def join_choices(self, chosen: Mapping[int, Choice]) -> GQAOptions:
+        layers = sorted(chosen)
+        return replace(self, layers=layers, kv_heads=[chosen[layer].given for layer in layers])
 
     def find_alternative(self) -> Alternative | None:
         if self.rewrites:

@@ -8,6 +8,7 @@ from surgery.calibration.case import Case
 from surgery.calibration.refusals import refuse_repeated, refuse_shared
 from surgery.console import track_progress
 from surgery.operations.gqa.budget import choose_counts
+from surgery.operations.gqa.choices import list_counts
 from surgery.operations.gqa.layerwise import PASSES, calibrate_sites
 from surgery.operations.gqa.options import GQAOptions
 from surgery.plan.layers import keep_layers
@@ -23,7 +24,8 @@ def resolve_gqa(operation: GQAOptions, case: Case) -> tuple[GQAOptions, Resoluti
     if operation.average is not None:
         refuse_shared(model, sites)
         refuse_repeated(model, sites, batches[0])
-        with track_progress("choosing KV heads per layer") as steps:
+        choices = sum(len(list_counts(operation, site)) for site in sites)
+        with track_progress("choosing KV heads per layer", choices) as steps:
 
             def report(what: str) -> None:
                 steps.describe(what)

@@ -90,20 +90,24 @@ class Compensation:
             for name, parameter in before.items():
                 put_parameter(projection, name, parameter)
 
+    def choose_ridge(self, left: Sequence[int]) -> None:
+        """Choose the ridge for the site with these heads, unless it is chosen."""
+        if self._chosen:
+            return
+        weight, bias = self.problem.weight, self.problem.bias
+        columns = self._list_gone(left)
+        folds = [fold.drop(columns, weight) for fold in self.problem.folds]
+        found = choose_ridge(folds, RIDGES, bias=bias is not None)
+        enough = sum(fold.rows for fold in folds) >= weight.shape[1] - len(columns)
+        self._ridge, self._chosen = found.ridge if found.left < 1 and enough else None, True
+
     def _solve(self, left: Sequence[int]) -> dict[str, torch.Tensor]:
         weight, bias = self.problem.weight, self.problem.bias
         kept = list_columns(self.site, left).to(weight.device)
-        gone = torch.ones(weight.shape[1], dtype=torch.bool, device=weight.device)
-        gone[kept] = False
-        columns = gone.nonzero().flatten()
         made, made_bias = widen(weight[:, kept]), None if bias is None else widen(bias)
-        if not self._chosen:
-            folds = [fold.drop(columns, weight) for fold in self.problem.folds]
-            found = choose_ridge(folds, RIDGES, bias=bias is not None)
-            enough = sum(fold.rows for fold in folds) >= made.shape[1]
-            self._ridge, self._chosen = found.ridge if found.left < 1 and enough else None, True
+        self.choose_ridge(left)
         if self._ridge is not None:
-            moments = self._rest.drop(columns, weight)
+            moments = self._rest.drop(self._list_gone(left), weight)
             nothing = torch.zeros_like(made)
             change, bias_change = moments.solve(
                 nothing, None if bias is None else nothing[:, 0], self._ridge
@@ -115,3 +119,9 @@ class Compensation:
         if made_bias is not None:
             tensors["output_bias"] = made_bias
         return to_plan_layout(self.site, tensors)
+
+    def _list_gone(self, left: Sequence[int]) -> torch.Tensor:
+        weight = self.problem.weight
+        gone = torch.ones(weight.shape[1], dtype=torch.bool, device=weight.device)
+        gone[list_columns(self.site, left).to(weight.device)] = False
+        return gone.nonzero().flatten()

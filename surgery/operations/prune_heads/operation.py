@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from transformers import PreTrainedModel
 
 from surgery.errors import ConfigError
 from surgery.models.sites import Site
+from surgery.operations.prune_heads.choices import list_cuts, try_cuts
 from surgery.operations.prune_heads.cut import name_closed
 from surgery.operations.prune_heads.options import Cut, PruneOptions
 from surgery.operations.prune_heads.removal import check_removal, remove_attention_
 from surgery.operations.prune_heads.resolve import resolve_pruning
 from surgery.operations.prune_heads.schedule import check_schedule
+from surgery.plan.choice import Choice
 from surgery.plan.draft import Draft
 from surgery.plan.layers import select_sites
 from surgery.plan.operation import StepFunction, TrainingDecision
@@ -32,6 +34,7 @@ class PruneHeads(PruneOptions):
 
     name = "prune_heads"
     steps: ClassVar[Mapping[str, StepFunction]] = {"remove_attention": remove_attention_}
+    searched: ClassVar[Mapping[str, Any]] = {"heads": [], "refit": True, "remove_attention": True}
 
     def calibrate(self, case: Any) -> tuple[PruneOptions, Resolution]:
         return resolve_pruning(self, case)
@@ -39,6 +42,17 @@ class PruneHeads(PruneOptions):
     @property
     def fitted_jointly(self) -> bool:
         return self.refits
+
+    def list_choices(self, site: Site) -> list[Choice]:
+        return list_cuts(self, site)
+
+    def try_choices(
+        self, site: Site, original: Any, working: Any, options: Any
+    ) -> Generator[Choice, None, None]:
+        return try_cuts(self, site, original, working, options)
+
+    def join_choices(self, chosen: Mapping[int, Choice]) -> PruneOptions:
+        return replace(self, heads={layer: choice.given for layer, choice in chosen.items()})
 
     def explain_calibration_error(self, path: str, why: str) -> ConfigError:
         return ConfigError(
