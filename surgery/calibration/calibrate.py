@@ -71,8 +71,11 @@ def make_calibrated_plan(
     distinct = min(tokens, Folds(rows).tokens or tokens)
     few = 0 < distinct < unknowns  # 0: of images, for one, tokens are not counted
     same = {name: making[name] for name in ("seed", "device") if name in making}
-    for number, operation in enumerate(operations):
+    number, chosen = 0, None
+    while number < len(operations):
+        operation = operations[number]
         if not operation.calibrated:
+            number += 1
             continue
         _refuse_no_data(operation, rows)
         before, sites = make_sharing_copy(model), find_sites(model).sites
@@ -82,8 +85,21 @@ def make_calibrated_plan(
             steps = tuple(s for s in earlier.steps if not get_operation(s.operation).runs_only)
             before = apply_(before, replace(earlier, steps=steps), check=False)
             sites = earlier.after
-        case = Case(before, sites, rows, options, scorer, native=bool(making.get("native")))
+        case = Case(
+            before,
+            sites,
+            rows,
+            options,
+            scorer,
+            native=bool(making.get("native")),
+            **_get_scale(making),
+        )
         try:
+            if operation.chooses:
+                found = operation.choose_operations(case)
+                operations[number : number + 1] = found.operations
+                chosen = {"operation": operation.to_json(), **found.figures}
+                continue
             operations[number], resolutions[number] = operation.calibrate(case)
         except SiteError as error:
             raise operation.explain_calibration_error(error.path, error.why) from None
@@ -101,6 +117,7 @@ def make_calibrated_plan(
                 **figures,
             }
         )
+        number += 1
     if few and options.ridge is None:
         say(
             f"  calibration: {distinct} distinct tokens for {unknowns} unknowns of an output: too "
@@ -113,6 +130,8 @@ def make_calibrated_plan(
         "tokens_per_unknown": round(distinct / unknowns, 2),
         "operations": seen,
     }
+    if chosen is not None:
+        calibration["chosen"] = chosen
     return make_plan(model, operations, resolutions=resolutions, calibration=calibration, **making)
 
 
@@ -146,6 +165,12 @@ def _fit_jointly(
         say(f"  all layers together: left out: {why}")
         return resolution, {"skipped": why}
     return put_tensors(number, resolution, fit.tensors), dict(fit.figures)
+
+
+def _get_scale(making: Mapping[str, Any]) -> dict[str, Any]:
+    """Get at what sizes are counted, from options of `make_plan`."""
+    names = {"tokens": "tokens", "value_bytes": "kv_bytes"}
+    return {name: making[option] for name, option in names.items() if option in making}
 
 
 def _refuse_no_data(operation: Operation, batches: Sequence[Batch]) -> None:

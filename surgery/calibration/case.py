@@ -53,6 +53,7 @@ class Case:
         batches: arguments of forward passes.
         scorer: scores heads; ``None``: `surgery.importance` does, on `batches`.
         native: whether the architecture's own config must describe the result.
+        tokens, value_bytes: length, and bytes of a cached value, at which sizes are counted.
     """
 
     model: PreTrainedModel
@@ -61,3 +62,5 @@ class Case:
     options: Calibration
     scorer: Scorer | None = None
     native: bool = False
+    tokens: int = 512
+    value_bytes: int = 2

@@ -34,11 +34,11 @@ def calibrate(session: Session) -> None:
         SurgeryError: the others cannot read it.
     """
     if not is_rank_zero():
-        session.plan = _await_plan(session.run_dir, session.plan)
+        session.adopt_plan(_await_plan(session.run_dir, session.plan))
         return
     # Training draws the same numbers as without this stage.
     with torch.random.fork_rng():
-        session.plan = close_plan(session, session.load_model(), session.immediate, keep=True)
+        session.adopt_plan(close_plan(session, session.load_model(), session.immediate, keep=True))
     # Calibration may have chosen other counts per layer than the plan assumed.
     degree = session.run.export.tensor_parallel
     if degree is not None and session.deferred is None:

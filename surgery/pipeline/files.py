@@ -38,6 +38,7 @@ CARD = "README.md"  # in the export
 WATCHED_HEADS = "heads*.parquet"  # numbered where an earlier run has left one
 
 RESULT_PICTURE = "result.png"
+FRONT_PICTURE = "front.png"
 REPORT = "report.html"
 
 # Patterns of what an earlier run in the same directory leaves to a new one, which may not write
@@ -79,6 +80,7 @@ _WRITTEN = (
     "summary.*",
     REPORT,
     RESULT_PICTURE,
+    FRONT_PICTURE,
     WATCHED_HEADS,
     f"{IMPORTANCE}*",
     "tasks.*",

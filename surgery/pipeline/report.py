@@ -7,12 +7,13 @@ from pathlib import Path
 
 from surgery.console import say, show
 from surgery.errors import ConfigError
+from surgery.lab.report.front import draw_front
 from surgery.lab.report.html import write_report
 from surgery.lab.report.picture import draw_result
 from surgery.lab.report.summary import FORMAT, MOMENTS, SUMMARY
 from surgery.lab.report.table import tabulate_result
 from surgery.lab.tasks.table import format_warnings, make_agreement_table, make_losses_table
-from surgery.pipeline.files import RESULT_PICTURE
+from surgery.pipeline.files import FRONT_PICTURE, RESULT_PICTURE
 
 
 def report(run_dir: Path) -> None:
@@ -21,6 +22,9 @@ def report(run_dir: Path) -> None:
     if any(summary.get(moment) for moment in MOMENTS):
         draw_result(summary, run_dir / RESULT_PICTURE)
         show(tabulate_result(summary))
+    front = ((summary.get("calibration") or {}).get("chosen") or {}).get("front")
+    if front:
+        draw_front(front, run_dir / FRONT_PICTURE)
     if summary.get("tasks"):
         if summary["tasks"].get("spearman"):
             show(make_agreement_table(summary["tasks"]))

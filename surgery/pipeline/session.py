@@ -19,6 +19,7 @@ from surgery.models.source import ModelSource
 from surgery.pipeline.memory import MemoryWatch, Peaks, merge_peaks
 from surgery.plan.operation import Operation
 from surgery.plan.plan import Plan
+from surgery.plan.registry import parse_specs
 from surgery.signals import naming_stage
 
 if TYPE_CHECKING:  # Lightning and datasets take seconds to import, and a plan needs neither
@@ -128,6 +129,12 @@ class Session:
         """The operation that training has yet to decide on; ``None`` if there is none."""
         left = self.prepared.operations[len(self.plan.operations) :]
         return left[0] if left else None
+
+    def adopt_plan(self, plan: Plan) -> None:
+        """Go on with a plan that calibration closed; it may have chosen other operations."""
+        left = [] if self.deferred is None else [self.deferred]
+        self.plan = plan
+        self.prepared.operations = [*parse_specs(plan.operations), *left]
 
     @property
     def whole_plan(self) -> Plan:

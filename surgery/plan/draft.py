@@ -45,12 +45,16 @@ class PlanContext:
         initializer_range: standard deviation with which the architecture initialises matrices.
         device: where the model will run (``cpu``, ``cuda:0``, …), for operations that choose code.
         native: whether the architecture's own config must be able to describe the result.
+        tokens: length at which sizes are counted.
+        value_bytes: of a cached value.
     """
 
     seed: int
     initializer_range: float
     device: str = "cpu"
     native: bool = False
+    tokens: int = 512
+    value_bytes: int = 2
 
 
 @dataclass

@@ -76,7 +76,7 @@ def make_plan(
     anatomy = find_sites(model)
     if operations:
         _refuse_unreadable(anatomy)
-    context = PlanContext(seed, _get_initializer_range(model), device, native)
+    context = PlanContext(seed, _get_initializer_range(model), device, native, tokens, kv_bytes)
     draft = _draft_plan(
         model, anatomy, operations, context, resolutions or {}, converted=conversion is not None
     )

@@ -105,9 +105,14 @@ class Plan:
 
     @property
     def changes_anything(self) -> bool:
-        """Whether performing the plan changes the model."""
+        """Whether performing the plan changes the model, or may, as long as something is open."""
         return bool(
-            self.changes or self.steps or self.conversion or self.config_patch or self.attributes
+            self.changes
+            or self.steps
+            or self.conversion
+            or self.config_patch
+            or self.attributes
+            or self.open_decisions
         )
 
     @property

@@ -71,6 +71,10 @@ def _add_calibration(table: Table, calibration: Mapping[str, Any]) -> None:
     unknown = calibration.get("tokens_per_unknown")
     each = "" if unknown is None else f"{unknown:g} for each unknown of an output"
     table.add_row("calibrated on", tokens, each, "")
+    chosen = calibration.get("chosen")
+    if chosen is not None:
+        name = f"chosen by {chosen['operation']['operation']}"
+        table.add_row(name, f"{chosen['operation']['target']}", f"KL {chosen['kl']:.3g}", "")
     for operation in calibration["operations"]:
         joint = operation.get("joint")
         if joint is not None and "skipped" in joint:

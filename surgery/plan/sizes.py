@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from surgery.config.hints import Size
-from surgery.models.sites import Site
+from surgery.models.sites import ROLES, Site
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,17 @@ def count_attention_flops(sites: Iterable[Site], tokens: int) -> int:
         total += scores // 2 if site.cached else scores
         heads = 2 * site.q_heads + 2 * site.kv_heads
         total += 2 * tokens * site.hidden_size * site.head_dim * heads
+    return total
+
+
+def count_projections(site: Site) -> int:
+    """Count the parameters of a site's projections that belong to its heads."""
+    total = site.hidden_size * site.output.bias
+    total += site.q_heads * site.output.unit * site.output.out_features
+    for role in ROLES:
+        projection = site.get_projection(role)
+        rows = site.count_heads(role) * projection.unit
+        total += rows * (projection.in_features + projection.bias)
     return total
 
 

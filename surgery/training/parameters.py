@@ -27,7 +27,7 @@ def check_parameters(plan: Plan, choice: Trained) -> None:
         )
     if choice is not Trained.changed:
         return
-    if not list_changed_names(plan):
+    if not list_changed_names(plan) and not plan.open_decisions:
         raise ConfigError(
             _KEY,
             "no operation of this run changes a tensor that is left",

@@ -16,7 +16,7 @@ from tests.integration.unfit_models import TASKS, write_places
 GQA, PRUNE, ROPE = "attention.gqa", "attention.prune_heads", "attention.rope"
 BACKEND, FUSE, REHOUSE = "attention.backend", "attention.fuse_qkv", "attention.rehouse"
 TO_ROPE, DROP = "attention.absolute_to_rope", "attention.attention_dropout"
-WINDOW = "attention.sliding_window"
+WINDOW, BUDGET = "attention.sliding_window", "attention.fit_budget"
 KV, INTO, RUN = f"{GQA}.kv_heads", f"{REHOUSE}.into", f"{BACKEND}.implementation"
 HEADS, COUNT, TABLE = f"{PRUNE}.heads", f"{PRUNE}.count", f"{PRUNE}.scores"
 COUNTS = "a whole number, a list with one number per layer, or {average: number}"
@@ -594,6 +594,25 @@ TABLE_OF_ROWS = {
         "type none does not use it",
         "500.0",
         "10000.0",
+    ),
+    # fit_budget
+    "budget out of reach": Bad(
+        "llama",
+        "fit_budget",
+        f"{BUDGET}.target={{kv_bytes:0.01}} {BUDGET}.choices=[gqa]",
+        f"{BUDGET}.target.kv_bytes",
+        "cannot be reached with these choices",
+        "0.01",
+        "at least",
+    ),
+    "budget by what does nothing": Bad(
+        "llama",
+        "fit_budget",
+        f"{BUDGET}.target={{kv_bytes:0.5}} {BUDGET}.choices=[backend]",
+        f"{BUDGET}.choices",
+        "must name operations that can be searched over",
+        "['backend']",
+        "gqa, prune_heads",
     ),
     # attention_dropout
     "drops everything": Bad(

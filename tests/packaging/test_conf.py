@@ -51,6 +51,7 @@ SECTIONS = {
 FILLED = {"data.path": "x.txt"}
 # By file: options that it leaves at null, of which one (or all) has to be given.
 CHOSEN: dict[str, dict[str, Any]] = {
+    "fit_budget": {"target": {"kv_bytes": 0.5}},
     "prune_heads": {"heads": [0]},
     "rope_longrope": {"short_factor": [1.0], "long_factor": [2.0]},
 }

@@ -14,6 +14,7 @@ from surgery.lab.report.html.page import render_page
 from surgery.lab.report.html.tables import (
     convert_table,
     tabulate_calibration,
+    tabulate_choices,
     tabulate_layers,
     tabulate_probes,
     tabulate_tasks,
@@ -69,6 +70,7 @@ def _collect_view(run: RunFiles, undrawn: list[str]) -> dict[str, Any]:
         "results": convert_table(tabulate_result(run.summary)) if run.measured else None,
         "layers": tabulate_layers(run.plan),
         "probes": tabulate_probes(run),
+        "choices": list(tabulate_choices(run)),
         "calibration": list(tabulate_calibration(run)),
         "tasks": tabulate_tasks(run),
         "times": tabulate_times(run),

@@ -125,6 +125,50 @@ def tabulate_calibration(run: RunFiles) -> Iterator[Table]:
             yield Table(f"Errors of {operation['operation']} by layer", head, rows)
 
 
+def tabulate_choices(run: RunFiles) -> Iterator[Table]:
+    """What a search over all layers found: the front, and what each layer may become."""
+    chosen = run.part("calibration").get("chosen") or {}
+    front = chosen.get("front") or []
+    if front:
+        head = ["at most", "is", "KL, nats", "", "KL with all layers alike", "layers"]
+        worst = max((point["kl"] or 0.0 for point in front), default=0.0) or 1.0
+        rows = [
+            [
+                f"{point['share']:.0%} of {point['cost']}",
+                NOTHING if point["is"] is None else f"{point['is']:,.0f}",
+                _format_divergence(point["kl"]),
+                None if point["kl"] is None else {"bar": point["kl"] / worst},
+                _format_divergence(point["uniform_kl"]),
+                "; ".join(_group_choices(point["layers"])),
+            ]
+            for point in front
+        ]
+        yield Table("Loss against cost", head, rows, (0, 3, 5))
+    scores = chosen.get("scores") or []
+    names = list(dict.fromkeys(one["choice"] for row in scores for one in row["choices"]))[1:]
+    if names:
+        picked = {one["layer"]: one["choice"] for one in chosen["layers"]}
+        rows = []
+        for row in scores:
+            found = {one["choice"]: one["kl"] for one in row["choices"]}
+            layer = row["layer"]
+            cells = [_format_divergence(found.get(name)) for name in names]
+            rows.append([str(layer), picked.get(layer, ""), *cells])
+        yield Table("KL with one layer changed", ["layer", "becomes", *names], rows, (0, 1))
+
+
+def _format_divergence(value: float | None) -> str:
+    return NOTHING if value is None else f"{value:.4f}"
+
+
+def _group_choices(layers: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    names: dict[str, list[int]] = {}
+    for one in layers:
+        names.setdefault(one["choice"], []).append(one["layer"])
+    for name, numbers in names.items():
+        yield f"{name}: {format_runs(numbers)}"
+
+
 def tabulate_probes(run: RunFiles) -> Table | None:
     """Per relation, the best head against the best fixed offset."""
     rows = []
