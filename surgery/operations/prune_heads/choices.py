@@ -34,7 +34,10 @@ def list_cuts(operation: PruneOptions, site: Site) -> list[Choice]:
             continue
         name = f"{left} of {site.q_heads} heads" if left else "no attention"
         after = replace(site, q_heads=left, kv_heads=kv_heads) if left else None
-        gone = [head for head in range(site.q_heads) if head >= left]
+        # Any: the first of each group stay, or whole groups.
+        kept, size = left // site.kv_heads, site.group_size
+        by_group = operation.unit == GROUPS
+        gone = [h for h in range(site.q_heads) if (h >= left if by_group else h % size >= kept)]
         found.append(Choice(operation.name, name, after, gone))
     return found
 
@@ -47,7 +50,7 @@ def try_cuts(
     Heads go in the order of `Surgeon`, each where least of the output is lost after the others made
     up for it.
     """
-    choices = {choice.name: choice for choice in list_cuts(operation, site)}
+    choices = {len(choice.given): choice for choice in list_cuts(operation, site)}
     if not choices:
         return
     layer = _make_layer(operation, site)
@@ -63,12 +66,10 @@ def try_cuts(
     for move in layer.order_moves(surgeon, layer.count_moves(site.q_heads)):
         gone.update(move)
         left = layer.list_left(gone)
-        choice = choices.get(f"{len(left)} of {site.q_heads} heads" if left else "no attention")
-        if choice is None:
-            continue
         removed = [head for head in range(site.q_heads) if head not in set(left)]
-        with compensation.trying(left):
-            yield replace(choice, given=removed)
+        if len(removed) in choices:
+            with compensation.trying(left):
+                yield replace(choices[len(removed)], given=removed)
 
 
 def _make_layer(operation: PruneOptions, site: Site) -> LayerHeads:

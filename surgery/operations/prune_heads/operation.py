@@ -12,7 +12,7 @@ from surgery.errors import ConfigError
 from surgery.models.sites import Site
 from surgery.operations.prune_heads.choices import list_cuts, try_cuts
 from surgery.operations.prune_heads.cut import name_closed
-from surgery.operations.prune_heads.options import Cut, PruneOptions
+from surgery.operations.prune_heads.options import ELIMINATION, Cut, PruneOptions
 from surgery.operations.prune_heads.removal import check_removal, remove_attention_
 from surgery.operations.prune_heads.resolve import resolve_pruning
 from surgery.operations.prune_heads.schedule import check_schedule
@@ -34,7 +34,12 @@ class PruneHeads(PruneOptions):
 
     name = "prune_heads"
     steps: ClassVar[Mapping[str, StepFunction]] = {"remove_attention": remove_attention_}
-    searched: ClassVar[Mapping[str, Any]] = {"heads": [], "refit": True, "remove_attention": True}
+    # Options that may be chosen by, too: `cut`, `protect`.
+    searched: ClassVar[Mapping[str, Any]] = {
+        "count": 0,
+        "estimator": ELIMINATION,
+        "remove_attention": True,
+    }
 
     def calibrate(self, case: Any) -> tuple[PruneOptions, Resolution]:
         return resolve_pruning(self, case)
@@ -52,7 +57,8 @@ class PruneHeads(PruneOptions):
         return try_cuts(self, site, original, working, options)
 
     def join_choices(self, chosen: Mapping[int, Choice]) -> PruneOptions:
-        return replace(self, heads={layer: choice.given for layer, choice in chosen.items()})
+        removed = {layer: choice.given for layer, choice in chosen.items()}
+        return replace(self.adopt_decision(removed), refit=True)
 
     def explain_calibration_error(self, path: str, why: str) -> ConfigError:
         return ConfigError(

@@ -31,11 +31,15 @@ def fit(kind: str = "llama", data: int = 6, **options: Any) -> Plan:
     )
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2", "gpt_neox"])
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "gpt_neox", "bert"])
 @pytest.mark.parametrize(
     "target", [{"kv_bytes": 0.5}, {"parameters": 0.97, "attention_flops": 0.8}], ids=str
 )
 def test_the_plan_is_within_the_target(kind: str, target: dict[str, float]) -> None:
+    if kind == "bert" and "kv_bytes" in target:
+        with pytest.raises(ConfigError, match=r"target\.kv_bytes: there is none of it"):
+            fit(kind, target=target)
+        return
     plan = fit(kind, target=target)
     for name, share in target.items():
         most = share * getattr(plan.sizes_before, name)
@@ -45,6 +49,22 @@ def test_the_plan_is_within_the_target(kind: str, target: dict[str, float]) -> N
         assert said["is"] >= getattr(plan.sizes_after, name)
     assert plan.is_resolved
     assert "fit_budget" not in {operation["operation"] for operation in plan.operations}
+
+
+def test_query_heads_of_each_group_may_go() -> None:
+    """Options of a choice hold: the cache stays, heads that are protected do too."""
+    model = made("llama", dtype=torch.float32, num_key_value_heads=4)
+    cut = {"prune_heads": {"cut": "queries", "protect": [0], "remove_attention": False}}
+    options = {"target": {"attention_flops": 0.8}, "choices": cut}
+    plan = make_calibrated_plan(model, parse_operations({"fit_budget": options}), batches(6), QUICK)
+    assert plan.sizes_after.attention_flops <= 0.8 * plan.sizes_before.attention_flops
+    assert plan.sizes_after.kv_bytes == plan.sizes_before.kv_bytes
+    (spec,) = plan.operations
+    removed = [heads for heads in spec["heads"].values() if heads]
+    assert removed
+    for heads in removed:
+        assert 0 not in heads
+        assert sorted(head // 2 for head in heads) == [0, 1, 2, 3]
 
 
 def test_the_plan_is_one_like_any_other() -> None:
