@@ -16,12 +16,12 @@ from surgery.errors import ConfigError
 from surgery.models.sites import Site
 from surgery.operations.fit_budget.score_file import read_scores
 from surgery.operations.fit_budget.search import Search
-from surgery.operations.fit_budget.target import VALID, Bound, Scale, Target, parse_target
+from surgery.operations.fit_budget.target import COSTS, VALID, Bound, Scale, Target, parse_target
 from surgery.plan.choice import Choice, Chosen
 from surgery.plan.draft import Draft
 from surgery.plan.layers import LAYERS_HELP, keep_layers, select_sites
 from surgery.plan.make import make_plan
-from surgery.plan.operation import Operation, Position
+from surgery.plan.operation import Operation, Outcome, Position
 from surgery.plan.registry import find_operations, parse_operations
 
 # Of windows: fewer say too little of which layer is dearer.
@@ -119,7 +119,13 @@ class FitBudget(Operation):
         if self.scores is not None:
             read_scores(self.scores, sites, offered, self.get_key("scores"))
         self._refuse_out_of_reach(self.parse_target().make_bounds(sites, scale), sites, offered)
-        draft.open_decisions.append(f"fit_budget: what becomes of each layer, for {self.target}")
+        draft.open_decisions.append(
+            f"fit_budget: what becomes of each layer, for {self.target} (sizes and export still "
+            "those of the original)"
+        )
+
+    def describe(self, outcome: Outcome) -> str:
+        return "chosen by calibration"
 
     def list_offers(
         self, model: PreTrainedModel, sites: Sequence[Site]
@@ -162,12 +168,18 @@ class FitBudget(Operation):
             ConfigError: one cannot; it names the least that can.
         """
         for bound in bounds:
-            least = bound.fixed
+            whole, least = bound.count_all(sites, sites), bound.fixed
+            if not whole:
+                raise ConfigError(
+                    f"{self.get_key('target')}.{bound.name}",
+                    "there is none of it in this model",
+                    given=self.target[bound.name],
+                    valid=[name for name in COSTS if name != bound.name],
+                )
             for site, choices in zip(sites, offered, strict=True):
                 afters = (site, *(choice.after for choice in choices))
                 least += min(bound.count(site, after) for after in afters)
             if least > bound.most * (1 + 1e-9):
-                whole = bound.count_all(sites, sites)
                 raise ConfigError(
                     f"{self.get_key('target')}.{bound.name}",
                     "cannot be reached with these choices",

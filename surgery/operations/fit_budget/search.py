@@ -93,19 +93,19 @@ class Search:
             self.allowed = self.target.loss * self.walker.measure_entropy()
         nothing = Candidate([UNCHANGED] * len(self.sites), 0.0, 0.0)
         losses = self._score(nothing, "what each layer may become") if scores is None else scores
-        best = self._pick(losses, nothing, self.bounds, uniform=uniform)
+        best = self._pick(losses, nothing, self.bounds, self.allowed, uniform=uniform)
         if best is None:
             raise self._explain()
         tried = [best]
         if not uniform:
             # Losses of layers add up only nearly, so the best of those that are all alike may win.
-            same = self._pick(losses, nothing, self.bounds, uniform=True)
+            same = self._pick(losses, nothing, self.bounds, self.allowed, uniform=True)
             tried += [] if same is None else [same]
             for number in range(1, rounds + 1):
                 best = min(tried, key=self._rank)
                 self._put(best.picked)
                 again = self._score(best, f"scored again beside what was picked, {number}")
-                found = self._pick(again, best, self.bounds, uniform=False)
+                found = self._pick(again, best, self.bounds, self.allowed, uniform=False)
                 if found is None or found.picked in [one.picked for one in tried]:
                     break
                 tried.append(found)
@@ -150,6 +150,7 @@ class Search:
         losses: Sequence[Mapping[Key, float]],
         beside: Candidate,
         bounds: Sequence[Bound],
+        allowed: float | None,
         *,
         uniform: bool,
     ) -> Candidate | None:
@@ -160,6 +161,7 @@ class Search:
         Args:
             losses: per layer, choice → divergence beside all others.
             beside: what all other layers were.
+            allowed: divergence of the whole model; ``None``: as little as possible.
         """
         losses = [
             {key: loss - found[now] for key, loss in found.items()}
@@ -167,7 +169,7 @@ class Search:
         ]
         costs = [self._list_costs(bound) for bound in bounds]
         most = [bound.most - bound.fixed for bound in bounds]
-        left = None if self.allowed is None else self.allowed - beside.whole
+        left = None if allowed is None else allowed - beside.whole
         for _ in range(_TIGHTENED):
             if left is None:
                 picked = choose(losses, costs, most, uniform=uniform)
@@ -178,9 +180,9 @@ class Search:
                 return None
             added = sum(found[key] for found, key in zip(losses, picked, strict=True))
             whole = self._measure(picked)
-            if self.allowed is None or whole <= self.allowed:
+            if allowed is None or whole <= allowed:
                 return Candidate(picked, whole, beside.whole + added)
-            left = (left or 0.0) - (whole - self.allowed)
+            left = (left or 0.0) - (whole - allowed)
         return None
 
     def _find_point(
@@ -191,16 +193,13 @@ class Search:
         uniform: bool,
     ) -> dict[str, Any]:
         """Find the best for a share of the first cost; and the best that is all alike."""
-        bound, allowed = self.bounds[0], self.allowed
+        bound = self.bounds[0]
         within = [replace(bound, most=share * bound.count_all(self.sites, self.sites))]
-        self.allowed = None  # the front is about this one cost
-        try:
-            found = [
-                self._pick(losses, nothing, within, uniform=alike)
-                for alike in ((True,) if uniform else (False, True))
-            ]
-        finally:
-            self.allowed = allowed
+        # The front is about this one cost, whatever may be lost.
+        found = [
+            self._pick(losses, nothing, within, None, uniform=alike)
+            for alike in ((True,) if uniform else (False, True))
+        ]
         best = min((one for one in found if one), key=lambda one: one.whole, default=None)
         alike = found[-1]
         return {
